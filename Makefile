@@ -1,0 +1,43 @@
+# make demo    fresh machine -> .venv -> the main job
+# make test    fresh machine -> .venv -> all default tests
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= demo
+
+.PHONY: demo venv test test-slow lint format docs bench clean
+
+demo: venv
+	$(BIN)/tdquant demo --out $(OUT)
+
+venv: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+test: venv
+	$(BIN)/python -m pytest
+
+test-slow: venv
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: venv
+	$(BIN)/mkdocs build --strict
+
+bench: venv
+	$(BIN)/python benchmarks/ptq.py
+	$(BIN)/python benchmarks/cost.py
+
+clean:
+	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,102 @@
+"""Calls of a denoiser: tuples of positional or dictionaries of keyword arguments, and a bounded
+store of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import CalibrationError
+
+Call = tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+def run(model: nn.Module, call: Call) -> Tensor:
+    """The model's output tensor for one call.
+
+    Raises:
+        CalibrationError: The call is neither a tuple nor a dictionary, or the output holds no
+            tensor.
+    """
+    if isinstance(call, Mapping):
+        output = model(**call)
+    elif isinstance(call, (tuple, list)):
+        output = model(*call)
+    else:
+        raise CalibrationError(
+            f"a batch of type {type(call).__name__}",
+            where="batches",
+            fix="yield tuples of positional, or dictionaries of keyword arguments: (x, t)",
+        )
+    if isinstance(output, Tensor):
+        return output
+    first = getattr(output, "sample", None)
+    if first is None and isinstance(output, (tuple, list)):
+        first = output[0]
+    if not isinstance(first, Tensor):
+        raise CalibrationError(
+            f"an output of type {type(output).__name__}", where=type(model).__name__
+        )
+    return first
+
+
+def batch_size(call: Call) -> int:
+    """Samples in a call: the length of its first tensor with a batch dimension."""
+    values = call.values() if isinstance(call, Mapping) else call
+    return next((len(v) for v in values if isinstance(v, Tensor) and v.ndim), 1)
+
+
+def first_samples(call: Call, count: int) -> Call:
+    """The call on its first ``count`` samples, detached copies."""
+    size = batch_size(call)
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return (value[:count] if value.ndim and len(value) == size else value).detach().clone()
+        if isinstance(value, Mapping):
+            return {k: cut(v) for k, v in value.items()}
+        return value
+
+    return (
+        {k: cut(v) for k, v in call.items()}
+        if isinstance(call, Mapping)
+        else tuple(cut(v) for v in call)
+    )
+
+
+class Reservoir:
+    """An even random choice of at most ``capacity`` calls out of a stream, cut to ``samples``
+    samples each.
+
+    Arguments:
+        capacity: Calls to keep.
+        samples: Samples to keep of each.
+        seed: Seed of the choice.
+    """
+
+    def __init__(self, capacity: int, samples: int, seed: int = 0) -> None:
+        self.capacity, self.samples = capacity, samples
+        self.calls: list[Call] = []
+        self.seen = 0
+        self._rng = random.Random(seed)
+
+    def offer(self, call: Call) -> None:
+        """Keeps the call with the probability that gives every call so far an equal chance."""
+        self.seen += 1
+        if len(self.calls) < self.capacity:
+            self.calls.append(first_samples(call, self.samples))
+            return
+        place = self._rng.randrange(self.seen)
+        if place < self.capacity:
+            self.calls[place] = first_samples(call, self.samples)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, calls: list[Call]) -> list[Tensor]:
+    """The model's output for every call."""
+    return [run(model, call).float() for call in calls]

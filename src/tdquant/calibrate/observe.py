@@ -1,0 +1,102 @@
+"""``observe``: one pass of the float model over the batches, and all that calibration needs to
+know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calibrate.calls import Call, Reservoir, run
+from tdquant.calibrate.observers import TimeHistograms, TimeRange, observing
+from tdquant.clock import clock_of
+from tdquant.errors import CalibrationError
+from tdquant.progress import track
+from tdquant.quantizers import activation_quantizers
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What the float model showed.
+
+    Attributes:
+        seen: Path of the quantizer -> histograms over time.
+        times: The time axis.
+        calls: Some of the calls, cut to a few samples each, for judging.
+    """
+
+    seen: dict[str, TimeHistograms]
+    times: TimeRange
+    calls: list[Call]
+
+
+def observe(
+    model: nn.Module,
+    batches: Iterable[Call],
+    *,
+    calls: int = 64,
+    samples: int = 8,
+    seed: int = 0,
+    progress: bool = True,
+) -> Observations:
+    """Runs a quantized model in float over the batches once. Memory does not grow with their
+    number.
+
+    Arguments:
+        model: What ``quantize`` returned; it stays as it is.
+        batches: Calls, tuples of positional or dictionaries of keyword arguments.
+        calls: Calls to keep for judging.
+        samples: Samples to keep of each.
+        seed: Seed of the choice of calls.
+        progress: Draw a bar.
+
+    Raises:
+        CalibrationError: No batches, layers that no batch reached, or NaN, infinite or all-zero
+            activations.
+        ConversionError: The model is not quantized.
+    """
+    clock = clock_of(model)
+    quantizers = dict(activation_quantizers(model))
+    seen = {name: TimeHistograms() for name in quantizers}
+    times = TimeRange()
+    reservoir = Reservoir(calls, samples, seed)
+
+    def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
+        try:
+            seen[name].update(x, timestep)
+        except CalibrationError as error:
+            raise CalibrationError(error.what, where=name, fix=error.fix) from error
+        return x
+
+    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+    with observing(model, quantizers, look):
+        for call in track(batches, "observing", total, progress):
+            with torch.no_grad():
+                run(model, call)
+            times.update(clock.last)
+            reservoir.offer(call)
+    if not reservoir.seen:
+        raise CalibrationError(
+            "there are no batches", where="calibrate", fix="an iterable of (x, t), at least one"
+        )
+    complain(
+        [n for n, s in seen.items() if not s.by_time],
+        "no batch reached {} activations",
+        "batches that run every layer (with a context, say), or Recipe(exclude=...)",
+    )
+    complain(
+        [n for n, s in seen.items() if all(h.limit == 0 for h in s.histograms())],
+        "{} activations are zero throughout",
+        "batches from real trajectories; a dead layer belongs in Recipe(exclude=...)",
+    )
+    return Observations(seen, times, reservoir.calls)
+
+
+def complain(names: list[str], what: str, fix: str) -> None:
+    """Raises CalibrationError if there are names, showing the first five."""
+    if names:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise CalibrationError(what.format(len(names)), where=shown, fix=fix)

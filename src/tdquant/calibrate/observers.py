@@ -1,0 +1,137 @@
+"""Observers: stand in for activation quantizers while the float model runs, and keep histograms
+over time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import CalibrationError
+from tdquant.quantizers import ActivationQuantizer
+from tdquant.ranges import Histogram
+
+MAX_TIMES = 64
+"""Times kept apart. Of more, the nearest two are merged: memory does not grow with batches."""
+
+
+class Observer(nn.Module):
+    """Passes activations on in float and shows them to ``look(x, timestep)``.
+
+    Arguments:
+        quantizer: The quantizer that it stands in for.
+        look: Gets the tensor and the timestep ``()`` or ``(B,)``, and returns the tensor to pass
+            on.
+    """
+
+    def __init__(
+        self, quantizer: ActivationQuantizer, look: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.clock, self.look = quantizer.clock, look
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.look(x, self.clock.read())
+
+
+@contextlib.contextmanager
+def observing(
+    model: nn.Module,
+    quantizers: dict[str, ActivationQuantizer],
+    look: Callable[[str, Tensor, Tensor], Tensor],
+) -> Iterator[None]:
+    """The model in float: observers in place of activation quantizers, and weights unquantized.
+
+    Arguments:
+        model: The quantized model.
+        quantizers: Its activation quantizers by path.
+        look: Gets the quantizer's path, the tensor and the timestep, and returns the tensor to
+            pass on.
+    """
+    weights = {
+        name: module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] == "weight_quantizer" and not isinstance(module, nn.Identity)
+    }
+    was_training = model.training
+    model.eval()
+    try:
+        for name in weights:
+            model.set_submodule(name, nn.Identity())
+        for name, quantizer in quantizers.items():
+            model.set_submodule(name, Observer(quantizer, partial(look, name)))
+        yield
+    finally:
+        for name, module in (weights | quantizers).items():
+            model.set_submodule(name, module)
+        model.train(was_training)
+
+
+class TimeHistograms:
+    """Histograms of one activation, one for each time seen, at most MAX_TIMES of them.
+
+    Attributes:
+        by_time: Time -> histogram.
+    """
+
+    def __init__(self) -> None:
+        self.by_time: dict[float, Histogram] = {}
+
+    def update(self, x: Tensor, timestep: Tensor) -> None:
+        """Adds x ``(B * k, *)`` seen at the time ``()`` or times ``(B,)``."""
+        times = timestep.detach().float().flatten()
+        unique = times.unique()
+        for time in unique.tolist():
+            rows = x
+            if len(unique) > 1:
+                chosen = (times == time).to(x.device)
+                rows = x[chosen.repeat_interleave(len(x) // len(times))]
+            self.by_time.setdefault(time, Histogram()).update(rows)
+            if len(self.by_time) > MAX_TIMES:
+                self._merge_nearest()
+
+    def _merge_nearest(self) -> None:
+        times = torch.tensor(sorted(self.by_time), dtype=torch.float64)
+        i = int(times.diff().argmin())
+        left, right = times[i].item(), times[i + 1].item()
+        a, b = self.by_time.pop(left), self.by_time.pop(right)
+        middle = (left * a.total + right * b.total) / (a.total + b.total)
+        a.add(b)
+        self.by_time[middle] = a
+
+    def times(self) -> Tensor:
+        """The times kept apart, increasing, ``(K,)``."""
+        return torch.tensor(sorted(self.by_time), dtype=torch.float32)
+
+    def histograms(self) -> list[Histogram]:
+        """The histograms in the order of ``times``."""
+        return [self.by_time[t] for t in sorted(self.by_time)]
+
+
+class TimeRange:
+    """What is known of the time axis: whether times are integers, and how far they reach."""
+
+    def __init__(self) -> None:
+        self.low, self.high, self.integer = float("inf"), float("-inf"), True
+
+    def update(self, timestep: Tensor) -> None:
+        """Takes note of the times of one call."""
+        t = timestep.detach().double()
+        if not t.isfinite().all():
+            raise CalibrationError("a timestep that is NaN or infinite", where="batches")
+        self.low, self.high = min(self.low, float(t.min())), max(self.high, float(t.max()))
+        self.integer = self.integer and bool((t == t.round()).all())
+
+    def resolve(self) -> tuple[float, float]:
+        """``(0, T-1)`` for training indices, T at least 1000; the range that was seen for
+        continuous times.
+        """
+        if self.integer and self.high > 1:
+            return 0.0, max(999.0, self.high)
+        if self.low == self.high:
+            return self.low - 0.5, self.high + 0.5
+        return self.low, self.high

@@ -1,0 +1,257 @@
+"""``calibrate``: observe the float model, make candidate scales, judge them at the output, install
+the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calibrate.bias import correct_biases
+from tdquant.calibrate.calls import Call, outputs
+from tdquant.calibrate.candidates import NAMES, Candidate, choose_grid, make_candidates
+from tdquant.calibrate.choose import list_choices, static_error, time_weights
+from tdquant.calibrate.fit import fit
+from tdquant.calibrate.judge import Judgement, judge
+from tdquant.calibrate.observe import Observations, complain, observe
+from tdquant.calibrate.observers import observing
+from tdquant.clock import clock_of
+from tdquant.errors import CalibrationError
+from tdquant.fakequant import expand_scale, fake_quantize
+from tdquant.grid import Grid
+from tdquant.progress import track
+from tdquant.quantizers import ActivationQuantizer, activation_quantizers
+from tdquant.scales import DynamicScale, Scale, StaticScale, TableScale, TemporalScale
+from tdquant.scales.table import training_timesteps
+
+ESTIMATORS = ("auto", *NAMES)
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What one activation got, and why.
+
+    Attributes:
+        path: Its quantizer.
+        kind: Kind of its scale.
+        estimator: Where the curve comes from.
+        error: Mean squared output error that it causes alone, by the judge; NaN if nothing was
+            judged.
+        static_error: That of its best static scale.
+        spread: Largest over smallest step over time.
+        fit_error: Largest ``|log s - log s*|`` of the fitted network; 0 if none was fitted.
+    """
+
+    path: str
+    kind: str
+    estimator: str
+    error: float
+    static_error: float
+    spread: float
+    fit_error: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration did. ``str()`` gives a few lines.
+
+    Attributes:
+        layers: One LayerChoice for each activation.
+        trials: Mean squared error of the whole model's output, or of generated samples, by the
+            choice tried.
+        chosen: The name of the one that was taken.
+    """
+
+    layers: list[LayerChoice]
+    trials: dict[str, float] = field(default_factory=dict)
+    chosen: str = ""
+
+    def __str__(self) -> str:
+        kinds = {
+            k: sum(c.kind == k for c in self.layers) for k in sorted({c.kind for c in self.layers})
+        }
+        lines = ["calibrated " + ", ".join(f"{n} {k}" for k, n in kinds.items())]
+        lines += [
+            f"  {'*' if name == self.chosen else ' '} {name}: error {error:.3g}"
+            for name, error in self.trials.items()
+        ]
+        return "\n".join(lines)
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Call] | Observations,
+    *,
+    estimator: str = "auto",
+    margin: float = 0.1,
+    generate: Callable[[nn.Module], Tensor] | None = None,
+    bias_correction: bool = False,
+    time_range: tuple[float, float] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Calibration:
+    """Estimates every activation scale of a quantized model from calls of it, in one pass over
+    them.
+
+    The model runs in float while it is observed. Memory does not grow with the number of batches.
+
+    Arguments:
+        model: What ``quantize`` returned.
+        batches: Calls, tuples of positional or dictionaries of keyword arguments, as sampling
+            makes them: see ``tdquant.diffusion.trajectories``. Every time that matters should
+            occur. Or what ``observe`` returned for the same architecture, whatever its bits: a
+            sweep over recipes observes once.
+        estimator: ``"minmax"``, ``"percentile"``, ``"mse"``, or ``"auto"``: for each layer the one
+            whose errors do least at the model's output, confirmed on the whole model.
+        margin: An ``"auto"`` scale is temporal where that lowers the layer's output error by more
+            than this share.
+        generate: Samples with the model that it is given, from fixed noise. With ``"auto"``,
+            whole-model choices are then confirmed on what it returns and not on single calls: an
+            error that is small in every call can add up over a trajectory.
+        bias_correction: Move each layer's bias by the mean output error that its weights' rounding
+            causes.
+        time_range: The model's times, if they are not ``0 .. 999`` and not the continuous range of
+            the batches.
+        seed: Seed of all draws.
+        progress: Draw bars.
+
+    Returns:
+        What each layer got. ``tdq.summary(model)`` has the table.
+
+    Raises:
+        CalibrationError: No batches, layers that no batch reached, NaN, infinite or all-zero
+            activations, or an unknown estimator. The model is then left as it was.
+        ConversionError: The model is not quantized.
+    """
+    clock_of(model)
+    if estimator not in ESTIMATORS:
+        raise CalibrationError(
+            f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"
+        )
+    quantizers = dict(activation_quantizers(model))
+    if not isinstance(batches, Observations):
+        batches = observe(model, batches, seed=seed, progress=progress)
+    complain(
+        [n for n in quantizers if n not in batches.seen],
+        "{} activations are not in the observations",
+        "observe a model with the same layers quantized",
+    )
+    seen, calls = batches.seen, batches.calls
+    span = time_range or batches.times.resolve()
+
+    grids = {n: choose_grid(seen[n], q.grid, q.symmetric) for n, q in quantizers.items()}
+    pending = {n: q for n, q in quantizers.items() if not isinstance(q.scale, DynamicScale)}
+    scales: dict[str, Scale] = {n: q.scale for n, q in quantizers.items()}
+    report = Calibration([])
+    if pending:
+        candidates = {n: make_candidates(seen[n], grids[n], estimator) for n in pending}
+        shown = track(calls, "judging scales", len(calls), progress)
+        judgement = judge(model, pending, grids, candidates, shown, seed)
+        wanted = {n: q.wanted for n, q in pending.items()}
+        choices = list_choices(wanted, candidates, judgement, margin)
+        trials = {}
+        if len(choices) > 1:
+            result = generate or (
+                lambda net: torch.cat([y.flatten() for y in outputs(net, calls)])
+            )
+            trials = _try_all(model, quantizers, grids, candidates, choices, result, progress)
+        name = min(trials, key=trials.__getitem__) if trials else next(iter(choices))
+        choice = choices[name]
+        curves = {n: candidates[n][i] for n, i in choice.items()}
+        made, misfits = _make_scales(pending, curves, choice, judgement, span, seed)
+        scales |= made
+        layers = [
+            LayerChoice(
+                n,
+                made[n].kind,
+                curves[n].estimator,
+                float(judgement.mean(n)[choice[n]]),
+                static_error(candidates[n], judgement.mean(n)),
+                float(curves[n].curve.table.max() / curves[n].curve.table.min()),
+                misfits.get(n, 0.0),
+            )
+            for n in pending
+        ]
+        report = Calibration(layers, trials, name)
+    for n, quantizer in quantizers.items():
+        quantizer.grid, quantizer.scale = grids[n], scales[n].to(_device(model))
+    if bias_correction:
+        correct_biases(model, calls)
+    return report
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@torch.no_grad()
+def _try_all(
+    model: nn.Module,
+    quantizers: dict[str, ActivationQuantizer],
+    grids: dict[str, Grid],
+    candidates: dict[str, list[Candidate]],
+    choices: dict[str, dict[str, int]],
+    result: Callable[[nn.Module], Tensor],
+    progress: bool,
+) -> dict[str, float]:
+    """Mean squared error of ``result(model)`` with all activations quantized, weights in float, a
+    choice each.
+    """
+    with observing(model, quantizers, lambda name, x, t: x):
+        exact = result(model)
+    found = {}
+    for title, choice in track(choices.items(), "trying choices", len(choices), progress):
+
+        def look(
+            name: str, x: Tensor, timestep: Tensor, choice: dict[str, int] = choice
+        ) -> Tensor:
+            grid = grids[name]
+            scale = (
+                candidates[name][choice[name]].curve if name in choice else quantizers[name].scale
+            )
+            return fake_quantize(x, expand_scale(scale(timestep, x, grid), x), grid.low, grid.high)
+
+        with observing(model, quantizers, look):
+            found[title] = float((result(model) - exact).square().mean())
+    return found
+
+
+def _make_scales(
+    quantizers: dict[str, ActivationQuantizer],
+    curves: dict[str, Candidate],
+    choice: dict[str, int],
+    judgement: Judgement,
+    span: tuple[float, float],
+    seed: int,
+) -> tuple[dict[str, Scale], dict[str, float]]:
+    """The scales that the chosen curves become, and how far fitted networks stay from them."""
+    made: dict[str, Scale] = {}
+    groups: dict[str, list[str]] = {}
+    for n, q in quantizers.items():
+        curve = curves[n].curve
+        if q.wanted == "table":
+            knots = training_timesteps(*span)
+            made[n] = TableScale(
+                knots, curve(knots, knots, q.grid).expand(len(knots)), learned=True
+            )
+        elif q.wanted == "static" or (q.wanted == "auto" and curve.static):
+            made[n] = StaticScale(float(curve.table[0]))
+        else:
+            groups.setdefault(repr(sorted(q.options.items())), []).append(n)
+    misfits: dict[str, float] = {}
+    for names in groups.values():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = [TemporalScale(1.0, span, **quantizers[n].options) for n in names]
+        knots = training_timesteps(*span)
+        targets = torch.stack(
+            [curves[n].curve(knots, knots, quantizers[n].grid).expand(len(knots)) for n in names]
+        )
+        weights = torch.stack([time_weights(judgement, n, choice[n], knots) for n in names])
+        worst = fit(fresh, knots, targets, weights, seed=seed)
+        made |= dict(zip(names, fresh, strict=True))
+        misfits |= dict(zip(names, worst.tolist(), strict=True))
+    return made, misfits

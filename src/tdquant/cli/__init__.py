@@ -1,0 +1,5 @@
+"""The command ``tdquant``."""
+
+from tdquant.cli.main import main
+
+__all__ = ["main"]

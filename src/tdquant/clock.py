@@ -1,0 +1,164 @@
+"""The clock: the one object that knows the current timestep of one denoiser.
+
+It sits on the root model as a forward pre-hook, reads the timestep argument of the call, lends it
+to every quantizer below, and forgets it when the call is over. The hooks are bound methods, so a
+deep copy of the model (an EMA, say) gets a clock of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import ClockError, ConversionError
+
+TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step", "sigma", "noise_level")
+
+
+def find_timestep(model: nn.Module, name: str | None = None) -> tuple[str, int]:
+    """The name and position of the timestep among the arguments of ``model.forward``.
+
+    Raises:
+        ConversionError: ``name`` is not an argument, or no argument has a usual name.
+    """
+    parameters = list(inspect.signature(model.forward).parameters)
+    where = f"{type(model).__name__}.forward({', '.join(parameters)})"
+    if name is not None and name not in parameters:
+        raise ConversionError(
+            f"no argument {name!r}", where=where, fix="timestep= one of its arguments"
+        )
+    found = [p for p in parameters if p in TIMESTEP_NAMES] if name is None else [name]
+    if not found:
+        raise ConversionError(
+            "the timestep argument cannot be found",
+            where=where,
+            why=f"none of the usual names {TIMESTEP_NAMES} is there",
+            fix='name it: tdq.quantize(model, recipe, timestep="...")',
+        )
+    return found[0], parameters.index(found[0])
+
+
+class Clock:
+    """Holds the timestep of the call in progress.
+
+    Arguments:
+        model: The root denoiser, called ``model(x, t, ...)`` in any mixture of positions and
+            keywords.
+        timestep: Name of its timestep argument; found by its usual names when None.
+
+    Attributes:
+        argument: Name of the timestep argument.
+        last: The timestep of the latest call, kept for whoever looks on from outside.
+        coverage: Lowest and highest time that frozen tables know, or None before freezing.
+    """
+
+    def __init__(self, model: nn.Module, timestep: str | None = None) -> None:
+        self.argument, self._position = find_timestep(model, timestep)
+        self.coverage: tuple[float, float] | None = None
+        self.last = torch.zeros(())
+        self._timestep: Tensor | None = None
+        self._warned = False
+        self._hooks = (
+            model.register_forward_pre_hook(self._start, with_kwargs=True),
+            model.register_forward_hook(self._stop, always_call=True),
+        )
+        model.tdq_clock = self  # type: ignore[assignment]
+
+    def read(self) -> Tensor:
+        """The current timestep, ``()`` or ``(B,)``, as it was given.
+
+        Raises:
+            ClockError: No call of the denoiser is in progress.
+        """
+        if self._timestep is None:
+            raise ClockError(
+                "a quantizer ran while no timestep is known",
+                why="scales follow the timestep, which the quantized model reads from its call",
+                fix=f"call the whole model with {self.argument!r}; a part of it only inside "
+                "clock.at(t); gradient checkpointing wants context_fn=clock.preserve",
+            )
+        return self._timestep
+
+    @contextlib.contextmanager
+    def at(self, timestep: Tensor | float | None) -> Iterator[None]:
+        """Sets the timestep by hand, for calls of a part of the model."""
+        before = self._timestep
+        self._timestep = None if timestep is None else torch.as_tensor(timestep)
+        try:
+            yield
+        finally:
+            self._timestep = before
+
+    def preserve(self) -> tuple[Any, Any]:
+        """``context_fn`` for ``torch.utils.checkpoint``: recomputation sees the timestep of the
+        forward.
+        """
+        return contextlib.nullcontext(), self.at(self._timestep)
+
+    def remove(self) -> None:
+        """Takes the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _start(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.argument in kwargs:
+            timestep = kwargs[self.argument]
+        elif self._position < len(args):
+            timestep = args[self._position]
+        else:
+            timestep = None
+        if timestep is None:
+            raise ClockError(
+                f"the model was called without {self.argument!r}",
+                where=f"{type(model).__name__}.forward",
+                fix=f"pass the timestep as argument {self._position + 1} or as {self.argument}=",
+            )
+        timestep = torch.as_tensor(timestep)
+        if timestep.ndim > 1:
+            raise ClockError(
+                f"{self.argument!r} has shape {tuple(timestep.shape)}",
+                where=f"{type(model).__name__}.forward",
+                why="a timestep is one number, or one for each sample",
+                fix="pass shape () or (B,)",
+            )
+        self._timestep = self.last = timestep
+        if self.coverage is not None and not self._warned and not torch.compiler.is_compiling():
+            self._warn_outside(timestep)
+
+    def _warn_outside(self, timestep: Tensor) -> None:
+        if timestep.device.type != "cpu" or self.coverage is None:
+            return  # looking would make the host wait for the device at every call
+        low, high = float(timestep.min()), float(timestep.max())
+        if low < self.coverage[0] or high > self.coverage[1]:
+            self._warned = True
+            outside = low if low < self.coverage[0] else high
+            warnings.warn(
+                f"timestep {outside:g} lies outside the scale tables' range "
+                f"[{self.coverage[0]:g}, {self.coverage[1]:g}] and is clamped to it (said once)",
+                stacklevel=3,
+            )
+
+    def _stop(self, model: nn.Module, args: Any, output: Any) -> None:
+        self._timestep = None
+
+
+def clock_of(model: nn.Module) -> Clock:
+    """The clock of a quantized model.
+
+    Raises:
+        ConversionError: The model was not quantized.
+    """
+    clock = getattr(model, "tdq_clock", None)
+    if not isinstance(clock, Clock):
+        raise ConversionError(
+            "the model is not quantized",
+            where=type(model).__name__,
+            fix="tdq.quantize(model, recipe) first",
+        )
+    return clock

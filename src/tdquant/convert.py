@@ -1,0 +1,187 @@
+"""``quantize``: swaps a float model's layers for quantized ones. The only reader of a Recipe."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from tdquant.clock import Clock
+from tdquant.errors import ConversionError, RecipeError, TDQError
+from tdquant.families import family_of
+from tdquant.grid import Grid
+from tdquant.layers import QUANTIZED, QuantLayer
+from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
+from tdquant.quantizers import ActivationQuantizer, WeightQuantizer
+from tdquant.quantizers.weight import mse_step
+from tdquant.recipe import FLOAT, LayerRecipe, Recipe
+from tdquant.scales import DynamicScale, PendingScale, Scale
+from tdquant.summary import summary
+
+
+def quantize(
+    model: nn.Module, recipe: Recipe, *, timestep: str | None = None, verbose: bool = True
+) -> nn.Module:
+    """Quantizes a denoiser in place: weights at once, activations when ``calibrate`` has seen
+    some.
+
+    Arguments:
+        model: Any module called ``model(x, t, ...)``.
+        recipe: Bits, scales and exceptions.
+        timestep: Name of the timestep argument of ``model.forward``, if it has an unusual one.
+        verbose: Print the layer table.
+
+    Returns:
+        The model itself. Its layer table is ``tdq.summary(model)``.
+
+    Raises:
+        ConversionError: No timestep argument, nothing to quantize, or weights that are not finite.
+            The model is then left as it was.
+        RecipeError: Patterns that match no layer; all of them are listed.
+    """
+    if hasattr(model, "tdq_clock"):
+        raise ConversionError(
+            "the model is quantized already",
+            where=type(model).__name__,
+            fix="start from the float model",
+        )
+    family = family_of(model)
+    layers = _quantizable(model)
+    if not layers:
+        raise ConversionError(
+            "there is nothing to quantize",
+            where=type(model).__name__,
+            why=f"it has no layer of type {', '.join(sorted(t.__name__ for t in QUANTIZED))}",
+        )
+    chosen = _select(layers, recipe)
+    first, last = _edges(list(layers), family.first, family.last)
+    clock = Clock(model, timestep or family.timestep)
+    try:
+        swaps: dict[str, nn.Module] = {}
+        for path in chosen:
+            time_path = any(fnmatchcase(path, p) for p in family.time_path)
+            overridden = [p for p in recipe.overrides if fnmatchcase(path, p)]
+            plan = recipe.for_layer(overridden, path in first | last, time_path)
+            if min(plan.weights, plan.activations) < FLOAT:
+                swaps[path] = _quant_layer(layers[path], path, plan, recipe, clock)
+        blocks = _attention(model, recipe, clock)
+    except TDQError:
+        clock.remove()
+        del model.tdq_clock
+        raise
+    for path, layer in swaps.items():
+        _replace(model, layers[path], layer)
+    for block, processor in blocks:
+        block.set_processor(processor)  # type: ignore[operator]
+    model.tdq_recipe = recipe  # type: ignore[assignment]
+    if verbose:
+        print(summary(model))
+    return model
+
+
+def activation_quantizer(
+    path: str, bits: int, kind: str, clock: Clock, symmetric: bool = False, **options: object
+) -> ActivationQuantizer:
+    """A new activation quantizer: ready if dynamic, else pending until calibration."""
+    scale: Scale = DynamicScale() if kind == "dynamic" else PendingScale(kind, path)
+    return ActivationQuantizer(Grid.signed(bits), scale, clock, symmetric, kind, options)
+
+
+def _quant_layer(
+    layer: nn.Module, path: str, plan: LayerRecipe, recipe: Recipe, clock: Clock
+) -> QuantLayer:
+    new = QUANTIZED[type(layer)].from_float(layer)
+    if plan.activations != FLOAT:
+        new.input_quantizer = activation_quantizer(
+            path,
+            plan.activations,
+            plan.scale,
+            clock,
+            recipe.grid == "symmetric",
+            **recipe.temporal,
+        )
+    if plan.weights != FLOAT:
+        grid = Grid.signed(plan.weights, narrow=True)
+        step = mse_step(new.weight, grid, recipe.granularity == "channel", path)
+        new.weight_quantizer = WeightQuantizer(grid, step)
+    return new
+
+
+def _attention(
+    model: nn.Module, recipe: Recipe, clock: Clock
+) -> list[tuple[nn.Module, QuantAttention]]:
+    if recipe.attention == FLOAT:
+        return []
+    blocks = list(attention_blocks(model))
+    if not blocks:
+        raise ConversionError(
+            "attention products cannot be quantized here",
+            where=type(model).__name__,
+            why="there is no diffusers Attention block with its default processor",
+            fix="Recipe(attention=32)",
+        )
+    return [
+        (
+            block,
+            QuantAttention(
+                {
+                    name: activation_quantizer(
+                        f"{path}.{name}",
+                        recipe.attention,
+                        recipe.scale,
+                        clock,
+                        recipe.grid == "symmetric",
+                        **recipe.temporal,
+                    )
+                    for name in OPERANDS
+                }
+            ),
+        )
+        for path, block in blocks
+    ]
+
+
+def _quantizable(model: nn.Module) -> dict[str, nn.Module]:
+    return {path: m for path, m in model.named_modules() if type(m) in QUANTIZED and path}
+
+
+def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
+    """The paths that the patterns leave; patterns that match nothing are mistakes."""
+    patterns = [*recipe.include, *recipe.exclude, *recipe.overrides]
+    idle = [p for p in patterns if not any(fnmatchcase(path, p) for path in layers)]
+    if idle:
+        hints = {
+            p: difflib.get_close_matches(p.strip("*."), layers, n=2, cutoff=0.3) for p in idle
+        }
+        lines = [f"{p!r}" + (f" (near: {', '.join(h)})" if h else "") for p, h in hints.items()]
+        raise RecipeError(
+            "patterns that match no layer:\n  - " + "\n  - ".join(lines),
+            fix="patterns are globs over module paths, such as 'up_blocks.*.conv1'",
+        )
+
+    def matches(path: str, among: Iterable[str]) -> bool:
+        return any(fnmatchcase(path, p) for p in among)
+
+    return [p for p in layers if matches(p, recipe.include) and not matches(p, recipe.exclude)]
+
+
+def _edges(
+    paths: list[str], first: tuple[str, ...], last: tuple[str, ...]
+) -> tuple[set[str], set[str]]:
+    """Paths of the first and last layers: by the family's names, else by order."""
+
+    def named(patterns: tuple[str, ...], otherwise: str) -> set[str]:
+        found = {path for path in paths if any(fnmatchcase(path, p) for p in patterns)}
+        return found or {otherwise}
+
+    return named(first, paths[0]), named(last, paths[-1])
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts ``new`` wherever ``old`` is a child: a shared layer has several parents."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child is old:
+                setattr(parent, name, new)

@@ -1,0 +1,5 @@
+"""Data sets."""
+
+from tdquant.data.cats import ATTRIBUTION, Cats
+
+__all__ = ["ATTRIBUTION", "Cats"]

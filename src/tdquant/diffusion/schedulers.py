@@ -1,0 +1,40 @@
+"""diffusers' schedulers by short names, each made from the configuration of the checkpoint's own
+one.
+
+A checkpoint was trained under one noise schedule; a scheduler of another class must take that
+schedule over, or the model silently sees noise levels that it never saw. ``make_scheduler`` always
+starts from a configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tdquant.errors import ModelError
+from tdquant.optional import require
+
+SCHEDULERS: dict[str, str] = {
+    "ddim": "DDIMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "ddpm": "DDPMScheduler",
+}
+
+
+def make_scheduler(name: str, config: Any) -> Any:
+    """The scheduler ``name`` on the noise schedule of ``config``.
+
+    Arguments:
+        name: A key of SCHEDULERS.
+        config: Configuration dictionary of a diffusers scheduler, or a scheduler.
+
+    Raises:
+        ModelError: No such name.
+        MissingDependencyError: diffusers is not installed.
+    """
+    if name not in SCHEDULERS:
+        raise ModelError(f"no scheduler {name!r}", fix=f"one of {', '.join(SCHEDULERS)}")
+    cls = getattr(require("diffusers", "diffusers"), SCHEDULERS[name])
+    return cls.from_config(getattr(config, "config", config))

@@ -1,0 +1,63 @@
+"""Errors that carry their whole context: what happened, where, why, and what to do about it."""
+
+from __future__ import annotations
+
+
+class TDQError(Exception):
+    """Base of every error that tdquant raises on purpose.
+
+    Arguments:
+        what: The fact, one clause: ``"the model was called without a timestep"``.
+        where: The module path, file or argument that it concerns.
+        why: The rule that it breaks, if that is not obvious from ``what``.
+        fix: What the reader can do now.
+    """
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
+        self.what, self.where, self.why, self.fix = what, where, why, fix
+        lines = [f"{what} [{where}]" if where else what]
+        if why:
+            lines.append(f"  why: {why}")
+        if fix:
+            lines.append(f"  fix: {fix}")
+        super().__init__("\n".join(lines))
+
+
+class ClockError(TDQError):
+    """The current timestep is missing, of a wrong shape, or cannot be found in a call."""
+
+
+class RecipeError(TDQError):
+    """A recipe asks for something that cannot be done; every mistake is listed."""
+
+
+class ConversionError(TDQError):
+    """A model cannot be quantized as it stands."""
+
+
+class CalibrationError(TDQError):
+    """Scales cannot be estimated, or are used before they were."""
+
+
+class FreezeError(TDQError):
+    """A model cannot be frozen, or a frozen model is asked for what it no longer knows."""
+
+
+class StorageError(TDQError):
+    """A saved model is missing, truncated, foreign, of a newer format, or does not fit."""
+
+
+class BackendError(TDQError):
+    """A backend is unknown, unavailable here, or cannot run the model exactly."""
+
+
+class DataError(TDQError):
+    """A data set or a batch is empty, unreadable, or of an unexpected form."""
+
+
+class ModelError(TDQError):
+    """A model or scheduler name is unknown, or its configuration cannot be used."""
+
+
+class MissingDependencyError(TDQError, ImportError):
+    """An optional package is not installed; the extra that brings it is named."""

@@ -1,0 +1,132 @@
+"""``freeze``: from a quantized model that can learn to one that only runs, with every scale a
+table.
+
+    TemporalScale -> TableScale over the training timesteps        WeightQuantizer -> FrozenWeight
+    StaticScale   -> TableScale of one knot                        weight          -> its nearest
+    grid points
+
+The frozen fake-quantized model is the reference semantics: every backend and exporter is a
+lowering of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.clock import clock_of
+from tdquant.errors import CalibrationError, FreezeError
+from tdquant.grid import Grid
+from tdquant.layers import quantized_layers
+from tdquant.quantizers import FrozenWeight, WeightQuantizer, activation_quantizers
+from tdquant.scales import (
+    DynamicScale,
+    PendingScale,
+    Scale,
+    StaticScale,
+    TableScale,
+    TemporalScale,
+)
+from tdquant.scales.base import floored
+from tdquant.scales.table import training_timesteps
+
+_NOWHERE = torch.empty(0)
+
+
+def is_frozen(model: nn.Module) -> bool:
+    """Whether every quantizer of the model is in its frozen form."""
+    return all(
+        isinstance(q.scale, (TableScale, DynamicScale))
+        and not any(p.requires_grad for p in q.parameters())
+        for _, q in activation_quantizers(model)
+    ) and not any(
+        isinstance(layer.weight_quantizer, WeightQuantizer) for _, layer in quantized_layers(model)
+    )
+
+
+def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = None) -> nn.Module:
+    """A frozen copy of a calibrated or trained model, with the same call.
+
+    Arguments:
+        model: A quantized model, every scale calibrated.
+        timesteps: Times of the tables: an iterable of them, or a number T for ``0 .. T-1``. None
+            takes every training timestep, or even knots over a continuous range; between knots
+            tables interpolate.
+
+    Raises:
+        CalibrationError: A scale is still pending; all such layers are named.
+        FreezeError: The times are empty or not finite.
+        ConversionError: The model is not quantized.
+    """
+    clock_of(model)
+    pending = [
+        name for name, q in activation_quantizers(model) if isinstance(q.scale, PendingScale)
+    ]
+    if pending:
+        raise CalibrationError(
+            f"{len(pending)} activation scales are not calibrated",
+            where=", ".join(pending[:5]) + (", ..." if len(pending) > 5 else ""),
+            fix="tdq.calibrate(model, batches) before tdq.freeze(model)",
+        )
+    knots = _knots(timesteps)
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    with torch.no_grad():
+        for _, layer in quantized_layers(frozen):
+            quantizer = layer.weight_quantizer
+            if isinstance(quantizer, WeightQuantizer):
+                layer.weight.copy_(quantizer(layer.weight))
+                layer.weight_quantizer = FrozenWeight(quantizer.grid, floored(quantizer.step))
+        coverage: list[float] = []
+        for _, activation in activation_quantizers(frozen):
+            activation.scale = frozen_scale(activation.scale, activation.grid, knots)
+            if isinstance(activation.scale, TableScale) and not activation.scale.static:
+                coverage += [float(activation.scale.knots[0]), float(activation.scale.knots[-1])]
+    if coverage:
+        clock_of(frozen).coverage = min(coverage), max(coverage)
+    return frozen
+
+
+def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale:
+    """The frozen form of one scale; ``knots`` None takes the scale's own training timesteps."""
+    if isinstance(scale, DynamicScale):
+        return scale
+    device = next(scale.parameters()).device
+    if isinstance(scale, StaticScale):
+        one = torch.zeros(1, device=device)
+        return TableScale(one, scale(None, _NOWHERE, grid).reshape(1)).requires_grad_(False)
+    if isinstance(scale, TableScale) and (knots is None or scale.static):
+        return TableScale(
+            scale.knots, scale(scale.knots, _NOWHERE, grid).reshape(-1)
+        ).requires_grad_(False)
+    if knots is None:
+        if not isinstance(scale, TemporalScale):
+            raise FreezeError(
+                f"no training timesteps are known for a {scale.kind} scale",
+                fix="freeze(timesteps=)",
+            )
+        knots = training_timesteps(*scale.time_range.tolist())
+    knots = knots.to(device)
+    was_training, scale = scale.training, scale.eval()
+    table = scale(knots, _NOWHERE, grid)
+    scale.train(was_training)
+    return TableScale(knots, table).requires_grad_(False)
+
+
+def _knots(timesteps: int | Iterable[float] | Tensor | None) -> Tensor | None:
+    if timesteps is None:
+        return None
+    if isinstance(timesteps, int):
+        timesteps = range(timesteps)
+    values = torch.as_tensor(
+        list(timesteps) if not isinstance(timesteps, Tensor) else timesteps
+    ).float()
+    if not values.numel() or not values.isfinite().all():
+        raise FreezeError(
+            "no usable timesteps",
+            where="freeze(timesteps=)",
+            fix="a number of them, or finite times",
+        )
+    return values.flatten().unique()

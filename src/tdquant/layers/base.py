@@ -1,0 +1,66 @@
+"""What every quantized layer shares: two child quantizers, and the way from a float layer and
+back.
+
+``weight`` and ``bias`` keep their names, so float checkpoints load. ``nn.Identity`` in place of a
+quantizer leaves that operand in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {}
+"""Quantized class of every float class that can be quantized. Registered by subclassing
+QuantLayer.
+"""
+
+
+class QuantLayer(nn.Module):
+    """Mixin before a torch layer: ``class QuantLinear(QuantLayer, nn.Linear)``.
+
+    A subclass names the constructor arguments that a copy needs, and how operands combine.
+    """
+
+    geometry: ClassVar[tuple[str, ...]] = ()
+    weight: Any
+    bias: Any
+    input_quantizer: nn.Module
+    weight_quantizer: nn.Module
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.input_quantizer = nn.Identity()
+        self.weight_quantizer = nn.Identity()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        floats = [base for base in cls.__bases__ if not issubclass(base, QuantLayer)]
+        if cls.geometry and floats:
+            QUANTIZED[floats[0]] = cls  # type: ignore[index]
+
+    @classmethod
+    def from_float(cls, layer: nn.Module) -> QuantLayer:
+        """The quantized layer over the very parameters of ``layer``, with Identity quantizers."""
+        kwargs = {name: getattr(layer, name) for name in cls.geometry}
+        new = cls(**kwargs, bias=layer.bias is not None, device="meta")
+        new.weight, new.bias = layer.weight, layer.bias  # type: ignore[assignment]
+        new.train(layer.training)
+        return new
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer on fake-quantized operands."""
+        return self.combine(self.input_quantizer(input), self.weight_quantizer(self.weight))
+
+    def combine(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's own product of an input and a weight, with its bias."""
+        raise NotImplementedError
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
+    """Every quantized layer below a model with its path."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLayer):
+            yield name, module

@@ -1,0 +1,38 @@
+r"""Quantized convolutions: ``y = x_hat * W_hat + b``. Padding is real zero, which every grid has
+as a code.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tdquant.layers.base import QuantLayer
+
+_GEOMETRY = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+
+
+class QuantConv1d(QuantLayer, nn.Conv1d):
+    """``nn.Conv1d`` on fake-quantized operands, ``(B, in, L) -> (B, out, L')``."""
+
+    geometry = _GEOMETRY
+
+    def combine(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, self.bias)
+
+
+class QuantConv2d(QuantLayer, nn.Conv2d):
+    """``nn.Conv2d`` on fake-quantized operands, ``(B, in, H, W) -> (B, out, H', W')``."""
+
+    geometry = _GEOMETRY
+
+    def combine(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, self.bias)

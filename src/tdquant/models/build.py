@@ -1,0 +1,60 @@
+"""Building a float model from a description in a saved index: diffusers' classes and tdquant's
+own, nothing else.
+
+A description never names a module to import: that would let a file run code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from tdquant.errors import ModelError
+from tdquant.models.pixel_unet import PixelUNet
+from tdquant.optional import require
+
+OWN: dict[str, type[nn.Module]] = {"PixelUNet": PixelUNet}
+"""tdquant's own model classes, each built as ``cls(**model.config)``."""
+
+
+def description(model: nn.Module) -> dict[str, Any] | None:
+    """How to build the float model again, or None if that is not known."""
+    name = type(model).__name__
+    if OWN.get(name) is type(model):
+        return {"source": "tdquant", "class": name, "config": getattr(model, "config", {})}
+    if type(model).__module__.startswith("diffusers.") and hasattr(model, "config"):
+        config = {
+            k: v for k, v in dict(getattr(model, "config", {})).items() if not k.startswith("_")
+        }
+        return {"source": "diffusers", "class": name, "config": config}
+    return None
+
+
+def from_description(spec: dict[str, Any] | None, where: str = "") -> nn.Module:
+    """A fresh float model.
+
+    Raises:
+        ModelError: No description was saved, or its class is unknown.
+        MissingDependencyError: diffusers is not installed.
+    """
+    if spec is None:
+        raise ModelError(
+            "the model cannot be built from what was saved",
+            where=where,
+            why="its class is neither tdquant's nor diffusers'",
+            fix="give a fresh float model: tdq.load(directory, model=...)",
+        )
+    name = spec.get("class", "")
+    if spec.get("source") == "tdquant" and name in OWN:
+        return OWN[name](**spec["config"]).eval()
+    if spec.get("source") == "diffusers":
+        diffusers = require("diffusers", "diffusers")
+        cls: Any = getattr(diffusers, name, None)
+        if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin):
+            return cls.from_config(spec["config"]).eval()  # type: ignore[attr-defined]
+    raise ModelError(
+        f"no model class {spec.get('source')}:{name}",
+        where=where,
+        fix="update tdquant or diffusers",
+    )

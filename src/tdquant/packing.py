@@ -1,0 +1,60 @@
+"""Packing integer codes into bytes: two a byte up to 4 bits, four up to 2, one or two bytes a code
+above.
+
+Codes are stored as offsets from the lowest one, little end first, and padded with zeros to whole
+bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tdquant.errors import StorageError
+
+
+def code_bits(bits: int) -> int:
+    """Bits that one stored code takes: 2, 4, 8 or 16."""
+    return next(width for width in (2, 4, 8, 16) if bits <= width)
+
+
+def pack(codes: Tensor, qmin: int, bits: int) -> Tensor:
+    """Integer codes of any shape as flat uint8.
+
+    Raises:
+        StorageError: A code does not fit ``bits`` bits.
+    """
+    offset = codes.flatten().to(torch.int64) - qmin
+    if offset.numel() and (offset.min() < 0 or offset.max() >= 2**bits):
+        raise StorageError(f"codes outside {bits} bits", where="pack")
+    width = code_bits(bits)
+    if width == 16:
+        return torch.stack([offset & 0xFF, offset >> 8], dim=1).flatten().to(torch.uint8)
+    each = 8 // width
+    padded = torch.cat([offset, offset.new_zeros(-len(offset) % each)]).reshape(-1, each)
+    shifts = torch.arange(each, device=codes.device) * width
+    return (padded << shifts).sum(1).to(torch.uint8)
+
+
+def unpack(data: Tensor, shape: torch.Size | tuple[int, ...], qmin: int, bits: int) -> Tensor:
+    """The int32 codes of ``shape`` that ``pack`` stored.
+
+    Raises:
+        StorageError: The number of bytes does not fit the shape.
+    """
+    count = 1
+    for side in shape:
+        count *= side
+    width = code_bits(bits)
+    if data.dtype != torch.uint8 or data.numel() != -(-count * width // 8):
+        raise StorageError(
+            f"{data.numel()} bytes of {data.dtype} for {count} codes of {bits} bits",
+            why="the file was changed or cut",
+        )
+    wide = data.to(torch.int32)
+    if width == 16:
+        offset = wide[0::2] | (wide[1::2] << 8)
+    else:
+        shifts = torch.arange(8 // width, dtype=torch.int32, device=data.device) * width
+        offset = ((wide[:, None] >> shifts) & (2**width - 1)).flatten()
+    return (offset[:count] + qmin).reshape(tuple(shape))

@@ -1,0 +1,97 @@
+r"""The quantizer of one activation tensor.
+
+    x_hat = s(t) clip(round(x / s(t)), low, high)
+
+one step for the tensor, or one for each sample where the batch mixes timesteps. Time moves s; the
+zero point is a static integer, which every integer engine takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.clock import Clock
+from tdquant.fakequant import expand_scale, fake_quantize
+from tdquant.grid import Grid
+from tdquant.scales.base import Scale
+
+
+class ActivationQuantizer(nn.Module):
+    """Fake-quantizes what flows through it, ``(B, *) -> (B, *)``.
+
+    Arguments:
+        grid: Its codes; calibration may move the zero point.
+        scale: The law of its step.
+        clock: Where the timestep of the call in progress is read.
+        symmetric: Whether calibration has to leave the zero point where it is.
+        wanted: Kind of scale that calibration is to put in place: a kind, or ``"auto"``.
+        options: Keyword arguments for a TemporalScale that calibration makes.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        scale: Scale,
+        clock: Clock,
+        symmetric: bool = False,
+        wanted: str = "auto",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.scale = scale
+        self.clock = clock
+        self.symmetric = symmetric
+        self.wanted = wanted
+        self.options = dict(options or {})
+
+    def step(self, x: Tensor) -> Tensor:
+        """The scale for x at the current timestep, ``()`` or ``(B,)``."""
+        scale = self.scale
+        return scale(self.clock.read() if scale.timed else None, x, self.grid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The nearest grid points of x, in its dtype."""
+        return fake_quantize(x, expand_scale(self.step(x), x), self.grid.low, self.grid.high)
+
+    # The zero point is a Python integer, a constant for every engine and compiler; in state dicts
+    # it is a tensor.
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "zero_point"] = torch.tensor(self.grid.zero_point, dtype=torch.int32)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + "zero_point"
+        if key in state_dict:
+            self.grid = self.grid.with_zero(int(state_dict[key]))
+        elif strict:
+            missing_keys.append(key)
+        others = {k: v for k, v in state_dict.items() if k != key}
+        super()._load_from_state_dict(
+            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def extra_repr(self) -> str:
+        return f"bits={self.grid.bits}, codes={self.grid.codes}, zero_point={self.grid.zero_point}"
+
+
+def activation_quantizers(model: nn.Module) -> Iterator[tuple[str, ActivationQuantizer]]:
+    """Every activation quantizer below a model with its path, in the order of registration."""
+    for name, module in model.named_modules():
+        if isinstance(module, ActivationQuantizer):
+            yield name, module

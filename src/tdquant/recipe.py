@@ -1,0 +1,155 @@
+"""The recipe: everything that ``quantize`` decides, in one frozen value that is checked when it is
+made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from tdquant.errors import RecipeError
+from tdquant.grid import MAX_BITS, MIN_BITS
+
+FLOAT = 32
+"""Bits of an operand that stays in float."""
+
+KINDS = ("auto", "temporal", "static", "dynamic", "table")
+GRANULARITIES = ("channel", "tensor")
+GRIDS = ("auto", "symmetric")
+_TEMPORAL_OPTIONS = ("features", "hidden", "depth", "dropout")
+
+
+@dataclass(frozen=True)
+class LayerRecipe:
+    """What one layer gets.
+
+    Arguments:
+        weights: Bits of the weight, 2 to 16, or 32 for float.
+        activations: Bits of the input, 2 to 16, or 32 for float.
+        scale: Kind of activation scale.
+    """
+
+    weights: int
+    activations: int
+    scale: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to quantize a model.
+
+    Arguments:
+        weights: Bits of the weights, 2 to 16, or 32 for float.
+        activations: Bits of the activations, 2 to 16, or 32 for float.
+        scale: Law of the activation scales: ``"temporal"`` (learned function of the timestep),
+            ``"static"``, ``"dynamic"`` (each input's extremes), ``"table"`` (a learned step a
+            timestep), or ``"auto"``: temporal where calibration measures that it helps, static
+            elsewhere.
+        edges: Bits of weight and input of the first and last layers.
+        time_weights: Bits of the weights on the time path; its activations stay in float.
+        attention: Bits of the operands of QK^T and AV, or 32 to leave the products in float.
+        granularity: One weight step for each output ``"channel"``, or for the ``"tensor"``.
+        grid: ``"auto"`` lets calibration give one-sided activations (after SiLU, GELU, softmax) a
+            zero point; ``"symmetric"`` forces signed symmetric codes.
+        include: Glob patterns over module paths: which layers may be quantized.
+        exclude: Patterns of layers that stay in float.
+        overrides: Pattern -> fields of LayerRecipe to replace; later patterns win.
+        temporal: Options of TemporalScale: features, hidden, depth, dropout.
+
+    Raises:
+        RecipeError: Anything is out of range or misspelt; all mistakes are listed.
+    """
+
+    weights: int = 8
+    activations: int = 8
+    scale: str = "auto"
+    edges: int = 8
+    time_weights: int = 8
+    attention: int = FLOAT
+    granularity: str = "channel"
+    grid: str = "auto"
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    temporal: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "include", tuple(self.include))
+        object.__setattr__(self, "exclude", tuple(self.exclude))
+        mistakes = self._mistakes()
+        if mistakes:
+            raise RecipeError(
+                f"{len(mistakes)} mistake{'s' * (len(mistakes) > 1)} in the recipe:\n  - "
+                + "\n  - ".join(mistakes)
+            )
+
+    def _mistakes(self) -> list[str]:
+        found = []
+        for name in ("weights", "activations", "edges", "time_weights", "attention"):
+            found += _check_bits(name, getattr(self, name))
+        for name, allowed in (("scale", KINDS), ("granularity", GRANULARITIES), ("grid", GRIDS)):
+            found += _check_choice(name, getattr(self, name), allowed)
+        for pattern, changes in self.overrides.items():
+            for key, value in dict(changes).items():
+                where = f"overrides[{pattern!r}].{key}"
+                if key in ("weights", "activations"):
+                    found += _check_bits(where, value)
+                elif key == "scale":
+                    found += _check_choice(where, value, KINDS)
+                else:
+                    found.append(f"{where}: no such field; one of weights, activations, scale")
+        for key in self.temporal:
+            found += _check_choice("temporal option", key, _TEMPORAL_OPTIONS)
+        return found
+
+    def for_layer(self, overridden: list[str], edge: bool, time_path: bool) -> LayerRecipe:
+        """What a layer gets that matches the override patterns ``overridden``, in their order."""
+        if time_path:
+            layer = LayerRecipe(self.time_weights, FLOAT, self.scale)
+        elif edge:
+            layer = LayerRecipe(self.edges, self.edges, self.scale)
+        else:
+            layer = LayerRecipe(self.weights, self.activations, self.scale)
+        # An operand that the recipe leaves in float everywhere stays so at the edges and on the
+        # time path.
+        if self.weights == FLOAT:
+            layer = replace(layer, weights=FLOAT)
+        if self.activations == FLOAT:
+            layer = replace(layer, activations=FLOAT)
+        for pattern in overridden:
+            layer = replace(layer, **self.overrides[pattern])
+        return layer
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-safe dictionary that ``from_dict`` reads back."""
+        out = asdict(self)
+        out["overrides"] = {k: dict(v) for k, v in self.overrides.items()}
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """The recipe written by ``to_dict``.
+
+        Raises:
+            RecipeError: A key that this version does not know.
+        """
+        unknown = set(data) - {f.name for f in fields(cls)}
+        if unknown:
+            raise RecipeError(
+                f"unknown fields {sorted(unknown)}",
+                where="Recipe.from_dict",
+                fix="update tdquant, or drop them",
+            )
+        return cls(**data)
+
+
+def _check_bits(name: str, value: object) -> list[str]:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and (value == FLOAT or MIN_BITS <= value <= MAX_BITS):  # type: ignore[operator]
+        return []
+    return [f"{name}={value!r}: bits are {MIN_BITS} to {MAX_BITS}, or {FLOAT} for float"]
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> list[str]:
+    return [] if value in allowed else [f"{name}={value!r}: one of {', '.join(allowed)}"]

@@ -1,0 +1,95 @@
+r"""The reference backend: exact integer arithmetic, slow and right, the oracle of every other
+backend.
+
+    y = s_x s_w sum (q_x - z) q_w + b
+
+Codes are whole numbers held in float64. A product of two 16-bit codes is below 2^30, so any sum of
+fewer than 2^23 of them is below 2^53 and exact, whatever the order of summation. Only the two
+scales and the bias round.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdquant.fakequant import expand_scale
+from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers
+from tdquant.quantizers import ActivationQuantizer, FrozenWeight
+from tdquant.runtime.compile import register_backend
+
+
+class ReferenceLayer(nn.Module):
+    """One layer on integer codes; the other operand may stay in float.
+
+    Arguments:
+        layer: A frozen quantized layer.
+        path: Its path, for errors.
+    """
+
+    codes: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: QuantLayer, path: str) -> None:
+        super().__init__()
+        self.kind = type(layer).__name__
+        self.quantizer = layer.input_quantizer
+        self.geometry: dict[str, Any] = {}
+        if isinstance(layer, (QuantConv1d, QuantConv2d)):
+            self.geometry = {
+                "stride": layer.stride,
+                "dilation": layer.dilation,
+                "groups": layer.groups,
+            }
+            self.padding = list(layer._reversed_padding_repeated_twice)
+            self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        frozen = layer.weight_quantizer
+        if isinstance(frozen, FrozenWeight):
+            codes, scale = frozen.codes(layer.weight, path).double(), frozen.step.double()
+        else:
+            codes, scale = layer.weight.double(), torch.ones((), dtype=torch.float64)
+        self.register_buffer("codes", codes)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype, quantizer = x.dtype, self.quantizer
+        if isinstance(quantizer, ActivationQuantizer):
+            scale = expand_scale(quantizer.step(x), x)
+            # In float32, as the frozen model does: where x / s is a tie, both must fall on one
+            # side.
+            q = (
+                torch.div(x.float(), scale)
+                .round_()
+                .clamp_(quantizer.grid.low, quantizer.grid.high)
+                .double()
+            )
+        else:
+            q, scale = x.double(), torch.ones((), dtype=torch.float64)
+        channel = (-1,) if self.kind == "QuantLinear" else (-1, *[1] * (x.ndim - 2))
+        y = self._accumulate(q) * self.weight_scale.reshape(channel) * scale.double()
+        if self.bias is not None:
+            y = y + self.bias.reshape(channel)
+        return y.to(dtype)
+
+    def _accumulate(self, q: Tensor) -> Tensor:
+        """Sums of products of codes, whole numbers wherever both operands are codes."""
+        if self.kind == "QuantLinear":
+            return F.linear(q, self.codes)
+        q = F.pad(q, self.padding, self.padding_mode)
+        convolve = F.conv1d if self.kind == "QuantConv1d" else F.conv2d
+        return convolve(q, self.codes, **self.geometry)
+
+
+@register_backend("reference")
+def lower(frozen: nn.Module) -> nn.Module:
+    """A copy of the frozen model whose quantized layers are ReferenceLayers."""
+    model = copy.deepcopy(frozen)
+    for path, layer in list(quantized_layers(model)):
+        model.set_submodule(path, ReferenceLayer(layer, path))
+    return model

@@ -1,0 +1,18 @@
+"""Scale laws: how the quantization step of a tensor follows the timestep."""
+
+from tdquant.scales.base import SCALES, Scale
+from tdquant.scales.dynamic import DynamicScale
+from tdquant.scales.pending import PendingScale
+from tdquant.scales.static import StaticScale
+from tdquant.scales.table import TableScale
+from tdquant.scales.temporal import TemporalScale
+
+__all__ = [
+    "SCALES",
+    "DynamicScale",
+    "PendingScale",
+    "Scale",
+    "StaticScale",
+    "TableScale",
+    "TemporalScale",
+]

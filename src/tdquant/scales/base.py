@@ -1,0 +1,90 @@
+"""What a scale is: a module from the timestep to the quantization step of one tensor.
+
+TDQ's network, a learned static step, an input-dynamic step and a table are four scales and differ
+in nothing else. Calibrating and freezing replace one scale by another; the type of the child
+module is the state.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import CalibrationError
+from tdquant.fakequant import FLOOR
+from tdquant.grid import Grid
+
+SCALES: dict[str, type[Scale]] = {}
+"""Every registered scale law by its kind."""
+
+
+class Float32(nn.Module):
+    """Keeps its parameters and buffers float32 when the model is cast: scales do not survive
+    bfloat16.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if tensor.dtype == torch.float32 and moved.dtype != torch.float32:
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep, recurse)
+
+
+class Scale(Float32, ABC):
+    """``scale(timestep, x, grid) -> s``: positive float32 of shape ``()`` or ``(B,)``.
+
+    A subclass names its ``kind``, which registers it, and says which of its arguments it looks at.
+    """
+
+    kind: ClassVar[str] = ""
+    timed: ClassVar[bool] = False
+    """Whether ``timestep`` is read; if not, it may be None."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.kind:
+            SCALES.setdefault(cls.kind, cls)
+
+    @abstractmethod
+    def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
+        """The step for timesteps ``()`` or ``(B,)`` and the tensor x ``(B, *)`` about to be
+        quantized.
+        """
+
+
+def floored(s: Tensor) -> Tensor:
+    """``max(s, FLOOR)`` with the gradient of the identity: a step that fell to the floor can rise
+    again.
+    """
+    return s + (s.clamp(min=FLOOR) - s).detach() if s.requires_grad else s.clamp(min=FLOOR)
+
+
+def inverse_softplus(s: Tensor) -> Tensor:
+    """``y`` with ``log(1 + e^y) = s > 0``, as ``s + log(-expm1(-s))``, which neither over- nor
+    underflows.
+    """
+    return s + torch.log(-torch.expm1(-s))
+
+
+def check_step(value: float, where: str) -> float:
+    """A usable start for a step: finite and not negative, raised to the floor.
+
+    Raises:
+        CalibrationError: The value is NaN, infinite or negative.
+    """
+    if not math.isfinite(value) or value < 0:
+        raise CalibrationError(
+            f"a scale of {value}",
+            where=where,
+            why="scales are positive and finite",
+            fix="look for NaN or infinite activations or weights in the float model",
+        )
+    return max(value, FLOOR)

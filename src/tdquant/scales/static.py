@@ -1,0 +1,37 @@
+r"""A learned step that is the same at every timestep (LSQ).
+
+The gradient of the step is multiplied by ``g = 1 / sqrt(N Q)``, with N the number of features of
+one sample and Q the highest code, without which the step learns hundreds of times faster than the
+weights.
+
+References:
+    Esser et al., Learned Step Size Quantization, 2020 (https://arxiv.org/abs/1902.08153), section
+    2.2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.fakequant import scale_gradient
+from tdquant.grid import Grid
+from tdquant.scales.base import Scale, check_step, floored
+
+
+class StaticScale(Scale):
+    """One learned step.
+
+    Arguments:
+        start: Its first value.
+    """
+
+    kind = "static"
+
+    def __init__(self, start: float = 1.0) -> None:
+        super().__init__()
+        self.step = nn.Parameter(torch.tensor(check_step(start, "StaticScale")))
+
+    def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
+        features = x[0].numel() if x.ndim and x.shape[0] else 1
+        return floored(scale_gradient(self.step, (features * max(grid.high, 1)) ** -0.5))

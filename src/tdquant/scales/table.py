@@ -1,0 +1,107 @@
+r"""A table of steps over time: learned directly, or what every temporal scale is frozen to.
+
+The table holds one step s_k at each knot t_k. Between knots it is linear in log-scale,
+
+    log s(t) = (1 - w) log s_k + w log s_{k+1},    w = (t - t_k) / (t_{k+1} - t_k)
+
+exact on the knots, and constant outside them. A table of one knot is a frozen static scale.
+
+References:
+    So et al., Temporal Dynamic Quantization for Diffusion Models, 2023
+    (https://arxiv.org/abs/2306.02316); the directly learned table is its ablation S1000.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import CalibrationError
+from tdquant.grid import Grid
+from tdquant.scales.base import Scale, floored
+
+
+def training_timesteps(low: float, high: float, limit: int = 1024) -> Tensor:
+    """Knots over ``[low, high]``: every integer where both ends are integers, else ``limit`` even
+    ones.
+    """
+    if float(low).is_integer() and float(high).is_integer() and high - low >= 1:
+        return torch.arange(int(low), int(high) + 1, dtype=torch.float32)
+    return torch.linspace(low, high, limit)
+
+
+class TableScale(Scale):
+    """Steps ``table`` (K,) at increasing times ``knots`` (K,).
+
+    Arguments:
+        knots: Times t_k, increasing.
+        table: Positive steps s_k.
+        learned: Whether training may change the steps.
+
+    Raises:
+        CalibrationError: The two do not fit, times do not increase, or a step is not positive and
+            finite.
+    """
+
+    kind = "table"
+    knots: Tensor
+    timed = True
+
+    def __init__(self, knots: Tensor, table: Tensor, learned: bool = False) -> None:
+        super().__init__()
+        knots, table = knots.detach().float(), table.detach().float()
+        if knots.ndim != 1 or knots.shape != table.shape or not len(knots):
+            raise CalibrationError(
+                f"{tuple(table.shape)} steps at {tuple(knots.shape)} times", where="TableScale"
+            )
+        if (knots.diff() <= 0).any():
+            raise CalibrationError(
+                "the times do not increase", where="TableScale", fix="sort them, each once"
+            )
+        if not (table.isfinite() & (table > 0)).all():
+            raise CalibrationError("a step that is not positive and finite", where="TableScale")
+        self.register_buffer("knots", knots.clone())
+        self.table = nn.Parameter(table.clone(), requires_grad=learned)
+        self._index()
+
+    def _index(self) -> None:
+        """Notes whether the knots are consecutive integers, which an integer timestep indexes
+        directly.
+        """
+        count = len(self.knots)
+        first = float(self.knots[0])
+        even = bool((self.knots == torch.arange(count, device=self.knots.device) + first).all())
+        self.first = int(first) if even and first.is_integer() and count > 1 else None
+
+    def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
+        last = len(self.knots) - 1
+        if last == 0:
+            return floored(self.table[0])
+        assert timestep is not None
+        timestep = timestep.to(self.knots.device)
+        if self.first is not None and not timestep.is_floating_point():
+            return floored(self.table[(timestep - self.first).clamp(0, last)])
+        t = timestep.to(torch.float32).clamp(self.knots[0], self.knots[-1])
+        right = torch.searchsorted(self.knots, t).clamp(1, last)
+        left = right - 1
+        w = (t - self.knots[left]) / (self.knots[right] - self.knots[left])
+        table = floored(self.table)
+        # w == 0 gives table[left] exactly; at w == 1 the product could be a rounding off
+        # table[right].
+        return torch.where(w == 1, table[right], table[left] * (table[right] / table[left]) ** w)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        knots = state.get(prefix + "knots")
+        if knots is not None and knots.shape != self.knots.shape:
+            self.knots = torch.zeros_like(knots, device=self.knots.device)
+            self.table = nn.Parameter(torch.ones_like(self.knots), self.table.requires_grad)
+        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[arg-type]
+        self._index()
+
+    @property
+    def static(self) -> bool:
+        """Whether the table has a single knot."""
+        return len(self.knots) == 1
+
+    def extra_repr(self) -> str:
+        return f"knots={len(self.knots)}"

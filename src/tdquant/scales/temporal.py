@@ -1,0 +1,115 @@
+r"""TDQ's temporal scale: a small network from the timestep to the step.
+
+    s(t) = softplus(MLP(enc(t'))) + floor
+    enc(t') = [cos(t' w_i), sin(t' w_i)],    w_i = 10000^(-i / (d/2)),  i = 0 .. d/2 - 1
+
+with ``t' = (t - t_low) * 999 / (t_high - t_low)``: time normalised to the model's own range, or
+the sigmas of a flow model, all in [0, 1], would feed the network almost nothing. The last layer
+starts small and its bias at the inverse softplus of the first step, so that training starts from a
+calibrated static scale.
+
+References:
+    So et al., Temporal Dynamic Quantization for Diffusion Models, 2023
+    (https://arxiv.org/abs/2306.02316), section 4.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdquant.errors import RecipeError
+from tdquant.fakequant import FLOOR
+from tdquant.grid import Grid
+from tdquant.scales.base import Scale, check_step, inverse_softplus
+
+NOMINAL = 999.0
+"""Length of the range that time is normalised to: that of a model with 1000 training timesteps."""
+
+
+def fourier_features(t: Tensor, dim: int) -> Tensor:
+    """Geometric Fourier features of normalised times ``(B,)``: ``(B, dim)``, cosines first."""
+    half = dim // 2
+    frequency = torch.exp(
+        torch.arange(half, device=t.device) * (-torch.log(torch.tensor(1e4)) / half)
+    )
+    angle = t.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class TemporalScale(Scale):
+    """The learned function s(t).
+
+    Arguments:
+        start: Step at every timestep before training.
+        time_range: Lowest and highest time of the model: training indices, or continuous times.
+        features: Width d of the encoding, even.
+        hidden: Width of the hidden layers.
+        depth: Number of linear layers; the published network has 4.
+        dropout: Rate before the last layer in training. It makes training see other scales than
+            sampling does, so it is off unless the published setting (0.2) is wanted.
+
+    Raises:
+        RecipeError: A width, depth, rate or range that cannot be.
+    """
+
+    kind = "temporal"
+    time_range: Tensor
+    timed = True
+
+    def __init__(
+        self,
+        start: float = 1.0,
+        time_range: tuple[float, float] = (0.0, NOMINAL),
+        features: int = 64,
+        hidden: int = 64,
+        depth: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        low, high = time_range
+        if features < 2 or features % 2 or hidden < 1 or depth < 1 or not 0 <= dropout < 1:
+            raise RecipeError(
+                f"{features=}, {hidden=}, {depth=}, {dropout=}",
+                where="TemporalScale",
+                fix="even features, at least one hidden unit and layer, 0 <= dropout < 1",
+            )
+        if not low < high:
+            raise RecipeError(
+                f"time range [{low}, {high}]", where="TemporalScale", fix="low < high"
+            )
+        self.features = features
+        self.register_buffer("time_range", torch.tensor([low, high], dtype=torch.float32))
+        widths = [features] + [hidden] * (depth - 1)
+        layers: list[nn.Module] = []
+        for a, b in pairwise(widths):
+            layers += [nn.Linear(a, b), nn.ReLU()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(widths[-1], 1))
+        self.network = nn.Sequential(*layers)
+        self.reset(start)
+
+    @torch.no_grad()
+    def reset(self, start: float) -> None:
+        """Makes s(t) nearly ``start`` at every t, leaving the hidden layers as they are."""
+        last = self.network[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(1e-2)
+        step = torch.tensor(check_step(start, "TemporalScale"), dtype=torch.float64)
+        last.bias.fill_(float(inverse_softplus((step - FLOOR).clamp(min=FLOOR))))
+
+    def encode(self, timestep: Tensor) -> Tensor:
+        """Features ``(B, d)`` of times ``(B,)``."""
+        low, high = self.time_range.unbind()
+        t = (timestep.to(self.time_range.device, torch.float32) - low) * (NOMINAL / (high - low))
+        return fourier_features(t, self.features)
+
+    def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
+        assert timestep is not None
+        with torch.autocast(self.time_range.device.type, enabled=False):
+            s = F.softplus(self.network(self.encode(timestep.reshape(-1)))) + FLOOR
+        return s.reshape(timestep.shape)
