@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -44,6 +45,13 @@ def find_timestep(model: nn.Module, name: str | None = None) -> tuple[str, int]:
     return found[0], parameters.index(found[0])
 
 
+def _caller() -> int:
+    """The thread that calls: threads may share one model. A graph that is being compiled has but
+    one.
+    """
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
 class Clock:
     """Holds the timestep of the call in progress.
 
@@ -62,7 +70,7 @@ class Clock:
         self.argument, self._position = find_timestep(model, timestep)
         self.coverage: tuple[float, float] | None = None
         self.last = torch.zeros(())
-        self._timestep: Tensor | None = None
+        self._now: dict[int, Tensor] = {}
         self._warned = False
         self._hooks = (
             model.register_forward_pre_hook(self._start, with_kwargs=True),
@@ -76,30 +84,37 @@ class Clock:
         Raises:
             ClockError: No call of the denoiser is in progress.
         """
-        if self._timestep is None:
+        timestep = self._now.get(_caller())
+        if timestep is None:
             raise ClockError(
                 "a quantizer ran while no timestep is known",
                 why="scales follow the timestep, which the quantized model reads from its call",
                 fix=f"call the whole model with {self.argument!r}; a part of it only inside "
                 "clock.at(t); gradient checkpointing wants context_fn=clock.preserve",
             )
-        return self._timestep
+        return timestep
 
     @contextlib.contextmanager
     def at(self, timestep: Tensor | float | None) -> Iterator[None]:
         """Sets the timestep by hand, for calls of a part of the model."""
-        before = self._timestep
-        self._timestep = None if timestep is None else torch.as_tensor(timestep)
+        before = self._now.get(_caller())
+        self._set(timestep)
         try:
             yield
         finally:
-            self._timestep = before
+            self._set(before)
 
     def preserve(self) -> tuple[Any, Any]:
         """``context_fn`` for ``torch.utils.checkpoint``: recomputation sees the timestep of the
         forward.
         """
-        return contextlib.nullcontext(), self.at(self._timestep)
+        return contextlib.nullcontext(), self.at(self._now.get(_caller()))
+
+    def _set(self, timestep: Tensor | float | None) -> None:
+        if timestep is None:
+            self._now.pop(_caller(), None)
+        else:
+            self._now[_caller()] = torch.as_tensor(timestep)
 
     def remove(self) -> None:
         """Takes the hooks off the model."""
@@ -127,7 +142,8 @@ class Clock:
                 why="a timestep is one number, or one for each sample",
                 fix="pass shape () or (B,)",
             )
-        self._timestep = self.last = timestep
+        self.last = timestep
+        self._set(timestep)
         if self.coverage is not None and not self._warned and not torch.compiler.is_compiling():
             self._warn_outside(timestep)
 
@@ -145,7 +161,7 @@ class Clock:
             )
 
     def _stop(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._timestep = None
+        self._set(None)
 
 
 def clock_of(model: nn.Module) -> Clock:

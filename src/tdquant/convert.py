@@ -12,7 +12,7 @@ from tdquant.clock import Clock
 from tdquant.errors import ConversionError, RecipeError, TDQError
 from tdquant.families import family_of
 from tdquant.grid import Grid
-from tdquant.layers import QUANTIZED, QuantLayer
+from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
 from tdquant.quantizers import ActivationQuantizer, WeightQuantizer
 from tdquant.quantizers.weight import mse_step
@@ -72,7 +72,7 @@ def quantize(
         del model.tdq_clock
         raise
     for path, layer in swaps.items():
-        _replace(model, layers[path], layer)
+        replace_module(model, layers[path], layer)
     for block, processor in blocks:
         block.set_processor(processor)  # type: ignore[operator]
     model.tdq_recipe = recipe  # type: ignore[assignment]
@@ -177,11 +177,3 @@ def _edges(
         return found or {otherwise}
 
     return named(first, paths[0]), named(last, paths[-1])
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Puts ``new`` wherever ``old`` is a child: a shared layer has several parents."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, name, new)

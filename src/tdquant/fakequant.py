@@ -103,4 +103,7 @@ def codes(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 def scale_gradient(s: Tensor, factor: float) -> Tensor:
     """The value of s with its gradient multiplied by ``factor``: LSQ's ``1 / sqrt(N Q)``."""
-    return s * factor + (s - s * factor).detach() if s.requires_grad else s
+    if not s.requires_grad:
+        return s
+    fixed = s.detach()
+    return fixed + (s - fixed) * factor  # s - fixed is 0: the value is s to the last bit

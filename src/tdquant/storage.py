@@ -27,7 +27,7 @@ from tdquant.clock import Clock, clock_of
 from tdquant.errors import FreezeError, StorageError
 from tdquant.frozen import is_frozen
 from tdquant.grid import Grid
-from tdquant.layers import QUANTIZED, quantized_layers
+from tdquant.layers import QUANTIZED, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.packing import pack, unpack
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, activation_quantizers
@@ -337,7 +337,7 @@ def _restore_layer(
         layer.input_quantizer = _restore_activation(
             spec["input"], f"{path}.input_quantizer", tensors, clock
         )
-    model.set_submodule(path, layer)
+    replace_module(model, old, layer)
 
 
 def _restore_activation(

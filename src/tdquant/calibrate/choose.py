@@ -11,6 +11,7 @@ from tdquant.calibrate.candidates import Candidate
 from tdquant.calibrate.judge import Judgement
 
 JUDGED = "judged layer by layer"
+STATIC = "flat curves everywhere"
 
 
 def list_choices(
@@ -19,8 +20,7 @@ def list_choices(
     judgement: Judgement,
     margin: float,
 ) -> dict[str, dict[str, int]]:
-    """Choices for the whole model: the judge's own, and for each estimator the same with that
-    estimator alone.
+    """Choices for the whole model: the judge's own, each estimator alone, and flat curves alone.
 
     Arguments:
         wanted: Kind of scale that each layer is to get.
@@ -30,19 +30,22 @@ def list_choices(
             ``"auto"``.
 
     Returns:
-        Title -> path -> index of the candidate. One entry if there is one estimator.
+        Title -> path -> index of the candidate.
     """
     estimators = list(dict.fromkeys(c.estimator for cs in candidates.values() for c in cs))
-    groups = {JUDGED: set(estimators)}
-    if len(estimators) > 1:
-        groups |= {f"{name} everywhere": {name} for name in estimators}
-    return {
-        title: {
-            n: _best(wanted[n], candidates[n], judgement.mean(n), allowed, margin)
+
+    def choose(allowed: set[str], kind: str | None = None) -> dict[str, int]:
+        return {
+            n: _best(kind or wanted[n], candidates[n], judgement.mean(n), allowed, margin)
             for n in candidates
         }
-        for title, allowed in groups.items()
-    }
+
+    choices = {JUDGED: choose(set(estimators))}
+    if len(estimators) > 1:
+        choices |= {f"{name} everywhere": choose({name}) for name in estimators}
+    if set(wanted.values()) != {"static"}:
+        choices[STATIC] = choose(set(estimators), "static")
+    return choices
 
 
 def _best(

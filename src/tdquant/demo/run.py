@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tdquant.calibrate import Observations, calibrate, observe
 from tdquant.convert import quantize
-from tdquant.demo.machine import machine
 from tdquant.diffusion import sample, trajectories
 from tdquant.frozen import freeze
+from tdquant.machine import machine
 from tdquant.metrics import FrechetDistance, mse, sqnr_over_time
 from tdquant.metrics.sqnr import mean_sqnr
 from tdquant.models import Pipe, load_embedded

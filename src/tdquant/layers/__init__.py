@@ -2,7 +2,7 @@
 type.
 """
 
-from tdquant.layers.base import QUANTIZED, QuantLayer, quantized_layers
+from tdquant.layers.base import QUANTIZED, QuantLayer, quantized_layers, replace_module
 from tdquant.layers.conv import QuantConv1d, QuantConv2d
 from tdquant.layers.linear import QuantLinear
 
@@ -13,4 +13,5 @@ __all__ = [
     "QuantLayer",
     "QuantLinear",
     "quantized_layers",
+    "replace_module",
 ]

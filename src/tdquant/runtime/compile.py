@@ -47,8 +47,6 @@ def compile(frozen: nn.Module, backend: str = "auto") -> nn.Module:
         FreezeError: The model is not frozen.
         BackendError: No such backend.
     """
-    import tdquant.runtime.reference  # noqa: F401  registers itself
-
     clock_of(frozen)
     if not is_frozen(frozen):
         raise FreezeError(

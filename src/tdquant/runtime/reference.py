@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdquant.fakequant import expand_scale
-from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers
+from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers, replace_module
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight
 from tdquant.runtime.compile import register_backend
 
@@ -91,5 +91,5 @@ def lower(frozen: nn.Module) -> nn.Module:
     """A copy of the frozen model whose quantized layers are ReferenceLayers."""
     model = copy.deepcopy(frozen)
     for path, layer in list(quantized_layers(model)):
-        model.set_submodule(path, ReferenceLayer(layer, path))
+        replace_module(model, layer, ReferenceLayer(layer, path))
     return model

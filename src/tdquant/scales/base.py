@@ -64,7 +64,9 @@ def floored(s: Tensor) -> Tensor:
     """``max(s, FLOOR)`` with the gradient of the identity: a step that fell to the floor can rise
     again.
     """
-    return s + (s.clamp(min=FLOOR) - s).detach() if s.requires_grad else s.clamp(min=FLOOR)
+    if not s.requires_grad:
+        return s.clamp(min=FLOOR)
+    return torch.where(s > FLOOR, s, FLOOR + (s - s.detach()))
 
 
 def inverse_softplus(s: Tensor) -> Tensor:

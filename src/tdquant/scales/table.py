@@ -22,10 +22,12 @@ from tdquant.scales.base import Scale, floored
 
 
 def training_timesteps(low: float, high: float, limit: int = 1024) -> Tensor:
-    """Knots over ``[low, high]``: every integer where both ends are integers, else ``limit`` even
-    ones.
+    """Knots over ``[low, high]``: every training index, or ``limit`` even ones over continuous
+    times.
+
+    A range between integers at least 99 apart is one of indices; sigmas end at 1 or 80.
     """
-    if float(low).is_integer() and float(high).is_integer() and high - low >= 1:
+    if float(low).is_integer() and float(high).is_integer() and high - low >= 99:
         return torch.arange(int(low), int(high) + 1, dtype=torch.float32)
     return torch.linspace(low, high, limit)
 
@@ -78,17 +80,21 @@ class TableScale(Scale):
         if last == 0:
             return floored(self.table[0])
         assert timestep is not None
-        timestep = timestep.to(self.knots.device)
-        if self.first is not None and not timestep.is_floating_point():
-            return floored(self.table[(timestep - self.first).clamp(0, last)])
-        t = timestep.to(torch.float32).clamp(self.knots[0], self.knots[-1])
-        right = torch.searchsorted(self.knots, t).clamp(1, last)
-        left = right - 1
-        w = (t - self.knots[left]) / (self.knots[right] - self.knots[left])
+        # index_select on a flat index: indexing by a 0-dim tensor would synchronise with the
+        # device.
+        flat = timestep.to(self.knots.device).reshape(-1)
         table = floored(self.table)
-        # w == 0 gives table[left] exactly; at w == 1 the product could be a rounding off
-        # table[right].
-        return torch.where(w == 1, table[right], table[left] * (table[right] / table[left]) ** w)
+        if self.first is not None and not flat.is_floating_point():
+            index = (flat - self.first).clamp(0, last)
+            return table.index_select(0, index).reshape(timestep.shape)
+        knots = self.knots
+        t = flat.to(torch.float32).clamp(knots[0], knots[-1])
+        right = torch.searchsorted(knots, t).clamp(1, last)
+        t0, t1 = knots.index_select(0, right - 1), knots.index_select(0, right)
+        s0, s1 = table.index_select(0, right - 1), table.index_select(0, right)
+        w = (t - t0) / (t1 - t0)
+        # w == 0 gives s0 exactly; at w == 1 the product could be a rounding off s1.
+        return torch.where(w == 1, s1, s0 * (s1 / s0) ** w).reshape(timestep.shape)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
         knots = state.get(prefix + "knots")

@@ -1,0 +1,7 @@
+"""``python -m tdquant``."""
+
+import sys
+
+from tdquant.cli import main
+
+sys.exit(main())

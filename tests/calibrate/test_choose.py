@@ -1,0 +1,54 @@
+import torch
+
+from tdquant.calibrate.candidates import Candidate
+from tdquant.calibrate.choose import JUDGED, STATIC, list_choices, time_weights
+from tdquant.calibrate.judge import Judgement
+from tdquant.scales import TableScale
+
+TWO, ONE = torch.tensor([0.0, 999.0]), torch.zeros(1)
+
+
+def candidates():
+    out = []
+    for estimator in ("mse", "minmax"):
+        out.append(Candidate(estimator, TableScale(TWO, torch.ones(2))))
+    for estimator in ("mse", "minmax"):
+        out.append(Candidate(estimator, TableScale(ONE, torch.ones(1))))
+    return out
+
+
+def choose(errors, wanted="auto", margin=0.1):
+    judgement = Judgement(torch.zeros(1), {"a": torch.tensor([errors])})
+    return {
+        k: v["a"]
+        for k, v in list_choices({"a": wanted}, {"a": candidates()}, judgement, margin).items()
+    }
+
+
+def test_auto_is_temporal_only_beyond_the_margin():
+    assert choose([0.85, 9.0, 1.0, 9.0])[JUDGED] == 0
+    assert choose([0.95, 9.0, 1.0, 9.0])[JUDGED] == 2
+    assert choose([0.95, 9.0, 1.0, 9.0], margin=0.01)[JUDGED] == 0
+
+
+def test_forced_kinds():
+    assert choose([0.1, 0.1, 1.0, 0.9], "static")[JUDGED] == 3
+    assert choose([0.99, 2.0, 1.0, 2.0], "temporal")[JUDGED] == 0
+    # A flat curve is a temporal scale too: forcing the kind never costs error.
+    assert choose([2.0, 2.0, 1.0, 2.0], "temporal")[JUDGED] == 2
+
+
+def test_one_choice_for_each_estimator_alone():
+    found = choose([0.1, 0.5, 1.0, 9.0])
+    assert found == {JUDGED: 0, "mse everywhere": 0, "minmax everywhere": 1, STATIC: 2}
+
+
+def test_time_weights_follow_the_error():
+    times = torch.arange(1000.0)
+    error = torch.where(times < 500, 1.0, 9.0)[:, None]
+    w = time_weights(Judgement(times, {"a": error}), "a", 0, torch.arange(1000.0))
+    assert w.shape == (1000,)
+    assert (w > 0).all()
+    assert 5 < w[900] / w[100] < 9
+    flat = time_weights(Judgement(times, {"a": 0 * error}), "a", 0, times)
+    assert (flat == 1).all()

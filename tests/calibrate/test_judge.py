@@ -1,0 +1,59 @@
+import torch
+from torch import nn
+
+import tdquant as tdq
+from tdquant.calibrate.candidates import make_candidates
+from tdquant.calibrate.judge import judge
+from tdquant.fakequant import fake_quantize
+from tdquant.quantizers import activation_quantizers
+
+
+class Linear(nn.Module):
+    """A linear model, for which the judge's linearisation is exact."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(8, 8)
+        self.b = nn.Linear(8, 5)
+
+    def forward(self, x, t):
+        return self.b(self.a(x))
+
+
+def test_judged_error_is_the_output_error_of_each_layer_alone():
+    model = tdq.quantize(Linear(), tdq.Recipe(edges=3, weights=32), verbose=False)
+    rng = torch.Generator().manual_seed(1)
+    calls = [(torch.randn(16, 8, generator=rng), torch.tensor(t)) for t in range(0, 1000, 10)]
+    observations = tdq.observe(model, calls, progress=False)
+    quantizers = dict(activation_quantizers(model))
+    grids = {n: q.grid for n, q in quantizers.items()}
+    candidates = {n: make_candidates(observations.seen[n], grids[n], "auto") for n in quantizers}
+    judgement = judge(model, quantizers, grids, candidates, calls)
+    assert judgement.times.shape == (1600,)
+    exact = Linear()
+    for i, candidate in enumerate(candidates["b.input_quantizer"]):
+        total = 0.0
+        for x, t in calls:
+            h = exact.a(x)
+            grid = grids["b.input_quantizer"]
+            step = candidate.curve(t, h, grid)
+            change = exact.b(fake_quantize(h, step, grid.low, grid.high)) - exact.b(h)
+            total += change.square().mean().item() / len(calls)
+        found = judgement.mean("b.input_quantizer")[i].item()
+        assert abs(found - total) < 0.2 * total, (candidate.estimator, candidate.kind)
+
+
+def test_seeded():
+    model = tdq.quantize(Linear(), tdq.Recipe(edges=4), verbose=False)
+    calls = [(torch.ones(2, 8) * k, torch.tensor(k)) for k in (1, 2)]
+    observations = tdq.observe(model, calls, progress=False)
+    quantizers = dict(activation_quantizers(model))
+    grids = {n: q.grid for n, q in quantizers.items()}
+    candidates = {n: make_candidates(observations.seen[n], grids[n], "mse") for n in quantizers}
+    first, again, other = (
+        judge(model, quantizers, grids, candidates, calls, seed).errors["a.input_quantizer"]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

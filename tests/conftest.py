@@ -1,0 +1,43 @@
+import copy
+
+import pytest
+import torch
+
+import tdquant as tdq
+
+from .denoisers import Mixed, calls
+
+torch.set_num_threads(2)
+
+
+def quantized(weights=8, activations=8, scale="temporal", calibrated=True, **recipe):
+    model = Mixed().eval()
+    tdq.quantize(
+        model,
+        tdq.Recipe(weights=weights, activations=activations, scale=scale, **recipe),
+        verbose=False,
+    )
+    if calibrated:
+        tdq.calibrate(model, calls(), progress=False)
+    return model
+
+
+@pytest.fixture(scope="session")
+def _calibrated():
+    return quantized(weights=4, activations=6)
+
+
+@pytest.fixture
+def calibrated(_calibrated):
+    """A Mixed model at W4A6 with temporal scales, calibrated; a copy of its own for each test."""
+    return copy.deepcopy(_calibrated)
+
+
+@pytest.fixture
+def frozen(calibrated):
+    return tdq.freeze(calibrated)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(3, 6, 8, 8, generator=torch.Generator().manual_seed(5))

@@ -1,0 +1,52 @@
+"""Every registered backend through one contract: a lowering of the frozen model, and nothing else."""
+
+import pytest
+import torch
+
+import tdquant as tdq
+from tdquant.runtime import BACKENDS
+
+from ..conftest import quantized
+
+SETTINGS = {
+    "W8A8 temporal": {"weights": 8, "activations": 8},
+    "W4A4 temporal": {"weights": 4, "activations": 4},
+    "W3A5 static": {"weights": 3, "activations": 5, "scale": "static"},
+    "W8A8 dynamic": {"scale": "dynamic"},
+    "W8 float activations": {"weights": 8, "activations": 32},
+    "float weights A8": {"weights": 32, "activations": 8},
+    "W4A6 per tensor": {"weights": 4, "activations": 6, "granularity": "tensor"},
+    "W4A8 symmetric": {"weights": 4, "activations": 8, "grid": "symmetric"},
+}
+
+
+@pytest.fixture(params=SETTINGS, scope="module")
+def frozen_model(request):
+    recipe = dict(SETTINGS[request.param])
+    return tdq.freeze(quantized(calibrated=recipe.get("activations") != 32, **recipe))
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_equals_the_frozen_model(frozen_model, backend, x):
+    before = {k: v.clone() for k, v in frozen_model.state_dict().items()}
+    fast = tdq.compile(frozen_model, backend)
+    with torch.no_grad():
+        for t in (0, 500, 999, torch.tensor([0, 431, 999])):
+            t = torch.as_tensor(t)
+            y = frozen_model(x, t)
+            # A value that lands on the other side of a rounding boundary downstream moves by one
+            # step: rare, so the bulk is compared tightly and the whole loosely.
+            error = (fast(x, t) - y).abs()
+            assert error.median() <= 1e-5 * y.abs().max()
+            assert error.mean() <= 1e-3 * y.abs().max()
+    assert all(torch.equal(before[k], v) for k, v in frozen_model.state_dict().items())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batch_split_changes_nothing(frozen, backend, x):
+    fast = tdq.compile(frozen, backend)
+    t = torch.tensor([3, 600, 999])
+    with torch.no_grad():
+        whole = fast(x, t)
+        parts = torch.cat([fast(x[i : i + 1], t[i : i + 1]) for i in range(3)])
+    assert torch.allclose(whole, parts, rtol=1e-5, atol=1e-6)

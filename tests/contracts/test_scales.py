@@ -1,0 +1,80 @@
+"""Every registered scale law through one contract."""
+
+import pytest
+import torch
+
+from tdquant.errors import CalibrationError
+from tdquant.frozen import frozen_scale
+from tdquant.grid import Grid
+from tdquant.scales import (
+    SCALES,
+    DynamicScale,
+    PendingScale,
+    StaticScale,
+    TableScale,
+    TemporalScale,
+)
+
+GRIDS = [Grid.signed(2), Grid.signed(8), Grid.affine(4, 2), Grid.affine(5, 0)]
+MAKE = {
+    "temporal": lambda: TemporalScale(0.05),
+    "static": lambda: StaticScale(0.05),
+    "dynamic": DynamicScale,
+    "table": lambda: TableScale(torch.arange(1000.0), torch.rand(1000) + 0.1),
+}
+
+
+def test_every_registered_law_is_here():
+    assert set(MAKE) == set(SCALES) - {PendingScale.kind}
+
+
+@pytest.fixture(params=sorted(MAKE))
+def scale(request):
+    torch.manual_seed(0)
+    return MAKE[request.param]()
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("t", [torch.tensor(0), torch.tensor(999), torch.tensor(31.5)])
+def test_scalar_time(scale, grid, t):
+    s = scale(t, torch.randn(3, 4, 5), grid)
+    assert s.shape in ((), (3,))
+    assert s.dtype == torch.float32
+    assert (s > 0).all()
+    assert s.isfinite().all()
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_mixed_times_equal_one_at_a_time(scale, grid):
+    x, t = torch.randn(3, 4, 5), torch.tensor([2, 500, 999])
+    s = scale(t, x, grid).expand(3)
+    for i in range(3):
+        alone = scale(t[i], x[i : i + 1], grid).reshape(())
+        assert torch.allclose(s[i], alone, rtol=1e-6)
+
+
+def test_survives_a_cast(scale):
+    x, t, grid = torch.randn(3, 4), torch.tensor(40), GRIDS[1]
+    before = scale(t, x, grid)
+    assert torch.equal(scale.bfloat16()(t, x, grid), before)
+    assert torch.equal(scale.half()(t, x, grid), before)
+
+
+def test_frozen_equals_live_at_every_training_timestep(scale):
+    grid, t, x = GRIDS[1], torch.arange(1000), torch.randn(1000, 3)
+    frozen = frozen_scale(scale, grid)
+    live = scale(t, x, grid).expand(1000)
+    assert torch.allclose(frozen(t, x, grid).expand(1000), live, rtol=3e-7)
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_round_trip_through_a_state_dict(scale):
+    other = MAKE[scale.kind]()
+    other.load_state_dict(scale.state_dict())
+    x, t = torch.randn(3, 4), torch.tensor([1, 10, 100])
+    assert torch.equal(scale(t, x, GRIDS[0]), other(t, x, GRIDS[0]))
+
+
+def test_pending_always_raises():
+    with pytest.raises(CalibrationError):
+        PendingScale()(torch.tensor(1), torch.ones(1), GRIDS[0])

@@ -1,0 +1,56 @@
+"""Small denoisers for tests."""
+
+import torch
+from torch import nn
+
+
+class Mixed(nn.Module):
+    """Every kind of quantizable layer, strided, grouped and shared, on (B, 6, 8, 8)."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv_in = nn.Conv2d(6, 12, 3, padding=1)
+        self.time_mlp = nn.Linear(1, 12)
+        self.grouped = nn.Conv2d(12, 12, 3, stride=2, padding=1, groups=3, bias=False)
+        self.reflect = nn.Conv2d(12, 12, 3, padding=1, padding_mode="reflect")
+        self.sequence = nn.Conv1d(12, 12, 3, padding=1, dilation=1)
+        self.linear = nn.Linear(12, 12)
+        self.up = nn.ConvTranspose2d(12, 12, 2, stride=2)
+        self.conv_out = nn.Conv2d(12, 6, 1)
+
+    def forward(self, x, timestep, gain=None):
+        time = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1, 1) / 1000
+        time = time.to(x.dtype)
+        level = 1 + 3 * time.reshape(-1, 1, 1, 1)
+        h = self.conv_in(x * level)
+        h = h + self.time_mlp(time)[:, :, None, None]
+        h = nn.functional.silu(self.grouped(h))
+        h = self.reflect(h)
+        s = nn.functional.gelu(self.sequence(h.flatten(2)))
+        s = s + self.linear(s.transpose(1, 2)).transpose(1, 2)
+        h = self.up(s.reshape(h.shape))
+        return self.conv_out(h if gain is None else h * gain)
+
+
+class Plain(nn.Module):
+    """Two linear layers and a timestep argument of an unusual name."""
+
+    def __init__(self, zero: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(4, 16)
+        self.b = nn.Linear(16, 4)
+        if zero:
+            nn.init.zeros_(self.a.weight)
+
+    def forward(self, x, when):
+        return self.b(nn.functional.silu(self.a(x)))
+
+
+def calls(count: int = 12, batch: int = 4, shape=(6, 8, 8), seed: int = 0, mixed: bool = False):
+    rng = torch.Generator().manual_seed(seed)
+    for i in range(count):
+        x = torch.randn(batch, *shape, generator=rng)
+        t = torch.tensor(i * 999 // max(count - 1, 1))
+        yield x, (torch.randint(0, 1000, (batch,), generator=rng) if mixed else t)

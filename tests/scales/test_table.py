@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from tdquant.errors import CalibrationError
+from tdquant.grid import Grid
+from tdquant.scales import TableScale
+from tdquant.scales.table import training_timesteps
+
+GRID, EMPTY = Grid.signed(8), torch.empty(0)
+
+
+def steps(scale, t):
+    return scale(torch.as_tensor(t), EMPTY, GRID)
+
+
+def test_exact_on_integer_knots_for_integers_and_floats():
+    table = torch.rand(1000) + 0.01
+    scale = TableScale(torch.arange(1000.0), table)
+    t = torch.arange(1000)
+    assert torch.equal(steps(scale, t), table)
+    assert torch.equal(steps(scale, t.float()), table)
+    assert torch.equal(steps(scale, 17), table[17])
+
+
+def test_exact_on_continuous_knots_and_log_linear_between():
+    knots = torch.tensor([0.0, 0.3, 0.35, 1.0])
+    table = torch.tensor([0.1, 0.4, 0.2, 0.8])
+    scale = TableScale(knots, table)
+    assert torch.equal(steps(scale, knots), table)
+    assert steps(scale, 0.15).item() == pytest.approx(0.2, rel=1e-5)  # geometric mean of 0.1, 0.4
+    between = steps(scale, torch.linspace(0, 0.3, 20))
+    assert (between.diff() > 0).all()
+
+
+def test_clamped_outside():
+    scale = TableScale(torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.2]))
+    assert steps(scale, [-5.0, 9.0]).tolist() == pytest.approx([0.1, 0.2])
+
+
+def test_one_knot_is_static():
+    scale = TableScale(torch.zeros(1), torch.tensor([0.3]))
+    assert scale.static
+    assert steps(scale, [3, 900]).item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("knots", "table"),
+    [
+        ([0.0, 1.0], [0.1]),
+        ([], []),
+        ([0.0, 0.0], [0.1, 0.1]),
+        ([0.0], [0.0]),
+        ([0.0], [float("nan")]),
+    ],
+)
+def test_tables_that_cannot_be(knots, table):
+    with pytest.raises(CalibrationError):
+        TableScale(torch.tensor(knots), torch.tensor(table))
+
+
+def test_learned_table_gets_gradients_only_where_looked_up():
+    scale = TableScale(torch.arange(10.0), torch.ones(10), learned=True)
+    steps(scale, [2, 7]).sum().backward()
+    assert scale.table.grad.nonzero().flatten().tolist() == [2, 7]
+
+
+def test_state_dict_of_another_length():
+    source = TableScale(torch.arange(100.0), torch.rand(100) + 1)
+    target = TableScale(torch.tensor([0.0, 0.5]), torch.ones(2))
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(steps(target, torch.arange(100)), source.table)
+
+
+def test_training_timesteps():
+    assert torch.equal(training_timesteps(0, 999), torch.arange(1000.0))
+    assert len(training_timesteps(0.002, 80.0)) == 1024

@@ -1,0 +1,180 @@
+import copy
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import tdquant as tdq
+from tdquant.clock import Clock, clock_of, find_timestep
+from tdquant.errors import ClockError, ConversionError
+
+from .conftest import quantized
+from .denoisers import Mixed, Plain, calls
+
+
+class Probe(nn.Module):
+    """Returns the time that its clock shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def forward(self, x, t, scale=1.0):
+        return self.tdq_clock.read() * scale
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [((None, 7), {}), ((None,), {"t": 7}), ((), {"x": None, "t": 7})]
+)
+def test_reads_positions_and_keywords(args, kwargs):
+    model = Probe()
+    Clock(model)
+    assert model(*args, **kwargs).item() == 7
+
+
+def test_forgets_after_the_call_even_if_it_fails():
+    model = Probe()
+    clock = Clock(model)
+    with pytest.raises(TypeError):
+        model(None, 7, scale=object())
+    with pytest.raises(ClockError, match="no timestep"):
+        clock.read()
+
+
+def test_call_without_a_timestep():
+    model = Probe()
+    Clock(model)
+    with pytest.raises(ClockError, match="without 't'"):
+        model(None)
+
+
+def test_timestep_of_a_wrong_shape():
+    model = Probe()
+    Clock(model)
+    with pytest.raises(ClockError, match=r"\(2, 1\)"):
+        model(None, torch.zeros(2, 1))
+
+
+def test_argument_that_cannot_be_found():
+    with pytest.raises(ConversionError, match="cannot be found"):
+        find_timestep(Plain())
+    with pytest.raises(ConversionError, match="no argument 'tau'"):
+        find_timestep(Plain(), "tau")
+    assert find_timestep(Plain(), "when") == ("when", 1)
+
+
+def test_model_that_is_not_quantized():
+    with pytest.raises(ConversionError, match="not quantized"):
+        clock_of(Plain())
+
+
+def test_copies_have_clocks_of_their_own():
+    model = Probe()
+    Clock(model)
+    twin = copy.deepcopy(model)
+    assert clock_of(twin) is not clock_of(model)
+    assert twin(None, 3).item() == 3
+    clock_of(model).remove()
+    assert twin(None, 4).item() == 4
+
+
+def test_two_models_do_not_share_time():
+    outer, inner = Probe(), Probe()
+    Clock(outer)
+    Clock(inner)
+
+    def both(x, t):
+        return inner(None, 5), clock_of(outer).read()
+
+    outer.forward = both
+    first, second = outer(None, 9)
+    assert (first.item(), second.item()) == (5, 9)
+
+
+def test_threads_share_one_model(frozen, x):
+    times = list(range(0, 960, 120))
+    with torch.no_grad():
+        expected = [frozen(x, torch.tensor(t)) for t in times]
+    found = [None] * len(times)
+
+    def work(i):
+        with torch.no_grad():
+            for _ in range(5):
+                found[i] = frozen(x, torch.tensor(times[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(times))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+class Checkpointed(Mixed):
+    use = False
+
+    def forward(self, x, timestep):
+        if not self.use:
+            return super().forward(x, timestep)
+        h = self.conv_in(x)
+        return self.conv_out(
+            checkpoint(
+                lambda h: self.up(self.reflect(self.grouped(h))),
+                h,
+                use_reentrant=False,
+                context_fn=clock_of(self).preserve,
+            )
+        )
+
+
+def test_gradient_checkpointing_recomputes_with_the_same_scale(x):
+    grads = []
+    model = Checkpointed().eval()
+    tdq.quantize(model, tdq.Recipe(activations=5, scale="temporal"), verbose=False)
+    tdq.calibrate(model, calls(), progress=False)
+    for use in (True, False):
+        model.zero_grad()
+        if use:
+            model.use = True
+            model(x, torch.tensor([3, 500, 900])).square().sum().backward()
+        else:
+            with clock_of(model).at(torch.tensor([3, 500, 900])):
+                h = model.conv_in(x)
+                model.conv_out(model.up(model.reflect(model.grouped(h)))).square().sum().backward()
+        grads.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+    assert grads[0].keys() == grads[1].keys()
+    assert any("network" in n for n in grads[0])
+    for name, grad in grads[0].items():
+        assert torch.allclose(grad, grads[1][name], rtol=1e-4, atol=1e-5), name
+
+
+def test_checkpointing_without_preserve_is_an_error_and_not_a_guess(x):
+    model = quantized()
+    with clock_of(model).at(500):
+        y = checkpoint(model.conv_in, x.requires_grad_(), use_reentrant=False)
+    with pytest.raises(ClockError, match="preserve"):
+        y.sum().backward()
+
+
+def test_out_of_range_is_clamped_with_one_warning(frozen, x):
+    with pytest.warns(UserWarning, match="1500 lies outside"):
+        y = frozen(x, torch.tensor(1500))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = frozen(x, torch.tensor(1500))
+    assert torch.equal(y, again)
+
+
+def test_no_graph_break(frozen, calibrated, x):
+    # Fullgraph tracing fails at any data-dependent branch, so this also shows that no layer
+    # synchronises.
+    for model in (frozen, calibrated):
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        with torch.no_grad():
+            for t in (torch.tensor(10), torch.tensor([1, 500, 900])):
+                assert torch.allclose(compiled(x, t), model(x, t), atol=1e-5)

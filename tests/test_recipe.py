@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from tdquant.errors import RecipeError
+from tdquant.recipe import Recipe
+
+
+@pytest.mark.parametrize("bits", [1, 17, 0, -4, 8.0, True, "8"])
+@pytest.mark.parametrize("field", ["weights", "activations", "edges", "time_weights", "attention"])
+def test_widths_out_of_range(field, bits):
+    with pytest.raises(RecipeError, match=f"{field}={bits!r}"):
+        Recipe(**{field: bits})
+
+
+def test_all_mistakes_are_reported_at_once():
+    with pytest.raises(RecipeError) as error:
+        Recipe(
+            weights=1,
+            activations=17,
+            scale="temporel",
+            granularity="row",
+            grid="log",
+            overrides={"a.*": {"weights": 99, "colour": 3, "scale": "x"}},
+            temporal={"width": 3},
+        )
+    text = str(error.value)
+    assert "9 mistakes" in text
+    for word in ("weights=1", "activations=17", "temporel", "row", "log", "99", "colour", "width"):
+        assert word in text
+
+
+def test_round_trip_through_json():
+    recipe = Recipe(4, 5, exclude=("a.*",), overrides={"b": {"weights": 8}}, temporal={"depth": 2})
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_unknown_field_of_a_newer_version():
+    with pytest.raises(RecipeError, match="future"):
+        Recipe.from_dict({"weights": 4, "future": 1})
+
+
+def test_layer_plans():
+    recipe = Recipe(4, 5, overrides={"x": {"activations": 32}, "y": {"scale": "static"}})
+    plain = recipe.for_layer([], edge=False, time_path=False)
+    assert (plain.weights, plain.activations, plain.scale) == (4, 5, "auto")
+    edge = recipe.for_layer([], edge=True, time_path=False)
+    assert (edge.weights, edge.activations) == (8, 8)
+    time = recipe.for_layer([], edge=False, time_path=True)
+    assert (time.weights, time.activations) == (8, 32)
+    both = recipe.for_layer(["x", "y"], edge=False, time_path=False)
+    assert (both.weights, both.activations, both.scale) == (4, 32, "static")
+
+
+def test_float_operands_stay_float_everywhere():
+    recipe = Recipe(weights=32, activations=5)
+    assert recipe.for_layer([], edge=True, time_path=False).weights == 32
+    assert recipe.for_layer([], edge=False, time_path=True).weights == 32

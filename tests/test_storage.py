@@ -1,0 +1,180 @@
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import tdquant as tdq
+from tdquant import storage
+from tdquant.errors import FreezeError, ModelError, StorageError
+
+from .conftest import quantized
+from .denoisers import Mixed, Plain
+
+INDEX, TENSORS = storage.INDEX, storage.TENSORS
+
+
+@pytest.fixture
+def saved(frozen, tmp_path):
+    return tdq.save(frozen, tmp_path / "model")
+
+
+@pytest.mark.parametrize("weights", [2, 3, 4, 8, 12, 32])
+@pytest.mark.parametrize("scale", ["temporal", "dynamic"])
+def test_bit_equal(weights, scale, tmp_path, x):
+    frozen = tdq.freeze(quantized(weights=weights, activations=5, scale=scale))
+    again = tdq.load(tdq.save(frozen, tmp_path / "m"), model=Mixed(seed=7))
+    for t in (torch.tensor(3), torch.tensor([0, 500, 999])):
+        assert torch.equal(again(x, t), frozen(x, t))
+    assert tdq.is_frozen(again)
+    assert tdq.summary(again) == tdq.summary(frozen)
+    assert again.tdq_recipe == frozen.tdq_recipe
+
+
+def test_static_and_half_precision(tmp_path, x):
+    frozen = tdq.freeze(quantized(scale="static", weights=4)).bfloat16()
+    again = tdq.load(tdq.save(frozen, tmp_path / "m"), model=Mixed().bfloat16())
+    assert torch.equal(again(x.bfloat16(), 5), frozen(x.bfloat16(), 5))
+    assert again.conv_in.input_quantizer.scale.table.dtype == torch.float32
+
+
+def test_rebuilt_from_its_configuration(tmp_path):
+    pipe = tdq.models.load_embedded("tiny")
+    model = tdq.quantize(pipe.unet, tdq.Recipe(scale="dynamic"), verbose=False)
+    frozen = tdq.freeze(model)
+    again = tdq.load(tdq.save(frozen, tmp_path / "m"))
+    x = torch.randn(2, *pipe.shape)
+    assert torch.equal(again(x, 5), frozen(x, 5))
+
+
+def test_a_diffusers_model_is_rebuilt_too(tmp_path):
+    unet = tdq.models.load_embedded("tiny").unet.unet
+    frozen = tdq.freeze(tdq.quantize(unet, tdq.Recipe(scale="dynamic"), verbose=False))
+    again = tdq.load(tdq.save(frozen, tmp_path / "m"))
+    x = torch.randn(1, 12, 8, 8)
+    assert torch.equal(again(x, 5).sample, frozen(x, 5).sample)
+
+
+def test_only_json_and_safetensors(saved):
+    assert sorted(p.name for p in saved.iterdir()) == [TENSORS, INDEX] or sorted(
+        p.name for p in saved.iterdir()
+    ) == sorted([TENSORS, INDEX])
+    with pytest.raises(pickle.UnpicklingError):
+        pickle.loads((saved / TENSORS).read_bytes())
+
+
+def test_coverage_survives(saved):
+    again = tdq.load(saved, model=Mixed())
+    with pytest.warns(UserWarning, match="lies outside"):
+        again(torch.ones(1, 6, 8, 8), 4000)
+
+
+def test_model_that_cannot_be_rebuilt(saved):
+    with pytest.raises(ModelError, match=r"load\(directory, model=\.\.\.\)"):
+        tdq.load(saved)
+
+
+def test_unfrozen(calibrated, tmp_path):
+    with pytest.raises(FreezeError, match="frozen"):
+        tdq.save(calibrated, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_saving_again_replaces(saved, frozen, x):
+    other = tdq.freeze(quantized(weights=8))
+    tdq.save(other, saved)
+    assert torch.equal(tdq.load(saved, model=Mixed())(x, 3), other(x, 3))
+    assert [p.name for p in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_foreign_folder_is_not_overwritten(frozen, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(StorageError, match="something else"):
+        tdq.save(frozen, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_failed_save_leaves_the_old_one(saved, frozen, x, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(storage, "save_file", full)
+    with pytest.raises(OSError, match="space"):
+        tdq.save(tdq.freeze(quantized(weights=8)), saved)
+    assert torch.equal(tdq.load(saved, model=Mixed())(x, 3), frozen(x, 3))
+    assert [p.name for p in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_weight_changed_after_freezing_is_not_saved(frozen, tmp_path):
+    frozen.linear.weight.add_(0.01)
+    with pytest.raises(FreezeError, match="linear"):
+        tdq.save(frozen, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+def edit(saved, **changes):
+    index = json.loads((saved / INDEX).read_text())
+    index.update(changes)
+    (saved / INDEX).write_text(json.dumps(index))
+
+
+DAMAGE = {
+    "missing folder": (lambda s: shutil.rmtree(s), "no tdquant.json"),
+    "missing tensors": (lambda s: os.remove(s / TENSORS), "no model.safetensors"),
+    "missing index": (lambda s: os.remove(s / INDEX), "no tdquant.json"),
+    "truncated tensors": (
+        lambda s: (s / TENSORS).write_bytes((s / TENSORS).read_bytes()[:-100]),
+        "cannot be read",
+    ),
+    "empty tensors": (lambda s: (s / TENSORS).write_bytes(b""), "cannot be read"),
+    "truncated index": (
+        lambda s: (s / INDEX).write_text((s / INDEX).read_text()[:-100]),
+        "not JSON",
+    ),
+    "binary index": (lambda s: (s / INDEX).write_bytes(b"\xff\xfe\x00"), "not JSON"),
+    "foreign": (lambda s: edit(s, format="onnx"), "foreign format"),
+    "foreign list": (lambda s: (s / INDEX).write_text("[]"), "foreign format"),
+    "newer": (lambda s: edit(s, version=99), "version 99, newer than"),
+    "incomplete": (lambda s: (s / INDEX).write_text('{"format": "tdquant"}'), "lacks"),
+    "tensors of another save": (lambda s: edit(s, tensors=["a"]), "disagree"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_folders(saved, damage):
+    harm, match = DAMAGE[damage]
+    harm(saved)
+    with pytest.raises(StorageError, match=match) as error:
+        tdq.load(saved, model=Mixed())
+    assert str(saved) in str(error.value)
+
+
+@pytest.mark.parametrize("other", [Plain, lambda: nn.Linear(3, 3)])
+def test_a_model_of_another_architecture(saved, other):
+    with pytest.raises((StorageError, tdq.errors.ConversionError)):
+        tdq.load(saved, model=other())
+
+
+def test_wider_model(saved):
+    wide = Mixed()
+    wide.linear = nn.Linear(24, 12)
+    with pytest.raises(StorageError, match="do not fit"):
+        tdq.load(saved, model=wide)
+
+
+def test_codes_that_do_not_fit_their_shape(saved):
+    index = json.loads((saved / INDEX).read_text())
+    index["layers"]["linear"]["weight"]["shape"] = [3, 3]
+    (saved / INDEX).write_text(json.dumps(index))
+    with pytest.raises(StorageError, match="codes of 4 bits"):
+        tdq.load(saved, model=Mixed())
+
+
+def test_inspection_needs_no_model(saved):
+    text = storage.inspect_saved(saved)
+    assert "linear" in text
+    assert "W4" in text
+    assert "table of 1000" in text
