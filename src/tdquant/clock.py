@@ -46,9 +46,7 @@ def find_timestep(model: nn.Module, name: str | None = None) -> tuple[str, int]:
 
 
 def _caller() -> int:
-    """The thread that calls: threads may share one model. A graph that is being compiled has but
-    one.
-    """
+    """The calling thread: threads may share a model. A graph that is being compiled has one."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 

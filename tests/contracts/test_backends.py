@@ -1,4 +1,4 @@
-"""Every registered backend through one contract: a lowering of the frozen model, and nothing else."""
+"""Every registered backend through one contract: a lowering of the frozen model."""
 
 import pytest
 import torch

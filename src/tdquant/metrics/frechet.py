@@ -129,7 +129,7 @@ class FrechetDistance:
 
     def _metric(self) -> Any:
         metric = require("torchmetrics.image.fid", "metrics").FrechetInceptionDistance
-        return metric(feature=self.features, normalize=False).set_dtype(torch.float64)
+        return metric(feature=self.features, normalize=False)
 
     def _update(self, metric: Any, images: Tensor, real: bool, progress: bool) -> None:
         if len(images) < 2:
