@@ -5,7 +5,7 @@ Rounding asks for small steps and clipping for large ones, and how the two weigh
 output differs from layer to layer. Between the mse step and the min-max step of each time the
 candidates are
 
-    log s_c(t) = (1 - c) log s_mse(t) + c log s_minmax(t),    c in {0, 1/4, 1/2, 3/4, 1}
+    log s_c(t) = (1 - c) log s_mse(t) + c log s_minmax(t),    c in {0, 1/2, 1}
 
 and the percentile step stands beside them. Each comes in a temporal and in a flat form.
 """
@@ -23,8 +23,8 @@ from tdquant.ranges import best_zero, estimate, pooled
 from tdquant.ranges.estimators import one_sided
 from tdquant.scales import TableScale
 
-BLENDS = (0.0, 0.25, 0.5, 0.75, 1.0)
-NAMES = ("mse", *(f"mse-minmax {c:g}" for c in BLENDS[1:-1]), "minmax", "percentile")
+BLENDS = (0.0, 0.5, 1.0)
+NAMES = ("mse", "between", "minmax", "percentile")
 
 
 @dataclass(frozen=True)

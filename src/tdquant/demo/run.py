@@ -39,6 +39,7 @@ class Settings:
         calibration: Trajectories to calibrate on.
         judged: Calls kept for judging scales.
         trial: Images and steps by which choices for the whole model are compared.
+        checked: Timesteps at which the SQNR is measured.
         seed: Seed of everything.
     """
 
@@ -47,12 +48,15 @@ class Settings:
     calibration: int = 16
     judged: int = 50
     trial: tuple[int, int] = (16, 15)
+    checked: int = 10
     seed: int = 0
 
     @classmethod
     def quick(cls, seed: int = 0) -> Settings:
         """A smaller run, to see that everything works."""
-        return cls(images=48, steps=12, calibration=8, judged=12, trial=(8, 8), seed=seed)
+        return cls(
+            images=48, steps=12, calibration=8, judged=12, trial=(8, 8), checked=5, seed=seed
+        )
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,13 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
             key = (f"W{weights}A{activations}", LABELS[scale])
             images[key] = found
             checks = trajectories(
-                pipe.unet, pipe.scheduler, 8, pipe.shape, steps=10, batch=8, seed=settings.seed + 2
+                pipe.unet,
+                pipe.scheduler,
+                8,
+                pipe.shape,
+                steps=settings.checked,
+                batch=8,
+                seed=settings.seed + 2,
             )
             sqnr = mean_sqnr(sqnr_over_time(model, pipe.unet, checks))
             error = float(mse(found, exact).mean())

