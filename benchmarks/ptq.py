@@ -1,12 +1,13 @@
 """PTQ on the embedded model: static against temporal scales, by widths, steps and schedulers.
 
-    python benchmarks/ptq.py            # about half an hour on two cores
+    python benchmarks/ptq.py            # about a quarter of an hour on two cores
     python benchmarks/ptq.py --images 16
 
-Static scales are calibrated by min-max, percentile, mse and the automatic choice; the best of them
-is the baseline, and all get the same grids, calls and seeds. Paired MSE is that of the final
-samples against the float model's from the same noise, clamped to [-1, 1]. The noise of the test is
-not that of calibration.
+Static scales are calibrated by min-max, percentile and mse; the best of the three is the baseline,
+and all get the same grids, calls and seeds. The paired error is that of the final samples against
+the float model's from the same noise, clamped to [-1, 1], as mean and as median over the images:
+an image that tips over into another one weighs a hundred times the rest in the mean. The noise of
+the test is not that of calibration.
 """
 
 import argparse
@@ -21,15 +22,15 @@ from tdquant.diffusion import make_scheduler
 from tdquant.metrics import mse
 from tdquant.quantizers import activation_quantizers
 
-WIDTHS = [(8, 8), (8, 5), (32, 5), (32, 4), (4, 4)]
-STATIC = ("minmax", "percentile", "mse", "auto")
+WIDTHS = [(8, 8), (8, 5), (32, 5), (32, 4)]
+STATIC = ("minmax", "percentile", "mse")
 TRANSFER = [("ddim", n) for n in (10, 20, 50, 100, 250)] + [("dpm++", 20), ("euler", 30)]
 TEST_SEED = 77
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=96)
     args = parser.parse_args()
     pipe = tdq.models.load_embedded("cats-ddpm")
 
@@ -65,7 +66,7 @@ def main() -> None:
     exact = run(pipe.unet)
     rows, kept = [], {}
     for weights, activations in WIDTHS:
-        found = {}
+        found, medians = {}, {}
         plans = [("static", e) for e in STATIC] + [
             ("temporal", "auto"),
             ("auto", "auto"),
@@ -78,7 +79,8 @@ def main() -> None:
             )
             frozen = tdq.freeze(model)
             key = f"{scale} {estimator}"
-            found[key] = error(frozen, exact)
+            each = mse(run(frozen), exact)
+            found[key], medians[key] = float(each.mean()), float(each.median())
             kept[weights, activations, key] = frozen
             print(
                 f"W{weights}A{activations} {key}: {found[key]:.3g} ({report.chosen})", flush=True
@@ -93,6 +95,7 @@ def main() -> None:
                 "weights": weights,
                 "activations": activations,
                 "mse": found,
+                "median": medians,
                 "best_static": best,
                 "ratio_auto": found["auto auto"] / found[best],
                 "ratio_temporal": found["temporal auto"] / found[best],
@@ -101,24 +104,26 @@ def main() -> None:
             }
         )
     head = ["bits", "best static", "temporal", "auto (default)", "dynamic", "auto / static"]
-    table(
-        head,
-        [
+    for measure in ("mse", "median"):
+        print(f"paired error of the samples, {measure}")
+        table(
+            head,
             [
-                f"W{r['weights']}A{r['activations']}",
-                r["mse"][r["best_static"]],
-                *(r["mse"][f"{kind} auto"] for kind in ("temporal", "auto", "dynamic")),
-                r["ratio_auto"],
-            ]
-            for r in rows
-        ],
-    )
+                [
+                    f"W{r['weights']}A{r['activations']}",
+                    r[measure][r["best_static"]],
+                    *(r[measure][f"{kind} auto"] for kind in ("temporal", "auto", "dynamic")),
+                    r[measure]["auto auto"] / r[measure][r["best_static"]],
+                ]
+                for r in rows
+            ],
+        )
 
     transfer = []
-    few = min(32, args.images)
+    few = min(24, args.images)
     for name, steps in TRANSFER:
         float_images = run(pipe.unet, name, steps, few)
-        for weights, activations in ((8, 5), (4, 4)):
+        for weights, activations in ((8, 5),):
             row = next(
                 r for r in rows if (r["weights"], r["activations"]) == (weights, activations)
             )

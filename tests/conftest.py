@@ -10,11 +10,11 @@ from .denoisers import Mixed, calls
 torch.set_num_threads(2)
 
 
-def quantized(weights=8, activations=8, scale="temporal", calibrated=True, **recipe):
+def quantized(weights=8, activations=8, scale="temporal", calibrated=True, edges=8, **recipe):
     model = Mixed().eval()
     tdq.quantize(
         model,
-        tdq.Recipe(weights=weights, activations=activations, scale=scale, **recipe),
+        tdq.Recipe(weights=weights, activations=activations, scale=scale, edges=edges, **recipe),
         verbose=False,
     )
     if calibrated:

@@ -133,7 +133,7 @@ class Checkpointed(Mixed):
 def test_gradient_checkpointing_recomputes_with_the_same_scale(x):
     grads = []
     model = Checkpointed().eval()
-    tdq.quantize(model, tdq.Recipe(activations=5, scale="temporal"), verbose=False)
+    tdq.quantize(model, tdq.Recipe(activations=5, edges=8, scale="temporal"), verbose=False)
     tdq.calibrate(model, calls(), progress=False)
     for use in (True, False):
         model.zero_grad()

@@ -45,6 +45,8 @@ def test_layer_plans():
     plain = recipe.for_layer([], edge=False, time_path=False)
     assert (plain.weights, plain.activations, plain.scale) == (4, 5, "auto")
     edge = recipe.for_layer([], edge=True, time_path=False)
+    assert (edge.weights, edge.activations) == (32, 32)
+    edge = Recipe(4, 5, edges=8).for_layer([], edge=True, time_path=False)
     assert (edge.weights, edge.activations) == (8, 8)
     time = recipe.for_layer([], edge=False, time_path=True)
     assert (time.weights, time.activations) == (8, 32)
@@ -53,6 +55,6 @@ def test_layer_plans():
 
 
 def test_float_operands_stay_float_everywhere():
-    recipe = Recipe(weights=32, activations=5)
+    recipe = Recipe(weights=32, activations=5, edges=8)
     assert recipe.for_layer([], edge=True, time_path=False).weights == 32
     assert recipe.for_layer([], edge=False, time_path=True).weights == 32

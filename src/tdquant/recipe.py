@@ -46,7 +46,8 @@ class Recipe:
             ``"static"``, ``"dynamic"`` (each input's extremes), ``"table"`` (a learned step a
             timestep), or ``"auto"``: temporal where calibration measures that it helps, static
             elsewhere.
-        edges: Bits of weight and input of the first and last layers.
+        edges: Bits of weight and input of the first and last layers. They are a thousandth of the
+            work and most of the damage: float by default.
         time_weights: Bits of the weights on the time path; its activations stay in float.
         attention: Bits of the operands of QK^T and AV, or 32 to leave the products in float.
         granularity: One weight step for each output ``"channel"``, or for the ``"tensor"``.
@@ -64,7 +65,7 @@ class Recipe:
     weights: int = 8
     activations: int = 8
     scale: str = "auto"
-    edges: int = 8
+    edges: int = FLOAT
     time_weights: int = 8
     attention: int = FLOAT
     granularity: str = "channel"

@@ -96,7 +96,7 @@ def test_one_shot_iterators_are_enough():
 
 def test_continuous_times():
     model = Mixed().eval()
-    tdq.quantize(model, tdq.Recipe(scale="temporal"), verbose=False)
+    tdq.quantize(model, tdq.Recipe(scale="temporal", edges=8), verbose=False)
     tdq.calibrate(model, [(x, t / 999) for x, t in calls()], progress=False)
     scale = model.conv_in.input_quantizer.scale
     assert scale.time_range.tolist() == [0, 1]

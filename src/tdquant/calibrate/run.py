@@ -60,8 +60,8 @@ class Calibration:
 
     Attributes:
         layers: One LayerChoice for each activation.
-        trials: Mean squared error of the whole model's output, or of generated samples, by the
-            choice tried.
+        trials: Geometric mean over samples of the squared error of the whole model's output, or of
+            generated samples, by the choice tried.
         chosen: The name of the one that was taken.
     """
 
@@ -154,9 +154,10 @@ def calibrate(
         choices = list_choices(wanted, candidates, judgement, margin)
         trials = {}
         if len(choices) > 1:
-            result = generate or (
-                lambda net: torch.cat([y.flatten() for y in outputs(net, calls)])
-            )
+
+            def result(net: nn.Module) -> list[Tensor]:
+                return [generate(net)] if generate else outputs(net, calls)
+
             trials = _try_all(model, quantizers, grids, candidates, choices, result, progress)
         name = min(trials, key=trials.__getitem__) if trials else next(iter(choices))
         choice = choices[name]
@@ -194,11 +195,13 @@ def _try_all(
     grids: dict[str, Grid],
     candidates: dict[str, list[Candidate]],
     choices: dict[str, dict[str, int]],
-    result: Callable[[nn.Module], Tensor],
+    result: Callable[[nn.Module], list[Tensor]],
     progress: bool,
 ) -> dict[str, float]:
-    """Mean squared error of ``result(model)`` with all activations quantized, weights in float, a
-    choice each.
+    """Error of ``result(model)`` under each choice: activations quantized, weights in float.
+
+    The mean over samples is geometric: where a generated sample tips over into another picture its
+    error is a hundred times that of the rest, and a few such would decide by chance.
     """
     with observing(model, quantizers, lambda name, x, t: x):
         exact = result(model)
@@ -215,7 +218,11 @@ def _try_all(
             return fake_quantize(x, expand_scale(scale(timestep, x, grid), x), grid.low, grid.high)
 
         with observing(model, quantizers, look):
-            found[title] = float((result(model) - exact).square().mean())
+            errors = [
+                (y - e).square().flatten(1).mean(1)
+                for y, e in zip(result(model), exact, strict=True)
+            ]
+        found[title] = float(torch.cat(errors).clamp(min=1e-20).log().mean().exp())
     return found
 
 

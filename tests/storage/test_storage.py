@@ -11,8 +11,8 @@ import tdquant as tdq
 from tdquant import storage
 from tdquant.errors import FreezeError, ModelError, StorageError
 
-from .conftest import quantized
-from .denoisers import Mixed, Plain
+from ..conftest import quantized
+from ..denoisers import Mixed, Plain
 
 INDEX, TENSORS = storage.INDEX, storage.TENSORS
 
@@ -101,7 +101,7 @@ def test_a_failed_save_leaves_the_old_one(saved, frozen, x, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(storage, "save_file", full)
+    monkeypatch.setattr("tdquant.storage.writing.save_file", full)
     with pytest.raises(OSError, match="space"):
         tdq.save(tdq.freeze(quantized(weights=8)), saved)
     assert torch.equal(tdq.load(saved, model=Mixed())(x, 3), frozen(x, 3))
