@@ -152,7 +152,7 @@ def main() -> None:
             live = model(x, torch.tensor(t))
             worst = max(worst, float((frozen(x, torch.tensor(t)) - live).norm() / live.norm()))
     t = torch.arange(1000)
-    live = dict(activation_quantizers(model))
+    live = dict(activation_quantizers(model.requires_grad_(False)))
     table_error = max(
         float((q.scale(t, x, q.grid) / live[n].scale(t, x, q.grid) - 1).abs().max())
         for n, q in activation_quantizers(frozen)

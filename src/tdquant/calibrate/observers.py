@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tdquant.errors import CalibrationError
 from tdquant.quantizers import ActivationQuantizer
 from tdquant.ranges import Histogram
+from tdquant.ranges.histogram import BINS
 
 MAX_TIMES = 64
 """Times kept apart. Of more, the nearest two are merged: memory does not grow with batches."""
@@ -80,6 +81,9 @@ class TimeHistograms:
 
     def __init__(self) -> None:
         self.by_time: dict[float, Histogram] = {}
+        # One block for all, taken before the first activation: small ones that stay, allocated
+        # between large ones that go, would leave the heap in holes too small for the next batch.
+        self._free = list(torch.zeros(MAX_TIMES + 1, BINS))
 
     def update(self, x: Tensor, timestep: Tensor) -> None:
         """Adds x ``(B * k, *)`` seen at the time ``()`` or times ``(B,)``."""
@@ -90,7 +94,9 @@ class TimeHistograms:
             if len(unique) > 1:
                 chosen = (times == time).to(x.device)
                 rows = x[chosen.repeat_interleave(len(x) // len(times))]
-            self.by_time.setdefault(time, Histogram()).update(rows)
+            if time not in self.by_time:
+                self.by_time[time] = Histogram(self._free.pop())
+            self.by_time[time].update(rows)
             if len(self.by_time) > MAX_TIMES:
                 self._merge_nearest()
 
@@ -101,6 +107,7 @@ class TimeHistograms:
         a, b = self.by_time.pop(left), self.by_time.pop(right)
         middle = (left * a.total + right * b.total) / (a.total + b.total)
         a.add(b)
+        self._free.append(b.counts)
         self.by_time[middle] = a
 
     def times(self) -> Tensor:

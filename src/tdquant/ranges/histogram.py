@@ -26,6 +26,9 @@ BINS = 4096
 class Histogram:
     """Counts of the values seen so far.
 
+    Arguments:
+        counts: Memory to count in, ``(BINS,)`` float32; its own if None.
+
     Attributes:
         counts: ``(BINS,)`` float32, on the CPU.
         limit: L, or 0 before the first value other than zero.
@@ -36,8 +39,8 @@ class Histogram:
 
     __slots__ = ("counts", "high", "limit", "low", "total")
 
-    def __init__(self) -> None:
-        self.counts = torch.zeros(BINS)
+    def __init__(self, counts: Tensor | None = None) -> None:
+        self.counts = torch.zeros(BINS) if counts is None else counts.zero_()
         self.limit = 0.0
         self.low, self.high = math.inf, -math.inf
         self.total = 0
@@ -73,7 +76,7 @@ class Histogram:
             )
         while self.limit < limit:
             merged = self.counts.view(-1, 2).sum(1)
-            self.counts = torch.zeros(BINS)
+            self.counts.zero_()
             self.counts[BINS // 4 : 3 * BINS // 4] = merged
             self.limit *= 2
 
