@@ -103,9 +103,7 @@ class Clock:
             self._set(before)
 
     def preserve(self) -> tuple[Any, Any]:
-        """``context_fn`` for ``torch.utils.checkpoint``: recomputation sees the timestep of the
-        forward.
-        """
+        """``context_fn`` for ``torch.utils.checkpoint``: recomputing sees its timestep."""
         return contextlib.nullcontext(), self.at(self._now.get(_caller()))
 
     def _set(self, timestep: Tensor | float | None) -> None:

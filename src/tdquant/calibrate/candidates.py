@@ -42,9 +42,7 @@ class Candidate:
 
 
 def choose_grid(seen: TimeHistograms, grid: Grid, symmetric: bool) -> Grid:
-    """The grid of an activation: affine with the best zero point if it is one-sided, else as it
-    was.
-    """
+    """The grid of an activation: affine at its best zero point if one-sided, else as it was."""
     histograms = seen.histograms()
     if symmetric or not one_sided(pooled(histograms)):
         return grid

@@ -74,8 +74,7 @@ def static_error(candidates: list[Candidate], error: Tensor) -> float:
 def time_weights(
     judgement: Judgement, name: str, index: int, knots: Tensor, bins: int = 16
 ) -> Tensor:
-    """How much the layer's error matters at each of ``knots`` (K,): its judged output error there,
-    smoothed.
+    """How much the layer's error matters at each of ``knots`` (K,): its judged error, smoothed.
 
     A tenth of the mean is added, so that no time is free of its target.
     """

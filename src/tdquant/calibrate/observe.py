@@ -42,8 +42,7 @@ def observe(
     seed: int = 0,
     progress: bool = True,
 ) -> Observations:
-    """Runs a quantized model in float over the batches once. Memory does not grow with their
-    number.
+    """Runs a quantized model in float over the batches once, in memory that does not grow.
 
     Arguments:
         model: What ``quantize`` returned; it stays as it is.

@@ -38,8 +38,7 @@ class LayerChoice:
         path: Its quantizer.
         kind: Kind of its scale.
         estimator: Where the curve comes from.
-        error: Mean squared output error that it causes alone, by the judge; NaN if nothing was
-            judged.
+        error: Mean squared output error that it causes alone, by the judge.
         static_error: That of its best static scale.
         spread: Largest over smallest step over time.
         fit_error: Largest ``|log s - log s*|`` of the fitted network; 0 if none was fitted.
@@ -93,8 +92,7 @@ def calibrate(
     seed: int = 0,
     progress: bool = True,
 ) -> Calibration:
-    """Estimates every activation scale of a quantized model from calls of it, in one pass over
-    them.
+    """Estimates every activation scale of a quantized model from one pass over calls of it.
 
     The model runs in float while it is observed. Memory does not grow with the number of batches.
 

@@ -39,8 +39,7 @@ def denoise_steps(
     x: Tensor,
     generators: list[torch.Generator] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields ``(model_input, t, x_next)`` for every call of the model on the way from noise to
-    image.
+    """Yields ``(model_input, t, x_next)`` for every call on the way from noise to image.
 
     Arguments:
         model: Callable ``(x, t)`` that returns the prediction, a tensor or diffusers' output with

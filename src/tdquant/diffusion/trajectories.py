@@ -26,8 +26,7 @@ LAWS = ("uniform", "normal")
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Iterable of calls ``(x (B, *), t ())``; every iteration samples anew and gives the same
-    calls.
+    """Iterable of calls ``(x (B, *), t ())``; each iteration samples anew, with equal results.
 
     Made by ``trajectories``, which says what the fields are.
     """

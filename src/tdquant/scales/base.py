@@ -24,9 +24,7 @@ SCALES: dict[str, type[Scale]] = {}
 
 
 class Float32(nn.Module):
-    """Keeps its parameters and buffers float32 when the model is cast: scales do not survive
-    bfloat16.
-    """
+    """Keeps its parameters and buffers float32 when the model is cast: bfloat16 ruins scales."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keep(tensor: Tensor) -> Tensor:
@@ -55,24 +53,18 @@ class Scale(Float32, ABC):
 
     @abstractmethod
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
-        """The step for timesteps ``()`` or ``(B,)`` and the tensor x ``(B, *)`` about to be
-        quantized.
-        """
+        """The step at timesteps ``()`` or ``(B,)`` for the tensor x ``(B, *)``."""
 
 
 def floored(s: Tensor) -> Tensor:
-    """``max(s, FLOOR)`` with the gradient of the identity: a step that fell to the floor can rise
-    again.
-    """
+    """``max(s, FLOOR)`` with the identity's gradient: a step on the floor can rise again."""
     if not s.requires_grad:
         return s.clamp(min=FLOOR)
     return torch.where(s > FLOOR, s, FLOOR + (s - s.detach()))
 
 
 def inverse_softplus(s: Tensor) -> Tensor:
-    """``y`` with ``log(1 + e^y) = s > 0``, as ``s + log(-expm1(-s))``, which neither over- nor
-    underflows.
-    """
+    """``y`` with ``log(1 + e^y) = s > 0``: ``s + log(-expm1(-s))`` never over- or underflows."""
     return s + torch.log(-torch.expm1(-s))
 
 

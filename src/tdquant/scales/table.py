@@ -22,8 +22,7 @@ from tdquant.scales.base import Scale, floored
 
 
 def training_timesteps(low: float, high: float, limit: int = 1024) -> Tensor:
-    """Knots over ``[low, high]``: every training index, or ``limit`` even ones over continuous
-    times.
+    """Knots over ``[low, high]``: every training index, or ``limit`` even ones if continuous.
 
     A range between integers at least 99 apart is one of indices; sigmas end at 1 or 80.
     """
@@ -67,9 +66,7 @@ class TableScale(Scale):
         self._index()
 
     def _index(self) -> None:
-        """Notes whether the knots are consecutive integers, which an integer timestep indexes
-        directly.
-        """
+        """Notes whether the knots are consecutive integers, which integer timesteps index."""
         count = len(self.knots)
         first = float(self.knots[0])
         even = bool((self.knots == torch.arange(count, device=self.knots.device) + first).all())
