@@ -55,8 +55,16 @@ class DataError(TDQError):
     """A data set or a batch is empty, unreadable, or of an unexpected form."""
 
 
+class ConfigError(TDQError):
+    """A configuration file is missing, malformed, or has keys that nothing reads."""
+
+
 class ModelError(TDQError):
     """A model or scheduler name is unknown, or its configuration cannot be used."""
+
+
+class TrainingError(TDQError):
+    """Training cannot start, or met a loss that is not finite."""
 
 
 class MissingDependencyError(TDQError, ImportError):

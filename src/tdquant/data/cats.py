@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from tdquant.data.base import ImageDataset
 from tdquant.errors import DataError
 from tdquant.optional import require
 
@@ -94,7 +94,7 @@ def _distinct(indices: np.ndarray, size: int, count: int, seen: set[bytes]) -> n
     raise DataError(f"only {len(kept)} distinct cats of {count} asked for", where=f"size={size}")
 
 
-class Cats(Dataset[Tensor]):
+class Cats(ImageDataset):
     """Distinct cat pictures of one split; item ``i`` is a float tensor ``(3, size, size)`` in [-1,
     1].
 
@@ -111,6 +111,8 @@ class Cats(Dataset[Tensor]):
     Attributes:
         images: uint8 tensor ``(N, 3, size, size)``.
     """
+
+    name = "cats"
 
     def __init__(self, split: str = "train", count: int = 5_000, size: int = 32) -> None:
         if split not in SPLITS:
