@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import tdquant as tdq
 from tdquant.clock import Clock, clock_of, find_timestep
 from tdquant.errors import ClockError, ConversionError
+from tdquant.scales import StaticScale, TemporalScale, temporal
 
 from .conftest import quantized
 from .denoisers import Mixed, Plain, calls
@@ -147,10 +148,38 @@ def test_gradient_checkpointing_recomputes_with_the_same_scale(x):
         grads.append(
             {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         )
+    assert any("network" in n for n in grads[1])
+    for name, grad in grads[1].items():
+        assert torch.allclose(grads[0][name], grad, rtol=1e-4, atol=1e-5), name
+    # Evaluated ahead, the scales of layers that this call does not reach have gradients of zero.
+    assert not any(grads[0][name].any() for name in grads[0].keys() - grads[1].keys())
+
+
+def test_recomputing_sees_the_very_steps_of_the_first_time_dropout_and_all(x):
+    grads = []
+    for use in (True, False):
+        model = Checkpointed()
+        tdq.quantize(
+            model,
+            tdq.Recipe(activations=5, scale="temporal", temporal={"dropout": 0.5}),
+            verbose=False,
+        )
+        tdq.calibrate(model, calls(), progress=False)
+        model.train()
+        model.use = use
+        torch.manual_seed(0)
+        t = torch.tensor([3, 500, 900])
+        if use:
+            y = model(x, t)
+        else:
+            model.forward = lambda x, timestep, model=model: model.conv_out(
+                model.up(model.reflect(model.grouped(model.conv_in(x))))
+            )
+            y = model(x, t)
+        y.square().sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys()
-    assert any("network" in n for n in grads[0])
-    for name, grad in grads[0].items():
-        assert torch.allclose(grad, grads[1][name], rtol=1e-4, atol=1e-5), name
+    assert all(torch.allclose(g, grads[1][n], rtol=1e-4, atol=1e-5) for n, g in grads[0].items())
 
 
 def test_checkpointing_without_preserve_is_an_error_and_not_a_guess(x):
@@ -178,3 +207,72 @@ def test_no_graph_break(frozen, calibrated, x):
         with torch.no_grad():
             for t in (torch.tensor(10), torch.tensor([1, 500, 900])):
                 assert torch.allclose(compiled(x, t), model(x, t), atol=1e-5)
+
+
+def counted(monkeypatch):
+    found = []
+
+    def evaluate(scales, timestep, inner=temporal.evaluate):
+        found.append(len(scales))
+        return inner(scales, timestep)
+
+    monkeypatch.setattr(temporal, "evaluate", evaluate)
+    return found
+
+
+def test_all_scales_are_evaluated_once_a_call(calibrated, x, monkeypatch):
+    found = counted(monkeypatch)
+    calibrated(x, torch.tensor([1, 2, 3]))
+    assert found == [6]
+    with clock_of(calibrated).at(5):
+        calibrated.conv_in(x)  # a part of the model evaluates what it meets
+    assert found == [6, 1]
+
+
+def test_a_replaced_scale_is_the_one_that_is_used(calibrated, x, monkeypatch):
+    calibrated(x, 5)
+    found = counted(monkeypatch)
+    calibrated.linear.input_quantizer.scale = StaticScale(1e-3)
+    calibrated.conv_in.input_quantizer.scale = TemporalScale(1e-3)
+    y = calibrated(x, 5)
+    assert found == [5]
+    with clock_of(calibrated).at(5):
+        assert torch.equal(
+            calibrated.conv_in.input_quantizer.step(x),
+            calibrated.conv_in.input_quantizer.scale(torch.tensor(5), x, None),
+        )
+    assert not torch.equal(y, copy.deepcopy(calibrated).conv_out.weight.new_zeros(y.shape))
+
+
+def test_copies_evaluate_their_own_scales(calibrated, x):
+    with torch.no_grad():
+        before = calibrated(x, 5)
+        twin = copy.deepcopy(calibrated)
+        twin.conv_in.input_quantizer.scale.network[-1].bias.add_(2)
+        assert not torch.equal(twin(x, 5), before)
+        assert torch.equal(calibrated(x, 5), before)
+        twin.load_state_dict(calibrated.state_dict())
+        assert torch.equal(twin(x, 5), before)
+
+
+def test_training_a_live_model_by_threads(calibrated, x):
+    expected = [calibrated(x, t) for t in (10, 500, 990)]
+    found = [None] * 3
+
+    def work(i, t):
+        for _ in range(3):
+            found[i] = calibrated(x, t)
+
+    threads = [threading.Thread(target=work, args=a) for a in enumerate((10, 500, 990))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_export_of_a_live_model(calibrated, x):
+    with torch.no_grad():
+        program = torch.export.export(calibrated, (x, torch.tensor(10)))
+        y = program.module()(x, torch.tensor(700))
+        assert torch.allclose(y, calibrated(x, torch.tensor(700)), atol=1e-5)

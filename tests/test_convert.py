@@ -10,7 +10,7 @@ from tdquant.errors import ClockError, ConversionError, RecipeError
 from tdquant.layers import QuantConv2d, QuantLayer, QuantLinear
 from tdquant.scales import DynamicScale, PendingScale
 
-from .denoisers import Mixed, Plain
+from .denoisers import Mixed, Plain, calls
 
 
 def quantize(model, timestep=None, **recipe):
@@ -143,3 +143,10 @@ def test_deep_copy_is_independent(calibrated, x):
     assert clock_of(twin) is not clock_of(calibrated)
     assert all(q.clock is clock_of(twin) for _, q in tdq.quantizers.activation_quantizers(twin))
     assert torch.equal(twin(x, 5), calibrated(x, 5))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_new_modules_take_the_mode_of_their_layer(training):
+    model = quantize(Mixed().train(training), weights=4, scale="nipq", edges=8)
+    tdq.calibrate(model, calls(), progress=False)
+    assert {m.training for m in model.modules()} == {training}

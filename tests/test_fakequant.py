@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdquant.errors import ClockError
-from tdquant.fakequant import codes, expand_scale, fake_quantize, scale_gradient
+from tdquant.fakequant import codes, expand_scale, fake_quantize
 
 floats = st.floats(-100, 100, width=32)
 
@@ -76,9 +76,10 @@ def test_expand_scale_misfit():
         expand_scale(torch.ones(2), torch.zeros(5, 3))
 
 
-def test_scale_gradient_changes_only_the_gradient():
-    s = torch.tensor(0.3, requires_grad=True)
-    y = scale_gradient(s, 0.01)
-    y.backward()
-    assert torch.equal(y, s)
-    assert s.grad.item() == pytest.approx(0.01)
+@pytest.mark.parametrize(("low", "high"), [(-8, 7), (0, 15), (-7, 7), (-15, 0), (-32768, 32767)])
+def test_codes_at_the_ends_pass_gradients_and_nothing_beyond_does(low, high):
+    ends = torch.tensor([float(low), float(high)])
+    beyond = torch.nextafter(ends, ends.new_tensor([-torch.inf, torch.inf]))
+    x = torch.cat([ends, beyond]).requires_grad_()
+    fake_quantize(x, torch.tensor(1.0), low, high).sum().backward()
+    assert x.grad.tolist() == [1, 1, 0, 0]

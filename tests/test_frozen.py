@@ -32,6 +32,25 @@ def test_tables_equal_live_scales_at_every_timestep(calibrated, frozen, x):
         assert torch.allclose(q.scale(t, x, q.grid).expand(1000), expected, rtol=3e-7), name
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_live_call_uses_the_bits_of_the_table(calibrated, frozen, batch):
+    clock, tables = clock_of(calibrated), dict(activation_quantizers(frozen))
+    x = torch.ones(batch, 6, 8, 8)
+    with torch.no_grad():
+        for first in range(0, 1000, batch):
+            t = torch.arange(first, first + batch).clamp(max=999).reshape(batch)
+            t = t[0] if batch == 1 else t
+            steps = clock._evaluate(calibrated, t)
+            for name, q in activation_quantizers(calibrated):
+                assert torch.equal(steps[q.scale], tables[name].scale(t, x, q.grid)), (name, t)
+
+
+def test_a_live_model_equals_its_frozen_copy_bit_for_bit(calibrated, frozen, x):
+    with torch.no_grad():
+        for t in (torch.tensor(0), torch.tensor(431), torch.tensor([0, 17, 998])):
+            assert torch.equal(frozen(x, t), calibrated(x, t))
+
+
 def test_the_model_it_came_from_stays_as_it_was(calibrated, x):
     before = {k: v.clone() for k, v in calibrated.state_dict().items()}
     tdq.freeze(calibrated)
@@ -77,7 +96,7 @@ def test_float_model():
         tdq.freeze(Mixed())
 
 
-@pytest.mark.parametrize("scale", ["static", "dynamic", "table"])
+@pytest.mark.parametrize("scale", ["static", "dynamic", "table", "pact", "nipq"])
 def test_every_other_kind(scale, x):
     model = quantized(scale=scale, activations=5)
     frozen = tdq.freeze(model)

@@ -3,6 +3,11 @@
 It sits on the root model as a forward pre-hook, reads the timestep argument of the call, lends it
 to every quantizer below, and forgets it when the call is over. The hooks are bound methods, so a
 deep copy of the model (an EMA, say) gets a clock of its own.
+
+What depends on the timestep alone can be evaluated before the call begins, for the whole model at
+once: a module below the root whose ``clock`` is this one may hold a ``scale``, and the class of
+that scale a static method ``ahead(scales, timestep)``, which returns the steps of those that it
+can serve. So a hundred small networks are one batched product and not a hundred times four.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,6 +56,14 @@ def _caller() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
+@dataclass(frozen=True)
+class Moment:
+    """One call: its timestep, and the steps that were evaluated ahead, by scale."""
+
+    timestep: Tensor
+    steps: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+
 class Clock:
     """Holds the timestep of the call in progress.
 
@@ -68,7 +82,8 @@ class Clock:
         self.argument, self._position = find_timestep(model, timestep)
         self.coverage: tuple[float, float] | None = None
         self.last = torch.zeros(())
-        self._now: dict[int, Tensor] = {}
+        self._now: dict[int, Moment] = {}
+        self._laws: list[tuple[Any, list[nn.Module]]] | None = None
         self._warned = False
         self._hooks = (
             model.register_forward_pre_hook(self._start, with_kwargs=True),
@@ -82,35 +97,55 @@ class Clock:
         Raises:
             ClockError: No call of the denoiser is in progress.
         """
-        timestep = self._now.get(_caller())
-        if timestep is None:
+        moment = self._now.get(_caller())
+        if moment is None:
             raise ClockError(
                 "a quantizer ran while no timestep is known",
                 why="scales follow the timestep, which the quantized model reads from its call",
                 fix=f"call the whole model with {self.argument!r}; a part of it only inside "
                 "clock.at(t); gradient checkpointing wants context_fn=clock.preserve",
             )
-        return timestep
+        return moment.timestep
+
+    def ahead(self, scale: nn.Module) -> Tensor | None:
+        """The step of ``scale`` if it was evaluated ahead of the call in progress."""
+        moment = self._now.get(_caller())
+        return None if moment is None else moment.steps.get(scale)
 
     @contextlib.contextmanager
-    def at(self, timestep: Tensor | float | None) -> Iterator[None]:
+    def at(self, timestep: Tensor | float) -> Iterator[None]:
         """Sets the timestep by hand, for calls of a part of the model."""
+        with self._during(Moment(torch.as_tensor(timestep))):
+            yield
+
+    def preserve(self) -> tuple[Any, Any]:
+        """``context_fn`` for ``torch.utils.checkpoint``: recomputing sees the timestep and the
+        very steps of the first time, dropout and all.
+        """
+        return contextlib.nullcontext(), self._during(self._now.get(_caller()))
+
+    def forget_laws(self) -> None:
+        """To be called when a quantizer gets another scale: they are looked up again."""
+        self._laws = None
+
+    @contextlib.contextmanager
+    def _during(self, moment: Moment | None) -> Iterator[None]:
         before = self._now.get(_caller())
-        self._set(timestep)
+        self._set(moment)
         try:
             yield
         finally:
             self._set(before)
 
-    def preserve(self) -> tuple[Any, Any]:
-        """``context_fn`` for ``torch.utils.checkpoint``: recomputing sees its timestep."""
-        return contextlib.nullcontext(), self.at(self._now.get(_caller()))
-
-    def _set(self, timestep: Tensor | float | None) -> None:
-        if timestep is None:
+    def _set(self, moment: Moment | None) -> None:
+        if moment is None:
             self._now.pop(_caller(), None)
         else:
-            self._now[_caller()] = torch.as_tensor(timestep)
+            self._now[_caller()] = moment
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles start between calls, and look for scales among their own modules.
+        return self.__dict__ | {"_now": {}, "_laws": None}
 
     def remove(self) -> None:
         """Takes the hooks off the model."""
@@ -139,9 +174,23 @@ class Clock:
                 fix="pass shape () or (B,)",
             )
         self.last = timestep
-        self._set(timestep)
+        self._set(Moment(timestep, self._evaluate(model, timestep)))
         if self.coverage is not None and not self._warned and not torch.compiler.is_compiling():
             self._warn_outside(timestep)
+
+    def _evaluate(self, model: nn.Module, timestep: Tensor) -> dict[nn.Module, Tensor]:
+        """The steps of all scales whose law can be evaluated ahead."""
+        if self._laws is None:
+            laws: dict[type[nn.Module], list[nn.Module]] = {}
+            for module in model.modules():
+                scale = getattr(module, "scale", None)
+                if isinstance(scale, nn.Module) and getattr(module, "clock", None) is self:
+                    laws.setdefault(type(scale), []).append(scale)
+            self._laws = [(law, scales) for law, scales in laws.items() if hasattr(law, "ahead")]
+        steps: dict[nn.Module, Tensor] = {}
+        for law, scales in self._laws:
+            steps |= law.ahead(scales, timestep)
+        return steps
 
     def _warn_outside(self, timestep: Tensor) -> None:
         if timestep.device.type != "cpu" or self.coverage is None:

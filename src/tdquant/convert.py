@@ -14,10 +14,10 @@ from tdquant.families import family_of
 from tdquant.grid import Grid
 from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
-from tdquant.quantizers import ActivationQuantizer, WeightQuantizer
+from tdquant.quantizers import ActivationQuantizer, NoiseWeight, WeightQuantizer
 from tdquant.quantizers.weight import mse_step
 from tdquant.recipe import FLOAT, LayerRecipe, Recipe
-from tdquant.scales import DynamicScale, PendingScale, Scale
+from tdquant.scales import DynamicScale, NoiseScale, PendingScale, Scale
 from tdquant.summary import summary
 
 
@@ -105,8 +105,9 @@ def _quant_layer(
     if plan.weights != FLOAT:
         grid = Grid.signed(plan.weights, narrow=True)
         step = mse_step(new.weight, grid, recipe.granularity == "channel", path)
-        new.weight_quantizer = WeightQuantizer(grid, step)
-    return new
+        law = NoiseWeight if plan.scale == NoiseScale.kind else WeightQuantizer
+        new.weight_quantizer = law(grid, step)
+    return new.train(layer.training)
 
 
 def _attention(
@@ -137,7 +138,7 @@ def _attention(
                     )
                     for name in OPERANDS
                 }
-            ),
+            ).train(block.training),
         )
         for path, block in blocks
     ]

@@ -7,12 +7,22 @@ Rounding has the gradient of the identity, which gives
     d x_hat / d x = 1 where low <= v <= high, else 0
     d x_hat / d s = clip(round(v), low, high) - (v where low <= v <= high, else 0)
 
+Two baselines learn s otherwise. PACT drops what rounding adds, and NIPQ rounds nothing while it
+trains but adds noise as large as rounding's error:
+
+    d x_hat / d s = clip(v, low, high) where v is outside, else 0                            (PACT)
+    x_hat = s (clip(v, low, high) + u),    u ~ U(-1/2, 1/2)                                  (NIPQ)
+
 Arithmetic is float32 whatever the dtype of x, so that half-precision models keep their scales'
 precision.
 
 References:
     Esser et al., Learned Step Size Quantization, 2020 (https://arxiv.org/abs/1902.08153),
     equations 1 to 3.
+    Choi et al., PACT: Parameterized Clipping Activation for Quantized Neural Networks, 2018
+    (https://arxiv.org/abs/1805.06085), equation 3.
+    Shin et al., NIPQ: Noise Proxy-Based Integrated Pseudo-Quantization, 2023
+    (https://arxiv.org/abs/2206.00820), section 3.
 """
 
 from __future__ import annotations
@@ -42,8 +52,8 @@ def expand_scale(scale: Tensor, x: Tensor) -> Tensor:
         return scale
     if scale.shape[0] == 1:
         return scale.reshape(())
-    repeat, rest = divmod(x.shape[0], scale.shape[0])
-    if rest:
+    repeat = x.shape[0] // scale.shape[0]
+    if repeat * scale.shape[0] != x.shape[0]:
         raise ClockError(
             f"{scale.shape[0]} timesteps for a batch of {x.shape[0]}",
             why="there is one timestep for the whole batch or one for each sample",
@@ -62,16 +72,45 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        # The time is that of passes over memory: no masks, no copies, and most of it in place.
         x, scale = ctx.saved_tensors
         low, high = ctx.bounds
-        v = x.float() / scale
-        inside = (v >= low) & (v <= high)
-        grad_x = grad * inside if ctx.needs_input_grad[0] else None
-        grad_scale = None
+        v = torch.div(x.float(), scale)
+        grad = grad.float()
+        grad_x = grad_scale = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _inside(grad, v, low, high).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            slope = v.round().clamp_(low, high).sub_(v * inside)
-            grad_scale = (slope * grad).sum_to_size(scale.shape)
+            straight = _inside(v, v, low, high)
+            slope = v.round_().clamp_(low, high).sub_(straight)
+            grad_scale = slope.mul_(grad).sum_to_size(scale.shape)
         return grad_x, grad_scale, None, None
+
+
+class _ClipQuantize(_FakeQuantize):
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        x, scale = ctx.saved_tensors
+        v = torch.div(x.float(), scale)
+        grad = grad.float()
+        grad_x = _inside(grad, v, *ctx.bounds)
+        # Inside the clipping range the difference is exactly zero.
+        grad_scale = (grad - grad_x).mul_(v.clamp_(*ctx.bounds)).sum_to_size(scale.shape)
+        return grad_x.to(x.dtype), grad_scale, None, None
+
+
+def _inside(values: Tensor, v: Tensor, low: int, high: int) -> Tensor:
+    """``values`` where ``low <= v <= high``, else 0, in one pass.
+
+    hardtanh's backward does that with both bounds excluded: it gets the float32 numbers next to
+    them.
+    """
+    return torch.ops.aten.hardtanh_backward(values, v, low - _ulp(low), high + _ulp(high))
+
+
+def _ulp(code: int) -> float:
+    """The distance from an integer to the float32 beyond it, away from zero."""
+    return 2.0 ** (abs(code).bit_length() - 24) if code else 2.0**-149
 
 
 def _round_to_grid(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
@@ -96,14 +135,19 @@ def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     return _round_to_grid(x, scale, low, high)
 
 
+def clip_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    """``fake_quantize`` with PACT's gradient: the scale learns from clipping alone."""
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        return _ClipQuantize.apply(x, scale, low, high)
+    return _round_to_grid(x, scale, low, high)
+
+
+def noise_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    """NIPQ's stand-in for ``fake_quantize`` in training: x clipped, and noise of one step."""
+    noise = torch.rand(x.shape, device=x.device).sub_(0.5)
+    return (x.float().clamp(scale * low, scale * high) + noise * scale).to(x.dtype)
+
+
 def codes(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """The integer codes ``clip(round(x / s), low, high)`` themselves, counted from zero, int32."""
     return torch.div(x.float(), scale).round_().clamp_(low, high).to(torch.int32)
-
-
-def scale_gradient(s: Tensor, factor: float) -> Tensor:
-    """The value of s with its gradient multiplied by ``factor``: LSQ's ``1 / sqrt(N Q)``."""
-    if not s.requires_grad:
-        return s
-    fixed = s.detach()
-    return fixed + (s - fixed) * factor  # s - fixed is 0: the value is s to the last bit

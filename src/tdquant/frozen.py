@@ -2,7 +2,7 @@
 table.
 
     TemporalScale -> TableScale over the training timesteps        WeightQuantizer -> FrozenWeight
-    StaticScale   -> TableScale of one knot                        weight          -> its nearest
+    other scales  -> TableScale of one knot                        weight          -> its nearest
     grid points
 
 The frozen fake-quantized model is the reference semantics: every backend and exporter is a
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from tdquant.scales import (
     DynamicScale,
     PendingScale,
     Scale,
-    StaticScale,
     TableScale,
     TemporalScale,
 )
@@ -80,10 +80,14 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
                 layer.weight.copy_(quantizer(layer.weight))
                 layer.weight_quantizer = FrozenWeight(quantizer.grid, floored(quantizer.step))
         coverage: list[float] = []
-        for _, activation in activation_quantizers(frozen):
-            activation.scale = frozen_scale(activation.scale, activation.grid, knots)
-            if isinstance(activation.scale, TableScale) and not activation.scale.static:
-                coverage += [float(activation.scale.knots[0]), float(activation.scale.knots[-1])]
+        quantizers = [q for _, q in activation_quantizers(frozen)]
+        known = _evaluate(
+            [q.scale for q in quantizers if isinstance(q.scale, TemporalScale)], knots
+        )
+        for q in quantizers:
+            q.scale = known.get(q.scale) or frozen_scale(q.scale, q.grid, knots)
+            if isinstance(q.scale, TableScale) and not q.scale.static:
+                coverage += [float(q.scale.knots[0]), float(q.scale.knots[-1])]
     if coverage:
         clock_of(frozen).coverage = min(coverage), max(coverage)
     return frozen
@@ -94,7 +98,7 @@ def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale
     if isinstance(scale, DynamicScale):
         return scale
     device = next(scale.parameters()).device
-    if isinstance(scale, StaticScale):
+    if not scale.timed:
         one = torch.zeros(1, device=device)
         return TableScale(one, scale(None, _NOWHERE, grid).reshape(1)).requires_grad_(False)
     if isinstance(scale, TableScale) and (knots is None or scale.static):
@@ -113,6 +117,19 @@ def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale
     table = scale(knots, _NOWHERE, grid)
     scale.train(was_training)
     return TableScale(knots, table).requires_grad_(False)
+
+
+def _evaluate(scales: list[TemporalScale], knots: Tensor | None) -> dict[Scale, TableScale]:
+    """The tables of temporal scales, by the very products that a live call of the model makes."""
+    groups: dict[tuple[Any, ...], list[TemporalScale]] = {}
+    for scale in scales:
+        groups.setdefault((type(scale), *scale.time_range.tolist()), []).append(scale)
+    tables: dict[Scale, TableScale] = {}
+    for (law, low, high), group in groups.items():
+        times = training_timesteps(low, high) if knots is None else knots
+        for scale, table in law.ahead(group, times).items():
+            tables[scale] = TableScale(times.to(table.device), table).requires_grad_(False)
+    return tables
 
 
 def _knots(timesteps: int | Iterable[float] | Tensor | None) -> Tensor | None:

@@ -14,7 +14,7 @@ from tdquant.grid import MAX_BITS, MIN_BITS
 FLOAT = 32
 """Bits of an operand that stays in float."""
 
-KINDS = ("auto", "temporal", "static", "dynamic", "table")
+KINDS = ("auto", "temporal", "static", "dynamic", "table", "pact", "nipq")
 GRANULARITIES = ("channel", "tensor")
 GRIDS = ("auto", "symmetric")
 _TEMPORAL_OPTIONS = ("features", "hidden", "depth", "dropout")
@@ -44,8 +44,9 @@ class Recipe:
         activations: Bits of the activations, 2 to 16, or 32 for float.
         scale: Law of the activation scales: ``"temporal"`` (learned function of the timestep),
             ``"static"``, ``"dynamic"`` (each input's extremes), ``"table"`` (a learned step a
-            timestep), or ``"auto"``: temporal where calibration measures that it helps, static
-            elsewhere.
+            timestep), ``"pact"`` (a learned clipping range), ``"nipq"`` (a static step, with noise
+            in the place of rounding in training, of weights too), or ``"auto"``: temporal where
+            calibration measures that it helps, static elsewhere.
         edges: Bits of weight and input of the first and last layers. They are a thousandth of the
             work and most of the damage: float by default.
         time_weights: Bits of the weights on the time path; its activations stay in float.

@@ -5,7 +5,14 @@ import tdquant as tdq
 from tdquant.calibrate.run import ESTIMATORS
 from tdquant.errors import CalibrationError, ConversionError
 from tdquant.quantizers import activation_quantizers
-from tdquant.scales import DynamicScale, StaticScale, TableScale, TemporalScale
+from tdquant.scales import (
+    DynamicScale,
+    NoiseScale,
+    PactScale,
+    StaticScale,
+    TableScale,
+    TemporalScale,
+)
 
 from ..conftest import quantized
 from ..denoisers import Mixed, calls
@@ -15,6 +22,8 @@ CLASSES = {
     "static": StaticScale,
     "table": TableScale,
     "dynamic": DynamicScale,
+    "pact": PactScale,
+    "nipq": NoiseScale,
 }
 
 
@@ -127,3 +136,21 @@ def test_calibrating_again_replaces_scales():
     before = model.conv_in.input_quantizer.scale
     tdq.calibrate(model, calls(seed=9), progress=False)
     assert model.conv_in.input_quantizer.scale is not before
+
+
+@pytest.mark.parametrize("scale", ["pact", "nipq"])
+def test_baselines_start_from_the_static_scale(scale, x):
+    model, static = quantized(scale=scale, activations=5), quantized(scale="static", activations=5)
+    with torch.no_grad():
+        assert torch.allclose(model(x, 5), static(x, 5), rtol=1e-4, atol=1e-4)
+    noisy = {type(m).__name__ for _, m in model.named_modules() if hasattr(m, "step")}
+    assert ("NoiseWeight" in noisy) == (scale == "nipq")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_temporal_networks_of_any_depth(depth, x):
+    model = quantized(activations=5, temporal={"depth": depth, "hidden": 16})
+    assert len(model.conv_in.input_quantizer.scale.layers) == depth
+    t = torch.tensor([0, 500, 999])
+    with torch.no_grad():
+        assert torch.equal(tdq.freeze(model)(x, t), model(x, t))

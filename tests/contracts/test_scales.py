@@ -4,12 +4,16 @@ import pytest
 import torch
 
 from tdquant.errors import CalibrationError
+from tdquant.fakequant import expand_scale, fake_quantize
 from tdquant.frozen import frozen_scale
 from tdquant.grid import Grid
 from tdquant.scales import (
     SCALES,
     DynamicScale,
+    NoiseScale,
+    PactScale,
     PendingScale,
+    PublishedScale,
     StaticScale,
     TableScale,
     TemporalScale,
@@ -19,6 +23,9 @@ GRIDS = [Grid.signed(2), Grid.signed(8), Grid.affine(4, 2), Grid.affine(5, 0)]
 MAKE = {
     "temporal": lambda: TemporalScale(0.05),
     "static": lambda: StaticScale(0.05),
+    "published": lambda: PublishedScale(0.05).eval(),
+    "pact": lambda: PactScale(0.05),
+    "nipq": lambda: NoiseScale(0.05),
     "dynamic": DynamicScale,
     "table": lambda: TableScale(torch.arange(1000.0), torch.rand(1000) + 0.1),
 }
@@ -78,3 +85,22 @@ def test_round_trip_through_a_state_dict(scale):
 def test_pending_always_raises():
     with pytest.raises(CalibrationError):
         PendingScale()(torch.tensor(1), torch.ones(1), GRIDS[0])
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_values_are_the_nearest_grid_points_outside_training(scale, grid):
+    x, t = torch.randn(3, 4, 5), torch.tensor([2, 500, 999])
+    scale.eval()
+    step = scale(t, x, grid)
+    exact = fake_quantize(x, expand_scale(step, x), grid.low, grid.high)
+    for input in (x, x.clone().requires_grad_()):
+        assert torch.equal(scale.quantize(input, step, grid), exact)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_trains_without_nan_at_any_width(scale, grid):
+    x, t = torch.randn(3, 4, 5, requires_grad=True), torch.tensor([2, 500, 999])
+    scale.train().requires_grad_()
+    scale.quantize(x, scale(t, x, grid), grid).square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in scale.parameters())

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tdquant.errors import CalibrationError
+from tdquant.fakequant import fake_quantize
 from tdquant.grid import Grid
 from tdquant.scales import TableScale
 from tdquant.scales.table import training_timesteps
@@ -74,3 +75,20 @@ def test_state_dict_of_another_length():
 def test_training_timesteps():
     assert torch.equal(training_timesteps(0, 999), torch.arange(1000.0))
     assert len(training_timesteps(0.002, 80.0)) == 1024
+
+
+def test_learning_reaches_the_timesteps_that_were_visited_and_no_other():
+    x = torch.randn(3, 4, 5)
+    scale = TableScale(torch.arange(1000.0), torch.full((1000,), 0.2), learned=True)
+    t = torch.tensor([7, 500, 7])
+    scale.quantize(x, scale(t, x, GRID), GRID).square().sum().backward()
+    assert scale.table.grad.nonzero().flatten().tolist() == [7, 500]
+
+
+def test_gradient_scale_of_lsq():
+    x = torch.randn(2, 3, 5)
+    scale = TableScale(torch.arange(10.0), torch.full((10,), 0.02), learned=True)
+    scale.quantize(x, scale(torch.tensor(4), x, GRID), GRID).sum().backward()
+    s = torch.tensor(0.02, requires_grad=True)
+    fake_quantize(x, s, GRID.low, GRID.high).sum().backward()
+    assert scale.table.grad[4].item() == pytest.approx(s.grad.item() / (15 * 127) ** 0.5, rel=1e-4)

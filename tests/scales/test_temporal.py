@@ -8,7 +8,7 @@ from tdquant.errors import CalibrationError, RecipeError
 from tdquant.grid import Grid
 from tdquant.scales import TemporalScale
 from tdquant.scales.base import inverse_softplus
-from tdquant.scales.temporal import fourier_features
+from tdquant.scales.temporal import evaluate, fourier_features
 
 GRID = Grid.signed(4)
 
@@ -96,3 +96,60 @@ def test_gradient_reaches_every_layer():
     scale = TemporalScale(0.1)
     scale(torch.tensor([3, 900]), torch.empty(0), GRID).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in scale.parameters())
+
+
+def test_many_together_equal_each_alone():
+    scales = [TemporalScale(0.1 * (i + 1), hidden=16, depth=3) for i in range(5)]
+    t = torch.randint(0, 1000, (11,))
+    together = evaluate(scales, t)
+    assert together.shape == (5, 11)
+    for row, scale in zip(together, scales, strict=True):
+        assert torch.allclose(row, scale(t, torch.empty(0), GRID), rtol=1e-6)
+    together.log().sum().backward()
+    ahead = [p.grad.clone() for s in scales for p in s.parameters()]
+    for scale in scales:
+        scale.zero_grad()
+        scale(t, torch.empty(0), GRID).log().sum().backward()
+    alone = [p.grad for s in scales for p in s.parameters()]
+    for a, b in zip(ahead, alone, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 32])
+def test_a_timestep_has_one_scale_whoever_is_evaluated_with_it(rows):
+    torch.manual_seed(0)
+    scales = [TemporalScale(0.1) for _ in range(4)]
+    for scale in scales:
+        scale.network[-1].weight.data.mul_(50)
+    every = evaluate(scales, torch.arange(1000))
+    for first in range(0, 1000 - rows, 97):
+        t = torch.arange(first, first + rows)
+        assert torch.equal(evaluate(scales, t), every[:, t])
+
+
+def test_different_architectures_and_ranges_go_ahead_together():
+    scales = [
+        TemporalScale(0.1),
+        TemporalScale(0.2, time_range=(0.0, 1.0)),
+        TemporalScale(0.3, hidden=16, depth=2),
+        TemporalScale(0.4, features=32, depth=1),
+    ]
+    t = torch.tensor([0.25, 0.5])
+    ahead = TemporalScale.ahead(scales, t)
+    assert set(ahead) == set(scales)
+    for scale in scales:
+        assert torch.allclose(ahead[scale], scale(t, torch.empty(0), GRID), rtol=1e-6)
+    assert all(s.shape == () for s in TemporalScale.ahead(scales, torch.tensor(7)).values())
+
+
+def test_dropout_draws_its_own_mask_for_each_scale():
+    scales = [TemporalScale(0.1, dropout=0.5) for _ in range(2)]
+    scales[1].load_state_dict(scales[0].state_dict())
+    for scale in scales:
+        scale.network[-1].weight.data.mul_(100)
+    t = torch.arange(64)
+    first, second = TemporalScale.ahead(scales, t).values()
+    assert not torch.equal(first, second)
+    scales[1].eval()  # in another mode than its like: a group of its own
+    ahead = TemporalScale.ahead(scales, t)
+    assert torch.equal(ahead[scales[1]], scales[1](t, torch.empty(0), GRID))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tdquant.calibrate.candidates import Candidate
 from tdquant.calibrate.judge import Judgement
+from tdquant.scales import SCALES
 
 JUDGED = "judged layer by layer"
 STATIC = "flat curves everywhere"
@@ -43,9 +44,14 @@ def list_choices(
     choices = {JUDGED: choose(set(estimators))}
     if len(estimators) > 1:
         choices |= {f"{name} everywhere": choose({name}) for name in estimators}
-    if set(wanted.values()) != {"static"}:
+    if not all(map(is_flat, wanted.values())):
         choices[STATIC] = choose(set(estimators), "static")
     return choices
+
+
+def is_flat(kind: str) -> bool:
+    """Whether scales of the kind are the same at every timestep."""
+    return kind in SCALES and not SCALES[kind].timed
 
 
 def _best(
@@ -59,7 +65,7 @@ def _best(
 
     static, temporal = least("static"), least("temporal")
     assert static is not None
-    if temporal is None or wanted == "static":
+    if temporal is None or is_flat(wanted):
         return static
     # A temporal scale can be flat, so that forcing the kind is never worse than a static one.
     needed = 1.0 - (margin if wanted == "auto" else 0.0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tdquant.calibrate.bias import correct_biases
 from tdquant.calibrate.calls import Call, outputs
 from tdquant.calibrate.candidates import NAMES, Candidate, choose_grid, make_candidates
-from tdquant.calibrate.choose import list_choices, static_error, time_weights
+from tdquant.calibrate.choose import is_flat, list_choices, static_error, time_weights
 from tdquant.calibrate.fit import fit
 from tdquant.calibrate.judge import Judgement, judge
 from tdquant.calibrate.observe import Observations, complain, observe
@@ -24,7 +24,7 @@ from tdquant.fakequant import expand_scale, fake_quantize
 from tdquant.grid import Grid
 from tdquant.progress import track
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
-from tdquant.scales import DynamicScale, Scale, StaticScale, TableScale, TemporalScale
+from tdquant.scales import SCALES, DynamicScale, Scale, StaticScale, TableScale, TemporalScale
 from tdquant.scales.table import training_timesteps
 
 ESTIMATORS = ("auto", *NAMES)
@@ -160,7 +160,7 @@ def calibrate(
         name = min(trials, key=trials.__getitem__) if trials else next(iter(choices))
         choice = choices[name]
         curves = {n: candidates[n][i] for n, i in choice.items()}
-        made, misfits = _make_scales(pending, curves, choice, judgement, span, seed)
+        made, misfits = _make_scales(pending, grids, curves, choice, judgement, span, seed)
         scales |= made
         layers = [
             LayerChoice(
@@ -176,7 +176,8 @@ def calibrate(
         ]
         report = Calibration(layers, trials, name)
     for n, quantizer in quantizers.items():
-        quantizer.grid, quantizer.scale = grids[n], scales[n].to(_device(model))
+        scale = scales[n].to(_device(model)).train(quantizer.training)
+        quantizer.grid, quantizer.scale = grids[n], scale
     if bias_correction:
         correct_biases(model, calls)
     return report
@@ -226,6 +227,7 @@ def _try_all(
 
 def _make_scales(
     quantizers: dict[str, ActivationQuantizer],
+    grids: dict[str, Grid],
     curves: dict[str, Candidate],
     choice: dict[str, int],
     judgement: Judgement,
@@ -242,8 +244,9 @@ def _make_scales(
             made[n] = TableScale(
                 knots, curve(knots, knots, q.grid).expand(len(knots)), learned=True
             )
-        elif q.wanted == "static" or (q.wanted == "auto" and curve.static):
-            made[n] = StaticScale(float(curve.table[0]))
+        elif is_flat(q.wanted) or (q.wanted == "auto" and curve.static):
+            law = StaticScale if q.wanted == "auto" else SCALES[q.wanted]
+            made[n] = law.from_step(float(curve.table[0]), grids[n])
         else:
             groups.setdefault(repr(sorted(q.options.items())), []).append(n)
     misfits: dict[str, float] = {}

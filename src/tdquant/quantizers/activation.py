@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.clock import Clock
-from tdquant.fakequant import expand_scale, fake_quantize
 from tdquant.grid import Grid
 from tdquant.scales.base import Scale
 
@@ -43,8 +42,8 @@ class ActivationQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = grid
-        self.scale = scale
         self.clock = clock
+        self.scale = scale
         self.symmetric = symmetric
         self.wanted = wanted
         self.options = dict(options or {})
@@ -52,11 +51,19 @@ class ActivationQuantizer(nn.Module):
     def step(self, x: Tensor) -> Tensor:
         """The scale for x at the current timestep, ``()`` or ``(B,)``."""
         scale = self.scale
-        return scale(self.clock.read() if scale.timed else None, x, self.grid)
+        if not scale.timed:
+            return scale(None, x, self.grid)
+        known = self.clock.ahead(scale)
+        return scale(self.clock.read(), x, self.grid) if known is None else known
 
     def forward(self, x: Tensor) -> Tensor:
         """The nearest grid points of x, in its dtype."""
-        return fake_quantize(x, expand_scale(self.step(x), x), self.grid.low, self.grid.high)
+        return self.scale.quantize(x, self.step(x), self.grid)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "scale":
+            self.clock.forget_laws()
 
     # The zero point is a Python integer, a constant for every engine and compiler; in state dicts
     # it is a tensor.

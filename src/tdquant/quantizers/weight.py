@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ConversionError, FreezeError
-from tdquant.fakequant import FLOOR, codes, fake_quantize, scale_gradient
+from tdquant.fakequant import FLOOR, codes, fake_quantize, noise_quantize
 from tdquant.grid import Grid
 from tdquant.scales.base import Float32, floored
 
@@ -77,7 +77,7 @@ class WeightQuantizer(Float32):
     def scale(self, weight: Tensor) -> Tensor:
         """The step shaped to broadcast over the weight."""
         count = weight.numel() / max(self.step.numel(), 1)
-        s = floored(scale_gradient(self.step, (count * self.grid.high) ** -0.5))
+        s = floored(self.step, (count * self.grid.high) ** -0.5)
         return s.reshape(-1, *[1] * (weight.ndim - 1)) if s.ndim else s
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -86,6 +86,24 @@ class WeightQuantizer(Float32):
 
     def extra_repr(self) -> str:
         return f"bits={self.grid.bits}, codes={self.grid.codes}, steps={self.step.numel()}"
+
+
+class NoiseWeight(WeightQuantizer):
+    """NIPQ's quantizer of a weight: in training, noise of one step in the place of rounding.
+
+    Arguments:
+        grid: Symmetric codes.
+        step: First value, ``(C,)`` for one a channel or ``()``.
+
+    References:
+        Shin et al., NIPQ: Noise Proxy-Based Integrated Pseudo-Quantization, 2023
+        (https://arxiv.org/abs/2206.00820), section 3.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.training:
+            return noise_quantize(weight, self.scale(weight), self.grid.low, self.grid.high)
+        return super().forward(weight)
 
 
 class FrozenWeight(Float32):

@@ -2,7 +2,10 @@
 
 from tdquant.scales.base import SCALES, Scale
 from tdquant.scales.dynamic import DynamicScale
+from tdquant.scales.noise import NoiseScale
+from tdquant.scales.pact import PactScale
 from tdquant.scales.pending import PendingScale
+from tdquant.scales.published import PublishedScale
 from tdquant.scales.static import StaticScale
 from tdquant.scales.table import TableScale
 from tdquant.scales.temporal import TemporalScale
@@ -10,7 +13,10 @@ from tdquant.scales.temporal import TemporalScale
 __all__ = [
     "SCALES",
     "DynamicScale",
+    "NoiseScale",
+    "PactScale",
     "PendingScale",
+    "PublishedScale",
     "Scale",
     "StaticScale",
     "TableScale",

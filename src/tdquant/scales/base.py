@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import CalibrationError
-from tdquant.fakequant import FLOOR
+from tdquant.fakequant import FLOOR, expand_scale, fake_quantize
 from tdquant.grid import Grid
 
 SCALES: dict[str, type[Scale]] = {}
@@ -51,16 +51,47 @@ class Scale(Float32, ABC):
         if cls.kind:
             SCALES.setdefault(cls.kind, cls)
 
+    @classmethod
+    def from_step(cls, step: float, grid: Grid) -> Scale:
+        """The law where it starts from one calibrated step."""
+        return cls(step)  # type: ignore[call-arg]
+
     @abstractmethod
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         """The step at timesteps ``()`` or ``(B,)`` for the tensor x ``(B, *)``."""
 
+    def quantize(self, x: Tensor, step: Tensor, grid: Grid) -> Tensor:
+        """x ``(B, *)`` on the grid, by a step that ``forward`` gave. How the step learns is part
+        of the law; the value is not, except while it trains.
+        """
+        return fake_quantize(x, expand_scale(step, x), grid.low, grid.high)
 
-def floored(s: Tensor) -> Tensor:
-    """``max(s, FLOOR)`` with the identity's gradient: a step on the floor can rise again."""
-    if not s.requires_grad:
+
+class _Floored(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
         return s.clamp(min=FLOOR)
-    return torch.where(s > FLOOR, s, FLOOR + (s - s.detach()))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return (grad if ctx.factor == 1 else grad * ctx.factor), None
+
+
+def floored(s: Tensor, factor: float = 1.0) -> Tensor:
+    """``max(s, FLOOR)`` with the gradient of ``factor * s``: a step on the floor can rise again.
+
+    LSQ's factor is ``1 / sqrt(N Q)``.
+    """
+    if torch.is_grad_enabled() and s.requires_grad:
+        return _Floored.apply(s, factor)
+    return s.clamp(min=FLOOR)
+
+
+def lsq_factor(x: Tensor, grid: Grid) -> float:
+    """LSQ's ``1 / sqrt(N Q)`` for an activation: N features of one sample, Q the highest code."""
+    features = x[0].numel() if x.ndim and x.shape[0] else 1
+    return (features * max(grid.high, 1)) ** -0.5
 
 
 def inverse_softplus(s: Tensor) -> Tensor:

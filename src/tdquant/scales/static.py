@@ -14,9 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tdquant.fakequant import scale_gradient
 from tdquant.grid import Grid
-from tdquant.scales.base import Scale, check_step, floored
+from tdquant.scales.base import Scale, check_step, floored, lsq_factor
 
 
 class StaticScale(Scale):
@@ -33,5 +32,4 @@ class StaticScale(Scale):
         self.step = nn.Parameter(torch.tensor(check_step(start, "StaticScale")))
 
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
-        features = x[0].numel() if x.ndim and x.shape[0] else 1
-        return floored(scale_gradient(self.step, (features * max(grid.high, 1)) ** -0.5))
+        return floored(self.step, lsq_factor(x, grid))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tdquant.errors import CalibrationError
 from tdquant.grid import Grid
-from tdquant.scales.base import Scale, floored
+from tdquant.scales.base import Scale, floored, lsq_factor
 
 
 def training_timesteps(low: float, high: float, limit: int = 1024) -> Tensor:
@@ -37,7 +37,7 @@ class TableScale(Scale):
     Arguments:
         knots: Times t_k, increasing.
         table: Positive steps s_k.
-        learned: Whether training may change the steps.
+        learned: Whether training may change the steps, each by the samples at its time.
 
     Raises:
         CalibrationError: The two do not fit, times do not increase, or a step is not positive and
@@ -74,13 +74,13 @@ class TableScale(Scale):
 
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         last = len(self.knots) - 1
+        table = floored(self.table, lsq_factor(x, grid) if self.table.requires_grad else 1.0)
         if last == 0:
-            return floored(self.table[0])
+            return table[0]
         assert timestep is not None
         # index_select on a flat index: indexing by a 0-dim tensor would synchronise with the
         # device.
         flat = timestep.to(self.knots.device).reshape(-1)
-        table = floored(self.table)
         if self.first is not None and not flat.is_floating_point():
             index = (flat - self.first).clamp(0, last)
             return table.index_select(0, index).reshape(timestep.shape)

@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -31,13 +32,13 @@ NOMINAL = 999.0
 
 
 def fourier_features(t: Tensor, dim: int) -> Tensor:
-    """Geometric Fourier features of normalised times ``(B,)``: ``(B, dim)``, cosines first."""
+    """Geometric Fourier features of normalised times ``(*)``: ``(*, dim)``, cosines first."""
     half = dim // 2
     frequency = torch.exp(
         torch.arange(half, device=t.device) * (-torch.log(torch.tensor(1e4)) / half)
     )
-    angle = t.float()[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=1)
+    angle = t.float().unsqueeze(-1) * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
 class TemporalScale(Scale):
@@ -81,7 +82,8 @@ class TemporalScale(Scale):
             raise RecipeError(
                 f"time range [{low}, {high}]", where="TemporalScale", fix="low < high"
             )
-        self.features = features
+        self.features, self.hidden, self.depth = features, hidden, depth
+        self.dropout = dropout
         self.register_buffer("time_range", torch.tensor([low, high], dtype=torch.float32))
         widths = [features] + [hidden] * (depth - 1)
         layers: list[nn.Module] = []
@@ -108,22 +110,66 @@ class TemporalScale(Scale):
         t = (timestep.to(self.time_range.device, torch.float32) - low) * (NOMINAL / (high - low))
         return fourier_features(t, self.features)
 
+    @property
+    def layers(self) -> list[nn.Linear]:
+        """The linear layers of the network."""
+        return [m for m in self.network if isinstance(m, nn.Linear)]
+
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         assert timestep is not None
-        features = self.encode(timestep.reshape(-1))
-        with torch.autocast(self.time_range.device.type, enabled=False):
-            y = self.network(features) if torch.is_grad_enabled() else self._exact(features)
-            s = F.softplus(y).float() + FLOOR
-        return s.reshape(timestep.shape)
+        return evaluate([self], timestep)[0]
 
-    def _exact(self, features: Tensor) -> Tensor:
-        """The network in float64: in float32, s would depend in its last bit on how many timesteps
-        are evaluated together, and a live model would round ties otherwise than its frozen table.
-        """
-        h = features.double()
-        for layer in self.network:
-            if isinstance(layer, nn.Linear):
-                h = F.linear(h, layer.weight.double(), layer.bias.double())
-            else:
-                h = layer(h)
-        return h
+    @staticmethod
+    def ahead(scales: Sequence[TemporalScale], timestep: Tensor) -> dict[nn.Module, Tensor]:
+        """The steps of all scales at once: see ``tdquant.clock``."""
+        alike: dict[tuple[object, ...], list[TemporalScale]] = {}
+        for scale in scales:
+            # A weight that is sharded over several processes is whole only in its own layer.
+            if not hasattr(scale.network[-1].weight, "device_mesh"):
+                alike.setdefault(scale.architecture, []).append(scale)
+        steps: dict[nn.Module, Tensor] = {}
+        for group in alike.values():
+            steps |= zip(group, evaluate(group, timestep).unbind(), strict=True)
+        return steps
+
+    @property
+    def architecture(self) -> tuple[object, ...]:
+        """What scales share that can be evaluated together."""
+        dropout = self.dropout if self.training else 0.0
+        return self.features, self.hidden, self.depth, dropout, self.time_range.device
+
+
+def evaluate(scales: Sequence[TemporalScale], timestep: Tensor) -> Tensor:
+    """``s_l(t)`` of L scales of one architecture, in one batched product for each of its layers.
+
+    In float64, rounded at the end: in float32 the last bit of s would depend on how many timesteps
+    and scales are evaluated together, and a live model would round ties otherwise than its frozen
+    table. The number of rows is a multiple of 8 for the same reason: small products take other
+    paths through the BLAS.
+
+    Arguments:
+        scales: The L scales.
+        timestep: ``()`` or ``(B,)``.
+
+    Returns:
+        ``(L,)`` or ``(L, B)``, float32, differentiable in all parameters.
+    """
+    first = scales[0]
+    device = first.time_range.device
+    t = timestep.reshape(-1).to(device, torch.float32)
+    low, high = torch.stack([scale.time_range for scale in scales]).unsqueeze(-1).unbind(1)
+    count = len(t)
+    t = F.pad((t - low) * (NOMINAL / (high - low)), (0, -count % 8))
+    with torch.autocast(device.type, enabled=False):
+        h = fourier_features(t, first.features).double()
+        parameters = zip(*(scale.layers for scale in scales), strict=True)
+        for number, layers in enumerate(parameters, start=1):
+            if number == first.depth and first.dropout:
+                h = F.dropout(h, first.dropout, first.training)
+            weight = torch.stack([layer.weight for layer in layers]).double()
+            bias = torch.stack([layer.bias for layer in layers]).double()
+            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
+            if number < first.depth:
+                h = h.relu()
+        s = F.softplus(h.squeeze(-1)[:, :count]).float() + FLOOR
+    return s.reshape(len(scales), *timestep.shape)

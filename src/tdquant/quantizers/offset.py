@@ -1,0 +1,60 @@
+r"""A quantizer whose lowest code stands for a fixed real number, and none for zero.
+
+    q = clip(round((x - o) / s), 0, high),    x_hat = s q + o
+
+TDQ's authors quantize so what comes from SiLU, with o its minimum. Real zero is off this grid, so
+the zeros that a convolution pads with are no code, and its product is
+
+    sum x_hat w_hat = s s_w sum q q_w + o s_w sum_{inside} q_w
+
+It exists to run their checkpoints; a zero point costs nothing and keeps zero on the grid.
+
+References:
+    So et al., Temporal Dynamic Quantization for Diffusion Models, 2023
+    (https://arxiv.org/abs/2306.02316).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tdquant.clock import Clock
+from tdquant.fakequant import expand_scale, fake_quantize
+from tdquant.grid import Grid
+from tdquant.quantizers.activation import ActivationQuantizer
+from tdquant.scales.base import Scale
+
+SILU_MINIMUM = -0.2785
+"""Least value of SiLU, as published."""
+
+
+class OffsetQuantizer(ActivationQuantizer):
+    """Fake-quantizes ``x - offset`` and adds the offset again, ``(B, *) -> (B, *)``.
+
+    Arguments:
+        grid: Its codes; the lowest is 0.
+        scale: The law of its step.
+        clock: Where the timestep of the call in progress is read.
+        offset: The real number o that code 0 stands for.
+        wanted: Kind of the scale.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        scale: Scale,
+        clock: Clock,
+        offset: float = SILU_MINIMUM,
+        wanted: str = "auto",
+    ) -> None:
+        super().__init__(grid, scale, clock, symmetric=True, wanted=wanted)
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = expand_scale(self.step(x), x)
+        shifted = x.float() - self.offset
+        quantized = fake_quantize(shifted, scale, self.grid.low, self.grid.high) + self.offset
+        return quantized.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, offset={self.offset}"
