@@ -62,10 +62,10 @@ FAMILIES: list[Family] = [
     ),
     Family(
         "compvis-unet",
-        ("UNetModel",),
-        first=("input_blocks.0.0",),
-        last=("out.*",),
-        time_path=("time_embed.*", "label_emb.*", "*.emb_layers.*"),
+        ("UNetModel", "DiffusersUNet"),
+        first=("input_blocks.0.0", "*.input_blocks.0.0"),
+        last=("out.*", "id_predictor.*", "unet.out.*", "unet.id_predictor.*"),
+        time_path=("*time_embed.*", "*label_emb.*", "*.emb_layers.*"),
     ),
 ]
 

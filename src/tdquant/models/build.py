@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from tdquant.errors import ModelError
+from tdquant.models.compvis.unet import UNetModel
 from tdquant.models.pixel_unet import PixelUNet
 from tdquant.optional import require
 
-OWN: dict[str, type[nn.Module]] = {"PixelUNet": PixelUNet}
+OWN: dict[str, type[nn.Module]] = {"PixelUNet": PixelUNet, "UNetModel": UNetModel}
 """tdquant's own model classes, each built as ``cls(**model.config)``."""
 
 

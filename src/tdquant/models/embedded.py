@@ -1,12 +1,12 @@
 """Models that ship inside the package, and a tiny untrained one for tests and first steps.
 
-``cats-ddpm`` is a 2.4M-parameter pixel model of 32x32 cats; its card is in the documentation.
+``cats-ddpm`` is a 2.4M-parameter pixel model of 32x32 cats, ``cats-ldm`` a latent one in
+latent-diffusion's layout; their cards are in the documentation.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import nn
 
 from tdquant.errors import ModelError
 from tdquant.models.build import from_description
+from tdquant.models.compvis import load_compvis
+from tdquant.models.pipe import Pipe
 from tdquant.models.pixel_unet import PixelUNet
 from tdquant.optional import require
 
-EMBEDDED = ("cats-ddpm", "tiny")
+EMBEDDED = ("cats-ddpm", "cats-ldm", "tiny")
 
 TINY: dict[str, Any] = {
     "patch": 2,
@@ -37,30 +39,11 @@ TINY: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Pipe:
-    """What generating takes.
-
-    Attributes:
-        unet: The denoiser, ``unet(x, t)``.
-        vae: The first stage, or None for a pixel model.
-        scheduler: diffusers scheduler with the noise schedule of the checkpoint.
-        shape: Shape of one sample of the denoiser.
-        name: What it is called.
-    """
-
-    unet: nn.Module
-    vae: nn.Module | None
-    scheduler: Any
-    shape: tuple[int, ...]
-    name: str
-
-
 def load_embedded(name: str = "cats-ddpm", seed: int = 0) -> Pipe:
     """A model that ships with tdquant, in float32, in evaluation mode.
 
     Arguments:
-        name: ``"cats-ddpm"``, trained, or ``"tiny"``, 16x16 and random.
+        name: ``"cats-ddpm"`` or ``"cats-ldm"``, trained, or ``"tiny"``, 16x16 and random.
         seed: Seed of the random one.
 
     Raises:
@@ -77,6 +60,9 @@ def load_embedded(name: str = "cats-ddpm", seed: int = 0) -> Pipe:
         return Pipe(unet.eval(), None, scheduler(clip_sample=False), (3, 16, 16), name)
     folder = resources.files("tdquant.models") / "weights"
     spec = json.loads((folder / f"{name}.json").read_text())
+    if "config" in spec:
+        with resources.as_file(folder / f"{name}.safetensors") as file:
+            return load_compvis(spec["config"], file, ema=False, quiet=True)
     unet = from_description(spec["model"], where=name)
     weights = load((folder / f"{name}.safetensors").read_bytes())
     unet.load_state_dict({k: v.float() for k, v in weights.items()})

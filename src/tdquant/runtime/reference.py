@@ -3,6 +3,10 @@ backend.
 
     y = s_x s_w sum (q_x - z) q_w + b
 
+or, where code 0 stands for a real number o and padded zeros for none,
+
+    y = s_x s_w sum q_x q_w + o s_w sum_{inside} q_w + b
+
 Codes are whole numbers held in float64. A product of two 16-bit codes is below 2^30, so any sum of
 fewer than 2^23 of them is below 2^53 and exact, whatever the order of summation. Only the two
 scales and the bias round.
@@ -19,7 +23,7 @@ from torch import Tensor, nn
 
 from tdquant.fakequant import expand_scale
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers, replace_module
-from tdquant.quantizers import ActivationQuantizer, FrozenWeight
+from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.runtime.compile import register_backend
 
 
@@ -59,12 +63,14 @@ class ReferenceLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype, quantizer = x.dtype, self.quantizer
+        offset = quantizer.offset if isinstance(quantizer, OffsetQuantizer) else None
         if isinstance(quantizer, ActivationQuantizer):
             scale = expand_scale(quantizer.step(x), x)
             # In float32, as the frozen model does: where x / s is a tie, both must fall on one
             # side.
+            v = x.float() if offset is None else x.float() - offset
             q = (
-                torch.div(x.float(), scale)
+                torch.div(v, scale)
                 .round_()
                 .clamp_(quantizer.grid.low, quantizer.grid.high)
                 .double()
@@ -72,7 +78,10 @@ class ReferenceLayer(nn.Module):
         else:
             q, scale = x.double(), torch.ones((), dtype=torch.float64)
         channel = (-1,) if self.kind == "QuantLinear" else (-1, *[1] * (x.ndim - 2))
-        y = self._accumulate(q) * self.weight_scale.reshape(channel) * scale.double()
+        weight_scale = self.weight_scale.reshape(channel)
+        y = self._accumulate(q) * weight_scale * scale.double()
+        if offset is not None:
+            y = y + offset * weight_scale * self._accumulate(torch.ones_like(q[:1]))
         if self.bias is not None:
             y = y + self.bias.reshape(channel)
         return y.to(dtype)

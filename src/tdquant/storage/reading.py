@@ -16,7 +16,7 @@ from tdquant.layers import QUANTIZED, replace_module
 from tdquant.layers.attention import QuantAttention
 from tdquant.models import build
 from tdquant.packing import unpack
-from tdquant.quantizers import ActivationQuantizer, FrozenWeight
+from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import DynamicScale, Scale, TableScale
 from tdquant.storage.files import TENSORS, read_index, read_tensors
@@ -96,6 +96,8 @@ def _restore_layer(
     layer = QUANTIZED[type(old)].from_float(old)
     if "weight" in spec:
         grid = Grid.signed(spec["weight"]["bits"], narrow=True)
+        if "qmax" in spec["weight"]:
+            grid = Grid(grid.bits, -spec["weight"]["qmax"], spec["weight"]["qmax"])
         step = tensors.pop(f"{path}.weight.step")
         frozen = FrozenWeight(grid, step)
         found = unpack(
@@ -130,4 +132,6 @@ def _restore_activation(
             )
         scale = TableScale(tensors[f"{path}.scale.knots"], tensors[f"{path}.scale.table"])
     tensors[f"{path}.zero_point"] = torch.tensor(grid.zero_point, dtype=torch.int32)
+    if "offset" in spec:
+        return OffsetQuantizer(grid, scale, clock, spec["offset"], spec["scale"])
     return ActivationQuantizer(grid, scale, clock, wanted=spec["scale"])

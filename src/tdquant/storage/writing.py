@@ -19,7 +19,12 @@ from tdquant.layers import quantized_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.models import build
 from tdquant.packing import pack
-from tdquant.quantizers import ActivationQuantizer, FrozenWeight, activation_quantizers
+from tdquant.quantizers import (
+    ActivationQuantizer,
+    FrozenWeight,
+    OffsetQuantizer,
+    activation_quantizers,
+)
 from tdquant.recipe import Recipe
 from tdquant.scales import TableScale
 from tdquant.storage.files import FORMAT, INDEX, TENSORS, VERSION
@@ -87,6 +92,7 @@ def _describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if isinstance(frozen, FrozenWeight):
             spec["weight"] = {
                 "bits": frozen.grid.bits,
+                "qmax": frozen.grid.qmax,
                 "shape": list(layer.weight.shape),
                 "dtype": str(layer.weight.dtype).removeprefix("torch."),
             }
@@ -145,6 +151,8 @@ def _describe_activation(quantizer: Any) -> dict[str, Any]:
         "zero_point": grid.zero_point,
         "scale": scale.kind,
     }
+    if isinstance(quantizer, OffsetQuantizer):
+        out["offset"] = quantizer.offset
     if isinstance(scale, TableScale):
         out |= {"knots": len(scale.knots), "first": scale.first}
     return out

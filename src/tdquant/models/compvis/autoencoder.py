@@ -1,0 +1,145 @@
+"""First stages of latent-diffusion checkpoints as diffusers' classes, with names both ways.
+
+KL autoencoders become ``AutoencoderKL`` and vector-quantized ones ``VQModel``. The networks are
+the same; what differs is what layers are called, that the decoder's levels count from the other
+end, and that attention has 1x1 convolutions for linear layers.
+
+References:
+    Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022
+    (https://arxiv.org/abs/2112.10752), section 3.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from tdquant.errors import ModelError
+from tdquant.optional import require
+
+_RESIDUAL = {"nin_shortcut": "conv_shortcut"}
+_ATTENTION = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
+
+
+def build_first_stage(kind: str, params: Mapping[str, Any], scale_factor: float) -> nn.Module:
+    """A fresh first stage.
+
+    Arguments:
+        kind: Class in the configuration: AutoencoderKL, VQModel or VQModelInterface.
+        params: Its ``first_stage_config.params``: ``ddconfig``, ``embed_dim`` and ``n_embed`` are
+            read.
+        scale_factor: Factor of its latents, for its own configuration.
+
+    Raises:
+        ModelError: Options that diffusers' classes have no counterpart for; all are listed.
+        MissingDependencyError: diffusers is not installed.
+    """
+    diffusers = require("diffusers", "diffusers")
+    net, embed = params["ddconfig"], int(params["embed_dim"])
+    vector = kind != "AutoencoderKL"
+    _check(net, kind)
+    multiples, size = list(net.get("ch_mult", (1, 2, 4, 8))), int(net["resolution"])
+    attended = [size // 2**i in net["attn_resolutions"] for i in range(len(multiples))]
+    options: dict[str, Any] = {
+        "in_channels": net["in_channels"],
+        "out_channels": net["out_ch"],
+        "block_out_channels": [net["ch"] * m for m in multiples],
+        "down_block_types": [f"{'Attn' * a}DownEncoderBlock2D" for a in attended],
+        "up_block_types": [f"{'Attn' * a}UpDecoderBlock2D" for a in reversed(attended)],
+        "layers_per_block": net["num_res_blocks"],
+        "latent_channels": net["z_channels"],
+        "sample_size": size,
+        "scaling_factor": scale_factor,
+        "mid_block_add_attention": net.get("attn_type", "vanilla") == "vanilla",
+    }
+    if vector:
+        codes = {"num_vq_embeddings": int(params["n_embed"]), "vq_embed_dim": embed}
+        return diffusers.VQModel(**options, **codes).eval()
+    vae = diffusers.AutoencoderKL(**options, force_upcast=False)
+    if embed != net["z_channels"]:
+        # diffusers' class has one width for both; its forward asks for no more than this.
+        vae.quant_conv = nn.Conv2d(2 * net["z_channels"], 2 * embed, 1)
+        vae.post_quant_conv = nn.Conv2d(embed, net["z_channels"], 1)
+    return vae.eval()
+
+
+def _check(net: Mapping[str, Any], kind: str) -> None:
+    wrong = []
+    if not net.get("resamp_with_conv", True):
+        wrong.append("resamp_with_conv=False")
+    if net.get("use_linear_attn") or net.get("attn_type", "vanilla") not in ("vanilla", "none"):
+        wrong.append("linear attention")
+    if net.get("attn_type") == "none" and net["attn_resolutions"]:
+        wrong.append("attn_type='none' with attn_resolutions")
+    wrong += [f"{name}=True" for name in ("tanh_out", "give_pre_end") if net.get(name)]
+    double = bool(net.get("double_z", True))
+    if double != (kind == "AutoencoderKL"):
+        wrong.append(f"double_z={double} in a {kind}")
+    if wrong:
+        raise ModelError(
+            "the first stage has options without a counterpart:\n  - " + "\n  - ".join(wrong),
+            where="first_stage_config.params.ddconfig",
+        )
+
+
+def first_stage_names(vae: nn.Module) -> dict[str, str]:
+    """The published name of every tensor of a first stage, by diffusers' name."""
+    levels = len(vae.config.block_out_channels)  # type: ignore[union-attr, arg-type]
+    return {name: _published(name, levels) for name in vae.state_dict()}
+
+
+def from_published(vae: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors for ``vae``, under its own names, out of those with published names.
+
+    Names that are missing are left out, and others are passed on as they are, so that whoever
+    loads the result sees both.
+    """
+    names = first_stage_names(vae)
+    own = vae.state_dict()
+    found = {name: state[published] for name, published in names.items() if published in state}
+    for name, tensor in found.items():
+        if tensor.ndim == 4 and own[name].ndim == 2:
+            found[name] = tensor.flatten(1)  # a 1x1 convolution as a matrix
+    known = set(names.values())
+    return found | {name: tensor for name, tensor in state.items() if name not in known}
+
+
+def to_published(vae: nn.Module) -> dict[str, Tensor]:
+    """The tensors of ``vae`` with published names and shapes."""
+    state = vae.state_dict()
+    return {
+        published: state[name][..., None, None]
+        if state[name].ndim == 2 and ".attn" in published
+        else state[name]
+        for name, published in first_stage_names(vae).items()
+    }
+
+
+def _published(name: str, levels: int) -> str:
+    """The published name of diffusers' ``name``."""
+    side, _, rest = name.partition(".")
+    if side not in ("encoder", "decoder"):
+        return name  # quant_conv, post_quant_conv, quantize
+    rest = rest.replace("conv_norm_out.", "norm_out.")
+    rest = re.sub(r"^mid_block\.resnets\.(\d)\.", lambda m: f"mid.block_{int(m[1]) + 1}.", rest)
+    rest = re.sub(r"^mid_block\.attentions\.0\.", "mid.attn_1.", rest)
+
+    def level(match: re.Match[str]) -> str:
+        way, index = match[1], int(match[2])
+        return f"{way}.{index if way == 'down' else levels - 1 - index}."
+
+    rest = re.sub(r"^(down|up)_blocks\.(\d+)\.", level, rest)
+    rest = rest.replace(".resnets.", ".block.").replace(".attentions.", ".attn.")
+    rest = re.sub(r"\.(down|up)samplers\.0\.", r".\1sample.", rest)
+    for published, theirs in (_ATTENTION if "attn" in rest else _RESIDUAL).items():
+        rest = rest.replace(f".{theirs}.", f".{published}.")
+    return f"{side}.{rest}"

@@ -1,0 +1,134 @@
+r"""Residual blocks of the latent-diffusion UNet, and its changes of resolution.
+
+    h = conv(R(silu(norm(x))))
+    h = norm(h) (1 + scale(e)) + shift(e)    or    norm(h + shift(e))
+    y = skip(R(x)) + conv(dropout(silu(h)))
+
+with e the embedded timestep and R nothing, a doubling or a halving of the resolution. Names of
+submodules are those of published checkpoints.
+
+References:
+    Dhariwal and Nichol, Diffusion Models Beat GANs on Image Synthesis, 2021
+    (https://arxiv.org/abs/2105.05233), section 3.
+    Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022
+    (https://arxiv.org/abs/2112.10752).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32
+"""Groups of every group norm: widths are multiples of it."""
+
+CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+POOLS: dict[int, type[nn.AvgPool1d] | type[nn.AvgPool2d]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group norm over 32 groups, computed in float32, in the dtype of its input."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(GROUPS, channels, eps=eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(input.float(), GROUPS, weight, bias, self.eps).to(input.dtype)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with zero parameters: a residual branch that starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution by repetition, then convolves if ``learned``."""
+
+    def __init__(self, channels: int, learned: bool, dims: int) -> None:
+        super().__init__()
+        if learned:
+            self.conv = CONVOLUTIONS[dims](channels, channels, 3, padding=1)
+        self.learned = learned
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.conv(x) if self.learned else x
+
+
+class Downsample(nn.Module):
+    """Halves the resolution, by a strided convolution if ``learned``, else by averaging."""
+
+    def __init__(self, channels: int, learned: bool, dims: int) -> None:
+        super().__init__()
+        self.op: nn.Module
+        if learned:
+            self.op = CONVOLUTIONS[dims](channels, channels, 3, stride=2, padding=1)
+        else:
+            self.op = POOLS[dims](2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ResBlock(nn.Module):
+    """A residual block that is told the time, ``(B, C, *), (B, E) -> (B, C', *')``.
+
+    Arguments:
+        channels: Width C of the input.
+        out_channels: Width C' of the output.
+        emb_channels: Width E of the time embedding.
+        dropout: Rate before the last convolution.
+        scale_shift: Whether the embedding scales and shifts after the norm, or adds before it.
+        dims: Spatial dimensions, 1 or 2.
+        resample: ``"up"``, ``"down"`` or None.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        emb_channels: int,
+        dropout: float,
+        scale_shift: bool,
+        dims: int,
+        resample: str | None = None,
+    ) -> None:
+        super().__init__()
+        convolution = CONVOLUTIONS[dims]
+        self.scale_shift, self.resample = scale_shift, resample
+        self.in_layers = nn.Sequential(
+            GroupNorm32(channels),
+            nn.SiLU(),
+            convolution(channels, out_channels, 3, padding=1),
+        )
+        change = {"up": Upsample, "down": Downsample}.get(resample or "")
+        self.h_upd = change(channels, False, dims) if change else nn.Identity()
+        self.x_upd = change(channels, False, dims) if change else nn.Identity()
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
+        )
+        self.out_layers = nn.Sequential(
+            GroupNorm32(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zeroed(convolution(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection: nn.Module = nn.Identity()
+        if out_channels != channels:
+            self.skip_connection = convolution(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, silu, convolve = self.in_layers
+        h = convolve(self.h_upd(silu(norm(x))))
+        e = self.emb_layers(emb).to(h.dtype)
+        e = e.reshape(*e.shape, *[1] * (h.ndim - 2))
+        norm, silu, dropout, convolve = self.out_layers
+        if self.scale_shift:
+            scale, shift = e.chunk(2, dim=1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + e)
+        return self.skip_connection(self.x_upd(x)) + convolve(dropout(silu(h)))

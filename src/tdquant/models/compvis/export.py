@@ -1,0 +1,71 @@
+"""Latent-diffusion models out again: as checkpoints in the published format, and as what
+diffusers' pipelines take.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.models.compvis import checkpoint as files
+from tdquant.models.compvis import published
+from tdquant.models.compvis.autoencoder import to_published
+from tdquant.models.pipe import Pipe
+from tdquant.optional import require
+
+
+def save_compvis(
+    model: Pipe | nn.Module,
+    file: str | os.PathLike[str],
+    *,
+    ema: nn.Module | Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Writes a checkpoint that ``load_compvis``, and latent-diffusion itself, read back.
+
+    Arguments:
+        model: A Pipe, or its UNet alone; the UNet may have the quantized layers of TDQ's authors,
+            as ``load_compvis`` makes them.
+        file: ``.safetensors``, or any other suffix for torch's format.
+        ema: Averaged parameters by the names of the UNet's own, or a UNet that has them.
+
+    Returns:
+        The file. It is written whole or not at all.
+
+    Raises:
+        ModelError: The UNet has quantized layers that the published format does not know.
+    """
+    unet = model.unet if isinstance(model, Pipe) else model
+    state = {files.UNET + name: tensor for name, tensor in published.to_published(unet).items()}
+    if ema is not None:
+        averages = dict(ema.named_parameters()) if isinstance(ema, nn.Module) else ema
+        names = published.names(unet)
+        state |= {files.ema_name(names[name]): tensor for name, tensor in averages.items()}
+        state[files.EMA + "decay"] = torch.tensor(0.9999)
+        state[files.EMA + "num_updates"] = torch.tensor(0, dtype=torch.int32)
+    if isinstance(model, Pipe):
+        state["betas"] = model.scheduler.betas
+        state["alphas_cumprod"] = model.scheduler.alphas_cumprod
+        if model.vae is not None:
+            inner = to_published(model.vae)
+            state |= {files.FIRST_STAGE + name: tensor for name, tensor in inner.items()}
+    return files.write_checkpoint(state, file)
+
+
+def as_diffusers(unet: nn.Module) -> Any:
+    """The UNet as a diffusers model, for ``DDIMPipeline``, ``LDMPipeline`` and their like.
+
+    Arguments:
+        unet: A latent-diffusion UNet, float, quantized, frozen or compiled. It is not copied.
+
+    Raises:
+        MissingDependencyError: diffusers is not installed.
+    """
+    require("diffusers", "diffusers")
+    from tdquant.models.compvis.wrapper import DiffusersUNet
+
+    return DiffusersUNet(unet)
