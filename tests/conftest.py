@@ -1,4 +1,5 @@
 import copy
+import os
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ import tdquant as tdq
 
 from .denoisers import Mixed, calls
 
-torch.set_num_threads(2)
+THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
+torch.set_num_threads(THREADS)
 
 
 def quantized(weights=8, activations=8, scale="temporal", calibrated=True, edges=8, **recipe):

@@ -19,6 +19,7 @@ from tdquant.recipe import LayerRecipe, Recipe
 from tdquant.runtime import compile
 from tdquant.storage import load, save
 from tdquant.summary import Summary, summary
+from tdquant.train import Training, train
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "Summary",
     "TDQError",
+    "Training",
     "calibrate",
     "compile",
     "data",
@@ -44,5 +46,6 @@ __all__ = [
     "sample",
     "save",
     "summary",
+    "train",
     "trajectories",
 ]

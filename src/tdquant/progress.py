@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -20,16 +20,42 @@ def track(
         total: Number of items where ``len(items)`` does not tell.
         show: False draws nothing.
     """
+    drawn = _tqdm(items, label, total, 0, show)
+    yield from items if drawn is None else drawn
+
+
+class Bar:
+    """A progress bar that is moved by hand, with a word about the state at its end.
+
+    Arguments:
+        label: The words in front of the bar.
+        total: Number of steps.
+        start: Steps that are done already.
+        show: False draws nothing.
+    """
+
+    def __init__(self, label: str, total: int, start: int = 0, show: bool = True) -> None:
+        self._bar = _tqdm(None, label, total, start, show)
+
+    def advance(self, words: str = "") -> None:
+        """One step further."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(words, refresh=False)
+            self._bar.update()
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _tqdm(items: Any, label: str, total: int | None, start: int, show: bool) -> Any:
     if not show:
-        yield from items
-        return
+        return None
     try:
         from tqdm import tqdm
     except ImportError:
-        yield from items
-        return
-    interactive = sys.stderr.isatty()
+        return None
     # Into a log file a bar would be thousands of lines: one line every 15 s is enough there.
-    yield from tqdm(
-        items, label, total, leave=False, mininterval=0.1 if interactive else 15, ncols=88
-    )
+    interval = 0.1 if sys.stderr.isatty() else 15
+    return tqdm(items, label, total, initial=start, leave=False, mininterval=interval, ncols=88)

@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from tdquant.errors import TrainingError
 from tdquant.quantizers import activation_quantizers
 from tdquant.train import parameter_groups
 
@@ -53,3 +55,31 @@ def test_decay_does_not_pull_scales_towards_softplus_of_zero(x):
         after / before
     ).max() < 3  # with decayed biases they would rise towards 0.69, tens of times
     assert after.max() < 0.69
+
+
+def test_published_rates():
+    groups = parameter_groups(quantized(weights=4), 1e-3, rates="published")
+    table = {g["name"]: (g["lr"], g["weight_decay"]) for g in groups}
+    assert table == {
+        "network": (1e-3, 0.01),
+        "steps": (1e-4, 0.0),
+        "temporal": (1e-3, 0.01),
+        "temporal_bias": (1e-3, 0.01),
+    }
+
+
+@pytest.mark.parametrize("rates", ["equal", "published"])
+@pytest.mark.parametrize("scale", ["static", "table", "pact", "nipq"])
+def test_no_decay_reaches_a_step(scale, rates):
+    model = quantized(weights=4, activations=5, scale=scale)
+    groups = parameter_groups(model, rates=rates)
+    undecayed = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
+    named = dict(model.named_parameters())
+    steps = {n for n in named if "quantizer" in n}
+    assert len(steps) == 12 + 1  # of six inputs and six weights, and of the time path's weight
+    assert undecayed == {id(named[n]) for n in steps}
+
+
+def test_unknown_rates():
+    with pytest.raises(TrainingError, match="'fast'"):
+        parameter_groups(quantized(), rates="fast")

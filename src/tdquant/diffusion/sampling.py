@@ -22,10 +22,11 @@ Denoiser = Callable[..., Tensor]
 
 def initial_noise(indices: Sequence[int], shape: Sequence[int], seed: int = 0) -> Tensor:
     """Standard normal noise for the images ``indices``, ``(len(indices), *shape)``."""
-    return torch.stack([torch.randn(*shape, generator=_generator(seed, i)) for i in indices])
+    return torch.stack([torch.randn(*shape, generator=stream_of(seed, i)) for i in indices])
 
 
-def _generator(seed: int, index: int, stream: int = 0) -> torch.Generator:
+def stream_of(seed: int, index: int, stream: int = 0) -> torch.Generator:
+    """The random numbers of one image: they depend on the seed and its index alone."""
     mixed = (
         seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB
     ) % 2**63
@@ -38,6 +39,7 @@ def denoise_steps(
     steps: int,
     x: Tensor,
     generators: list[torch.Generator] | None = None,
+    eta: float = 0.0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields ``(model_input, t, x_next)`` for every call on the way from noise to image.
 
@@ -48,6 +50,10 @@ def denoise_steps(
         steps: Number of sampler steps, 1 to the number of training timesteps.
         x: Standard normal noise ``(B, *)``.
         generators: One a sample, for schedulers that add noise.
+        eta: Share of DDIM's noise, 0 (none) to 1 (that of DDPM), for schedulers that know it.
+
+    Raises:
+        ModelError: The number of steps is out of range, or the scheduler has no eta.
     """
     scheduler = copy.deepcopy(scheduler)
     limit = int(scheduler.config.num_train_timesteps)
@@ -57,7 +63,14 @@ def denoise_steps(
         )
     scheduler.set_timesteps(steps, device=x.device)
     x = x * scheduler.init_noise_sigma
-    extra = {"generator": generators} if generators and _takes_generator(scheduler) else {}
+    known = inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {}
+    if generators and "generator" in known:
+        extra["generator"] = generators
+    if eta:
+        if "eta" not in known:
+            raise ModelError(f"eta={eta}", where=type(scheduler).__name__, fix="a DDIM scheduler")
+        extra["eta"] = eta
     for t in scheduler.timesteps:
         model_input = scheduler.scale_model_input(x, t)
         output = model(model_input, t)
@@ -65,8 +78,50 @@ def denoise_steps(
         yield model_input, t, x
 
 
-def _takes_generator(scheduler: Any) -> bool:
-    return "generator" in inspect.signature(scheduler.step).parameters
+@torch.no_grad()
+def generate(
+    model: Denoiser,
+    scheduler: Any,
+    batches: Sequence[Sequence[int]],
+    shape: Sequence[int],
+    *,
+    steps: int = 50,
+    seed: int = 0,
+    eta: float = 0.0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    label: str = "sampling",
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Samples batches of images, given by their indices; yields each with its images.
+
+    Arguments:
+        model: Callable ``(x, t)``, quantized or not.
+        scheduler: A diffusers scheduler.
+        batches: Indices of the images of each batch.
+        shape: Shape of one, such as ``(3, 32, 32)``.
+        steps: Sampler steps.
+        seed: Seed of all noise.
+        eta: Share of DDIM's noise.
+        device: Where the model is.
+        progress: Draw a bar.
+        label: Words in front of it.
+
+    Raises:
+        ModelError: Steps out of range.
+    """
+
+    def calls() -> Iterator[tuple[Sequence[int], Tensor] | None]:
+        for batch in batches:
+            x = initial_noise(batch, shape, seed).to(device)
+            generators = [stream_of(seed, i, stream=1) for i in batch]
+            for _, _, denoised in denoise_steps(model, scheduler, steps, x, generators, eta):
+                x = denoised
+                yield None
+            yield batch, x.cpu()
+
+    for done in track(calls(), label, len(batches) * (steps + 1), progress):
+        if done is not None:
+            yield done
 
 
 @torch.no_grad()
@@ -107,19 +162,16 @@ def sample(
     """
     if count < 1 or batch < 1:
         raise ModelError(f"count={count}, batch={batch}", where="sample", fix="both at least 1")
-    groups = [range(i, min(i + batch, start + count)) for i in range(start, start + count, batch)]
-
-    images: list[Tensor] = []
-
-    def calls() -> Iterator[None]:
-        for group in groups:
-            x = initial_noise(group, shape, seed).to(device)
-            generators = [_generator(seed, i, stream=1) for i in group]
-            for _, _, done in denoise_steps(model, scheduler, steps, x, generators):
-                last = done
-                yield
-            images.append(last.cpu())
-
-    for _ in track(calls(), label, len(groups) * steps, progress):
-        pass
-    return torch.cat(images)
+    end = start + count
+    batches = generate(
+        model,
+        scheduler,
+        [range(i, min(i + batch, end)) for i in range(start, end, batch)],
+        shape,
+        steps=steps,
+        seed=seed,
+        device=device,
+        progress=progress,
+        label=label,
+    )
+    return torch.cat([images for _, images in batches])

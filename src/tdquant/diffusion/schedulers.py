@@ -37,4 +37,6 @@ def make_scheduler(name: str, config: Any) -> Any:
     if name not in SCHEDULERS:
         raise ModelError(f"no scheduler {name!r}", fix=f"one of {', '.join(SCHEDULERS)}")
     cls = getattr(require("diffusers", "diffusers"), SCHEDULERS[name])
+    if isinstance(config, cls):
+        cls = type(config)  # a refinement of the class that was asked for stays
     return cls.from_config(getattr(config, "config", config))

@@ -10,14 +10,19 @@ from typing import Any
 
 from torch import nn
 
+from tdquant.errors import TrainingError
 from tdquant.quantizers import WeightQuantizer
 from tdquant.scales import Scale, TemporalScale
+
+RATES = ("equal", "published")
+"""Presets of the rates of scales relative to the network's."""
 
 
 def parameter_groups(
     model: nn.Module,
     rate: float = 1e-4,
     *,
+    rates: str = "equal",
     step_rate: float | None = None,
     temporal_rate: float | None = None,
     decay: float = 0.01,
@@ -26,16 +31,27 @@ def parameter_groups(
 
     Arguments:
         model: A quantized model.
-        rate: Learning rate of the network.
-        step_rate: That of learned steps, of weights and activations; ``rate`` if None. The
-            published setting is a tenth of it.
-        temporal_rate: That of temporal scales' networks; ``rate`` if None.
-        decay: Weight decay of the network and of the weight matrices of temporal scales; biases of
-            temporal scales and steps have none.
+        rate: Learning rate of the network and of temporal scales' networks.
+        rates: ``"equal"``: learned steps, of weights and activations, have ``rate`` too.
+            ``"published"``: a tenth of it, and the biases of temporal scales decay.
+        step_rate: Rate of learned steps, instead of the preset's.
+        temporal_rate: Rate of temporal scales' networks, instead of the preset's.
+        decay: Weight decay of the network and of the weight matrices of temporal scales. Steps
+            have none.
 
     Returns:
         The groups ``network``, ``steps``, ``temporal`` and ``temporal_bias`` that are not empty.
+
+    Raises:
+        TrainingError: No such preset.
     """
+    if rates not in RATES:
+        raise TrainingError(f"rates={rates!r}", fix=f"one of {', '.join(RATES)}")
+    published = rates == "published"
+    if step_rate is None:
+        step_rate = rate / 10 if published else rate
+    if temporal_rate is None:
+        temporal_rate = rate
     found: dict[str, list[nn.Parameter]] = {
         "network": [],
         "steps": [],
@@ -58,14 +74,14 @@ def parameter_groups(
         elif isinstance(module, (Scale, WeightQuantizer)):
             put("steps", module.parameters())
     put("network", model.parameters())
-    rates = {
+    settings = {
         "network": (rate, decay),
-        "steps": (rate if step_rate is None else step_rate, 0.0),
-        "temporal": (rate if temporal_rate is None else temporal_rate, decay),
-        "temporal_bias": (rate if temporal_rate is None else temporal_rate, 0.0),
+        "steps": (step_rate, 0.0),
+        "temporal": (temporal_rate, decay),
+        "temporal_bias": (temporal_rate, decay if published else 0.0),
     }
     return [
         {"name": name, "params": found[name], "lr": lr, "weight_decay": weight_decay}
-        for name, (lr, weight_decay) in rates.items()
+        for name, (lr, weight_decay) in settings.items()
         if found[name]
     ]

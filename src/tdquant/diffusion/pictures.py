@@ -1,0 +1,44 @@
+"""Images as files: bytes from tensors in [-1, 1], PNGs written whole, grids."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tdquant.optional import require
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1], ``(*, C, H, W)``, as uint8; what is outside is clipped."""
+    return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def grid(images: Tensor, gap: int = 2) -> Tensor:
+    """One picture ``(3, H', W')``, uint8, of images ``(N, C, H, W)`` in [-1, 1], nearly square."""
+    tiles = to_bytes(images)
+    if tiles.shape[1] != 3:
+        tiles = tiles[:, :1].expand(-1, 3, -1, -1)
+    columns = math.ceil(len(tiles) ** 0.5)
+    rows = math.ceil(len(tiles) / columns)
+    tiles = F.pad(tiles, (gap, 0, gap, 0), value=255)
+    missing = rows * columns - len(tiles)
+    tiles = torch.cat([tiles, tiles.new_full((missing, *tiles.shape[1:]), 255)])
+    height, width = tiles.shape[-2:]
+    sheet = tiles.view(rows, columns, 3, height, width).permute(2, 0, 3, 1, 4)
+    return F.pad(sheet.reshape(3, rows * height, columns * width), (0, gap, 0, gap), value=255)
+
+
+def save_png(picture: Tensor, path: str | Path) -> None:
+    """Writes a picture ``(C, H, W)``, uint8, by a temporary name: no half file is ever seen."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = require("PIL.Image", "data")
+    array = picture.permute(1, 2, 0).numpy()
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(fresh, "PNG")
+    os.replace(fresh, path)

@@ -1,0 +1,162 @@
+"""Checkpoints of a training run: a folder each, whole or not there at all.
+
+    checkpoints/step-00000500/{model,average,optimizer}.safetensors, state.json
+
+A checkpoint is written under a temporary name, flushed to the disk and renamed; ``state.json``
+carries the digest of every file. Whatever dies and whenever, the newest checkpoint that is whole
+is found again. There is no pickle in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tdquant.errors import StorageError
+
+FORMAT = "tdquant-training"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and is whole.
+
+    Attributes:
+        path: Its folder.
+        step: Steps that were done when it was written.
+        state: Everything that is no tensor.
+    """
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one file: ``"model"``, ``"average"`` or ``"optimizer"``."""
+        return load_file(self.path / f"{name}.safetensors")
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Arguments:
+        folder: Where they are, ``RUN/checkpoints``.
+        keep: How many of the newest to keep, at least 1; two let one be damaged.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+        self.folder, self.keep = Path(folder), max(keep, 1)
+
+    def save(
+        self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
+    ) -> Path | None:
+        """Writes one and removes those that are too many.
+
+        Returns:
+            Its folder, or None if the disk did not take it: a warning says so, and the
+            checkpoints before stay.
+        """
+        target = self.folder / f"step-{step:08d}"
+        fresh = self.folder / f".writing-{step:08d}-{os.getpid()}"
+        try:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            digests = {}
+            for name, content in tensors.items():
+                file = fresh / f"{name}.safetensors"
+                save_file({k: v.contiguous() for k, v in content.items()}, file)
+                digests[file.name] = _digest(file)
+                _flush(file)
+            index = {"format": FORMAT, "version": VERSION, "step": step, **state}
+            (fresh / "state.json").write_text(json.dumps(index | {"files": digests}, indent=1))
+            _flush(fresh / "state.json")
+            shutil.rmtree(target, ignore_errors=True)
+            fresh.rename(target)
+            _flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            warnings.warn(
+                f"the checkpoint of step {step} could not be written ({error}); training goes on, "
+                f"and the checkpoints before it in {self.folder} are as they were",
+                stacklevel=2,
+            )
+            return None
+        for old in self._folders()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def latest(self) -> Checkpoint | None:
+        """The newest one that is whole, or None; damaged ones are passed over with a warning."""
+        for folder in self._folders():
+            try:
+                return read_checkpoint(folder)
+            except StorageError as error:
+                warnings.warn(f"{error}\n  the checkpoint before it is taken", stacklevel=2)
+        return None
+
+    def _folders(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+
+def read_checkpoint(folder: str | Path) -> Checkpoint:
+    """Reads the state of a checkpoint and verifies its files.
+
+    Raises:
+        StorageError: It is damaged, incomplete, or of a newer format.
+    """
+    folder = Path(folder)
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        files = state.pop("files")
+        step = int(state["step"])
+        if state["format"] != FORMAT:
+            raise ValueError(f"format {state['format']!r}")
+        newer = int(state["version"]) > VERSION
+        bad = [name for name, digest in files.items() if _digest(folder / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(
+            "a damaged checkpoint", where=str(folder), why=f"{type(error).__name__}: {error}"
+        ) from error
+    if bad:
+        raise StorageError(
+            "a damaged checkpoint",
+            where=str(folder),
+            why=f"{', '.join(bad)}: not what was written",
+        )
+    if newer:
+        raise StorageError(
+            f"a checkpoint of format version {state['version']}",
+            where=str(folder),
+            why=f"this tdquant reads versions up to {VERSION}",
+            fix="update tdquant",
+        )
+    return Checkpoint(folder, step, state)
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or folder is on the disk: a rename alone may outlive its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,54 @@
+"""Gradient checkpointing: blocks forget their activations and compute them again when the backward
+pass needs them, with the scales of the timestep that they first saw.
+
+The backward pass runs after the clock has forgotten the timestep, so recomputing goes through
+``clock.preserve``; the random state is preserved as well, or dropout would draw other scales.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tdquant.clock import Clock
+from tdquant.errors import TrainingError
+
+
+def recompute_blocks(model: nn.Module) -> int:
+    """Switches gradient checkpointing on in every block of the model that knows how.
+
+    diffusers' blocks and tdquant's latent-diffusion UNet do.
+
+    Returns:
+        The number of blocks.
+
+    Raises:
+        TrainingError: The model has none.
+    """
+    clock = getattr(model, "tdq_clock", None)
+    options: dict[str, Any] = {"use_reentrant": False}
+    if isinstance(clock, Clock):
+        options["context_fn"] = clock.preserve
+
+    def run(block: Any, *args: Any) -> Any:
+        return checkpoint(block, *args, **options)
+
+    blocks = 0
+    for module in model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module._gradient_checkpointing_func = run  # type: ignore[assignment]
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+            blocks += 1
+        elif hasattr(module, "use_checkpoint"):
+            module.use_checkpoint = True  # type: ignore[assignment]
+            blocks += 1
+    if not blocks:
+        raise TrainingError(
+            "gradient checkpointing is not to be had",
+            where=type(model).__name__,
+            why="no block of it has a switch for it (gradient_checkpointing, use_checkpoint)",
+            fix="train without it, with a smaller batch or accumulate=",
+        )
+    return blocks

@@ -1,0 +1,71 @@
+"""What a quantized model in training is made of, as JSON: its recipe and the law of every scale.
+
+A checkpoint has tensors for scales; before they can be loaded, the scales must be there. This
+brings a model that was quantized, but not calibrated, into the form that a run had.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tdquant.clock import Clock
+from tdquant.errors import StorageError
+from tdquant.grid import Grid
+from tdquant.quantizers import activation_quantizers
+from tdquant.recipe import Recipe
+from tdquant.scales import SCALES, PendingScale, Scale, TableScale, TemporalScale
+
+
+def describe(model: nn.Module) -> dict[str, Any] | None:
+    """The structure of a quantized model, JSON-safe, or None for a float one."""
+    if not isinstance(getattr(model, "tdq_clock", None), Clock):
+        return None
+    recipe = getattr(model, "tdq_recipe", None)
+    return {
+        "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
+        "activations": {
+            path: {
+                "kind": q.scale.kind,
+                "grid": [q.grid.bits, q.grid.qmin, q.grid.qmax, q.grid.zero_point],
+                "options": dict(q.options),
+                **({"knots": len(q.scale.knots)} if isinstance(q.scale, TableScale) else {}),
+            }
+            for path, q in activation_quantizers(model)
+        },
+    }
+
+
+def restore(model: nn.Module, structure: dict[str, Any] | None, where: str = "") -> None:
+    """Puts scales of the described laws in the place of pending ones; tensors are loaded after.
+
+    Raises:
+        StorageError: The model has other quantizers than the description.
+    """
+    found = dict(activation_quantizers(model))
+    known = {} if structure is None else structure["activations"]
+    strange = sorted(set(found) ^ set(known))
+    if strange:
+        raise StorageError(
+            f"{len(strange)} quantizers are on one side only",
+            where=where,
+            why=f"model and checkpoint differ at {', '.join(strange[:5])}",
+            fix="resume with the recipe that the run was started with",
+        )
+    for path, spec in known.items():
+        quantizer = found[path]
+        if isinstance(quantizer.scale, PendingScale):
+            quantizer.grid = Grid(*spec["grid"])
+            quantizer.scale = _scale(spec)
+
+
+def _scale(spec: dict[str, Any]) -> Scale:
+    kind = spec["kind"]
+    if kind == TemporalScale.kind:
+        return TemporalScale(**spec["options"])
+    if kind == TableScale.kind:
+        count = int(spec["knots"])
+        return TableScale(torch.arange(float(count)), torch.ones(count), learned=True)
+    return SCALES[kind]()

@@ -1,0 +1,70 @@
+"""A small training run, for tests and, as ``python -m tests.train.runs OUT STEPS``, for processes
+that are killed or work together.
+"""
+
+import copy
+import functools
+import json
+import os
+import sys
+
+import torch
+from torch.utils.data import Dataset
+
+import tdquant as tdq
+
+from ..conftest import THREADS
+from ..denoisers import Mixed, calls
+
+
+class Noise(Dataset):
+    """32 fixed samples."""
+
+    def __init__(self, count=32):
+        self.samples = torch.randn(count, 6, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+def scheduler(prediction="epsilon"):
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(1000, prediction_type=prediction)
+
+
+@functools.lru_cache
+def _quantized(calibrated, scale, exclude):
+    net = Mixed()
+    recipe = tdq.Recipe(weights=4, activations=4, scale=scale, exclude=exclude)
+    tdq.quantize(net, recipe, verbose=False)
+    if calibrated:
+        tdq.calibrate(net, calls(), progress=False)
+    return net
+
+
+def model(calibrated=True, scale="temporal", exclude=()):
+    """A Mixed model at W4A4 of its own."""
+    return copy.deepcopy(_quantized(calibrated, scale, exclude))
+
+
+def run(out=None, steps=12, net=None, float_model=False, **options):
+    options = {"batch": 8, "warmup": 0, "progress": False, "save_every": 3, "seed": 5} | options
+    if net is None:
+        net = Mixed() if float_model else model()
+    return tdq.train(net, Noise(), scheduler(), steps=steps, out=out, rate=1e-3, **options)
+
+
+def main():
+    torch.set_num_threads(THREADS)
+    out, steps, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+    done = run(None if out == "-" else out, steps, **options)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps({"losses": done.losses, "finished": done.finished}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+import sys
+import time
+
+import torch
+
+from tdquant.train import SampleGrid, TensorBoard
+from tdquant.train.callbacks import Callback
+
+from .runs import run
+
+
+def test_callbacks_see_every_step_in_order():
+    seen = []
+
+    class Watch(Callback):
+        def start(self, run):
+            seen.append("start")
+
+        def after_step(self, run, record):
+            seen.append(run.step)
+            assert {"loss", "norm", "rate"} <= set(record)
+
+        def end(self, run):
+            seen.append("end")
+
+    run(steps=3, callbacks=[Watch()])
+    assert seen == ["start", 1, 2, 3, "end"]
+
+
+def test_pictures_and_events_are_written(tmp_path):
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoard(tmp_path, every=1)
+    given = []
+
+    def draw(net):
+        given.append(net)
+        return torch.zeros(5, 3, 4, 4)
+
+    grid = SampleGrid(tmp_path, draw, every=2, board=board)
+    done = run(tmp_path, steps=3, callbacks=[board, grid])
+    pictures = sorted((tmp_path / "samples").iterdir())
+    assert [p.name for p in pictures] == ["step-00000002.png", "step-00000003.png"]
+    assert Image.open(pictures[0]).size == (3 * 6 + 2, 2 * 6 + 2)
+    assert all(net is not done.model and not net.training for net in given)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3]
+    assert [round(e.value, 5) for e in events.Scalars("train/loss")] == [
+        round(loss, 5) for loss in done.losses
+    ]
+    assert events.Images("samples")[0].step == 2
+
+
+def test_the_bar_shows_the_loss(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    class Slow(Callback):
+        def after_step(self, run, record):
+            time.sleep(0.12)
+
+    run(steps=3, progress=True, callbacks=[Slow()])
+    assert "loss" in capsys.readouterr().err
