@@ -1,5 +1,5 @@
 """The command ``tdquant``."""
 
-from tdquant.cli.main import main
+from tdquant.cli.main import main, published_main
 
-__all__ = ["main"]
+__all__ = ["main", "published_main"]

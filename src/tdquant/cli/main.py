@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import tdquant
-from tdquant.cli import demo, inspect
+from tdquant.cli import demo, inspect, sample, train
 from tdquant.errors import TDQError
 
 
@@ -22,20 +22,37 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tdquant {tdquant.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo, inspect):
+    for command in (demo, train, sample, inspect):
         command.add(commands)
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; 0 if all went well, 1 for an error that is explained on stderr."""
-    options = build_parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, published: bool = False) -> int:
+    """Runs the command line; 0 if all went well, 1 for an error that is explained on stderr.
+
+    Arguments:
+        arguments: Words after the program's name; those of the process if None.
+        published: The words are those of ``main.py`` or ``sample.py``, which ``published_main``
+            completes by the command.
+    """
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if not getattr(options, "takes_overrides", False) and rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    strange = [word for word in rest if "=" not in word]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    options.overrides, options.published = rest, published
     try:
-        options.run(options)
+        return options.run(options) or 0
     except TDQError as error:
         print(f"tdquant: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("tdquant: interrupted", file=sys.stderr)
         return 130
-    return 0
+
+
+def published_main(command: str) -> int:
+    """``main.py`` and ``sample.py`` of the published implementation, over ``tdquant COMMAND``."""
+    return main([command, *sys.argv[1:]], published=True)

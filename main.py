@@ -1,0 +1,8 @@
+"""Training as the published implementation starts it; ``tdquant train --help`` has the flags."""
+
+import sys
+
+from tdquant.cli import published_main
+
+if __name__ == "__main__":
+    sys.exit(published_main("train"))

@@ -1,0 +1,161 @@
+"""``tdquant train``, and ``main.py`` of the published implementation, flag for flag."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from tdquant.cli.launch import spread
+from tdquant.cli.switches import overrides_among, truth
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "train",
+        help="quantization-aware training from a configuration",
+        description="Quantizes the model of a latent-diffusion configuration, calibrates its "
+        "scales on noised training images and trains it, in a folder of its own. Run again, the "
+        "same command goes on where it stopped.",
+        epilog="Further arguments KEY.PATH=VALUE change the configuration, such as "
+        "data.params.batch_size=8 or tdquant.steps=1000. On several machines: accelerate launch.",
+        allow_abbrev=False,
+    )
+    add_train_arguments(parser)
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags: first the published ones, then further ones."""
+    flag = parser.add_argument
+    flag("-b", "--base", nargs="+", metavar="CFG", help="YAML configurations; later ones win")
+    flag("--ckpt", help="what to start from: .ckpt, .safetensors, a run, an embedded model")
+    flag(
+        "-t", "--train", type=truth, nargs="?", const=True, default=True, metavar="BOOL",
+        help="False: calibrate and freeze only (default: True)",
+    )  # fmt: skip
+    flag(
+        "--scale_lr", type=truth, nargs="?", const=True, default=True, metavar="BOOL",
+        help="learning rate = base rate x processes x batch x accumulation (default: True)",
+    )  # fmt: skip
+    flag("--n_bit_w", type=int, default=8, metavar="N", help="bits of weights; 0: float (8)")
+    flag("--n_bit_a", type=int, default=8, metavar="N", help="bits of activations; 0: float (8)")
+    flag("-n", "--name", help="name of the run (default: that of the configuration)")
+    flag("--use_dynamic", action="store_true", help="scales follow the timestep (TDQ)")
+    flag("-f", "--postfix", default="", help="appended to the name")
+    flag("-l", "--logdir", type=Path, default=Path("logs"), help="where runs are (default: logs)")
+    flag("-s", "--seed", type=int, help="seed of everything (default: the configuration's, 23)")
+    flag(
+        "-r",
+        "--resume",
+        "--resume_from_checkpoint",
+        metavar="RUN",
+        help="folder of a run to go on with",
+    )
+    flag("-g", "--gpus", help="device numbers, such as 0,1: one process each")
+    flag(
+        "--max_steps", type=int, help="steps in all (default: tdquant.steps of the configuration)"
+    )
+    flag("--accelerator", help=argparse.SUPPRESS)
+    flag("--no-test", nargs="?", const=True, type=truth, help=argparse.SUPPRESS)
+    more = parser.add_argument_group("further flags")
+    flag = more.add_argument
+    flag("--scale", help="law of the scales: temporal, static, dynamic, table, pact, nipq, auto")
+    flag("--rates", help="rates of scales: equal or published")
+    flag(
+        "--distill",
+        type=float,
+        metavar="SHARE",
+        help="learn from the float model's output, 0 to 1",
+    )
+    flag("--recompute", action="store_true", help="gradient checkpointing: less memory, more time")
+    flag("--workers", type=int, help="processes that read data (default: data.params.num_workers)")
+    flag("--threads", type=int, help="threads of torch")
+    flag("--allow-pickle", action="store_true", help="let a trusted .ckpt run the code it names")
+    flag("--quiet", action="store_true", help="no progress bars")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command."""
+    arguments = ["train", *sys.argv[1:]] if options.published else sys.argv[1:]
+    status = spread(options.gpus, arguments)
+    if status is not None:
+        return status
+    import torch
+
+    from tdquant.config import check_latent_diffusion, read_config, training_options
+    from tdquant.errors import ConfigError
+    from tdquant.recipe import FLOAT, Recipe
+    from tdquant.runs import RunFolder, run_training
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    out = Path(options.resume) if options.resume else None
+    bases, changes = overrides_among(options.base or [])
+    if not bases and out is None:
+        raise ConfigError("no configuration", fix="--base FILE.yaml, or --resume RUN")
+    asked = RunFolder(out).asked() if out else None
+    changes += options.overrides
+    config = asked["config"] if asked and not bases else read_config(bases, changes)
+    check_latent_diffusion(config, " + ".join(bases) or str(out))
+    settings = training_options(config, " + ".join(bases) or str(out))
+    for key, value in {
+        "seed": options.seed,
+        "steps": options.max_steps,
+        "rates": options.rates,
+        "scale": options.scale or ("temporal" if options.use_dynamic else None),
+    }.items():
+        if value is not None:
+            settings[key] = value
+    node = config.get("data", {}).get("params", {})
+    base = settings["rate"] or config["model"].get("base_learning_rate")
+    if base is None:
+        raise ConfigError(
+            "no learning rate", where="model.base_learning_rate", fix="such as 5.0e-5"
+        )
+    rate, words = learning_rate(float(base), options.scale_lr, node, settings["accumulate"])
+    weights, activations = (b or FLOAT for b in (options.n_bit_w, options.n_bit_a))
+    temporal = {k: settings[k] for k in ("depth", "dropout") if settings[k] is not None}
+    scale = settings["scale"] or "static"
+    recipe: Recipe | None = Recipe(weights, activations, scale, temporal=temporal)
+    if min(weights, activations) == FLOAT:
+        recipe = None
+    if out is None:
+        name = options.name or Path(bases[-1]).stem
+        out = options.logdir / (name + (f"_{options.postfix}" if options.postfix else ""))
+    elif asked is not None:
+        recipe = None if asked["recipe"] is None else Recipe.from_dict(asked["recipe"])
+        rate, words = asked["rate"], "as the run began"
+        options.ckpt, options.distill = asked["checkpoint"], asked["distill"]
+        settings |= asked["options"]
+    print(f"{out}: learning rate {rate:.3g} ({words})")
+    trained = run_training(
+        config,
+        settings,
+        out,
+        recipe,
+        checkpoint=options.ckpt,
+        rate=rate,
+        distill=options.distill,
+        recompute=options.recompute,
+        train_scales=options.train,
+        workers=node.get("num_workers") or 0 if options.workers is None else options.workers,
+        allow_pickle=options.allow_pickle,
+        progress=not options.quiet,
+    )
+    return 0 if trained is None or trained.finished else 130
+
+
+def learning_rate(
+    base: float, scaled: bool, data: dict[str, Any], accumulate: int
+) -> tuple[float, str]:
+    """The learning rate, and in words where it comes from."""
+    if not scaled:
+        return base, "the base rate: --scale_lr False"
+    import os
+
+    processes, batch = int(os.environ.get("WORLD_SIZE", 1)), int(data.get("batch_size", 32))
+    rate = base * accumulate * processes * batch
+    return rate, f"{base:.3g} x {accumulate} parts x {processes} processes x {batch} images"

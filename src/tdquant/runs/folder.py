@@ -1,0 +1,108 @@
+"""The folder of a training run: all that it takes to go on, and to sample.
+
+RUN/run.json                        what was asked for
+RUN/config.yaml                     the whole configuration
+RUN/first_stage.safetensors         the autoencoder, if there is one
+RUN/checkpoints/step-00000500/      see tdquant.train.checkpoints
+RUN/frozen/                         the averaged model, frozen, as tdq.save writes it
+RUN/log.jsonl, samples/, tensorboard/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tdquant.errors import StorageError
+from tdquant.models import Pipe
+from tdquant.optional import require
+from tdquant.train.checkpoints import Checkpoints
+
+FORMAT = "tdquant-run"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def frozen(self) -> Path:
+        """The finished model."""
+        return self.path / "frozen"
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of training."""
+        return Checkpoints(self.path / "checkpoints")
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "run.json").exists()
+
+    def begin(self, pipe: Pipe, config: dict[str, Any], asked: dict[str, Any]) -> None:
+        """Writes what does not change while the run goes on; ``run.json`` comes last."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.frozen, ignore_errors=True)  # a longer run makes a better one
+        conf = require("omegaconf", "train").OmegaConf
+        self._write(self.config, conf.to_yaml(conf.create(config)))
+        if pipe.vae is not None:
+            file = self.path / "first_stage.safetensors"
+            fresh = file.with_suffix(".new")
+            save_file({k: v.cpu().contiguous() for k, v in pipe.vae.state_dict().items()}, fresh)
+            os.replace(fresh, file)
+        index = {"format": FORMAT, "scale_factor": pipe.scale_factor, "asked": asked}
+        self._write(self.path / "run.json", json.dumps(index, indent=1) + "\n")
+
+    def asked(self) -> dict[str, Any]:
+        """What the run was started with.
+
+        Raises:
+            StorageError: ``run.json`` cannot be read.
+        """
+        return dict(self._index()["asked"])
+
+    def scale_factor(self) -> float:
+        """Factor of the latents."""
+        return float(self._index()["scale_factor"])
+
+    def fill_first_stage(self, vae: nn.Module | None) -> None:
+        """Loads the autoencoder's weights."""
+        if vae is not None:
+            vae.load_state_dict(load_file(self.path / "first_stage.safetensors"))
+
+    def _index(self) -> dict[str, Any]:
+        file = self.path / "run.json"
+        try:
+            index = json.loads(file.read_text())
+            if index["format"] != FORMAT:
+                raise ValueError(f"format {index['format']!r}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                "not the folder of a run", where=str(file), why=str(error)
+            ) from error
+        return dict(index)
+
+    @staticmethod
+    def _write(file: Path, text: str) -> None:
+        fresh = file.with_name(file.name + ".new")
+        fresh.write_text(text)
+        os.replace(fresh, file)

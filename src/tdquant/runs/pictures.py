@@ -1,0 +1,125 @@
+"""Sampling into a folder of PNGs that knows where it stopped.
+
+Image i is ``000123.png``, and its noise depends on the seed and on i alone. Kernels round a sample
+otherwise in another batch, so the batches are fixed too: batch k has the images ``k B .. (k+1) B -
+1``, whoever computes it and whichever of them are there already. Whatever the split over processes
+and restarts, the same bytes come out, and exactly as many images as were asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tdquant.diffusion.pictures import save_png, to_bytes
+from tdquant.diffusion.sampling import generate
+from tdquant.errors import ModelError, StorageError
+from tdquant.models import Pipe
+
+
+def picture_path(folder: Path, index: int) -> Path:
+    """Where image ``index`` is, ``000123.png``."""
+    return folder / f"{index:06d}.png"
+
+
+def sample_pictures(
+    pipe: Pipe,
+    folder: str | Path,
+    count: int,
+    *,
+    steps: int = 200,
+    batch: int = 32,
+    seed: int = 23,
+    start: int = 0,
+    eta: float = 0.0,
+    settings: dict[str, Any] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> int:
+    """Writes images ``start .. start + count - 1`` that are not there yet.
+
+    Arguments:
+        pipe: Denoiser, first stage, scheduler.
+        folder: Where the PNGs go, ``000000.png`` onwards.
+        count: Number of images.
+        steps: Sampler steps, 1 to the number of training timesteps.
+        batch: Images at a time.
+        seed: Seed of all noise.
+        start: Index of the first image.
+        eta: Share of DDIM's noise.
+        settings: What else the images depend on, JSON-safe; kept in ``samples.json``.
+        rank: This process.
+        world: Number of processes that share the work.
+        device: Where to sample.
+        progress: Draw a bar.
+
+    Returns:
+        The number of images that this process wrote.
+
+    Raises:
+        StorageError: The folder has images of other settings.
+        ModelError: Count, steps or batch out of range.
+    """
+    folder = Path(folder)
+    if count < 1 or batch < 1:
+        raise ModelError(f"{count} images in batches of {batch}", fix="both at least 1")
+    _claim(folder, {"seed": seed, "steps": steps, "eta": eta, **(settings or {})})
+    size = min(batch, count)
+    asked = range(start, start + count)
+    missing = {i for i in asked if i % (size * world) // size == rank}
+    missing = {i for i in missing if not picture_path(folder, i).exists()}
+    numbers = sorted({i // size for i in missing})
+    pipe.unet.to(device).eval()
+    if pipe.vae is not None:
+        pipe.vae.to(device).eval()
+    batches = generate(
+        pipe.unet,
+        pipe.scheduler,
+        [range(k * size, (k + 1) * size) for k in numbers],
+        pipe.shape,
+        steps=steps,
+        seed=seed,
+        eta=eta,
+        device=device,
+        progress=progress and rank == 0,
+    )
+    for indices, samples in batches:
+        with torch.no_grad():
+            images = to_bytes(pipe.decode(samples.to(device)))
+        for index, image in zip(indices, images, strict=True):
+            if index in missing:
+                save_png(image, picture_path(folder, index))
+    return len(missing)
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Notes what the images of a folder are made with, or checks that it is the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "samples.json"
+    settings = json.loads(json.dumps(settings))
+    if file.exists():
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise StorageError(
+                "samples.json is damaged", where=str(file), why=str(error)
+            ) from error
+        keys = sorted(set(before) | set(settings))
+        changed = [k for k in keys if before.get(k) != settings.get(k)]
+        if changed:
+            raise StorageError(
+                "the folder has images of other settings:\n  - "
+                + "\n  - ".join(f"{k}: {before.get(k)}, now {settings.get(k)}" for k in changed),
+                where=str(folder),
+                fix="another --name, or remove the folder",
+            )
+        return
+    fresh = folder / f".samples.{os.getpid()}"
+    fresh.write_text(json.dumps(settings, indent=1) + "\n")
+    os.replace(fresh, file)

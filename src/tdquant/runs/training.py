@@ -1,0 +1,262 @@
+"""Training from a configuration: load, quantize, calibrate, train, freeze, in a folder that can be
+gone on with.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calibrate import calibrate
+from tdquant.clock import Clock
+from tdquant.convert import quantize
+from tdquant.data import dataset_from_config
+from tdquant.data.order import loader
+from tdquant.diffusion.sampling import sample
+from tdquant.errors import ConfigError, ModelError, StorageError
+from tdquant.frozen import freeze
+from tdquant.models import Pipe, load_compvis
+from tdquant.optional import require
+from tdquant.recipe import Recipe
+from tdquant.runs.folder import RunFolder
+from tdquant.runs.opening import open_pipe, reopen
+from tdquant.storage import save
+from tdquant.train import (
+    Callback,
+    DiffusionObjective,
+    SampleGrid,
+    TensorBoard,
+    Training,
+    train,
+)
+
+Say = Callable[[str], None]
+
+
+def run_training(
+    config: dict[str, Any],
+    options: dict[str, Any],
+    out: str | Path,
+    recipe: Recipe | None,
+    *,
+    checkpoint: str | Path | None = None,
+    rate: float,
+    distill: float | None = None,
+    recompute: bool = False,
+    train_scales: bool = True,
+    workers: int = 0,
+    allow_pickle: bool = False,
+    progress: bool = True,
+    say: Say = print,
+) -> Training | None:
+    """Trains what a configuration describes; run again with the same arguments, it goes on.
+
+    Arguments:
+        config: Latent-diffusion configuration, from ``read_config``.
+        options: Settings of training, from ``training_options``.
+        out: Folder of the run.
+        recipe: How to quantize, or None to train in float.
+        checkpoint: What to start from: a file, a run, an embedded model's name; None starts from
+            random weights.
+        rate: Learning rate.
+        distill: Share of the float model's output in the target, or None without a teacher.
+        recompute: Gradient checkpointing.
+        train_scales: False stops after calibration, and freezes that.
+        workers: Processes that read data.
+        allow_pickle: Let a ``.ckpt`` file run the code that it names.
+        progress: Draw bars.
+        say: Takes lines about what is going on.
+
+    Returns:
+        What training gave, or None if nothing was trained.
+
+    Raises:
+        StorageError: The folder has a run with other arguments.
+        ConfigError: The configuration has no training data.
+    """
+    state = require("accelerate", "train").PartialState()
+    say = say if state.is_main_process else _quiet
+    folder = RunFolder(Path(out))
+    asked = {
+        "config": config,
+        "recipe": None if recipe is None else recipe.to_dict(),
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "rate": rate,
+        "distill": distill,
+        "options": {k: v for k, v in options.items() if k not in _MAY_CHANGE},
+    }
+    asked = json.loads(json.dumps(asked))
+    found = folder.checkpoints.latest() if folder.exists else None
+    if folder.exists:
+        _check_asked(folder, asked)
+    node = config.get("data", {}).get("params", {})
+    if "train" not in node:
+        raise ConfigError("no training data", where="data.params.train", fix="give it a target")
+    data: Any = dataset_from_config(node["train"], "data.params.train")
+    say(f"data: {len(data):,} images of {data.name}")
+    batch = int(node.get("batch_size", 32)) * state.num_processes * options["accumulate"]
+    pipe = reopen(folder, found) if found else _pipe(config, checkpoint, allow_pickle)
+    if pipe.vae is not None:
+        pipe.vae.to(state.device).eval().requires_grad_(False)
+    if checkpoint is None and found is None:
+        pipe = _with_unit_variance(pipe, config, data, options["seed"], say)
+    teacher = None
+    if distill is not None:
+        source = _pipe(config, checkpoint, allow_pickle) if found else pipe
+        teacher = copy.deepcopy(source.unet).to(state.device)
+    objective = DiffusionObjective(
+        pipe.scheduler,
+        loss=options["loss"] or config["model"]["params"].get("loss_type", "l2"),
+        min_snr=options["min_snr"],
+        teacher=teacher,
+        distill=distill or 0.0,
+        encode=None if pipe.vae is None else pipe.encode,
+        flip=data.flip,
+    )
+    unet = pipe.unet.to(state.device)
+    if (
+        found is None
+        and recipe is not None
+        and not isinstance(getattr(unet, "tdq_clock", None), Clock)
+    ):
+        say(f"W{recipe.weights}A{recipe.activations}, {recipe.scale} scales")
+        quantize(unet, recipe, verbose=False)
+        calls = _calls(objective, data, batch, options, state.device)
+        shown = progress and state.is_main_process
+        say(str(calibrate(unet, calls, seed=options["seed"], progress=shown)))
+    if state.is_main_process:
+        folder.begin(pipe, config, asked)
+    state.wait_for_everyone()
+    trained = None
+    if train_scales:
+        say(f"{'going on in' if found else 'training into'} {folder.path}")
+        trained = train(
+            unet,
+            data,
+            objective=objective,
+            batch=batch,
+            rate=rate,
+            recompute=recompute,
+            workers=workers,
+            out=folder.path,
+            callbacks=_callbacks(pipe, folder, options, state.device),
+            progress=progress,
+            **{name: options[name] for name in _FOR_TRAIN},
+        )
+        if not trained.finished:
+            say(f"stopped after step {trained.step}; the same command goes on from there")
+            return trained
+    if recipe is not None and state.is_main_process:
+        save(freeze((trained.average if trained else unet).cpu()), folder.frozen)
+        say(f"frozen model: {folder.frozen}")
+    return trained
+
+
+_FOR_TRAIN = (
+    "steps",
+    "rates",
+    "warmup",
+    "schedule",
+    "ema",
+    "clip",
+    "accumulate",
+    "precision",
+    "seed",
+    "save_every",
+)
+_MAY_CHANGE = ("steps", "save_every", "sample_every")
+
+
+def _quiet(words: str) -> None:
+    """Says nothing."""
+
+
+def _check_asked(folder: RunFolder, asked: dict[str, Any]) -> None:
+    before = folder.asked()
+    changed = [k for k in asked if before.get(k) != asked[k]]
+    if changed:
+        raise StorageError(
+            "there is a run with other arguments:\n  - "
+            + "\n  - ".join(
+                f"{k}: {_short(before.get(k))}, now {_short(asked[k])}" for k in changed
+            ),
+            where=str(folder.path),
+            fix="another --name, or the arguments that it was started with",
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else "(long)"
+
+
+def _pipe(config: dict[str, Any], checkpoint: str | Path | None, allow_pickle: bool) -> Pipe:
+    """The model to start from."""
+    if checkpoint is None or Path(checkpoint).is_file():
+        return load_compvis(config, checkpoint, allow_pickle=allow_pickle)
+    pipe = open_pipe(checkpoint)
+    wanted = load_compvis(config, quiet=True).unet.config
+    found = getattr(pipe.unet, "config", None)
+    if found != wanted:
+        raise ModelError(
+            f"{checkpoint} is another model than the configuration describes",
+            where=type(pipe.unet).__name__,
+            why="a run goes on from its configuration, which must describe its UNet",
+            fix="the configuration of the model; any other denoiser trains with tdq.train",
+        )
+    return pipe
+
+
+def _with_unit_variance(
+    pipe: Pipe, config: dict[str, Any], data: Any, seed: int, say: Say
+) -> Pipe:
+    """Latent diffusion's ``scale_by_std``: a new model measures the factor of its latents."""
+    if pipe.vae is None or not config["model"]["params"].get("scale_by_std"):
+        return pipe
+    images = next(iter(loader(data, min(256, len(data)), seed=seed)))
+    with torch.no_grad():
+        latents = replace(pipe, scale_factor=1.0).encode(images.to(next(pipe.vae.parameters())))
+    factor = 1 / float(latents.std())
+    say(f"scale_by_std: latents times {factor:.5f}")
+    return replace(pipe, scale_factor=factor)
+
+
+def _calls(
+    objective: DiffusionObjective,
+    data: Any,
+    batch: int,
+    options: dict[str, Any],
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Noised training images, which every process draws alike."""
+    seed, count = options["seed"], options["calibration_batches"]
+    for step, images in enumerate(islice(iter(loader(data, batch, seed=seed)), count)):
+        drawn = objective.draw(images, seed + 1, step, range(batch), device)
+        yield drawn.x_t, drawn.t
+
+
+def _callbacks(
+    pipe: Pipe, folder: RunFolder, options: dict[str, Any], device: torch.device
+) -> list[Callback]:
+    board = TensorBoard(folder.path)
+    every = options["sample_every"]
+    if not every:
+        return [board]
+
+    def draw(model: nn.Module) -> Tensor:
+        steps = min(50, len(pipe.scheduler.alphas_cumprod))
+        latents = sample(
+            model, pipe.scheduler, 16, pipe.shape, steps=steps, device=device, progress=False
+        )
+        with torch.no_grad():
+            return pipe.decode(latents.to(device))
+
+    return [board, SampleGrid(folder.path, draw, every, board)]
