@@ -63,6 +63,9 @@ TRAINING: dict[str, Option] = {
         None, float, "Learning rate; model.base_learning_rate if absent.", exclusive=True
     ),
     "warmup": Option(5_000, int, "Steps in which the rate rises linearly from 0."),
+    "schedule": Option(
+        "constant", ("constant", "cosine"), "Of the rate after the warm-up; cosine falls to 0."
+    ),
     "ema": Option(0.9999, float, "Decay of the averaged weights; 0 keeps none.", below=1),
     "accumulate": Option(1, int, "Parts into which a batch is split to save memory.", low=1),
     "clip": Option(1.0, float, "Largest norm of the gradient; 0 does not clip."),
