@@ -2,11 +2,13 @@
 that are killed or work together.
 """
 
+import contextlib
 import copy
 import functools
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import torch
 from torch.utils.data import Dataset
@@ -58,9 +60,45 @@ def run(out=None, steps=12, net=None, float_model=False, **options):
     return tdq.train(net, Noise(), scheduler(), steps=steps, out=out, rate=1e-3, **options)
 
 
+class Sharding:
+    """Does on the CPU what Accelerate's FSDP does on GPUs only: every parameter in two halves."""
+
+    distributed_type = "FSDP"
+
+    def __init__(self):
+        torch.distributed.init_process_group("gloo")
+        self.process_index = torch.distributed.get_rank()
+        self.num_processes = torch.distributed.get_world_size()
+        self.is_main_process = self.process_index == 0
+        self.device = torch.device("cpu")
+        self.wait_for_everyone = torch.distributed.barrier
+
+    def prepare(self, model, optimizer):
+        names = {p: n for n, p in model.named_parameters()}
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (self.num_processes,))
+        torch.distributed.fsdp.fully_shard(model.linear, mesh=mesh)
+        torch.distributed.fsdp.fully_shard(model, mesh=mesh)
+        shards = dict(model.named_parameters())
+        for group in optimizer.param_groups:
+            group["params"] = [shards[names[p]] for p in group["params"]]
+        return model, SimpleNamespace(optimizer=optimizer)
+
+    def reduce(self, tensor, kind):
+        torch.distributed.all_reduce(tensor)
+        return tensor / self.num_processes if kind == "mean" else tensor
+
+    @contextlib.contextmanager
+    def no_sync(self, model):
+        model.set_requires_gradient_sync(False)
+        yield
+        model.set_requires_gradient_sync(True)
+
+
 def main():
     torch.set_num_threads(THREADS)
     out, steps, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+    if options.pop("sharded", False):
+        options["accelerator"] = Sharding()
     done = run(None if out == "-" else out, steps, **options)
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps({"losses": done.losses, "finished": done.finished}))

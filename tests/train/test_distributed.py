@@ -46,3 +46,11 @@ def test_two_processes_train_like_one(tmp_path):
 def test_two_processes_give_the_loss_curve_of_one_float_run():
     both = two_processes("-", 12, float_model=True)["losses"]
     assert both == pytest.approx(run(float_model=True).losses, rel=1e-5)
+
+
+def test_sharded_parameters_train_like_whole_ones(tmp_path):
+    both = two_processes(tmp_path, 6, sharded=True)["losses"]
+    whole = run(steps=6, accumulate=2)
+    assert both == pytest.approx(whole.losses, rel=1e-5)
+    # What they saved is whole: one process goes on from it.
+    assert len(run(tmp_path, steps=8, accumulate=2).losses) == 2

@@ -12,6 +12,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from tdquant.train.sharding import fill, whole
+
 
 class Average:
     """Averages every trainable parameter of a model.
@@ -39,11 +41,12 @@ class Average:
             1 - decay,
         )
 
-    @torch.no_grad()
     def copy(self, model: nn.Module) -> nn.Module:
-        """A copy of the model that carries the averages, in evaluation mode."""
+        """A copy of the model, whole on this process, that carries the averages, in evaluation
+        mode. Where they are sharded, every process has to ask.
+        """
         averaged = copy.deepcopy(model).eval()
-        for name, parameter in averaged.named_parameters():
-            if name in self.parameters:
-                parameter.copy_(self.parameters[name])
+        parameters = dict(averaged.named_parameters())
+        for name, value in self.parameters.items():
+            fill(parameters[name], whole(value))
         return averaged

@@ -1,6 +1,7 @@
 """What a run tells while it trains: a bar, a log, TensorBoard, pictures.
 
-A callback is called by the main process alone. ``Run`` is what it may look at.
+A callback is called by the main process alone unless it asks for all. ``Run`` is what it may look
+at.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from tdquant.optional import require
 from tdquant.progress import Bar
-from tdquant.train.average import Average
 
 
 @dataclass
@@ -25,23 +25,28 @@ class Run:
 
     Attributes:
         model: The model that learns, without what distributes it.
-        average: Its moving average.
+        averaged: Gives a copy of it with the moving averages.
         step: Steps done.
         steps: Steps to do in all.
         seconds: Time spent, over all restarts.
         out: Folder of the run, or None.
+        main: Whether this is the main process.
     """
 
     model: nn.Module
-    average: Average
+    averaged: Callable[[], nn.Module]
     step: int
     steps: int
     seconds: float
     out: Path | None
+    main: bool = True
 
 
 class Callback:
     """Does nothing; subclasses override what they need."""
+
+    everywhere: ClassVar[bool] = False
+    """Whether every process calls it, as it must if it asks for the averaged model."""
 
     def start(self, run: Run) -> None:
         """Before the first step."""
@@ -132,6 +137,8 @@ class SampleGrid(Callback):
         board: Where to show them as well.
     """
 
+    everywhere = True
+
     def __init__(
         self,
         out: Path,
@@ -146,7 +153,9 @@ class SampleGrid(Callback):
             return
         from tdquant.diffusion.pictures import grid, save_png
 
-        picture = grid(self.draw(run.average.copy(run.model)))
+        picture = grid(self.draw(run.averaged()))
+        if not run.main:
+            return
         save_png(picture, self.folder / f"step-{run.step:08d}.png")
         if self.board is not None:
             self.board.picture("samples", picture, run.step)

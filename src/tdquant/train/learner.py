@@ -7,6 +7,7 @@ loss, whose mean all of them see.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,6 +59,9 @@ class Learner:
         self.clip, self.accumulate, self.seed = clip, accumulate, seed
         self.precision = precision
         self._rates = [float(g["lr"]) for g in groups]
+        # Sharding takes a model apart in place: a copy stays whole, to be filled when asked for.
+        sharded = str(accelerator.distributed_type).endswith("FSDP")
+        self._whole = copy.deepcopy(root) if sharded else None
         optimizer = torch.optim.AdamW(groups, fused=True)
         self.model, prepared = accelerator.prepare(root, optimizer)
         self.optimizer: torch.optim.Optimizer = prepared.optimizer
@@ -103,6 +107,16 @@ class Learner:
         self.scaler.update()
         self.average.update(self.root)
         return record | {"norm": float(whole(norm))}
+
+    def plain(self) -> nn.Module:
+        """The model, whole on this process. Where it is sharded, every process has to ask."""
+        if self._whole is not None:
+            self._whole.load_state_dict({k: whole(v) for k, v in self.root.state_dict().items()})
+        return self._whole or self.root
+
+    def averaged(self) -> nn.Module:
+        """A whole copy with the moving averages. Where it is sharded, every process has to ask."""
+        return self.average.copy(self._whole or self.root)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors to go on from. Every process has to ask: shards are gathered."""

@@ -79,6 +79,7 @@ def train(
     keep: int = 2,
     resume: bool = True,
     callbacks: Sequence[Callback] = (),
+    accelerator: Any = None,
     progress: bool = True,
     **loss_options: Any,
 ) -> Training:
@@ -116,6 +117,8 @@ def train(
         keep: Checkpoints to keep.
         resume: Go on from the newest whole checkpoint in ``out``.
         callbacks: Further callbacks; a bar and a log are there already.
+        accelerator: An ``accelerate.Accelerator`` without mixed precision, or None for the one
+            that ``accelerate launch`` describes. FSDP wants its version 2.
         progress: Draw a bar.
 
     Raises:
@@ -124,7 +127,8 @@ def train(
         StorageError: The checkpoint belongs to another model.
         DataError: There are fewer items than the batch.
     """
-    accelerator = require("accelerate", "train").Accelerator(mixed_precision="no")
+    if accelerator is None:
+        accelerator = require("accelerate", "train").Accelerator(mixed_precision="no")
     _check(steps, batch, accumulate, accelerator.num_processes, schedule, precision)
     if objective is None:
         objective = DiffusionObjective(scheduler, **loss_options)
@@ -149,18 +153,19 @@ def train(
         precision=precision,
         seed=seed,
     )
-    run = Run(model, learner.average, 0, steps, 0.0, out)
+    main = accelerator.is_main_process
+    run = Run(model, learner.averaged, 0, steps, 0.0, out, main)
     if found is not None:
         learner.resume(found)
         run.step, run.seconds = found.step, float(found.state["seconds"])
     warmup = min(5000, steps // 20) if warmup is None else warmup
     order = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     batches = iter(loader(data, batch, seed=seed, start=run.step, workers=workers, **order))
-    told = _told(callbacks, out, progress) if accelerator.is_main_process else []
+    told = [c for c in _told(callbacks, out, progress) if main or c.everywhere]
 
     def save() -> None:
         tensors, state = learner.tensors(), learner.state() | {"seconds": run.seconds}
-        if checkpoints is not None and accelerator.is_main_process:
+        if checkpoints is not None and main:
             checkpoints.save(run.step, tensors, state)
 
     losses: list[float] = []
@@ -183,8 +188,14 @@ def train(
     for callback in told:
         callback.end(run)
     accelerator.wait_for_everyone()
-    average = learner.average.copy(model)
-    return Training(model.eval(), average, run.step, run.step >= steps, losses, run.seconds)
+    return Training(
+        learner.plain().eval(),
+        learner.averaged(),
+        run.step,
+        run.step >= steps,
+        losses,
+        run.seconds,
+    )
 
 
 def _check(
