@@ -125,7 +125,9 @@ class Clock:
         return contextlib.nullcontext(), self._during(self._now.get(_caller()))
 
     def forget_laws(self) -> None:
-        """To be called when a quantizer gets another scale: they are looked up again."""
+        """To be called when a quantizer comes, goes or gets another scale: all are looked up again
+        at the next call.
+        """
         self._laws = None
 
     @contextlib.contextmanager

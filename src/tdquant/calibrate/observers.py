@@ -69,6 +69,8 @@ def observing(
     finally:
         for name, module in (weights | quantizers).items():
             model.set_submodule(name, module)
+        for quantizer in quantizers.values():
+            quantizer.clock.forget_laws()
         model.train(was_training)
 
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import tdquant
 from tdquant.cli import demo, inspect, sample, train
@@ -44,7 +46,9 @@ def main(arguments: Sequence[str] | None = None, published: bool = False) -> int
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     options.overrides, options.published = rest, published
     try:
-        return options.run(options) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_warning  # type: ignore[assignment]
+            return options.run(options) or 0
     except TDQError as error:
         print(f"tdquant: {error}", file=sys.stderr)
         return 1
@@ -56,3 +60,8 @@ def main(arguments: Sequence[str] | None = None, published: bool = False) -> int
 def published_main(command: str) -> int:
     """``main.py`` and ``sample.py`` of the published implementation, over ``tdquant COMMAND``."""
     return main([command, *sys.argv[1:]], published=True)
+
+
+def _say_warning(message: Warning | str, *rest: Any) -> None:
+    """A warning as a line for a user, who has no use for the source line it came from."""
+    print(f"tdquant: {message}", file=sys.stderr)

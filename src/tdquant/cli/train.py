@@ -85,67 +85,78 @@ def run(options: argparse.Namespace) -> int:
         return status
     import torch
 
-    from tdquant.config import check_latent_diffusion, read_config, training_options
-    from tdquant.errors import ConfigError
-    from tdquant.recipe import FLOAT, Recipe
-    from tdquant.runs import RunFolder, run_training
+    from tdquant.runs import run_training
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    out = Path(options.resume) if options.resume else None
+    job = _resumed(options) if options.resume else _described(options)
+    data = job["config"].get("data", {}).get("params", {})
+    workers = data.get("num_workers") or 0 if options.workers is None else options.workers
+    trained = run_training(
+        **job,
+        recompute=options.recompute,
+        train_scales=options.train,
+        workers=workers,
+        allow_pickle=options.allow_pickle,
+        progress=not options.quiet,
+    )
+    return 0 if trained is None or trained.finished else 130
+
+
+def _described(options: argparse.Namespace) -> dict[str, Any]:
+    """What the configurations and flags describe, as arguments of ``run_training``."""
+    from tdquant.config import check_latent_diffusion, read_config, training_options
+    from tdquant.errors import ConfigError
+    from tdquant.recipe import FLOAT, Recipe
+
     bases, changes = overrides_among(options.base or [])
-    if not bases and out is None:
+    if not bases:
         raise ConfigError("no configuration", fix="--base FILE.yaml, or --resume RUN")
-    asked = RunFolder(out).asked() if out else None
-    changes += options.overrides
-    config = asked["config"] if asked and not bases else read_config(bases, changes)
-    check_latent_diffusion(config, " + ".join(bases) or str(out))
-    settings = training_options(config, " + ".join(bases) or str(out))
-    for key, value in {
+    where = " + ".join(bases)
+    config = read_config(bases, [*changes, *options.overrides])
+    check_latent_diffusion(config, where)
+    flags = {
         "seed": options.seed,
         "steps": options.max_steps,
         "rates": options.rates,
         "scale": options.scale or ("temporal" if options.use_dynamic else None),
-    }.items():
-        if value is not None:
-            settings[key] = value
-    node = config.get("data", {}).get("params", {})
+    }
+    given = {k: v for k, v in flags.items() if v is not None}
+    settings = training_options(config | {"tdquant": (config.get("tdquant") or {}) | given}, where)
     base = settings["rate"] or config["model"].get("base_learning_rate")
     if base is None:
         raise ConfigError(
             "no learning rate", where="model.base_learning_rate", fix="such as 5.0e-5"
         )
-    rate, words = learning_rate(float(base), options.scale_lr, node, settings["accumulate"])
-    weights, activations = (b or FLOAT for b in (options.n_bit_w, options.n_bit_a))
+    data = config.get("data", {}).get("params", {})
+    rate, words = learning_rate(float(base), options.scale_lr, data, settings["accumulate"])
+    print(f"learning rate {rate:.3g} ({words})")
+    weights, activations = (bits or FLOAT for bits in (options.n_bit_w, options.n_bit_a))
     temporal = {k: settings[k] for k in ("depth", "dropout") if settings[k] is not None}
-    scale = settings["scale"] or "static"
-    recipe: Recipe | None = Recipe(weights, activations, scale, temporal=temporal)
-    if min(weights, activations) == FLOAT:
-        recipe = None
-    if out is None:
-        name = options.name or Path(bases[-1]).stem
-        out = options.logdir / (name + (f"_{options.postfix}" if options.postfix else ""))
-    elif asked is not None:
-        recipe = None if asked["recipe"] is None else Recipe.from_dict(asked["recipe"])
-        rate, words = asked["rate"], "as the run began"
-        options.ckpt, options.distill = asked["checkpoint"], asked["distill"]
-        settings |= asked["options"]
-    print(f"{out}: learning rate {rate:.3g} ({words})")
-    trained = run_training(
-        config,
-        settings,
-        out,
-        recipe,
-        checkpoint=options.ckpt,
-        rate=rate,
-        distill=options.distill,
-        recompute=options.recompute,
-        train_scales=options.train,
-        workers=node.get("num_workers") or 0 if options.workers is None else options.workers,
-        allow_pickle=options.allow_pickle,
-        progress=not options.quiet,
-    )
-    return 0 if trained is None or trained.finished else 130
+    recipe = Recipe(weights, activations, settings["scale"] or "static", temporal=temporal)
+    name = options.name or Path(bases[-1]).stem
+    return {
+        "config": config,
+        "options": settings,
+        "out": options.logdir / (name + (f"_{options.postfix}" if options.postfix else "")),
+        "recipe": None if min(weights, activations) == FLOAT else recipe,
+        "checkpoint": options.ckpt,
+        "rate": rate,
+        "distill": options.distill,
+    }
+
+
+def _resumed(options: argparse.Namespace) -> dict[str, Any]:
+    """What a run was started with; only the number of steps may be another."""
+    from tdquant.recipe import Recipe
+    from tdquant.runs import RunFolder
+
+    asked = RunFolder(Path(options.resume)).asked()
+    recipe = asked.pop("recipe")
+    job = asked | {"out": options.resume, "recipe": recipe and Recipe.from_dict(recipe)}
+    if options.max_steps is not None:
+        job["options"]["steps"] = options.max_steps
+    return job
 
 
 def learning_rate(

@@ -86,12 +86,12 @@ def run_training(
     say = say if state.is_main_process else _quiet
     folder = RunFolder(Path(out))
     asked = {
-        "config": config,
+        "config": {k: v for k, v in config.items() if k != "tdquant"},  # options has that
         "recipe": None if recipe is None else recipe.to_dict(),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "rate": rate,
         "distill": distill,
-        "options": {k: v for k, v in options.items() if k not in _MAY_CHANGE},
+        "options": options,
     }
     asked = json.loads(json.dumps(asked))
     found = folder.checkpoints.latest() if folder.exists else None
@@ -180,22 +180,30 @@ def _quiet(words: str) -> None:
 
 
 def _check_asked(folder: RunFolder, asked: dict[str, Any]) -> None:
-    before = folder.asked()
-    changed = [k for k in asked if before.get(k) != asked[k]]
+    changed = [
+        line
+        for line in _differences(folder.asked(), asked)
+        if line.split(":")[0] not in {f"options.{name}" for name in _MAY_CHANGE}
+    ]
     if changed:
         raise StorageError(
-            "there is a run with other arguments:\n  - "
-            + "\n  - ".join(
-                f"{k}: {_short(before.get(k))}, now {_short(asked[k])}" for k in changed
-            ),
+            "there is a run with other arguments:\n  - " + "\n  - ".join(changed),
             where=str(folder.path),
             fix="another --name, or the arguments that it was started with",
         )
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else "(long)"
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """``"path: before, now value"`` for every leaf that is not the same."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in sorted(before.keys() | now.keys())
+            for line in _differences(
+                before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
+            )
+        ]
+    return [] if before == now else [f"{path}: {before}, now {now}"]
 
 
 def _pipe(config: dict[str, Any], checkpoint: str | Path | None, allow_pickle: bool) -> Pipe:

@@ -41,6 +41,12 @@ def fourier_features(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
+def normalised(t: Tensor, time_range: Tensor) -> Tensor:
+    """Times t, mapped from the range ``(*, 2)`` of the model to ``0 .. NOMINAL``."""
+    low, high = time_range.unbind(-1)
+    return (t - low) * (NOMINAL / (high - low))
+
+
 class TemporalScale(Scale):
     """The learned function s(t).
 
@@ -106,9 +112,8 @@ class TemporalScale(Scale):
 
     def encode(self, timestep: Tensor) -> Tensor:
         """Features ``(B, d)`` of times ``(B,)``."""
-        low, high = self.time_range.unbind()
-        t = (timestep.to(self.time_range.device, torch.float32) - low) * (NOMINAL / (high - low))
-        return fourier_features(t, self.features)
+        t = timestep.to(self.time_range.device, torch.float32)
+        return fourier_features(normalised(t, self.time_range), self.features)
 
     @property
     def layers(self) -> list[nn.Linear]:
@@ -144,7 +149,7 @@ def evaluate(scales: Sequence[TemporalScale], timestep: Tensor) -> Tensor:
 
     In float64, rounded at the end: in float32 the last bit of s would depend on how many timesteps
     and scales are evaluated together, and a live model would round ties otherwise than its frozen
-    table. The number of rows is a multiple of 8 for the same reason: small products take other
+    table. The number of times is a multiple of 8 for the same reason: small products take other
     paths through the BLAS.
 
     Arguments:
@@ -157,19 +162,20 @@ def evaluate(scales: Sequence[TemporalScale], timestep: Tensor) -> Tensor:
     first = scales[0]
     device = first.time_range.device
     t = timestep.reshape(-1).to(device, torch.float32)
-    low, high = torch.stack([scale.time_range for scale in scales]).unsqueeze(-1).unbind(1)
-    count = len(t)
-    t = F.pad((t - low) * (NOMINAL / (high - low)), (0, -count % 8))
+    t = normalised(t, torch.stack([scale.time_range for scale in scales]).unsqueeze(1))
+    count = t.shape[1]
+    t = F.pad(t, (0, -count % 8))
     with torch.autocast(device.type, enabled=False):
-        h = fourier_features(t, first.features).double()
+        # Times are columns: so gradients of weights come out in the layout of the weights.
+        h = fourier_features(t, first.features).double().mT
         parameters = zip(*(scale.layers for scale in scales), strict=True)
         for number, layers in enumerate(parameters, start=1):
             if number == first.depth and first.dropout:
                 h = F.dropout(h, first.dropout, first.training)
             weight = torch.stack([layer.weight for layer in layers]).double()
             bias = torch.stack([layer.bias for layer in layers]).double()
-            h = torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
+            h = torch.baddbmm(bias.unsqueeze(2), weight, h)
             if number < first.depth:
                 h = h.relu()
-        s = F.softplus(h.squeeze(-1)[:, :count]).float() + FLOOR
+        s = F.softplus(h.squeeze(1)[:, :count]).float() + FLOOR
     return s.reshape(len(scales), *timestep.shape)
