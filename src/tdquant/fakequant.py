@@ -99,6 +99,25 @@ class _ClipQuantize(_FakeQuantize):
         return grad_x.to(x.dtype), grad_scale, None, None
 
 
+class _NoiseQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, noise: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale, noise)
+        ctx.bounds = low, high
+        v = torch.div(x.float(), scale)
+        return v.clamp_(low, high).add_(noise).mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+        x, scale, noise = ctx.saved_tensors
+        v = torch.div(x.float(), scale)
+        grad = grad.float()
+        grad_x = _inside(grad, v, *ctx.bounds).to(x.dtype)
+        straight = _inside(v, v, *ctx.bounds)
+        slope = v.clamp_(*ctx.bounds).sub_(straight).add_(noise)
+        return grad_x, slope.mul_(grad).sum_to_size(scale.shape), None, None, None
+
+
 def _inside(values: Tensor, v: Tensor, low: int, high: int) -> Tensor:
     """``values`` where ``low <= v <= high``, else 0, in one pass.
 
@@ -145,7 +164,7 @@ def clip_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 def noise_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """NIPQ's stand-in for ``fake_quantize`` in training: x clipped, and noise of one step."""
     noise = torch.rand(x.shape, device=x.device).sub_(0.5)
-    return (x.float().clamp(scale * low, scale * high) + noise * scale).to(x.dtype)
+    return _NoiseQuantize.apply(x, scale, low, high, noise)
 
 
 def codes(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from tdquant.cli.launch import device_ids, spread
@@ -20,6 +22,8 @@ def test_what_is_no_device(text):
 
 
 def test_one_device_or_a_launched_process_works_itself(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")
     assert spread("0", []) is None
     monkeypatch.setenv("RANK", "1")
     assert spread("0,1", []) is None
@@ -45,3 +49,14 @@ def test_learning_rates(monkeypatch):
     assert learning_rate(5e-5, True, {"batch_size": 32}, 2)[0] == pytest.approx(5e-5 * 64)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert learning_rate(5e-5, True, {"batch_size": 32}, 1)[0] == pytest.approx(5e-5 * 64)
+
+
+def test_visible_devices_are_those_that_were_named(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")
+    assert spread("2", []) is None
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert spread("3", []) is None
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"

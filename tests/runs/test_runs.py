@@ -238,3 +238,53 @@ def test_a_published_quantized_checkpoint_trains_on(place, tmp_path):
 
 def _last(run):
     return sorted((run / "checkpoints").iterdir())[-1]
+
+
+def test_two_processes_train_one_run(place, tmp_path):
+    command = [sys.executable, str(ROOT / "main.py"), "--base", str(place / "config.yaml")]
+    command += ["--ckpt", str(place / "model.safetensors"), "--scale_lr", "False", "--quiet"]
+    command += ["--logdir", str(tmp_path), "--threads", "1", "--max_steps", "2"]
+    two = [*command, "--name", "two", "--gpus", "0,1", "data.params.batch_size=2"]
+    one = [*command, "--name", "one", "tdquant.accumulate=2", "data.params.batch_size=2"]
+    for words in (two, one):
+        subprocess.run(words, check=True, capture_output=True, timeout=240)
+    a, b = (
+        RunFolder(tmp_path / n).checkpoints.latest().tensors("average") for n in ("two", "one")
+    )
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    # The whole batch is what counts, not how many share it.
+    assert RunFolder(tmp_path / "two").asked()["batch"] == 4
+
+
+def test_another_whole_batch_is_refused(place, tmp_path, capsys):
+    assert train(place, tmp_path, "--max_steps", "2") == 0
+    assert train(place, tmp_path, "data.params.batch_size=2") == 1
+    assert "batch: 4, now 2" in capsys.readouterr().err
+
+
+def test_sampling_with_every_timestep(trained, tmp_path):
+    arguments = ["sample", "--ckpt", str(trained), "--logdir", str(tmp_path), "-n", "1"]
+    assert main([*arguments, "--vanilla", "--quiet"]) == 0
+    assert len(digests(tmp_path / "_")) == 1
+
+
+def test_a_quantized_run_is_no_start(place, trained, tmp_path, capsys):
+    base = ["train", "--base", str(place / "config.yaml"), "--logdir", str(tmp_path), "--quiet"]
+    assert main([*base, "--ckpt", str(trained), "--name", "again"]) == 1
+    assert "quantized already" in capsys.readouterr().err
+
+
+def test_resuming_takes_no_other_flags(trained, capsys):
+    assert main(["train", "--resume", str(trained), "--scale", "static", "a.b=3"]) == 1
+    assert "--scale, a.b=3" in capsys.readouterr().err
+    assert main(["train", "--resume", str(trained / "last.ckpt")]) == 1
+    assert "not the folder of a run" in capsys.readouterr().err
+
+
+def test_fresh_weights_depend_on_the_seed_alone(place, tmp_path):
+    base = ["train", "--base", str(place / "config.yaml"), "--logdir", str(tmp_path), "--quiet"]
+    for name in ("a", "b"):
+        arguments = [*base, "--n_bit_w", "0", "--n_bit_a", "0", "--max_steps", "1", "--name", name]
+        assert main(arguments) == 0
+    a, b = (RunFolder(tmp_path / n).checkpoints.latest().tensors("model") for n in ("a", "b"))
+    assert all(torch.equal(a[k], b[k]) for k in a)

@@ -65,6 +65,7 @@ def test_trained_models_freeze(uninterrupted, x):
 
 
 def test_stopped_and_resumed_is_bit_equal(tmp_path, uninterrupted):
+    tmp_path = tmp_path / "not" / "there"
     half = run(tmp_path, steps=7)
     assert half.finished
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == [

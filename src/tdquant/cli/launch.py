@@ -6,6 +6,7 @@ On a machine without GPUs each number stands for a process on the CPU.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -40,19 +41,19 @@ def spread(gpus: str | None, arguments: list[str]) -> int | None:
     ids = device_ids(gpus)
     if not ids or "RANK" in os.environ:  # RANK: a launcher has started this process already
         return None
-    environment = dict(os.environ)
-    if torch.cuda.is_available():
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, ids))
-        os.environ["CUDA_VISIBLE_DEVICES"] = environment["CUDA_VISIBLE_DEVICES"]
-    else:
-        environment["ACCELERATE_USE_CPU"] = "true"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(max(ids) + 1)]
+    # Before torch looks: what it has seen once, it does not look for again.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] for i in ids if i < len(names))
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
         print(f"--gpus {gpus}: no GPU here; {len(ids)} on the CPU", file=sys.stderr)
     if len(ids) == 1:
         return None
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(len(ids)), "-m", "tdquant", *arguments]
-    process = subprocess.Popen(command, env=environment)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        return process.wait()  # the processes have got the signal too, and save
+    process = subprocess.Popen(command)
+    # torchrun passes a signal on to the workers, which save.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, frame: process.send_signal(received))
+    return process.wait()

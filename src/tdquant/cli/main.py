@@ -39,11 +39,10 @@ def main(arguments: Sequence[str] | None = None, published: bool = False) -> int
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if not getattr(options, "takes_overrides", False) and rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    strange = [word for word in rest if "=" not in word]
+    overridden = getattr(options, "overridden", None)  # the command that takes KEY.PATH=VALUE
+    strange = [word for word in rest if "=" not in word or overridden is None]
     if strange:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+        (overridden or parser).error(f"unrecognized arguments: {' '.join(strange)}")
     options.overrides, options.published = rest, published
     try:
         with warnings.catch_warnings():

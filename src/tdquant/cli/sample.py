@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
     flag("--threads", type=int, help="threads of torch")
     flag("--allow-pickle", action="store_true", help="let a trusted .ckpt run the code it names")
     flag("--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(run=run, overridden=parser)
 
 
 def run(options: argparse.Namespace) -> int:

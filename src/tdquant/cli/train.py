@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     add_train_arguments(parser)
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(run=run, overridden=parser)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +133,9 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
     print(f"learning rate {rate:.3g} ({words})")
     weights, activations = (bits or FLOAT for bits in (options.n_bit_w, options.n_bit_a))
     temporal = {k: settings[k] for k in ("depth", "dropout") if settings[k] is not None}
-    recipe = Recipe(weights, activations, settings["scale"] or "static", temporal=temporal)
+    chosen = {k: settings[k] for k in ("granularity", "time_weights") if settings[k] is not None}
+    scale = settings["scale"] or "static"
+    recipe = Recipe(weights, activations, scale, temporal=temporal, **chosen)
     name = options.name or Path(bases[-1]).stem
     return {
         "config": config,
@@ -148,11 +150,21 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
 
 def _resumed(options: argparse.Namespace) -> dict[str, Any]:
     """What a run was started with; only the number of steps may be another."""
+    from tdquant.errors import ConfigError
     from tdquant.recipe import Recipe
     from tdquant.runs import RunFolder
 
+    idle = [f"--{name}" for name in ("base", "ckpt", "name", "seed", "scale", "rates", "distill")]
+    idle = [flag for flag in idle if getattr(options, flag[2:]) is not None]
+    if idle or options.overrides:
+        raise ConfigError(
+            f"--resume with {', '.join([*idle, *options.overrides])}",
+            why="a run goes on with what it was started with",
+            fix="--resume RUN alone, or with --max_steps",
+        )
     asked = RunFolder(Path(options.resume)).asked()
     recipe = asked.pop("recipe")
+    del asked["batch"]  # it follows from the configuration
     job = asked | {"out": options.resume, "recipe": recipe and Recipe.from_dict(recipe)}
     if options.max_steps is not None:
         job["options"]["steps"] = options.max_steps

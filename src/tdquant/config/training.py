@@ -82,6 +82,10 @@ TRAINING: dict[str, Option] = {
     ),
     "depth": Option(None, int, "Linear layers of a temporal scale's network; 4.", low=1),
     "dropout": Option(None, float, "Of that network; 0. The published one has 0.2.", below=1),
+    "granularity": Option(
+        None, ("channel", "tensor"), "Steps of a weight: one an output channel, or one in all."
+    ),
+    "time_weights": Option(None, int, "Bits of weights on the time path; 8, or 32 for float.", 2),
     "rates": Option(
         "published",
         ("published", "equal"),

@@ -73,7 +73,9 @@ def make_dataset(
     return dataset
 
 
-def dataset_from_config(node: Mapping[str, Any], where: str = "data.params.train") -> ImageDataset:
+def dataset_from_config(
+    node: Mapping[str, Any], where: str = "data.params.train", *, progress: bool = True
+) -> ImageDataset:
     """The data set that a node {target, params} of a configuration describes.
 
     Known targets are ``tdquant.data.NAME`` with a NAME of ``DATASETS``, latent-diffusion's LSUN
@@ -83,6 +85,7 @@ def dataset_from_config(node: Mapping[str, Any], where: str = "data.params.train
     Arguments:
         node: The node.
         where: Its dotted path, for errors.
+        progress: Show a bar where files are checked.
 
     Raises:
         DataError: The target or an option is unknown, or the data set cannot be read.
@@ -98,6 +101,8 @@ def dataset_from_config(node: Mapping[str, Any], where: str = "data.params.train
     root = options.get("data_root")
     if name == "lsun" and "txt_file" not in params and root and (Path(root) / LMDB_FILE).is_file():
         options.pop("txt_file", None)
+    if "progress" in inspect.signature(DATASETS[name]).parameters:
+        options.setdefault("progress", progress)
     return make_dataset(name, where=f"{where}.params", **options)
 
 

@@ -39,4 +39,6 @@ def make_scheduler(name: str, config: Any) -> Any:
     cls = getattr(require("diffusers", "diffusers"), SCHEDULERS[name])
     if isinstance(config, cls):
         cls = type(config)  # a refinement of the class that was asked for stays
+    if name == "ddpm":  # its chain has every timestep, and an offset would lead past the last one
+        return cls.from_config(getattr(config, "config", config), steps_offset=0)
     return cls.from_config(getattr(config, "config", config))

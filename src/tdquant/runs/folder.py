@@ -97,7 +97,10 @@ class RunFolder:
                 raise ValueError(f"format {index['format']!r}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
-                "not the folder of a run", where=str(file), why=str(error)
+                "not the folder of a run",
+                where=str(file),
+                why=str(error),
+                fix="a folder that tdquant train wrote, such as logs/NAME",
             ) from error
         return dict(index)
 

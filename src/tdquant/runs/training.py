@@ -82,36 +82,39 @@ def run_training(
         StorageError: The folder has a run with other arguments.
         ConfigError: The configuration has no training data.
     """
-    state = require("accelerate", "train").PartialState()
-    say = say if state.is_main_process else _quiet
+    accelerator = require("accelerate", "train").Accelerator(mixed_precision="no")
+    torch.manual_seed(options["seed"])  # of weights that nothing fills
+    say = say if accelerator.is_main_process else _quiet
     folder = RunFolder(Path(out))
+    node = config.get("data", {}).get("params", {})
+    batch = int(node.get("batch_size", 32)) * accelerator.num_processes * options["accumulate"]
     asked = {
         "config": {k: v for k, v in config.items() if k != "tdquant"},  # options has that
         "recipe": None if recipe is None else recipe.to_dict(),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "rate": rate,
         "distill": distill,
+        "batch": batch,
         "options": options,
     }
     asked = json.loads(json.dumps(asked))
     found = folder.checkpoints.latest() if folder.exists else None
     if folder.exists:
         _check_asked(folder, asked)
-    node = config.get("data", {}).get("params", {})
     if "train" not in node:
         raise ConfigError("no training data", where="data.params.train", fix="give it a target")
-    data: Any = dataset_from_config(node["train"], "data.params.train")
+    shown = progress and accelerator.is_main_process
+    data: Any = dataset_from_config(node["train"], "data.params.train", progress=shown)
     say(f"data: {len(data):,} images of {data.name}")
-    batch = int(node.get("batch_size", 32)) * state.num_processes * options["accumulate"]
     pipe = reopen(folder, found) if found else _pipe(config, checkpoint, allow_pickle)
     if pipe.vae is not None:
-        pipe.vae.to(state.device).eval().requires_grad_(False)
+        pipe.vae.to(accelerator.device).eval().requires_grad_(False)
     if checkpoint is None and found is None:
         pipe = _with_unit_variance(pipe, config, data, options["seed"], say)
     teacher = None
     if distill is not None:
         source = _pipe(config, checkpoint, allow_pickle) if found else pipe
-        teacher = copy.deepcopy(source.unet).to(state.device)
+        teacher = copy.deepcopy(source.unet).to(accelerator.device)
     objective = DiffusionObjective(
         pipe.scheduler,
         loss=options["loss"] or config["model"]["params"].get("loss_type", "l2"),
@@ -121,20 +124,18 @@ def run_training(
         encode=None if pipe.vae is None else pipe.encode,
         flip=data.flip,
     )
-    unet = pipe.unet.to(state.device)
-    if (
-        found is None
-        and recipe is not None
-        and not isinstance(getattr(unet, "tdq_clock", None), Clock)
-    ):
+    unet = pipe.unet.to(accelerator.device)
+    quantized = isinstance(getattr(unet, "tdq_clock", None), Clock)
+    if quantized and found is None:
+        say("the checkpoint is of a quantized model: its own grids and scales train on")
+    elif found is None and recipe is not None:
         say(f"W{recipe.weights}A{recipe.activations}, {recipe.scale} scales")
         quantize(unet, recipe, verbose=False)
-        calls = _calls(objective, data, batch, options, state.device)
-        shown = progress and state.is_main_process
+        calls = _calls(objective, data, batch, options, accelerator.device)
         say(str(calibrate(unet, calls, seed=options["seed"], progress=shown)))
-    if state.is_main_process:
+    if accelerator.is_main_process:
         folder.begin(pipe, config, asked)
-    state.wait_for_everyone()
+    accelerator.wait_for_everyone()
     trained = None
     if train_scales:
         say(f"{'going on in' if found else 'training into'} {folder.path}")
@@ -147,14 +148,15 @@ def run_training(
             recompute=recompute,
             workers=workers,
             out=folder.path,
-            callbacks=_callbacks(pipe, folder, options, state.device),
+            callbacks=_callbacks(pipe, folder, options, accelerator.device),
+            accelerator=accelerator,
             progress=progress,
             **{name: options[name] for name in _FOR_TRAIN},
         )
         if not trained.finished:
             say(f"stopped after step {trained.step}; the same command goes on from there")
             return trained
-    if recipe is not None and state.is_main_process:
+    if recipe is not None and accelerator.is_main_process:
         save(freeze((trained.average if trained else unet).cpu()), folder.frozen)
         say(f"frozen model: {folder.frozen}")
     return trained
@@ -172,7 +174,7 @@ _FOR_TRAIN = (
     "seed",
     "save_every",
 )
-_MAY_CHANGE = ("steps", "save_every", "sample_every")
+_MAY_CHANGE = ("steps", "save_every", "sample_every", "accumulate")
 
 
 def _quiet(words: str) -> None:
@@ -211,6 +213,11 @@ def _pipe(config: dict[str, Any], checkpoint: str | Path | None, allow_pickle: b
     if checkpoint is None or Path(checkpoint).is_file():
         return load_compvis(config, checkpoint, allow_pickle=allow_pickle)
     pipe = open_pipe(checkpoint)
+    if isinstance(getattr(pipe.unet, "tdq_clock", None), Clock):
+        raise ModelError(
+            f"{checkpoint} is quantized already",
+            fix="start from the float model; --resume goes on with a quantized run",
+        )
     wanted = load_compvis(config, quiet=True).unet.config
     found = getattr(pipe.unet, "config", None)
     if found != wanted:

@@ -135,6 +135,8 @@ def train(
     elif loss_options:
         raise TrainingError(f"objective= and {', '.join(loss_options)}=: give one or the other")
     out = None if out is None else Path(out)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     checkpoints = None if out is None else Checkpoints(out / "checkpoints", keep)
     found = checkpoints.latest() if checkpoints and resume else None
     if found is not None:
