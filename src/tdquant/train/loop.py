@@ -11,6 +11,7 @@ ends in the same bits as one that was not.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +145,9 @@ def train(
         _load(model, found)
     if recompute:
         recompute_blocks(model)
+    # Gradients of (1, d) weights come with other strides of the dimension of size 1: DDP tells
+    # everybody, although nothing is slower for it.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     learner = Learner(
         model.train(),
         parameter_groups(model, rate, rates=rates, decay=decay),
