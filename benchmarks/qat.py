@@ -12,12 +12,13 @@ against the float model. Rows go to benchmarks/results/qat.json as they are made
 import argparse
 import copy
 import json
+import statistics
 import time
 
 import torch
 
 import tdquant as tdq
-from record import RESULTS, write
+from record import RESULTS, table, write
 from tdquant.data import loader
 from tdquant.metrics import FrechetDistance
 from tdquant.train import DiffusionObjective
@@ -88,6 +89,27 @@ def judged(pipe, model, frechet, reference, args):
     return images, row
 
 
+def summary(rows):
+    """Mean and spread over seeds of every method, against LSQ at the published rates."""
+    lines = []
+    for bits in BITS:
+        groups = {m: [r for r in rows if (r["bits"], r["method"]) == (bits, m)] for m in METHODS}
+        base = groups["LSQ, published rates"]
+        for method, found in groups.items():
+            if not found or not base:
+                continue
+            scores = [r["frechet"] for r in found]
+            mean = statistics.mean(scores)
+            ratio = mean / statistics.mean(r["frechet"] for r in base)
+            lines.append(
+                [bits, method, len(scores), mean, min(scores), max(scores), ratio]
+                + [statistics.mean(r[k] for r in found) for k in ("paired_mse", "loss")]
+            )
+    table(
+        ["bits", "method", "seeds", "Frechet", "min", "max", "/ LSQ", "paired MSE", "loss"], lines
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -102,6 +124,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(BITS), choices=list(BITS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--summary", action="store_true", help="only print what was found")
     parser.add_argument("--name", default="qat", help="of the file in benchmarks/results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -115,6 +138,8 @@ def main() -> None:
         if before["settings"] != settings:
             raise SystemExit(f"{file} has rows of other settings: another --name")
         rows = before["rows"]
+    if args.summary:
+        return summary(rows)
     pipe = tdq.models.load_embedded("cats-ddpm")
     data = tdq.data.Cats("train", 20_000)
     frechet = FrechetDistance()
@@ -134,6 +159,7 @@ def main() -> None:
                 rows.append({**key, **row, **run})
                 print(rows[-1], flush=True)
                 write(args.name, settings=settings, rows=rows)
+    summary(rows)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,12 +29,10 @@ WEIGHTS = Path("src/tdquant/models/weights")
 
 
 def stage(args: argparse.Namespace) -> None:
-    found = json.loads((args.autoencoder / "autoencoder.json").read_text())
     torch.manual_seed(23)
     pipe = load_compvis(CONFIG)
     weights = load_file(args.autoencoder / "autoencoder.safetensors")
     pipe.vae.load_state_dict({k: v.float() for k, v in weights.items()})
-    pipe = replace(pipe, scale_factor=float(found["scale_factor"]))
     print(save_compvis(pipe, args.autoencoder / "stage.safetensors"))
 
 

@@ -145,3 +145,10 @@ def test_without_state_dict_it_is_no_checkpoint(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "list.pt")
     with pytest.raises(StorageError, match="no state dict"):
         read_checkpoint(tmp_path / "list.pt")
+
+
+def test_the_factor_of_the_latents_is_written(tmp_path):
+    pipe = pipe_of(tmp_path, LATENT, KL_NODE)
+    file = tdq.models.save_compvis(pipe, tmp_path / "written.safetensors")
+    other = config(LATENT, KL_NODE, scale_factor=0.7)
+    assert tdq.models.load_compvis(other, file, ema=False).scale_factor == pytest.approx(0.3)

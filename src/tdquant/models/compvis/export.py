@@ -51,6 +51,7 @@ def save_compvis(
         state["betas"] = model.scheduler.betas
         state["alphas_cumprod"] = model.scheduler.alphas_cumprod
         if model.vae is not None:
+            state["scale_factor"] = torch.tensor(model.scale_factor)
             inner = to_published(model.vae)
             state |= {files.FIRST_STAGE + name: tensor for name, tensor in inner.items()}
     return files.write_checkpoint(state, file)
