@@ -6,10 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from ..conftest import THREADS
 from .runs import run
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # As the processes have: other numbers of threads round otherwise.
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(THREADS)
 
 
 def free_port():
