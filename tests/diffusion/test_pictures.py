@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from tdquant.diffusion.pictures import grid, save_png, to_bytes
+from tdquant.diffusion.pictures import grid, save_png, to_uint8
 
 
 def test_bytes_cover_the_range_and_clip():
     x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 7.0]).view(1, 1, 5)
-    assert to_bytes(x).flatten().tolist() == [0, 0, 128, 255, 255]
+    assert to_uint8(x).flatten().tolist() == [0, 0, 128, 255, 255]
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, (8, 8)), (4, (14, 14)), (5, (14, 20))])

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from tdquant.data import Cats
+from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
 from tdquant.metrics import FrechetDistance, Statistics
 from tdquant.metrics.features import EfficientNetLite0
-from tdquant.metrics.frechet import cached_statistics, heldout_cats, to_uint8
+from tdquant.metrics.frechet import cached_statistics, heldout_cats
 
 
 class Channels(nn.Module):

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tdquant.data.cats import ATTRIBUTION
 from tdquant.demo.run import DemoResult
-from tdquant.metrics.frechet import to_uint8
+from tdquant.diffusion.pictures import to_uint8
 from tdquant.optional import require
+from tdquant.writing import replacing
 
 ROWS = (
     ("float", ""),
@@ -52,10 +53,8 @@ def draw(result: DemoResult, path: Path) -> None:
     axis.set_title("Activation scales that move most, W4A4 temporal", fontsize=11)
     axis.legend(fontsize=7.5, ncols=2, frameon=False)
     figure.text(0.995, 0.003, ATTRIBUTION, ha="right", va="bottom", fontsize=6.5, color="0.4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    with replacing(path) as fresh:
+        figure.savefig(fresh, format="png")
     plt.close(figure)
 
 

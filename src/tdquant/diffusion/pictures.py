@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -11,16 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdquant.optional import require
+from tdquant.writing import replacing
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1], ``(*, C, H, W)``, as uint8; what is outside is clipped."""
-    return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8, what is outside clipped; uint8 ones as they are."""
+    if images.dtype == torch.uint8:
+        return images
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def grid(images: Tensor, gap: int = 2) -> Tensor:
     """One picture ``(3, H', W')``, uint8, of images ``(N, C, H, W)`` in [-1, 1], nearly square."""
-    tiles = to_bytes(images)
+    tiles = to_uint8(images.detach()).cpu()
     if tiles.shape[1] != 3:
         tiles = tiles[:, :1].expand(-1, 3, -1, -1)
     columns = math.ceil(len(tiles) ** 0.5)
@@ -35,10 +37,7 @@ def grid(images: Tensor, gap: int = 2) -> Tensor:
 
 def save_png(picture: Tensor, path: str | Path) -> None:
     """Writes a picture ``(C, H, W)``, uint8, by a temporary name: no half file is ever seen."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = require("PIL.Image", "data")
     array = picture.permute(1, 2, 0).numpy()
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(fresh, "PNG")
-    os.replace(fresh, path)
+    with replacing(Path(path)) as fresh:
+        image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(fresh, "PNG")

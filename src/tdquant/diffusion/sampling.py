@@ -114,12 +114,14 @@ def generate(
         for batch in batches:
             x = initial_noise(batch, shape, seed).to(device)
             generators = [stream_of(seed, i, stream=1) for i in batch]
-            for _, _, denoised in denoise_steps(model, scheduler, steps, x, generators, eta):
+            on_the_way = denoise_steps(model, scheduler, steps, x, generators, eta)
+            _, _, x = next(on_the_way)
+            for _, _, denoised in on_the_way:
+                yield None  # a step of the bar; the last one comes with the images
                 x = denoised
-                yield None
             yield batch, x.cpu()
 
-    for done in track(calls(), label, len(batches) * (steps + 1), progress):
+    for done in track(calls(), label, len(batches) * steps, progress):
         if done is not None:
             yield done
 

@@ -27,10 +27,12 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from tdquant.data.cats import Cats
+from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
 from tdquant.metrics.features import EfficientNetLite0
 from tdquant.optional import require
 from tdquant.progress import track
+from tdquant.writing import replacing
 
 CATS_HELDOUT = 5_000
 
@@ -72,13 +74,6 @@ class Statistics:
                 "unreadable feature statistics", why=str(error), fix="delete the file"
             ) from error
         return cls(mean, covariance + covariance.tril(-1).T, int(tensors["count"]))
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8; uint8 ones as they are."""
-    if images.dtype == torch.uint8:
-        return images
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 class FrechetDistance:
@@ -173,10 +168,8 @@ def cached_statistics(
         except DataError:
             file.unlink()
     found = distance.statistics(images(), progress=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(found.to_bytes())
-    os.replace(temporary, file)
+    with replacing(file) as fresh:
+        fresh.write_bytes(found.to_bytes())
     return found
 
 

@@ -11,7 +11,6 @@ RUN/log.jsonl, samples/, tensorboard/
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from tdquant.errors import StorageError
 from tdquant.models import Pipe
 from tdquant.optional import require
 from tdquant.train.checkpoints import Checkpoints
+from tdquant.writing import replacing
 
 FORMAT = "tdquant-run"
 
@@ -60,17 +60,17 @@ class RunFolder:
 
     def begin(self, pipe: Pipe, config: dict[str, Any], asked: dict[str, Any]) -> None:
         """Writes what does not change while the run goes on; ``run.json`` comes last."""
-        self.path.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.frozen, ignore_errors=True)  # a longer run makes a better one
         conf = require("omegaconf", "train").OmegaConf
-        self._write(self.config, conf.to_yaml(conf.create(config)))
+        with replacing(self.config) as fresh:
+            fresh.write_text(conf.to_yaml(conf.create(config)))
         if pipe.vae is not None:
-            file = self.path / "first_stage.safetensors"
-            fresh = file.with_suffix(".new")
-            save_file({k: v.cpu().contiguous() for k, v in pipe.vae.state_dict().items()}, fresh)
-            os.replace(fresh, file)
+            tensors = {k: v.cpu().contiguous() for k, v in pipe.vae.state_dict().items()}
+            with replacing(self.path / "first_stage.safetensors") as fresh:
+                save_file(tensors, fresh)
         index = {"format": FORMAT, "scale_factor": pipe.scale_factor, "asked": asked}
-        self._write(self.path / "run.json", json.dumps(index, indent=1) + "\n")
+        with replacing(self.path / "run.json") as fresh:
+            fresh.write_text(json.dumps(index, indent=1) + "\n")
 
     def asked(self) -> dict[str, Any]:
         """What the run was started with.
@@ -103,9 +103,3 @@ class RunFolder:
                 fix="a folder that tdquant train wrote, such as logs/NAME",
             ) from error
         return dict(index)
-
-    @staticmethod
-    def _write(file: Path, text: str) -> None:
-        fresh = file.with_name(file.name + ".new")
-        fresh.write_text(text)
-        os.replace(fresh, file)

@@ -9,16 +9,17 @@ and restarts, the same bytes come out, and exactly as many images as were asked 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tdquant.diffusion.pictures import save_png, to_bytes
+from tdquant.diffusion.pictures import save_png, to_uint8
 from tdquant.diffusion.sampling import generate
 from tdquant.errors import ModelError, StorageError
 from tdquant.models import Pipe
+from tdquant.runs.comparing import differences
+from tdquant.writing import replacing
 
 
 def picture_path(folder: Path, index: int) -> Path:
@@ -91,7 +92,7 @@ def sample_pictures(
     )
     for indices, samples in batches:
         with torch.no_grad():
-            images = to_bytes(pipe.decode(samples.to(device)))
+            images = to_uint8(pipe.decode(samples.to(device))).cpu()
         for index, image in zip(indices, images, strict=True):
             if index in missing:
                 save_png(image, picture_path(folder, index))
@@ -110,16 +111,13 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             raise StorageError(
                 "samples.json is damaged", where=str(file), why=str(error)
             ) from error
-        keys = sorted(set(before) | set(settings))
-        changed = [k for k in keys if before.get(k) != settings.get(k)]
+        changed = differences(before, settings)
         if changed:
             raise StorageError(
-                "the folder has images of other settings:\n  - "
-                + "\n  - ".join(f"{k}: {before.get(k)}, now {settings.get(k)}" for k in changed),
+                "the folder has images of other settings:\n  - " + "\n  - ".join(changed),
                 where=str(folder),
                 fix="another --name, or remove the folder",
             )
         return
-    fresh = folder / f".samples.{os.getpid()}"
-    fresh.write_text(json.dumps(settings, indent=1) + "\n")
-    os.replace(fresh, file)
+    with replacing(file) as fresh:
+        fresh.write_text(json.dumps(settings, indent=1) + "\n")

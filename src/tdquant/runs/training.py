@@ -26,6 +26,7 @@ from tdquant.frozen import freeze
 from tdquant.models import Pipe, load_compvis
 from tdquant.optional import require
 from tdquant.recipe import Recipe
+from tdquant.runs.comparing import differences
 from tdquant.runs.folder import RunFolder
 from tdquant.runs.opening import open_pipe, reopen
 from tdquant.storage import save
@@ -184,7 +185,7 @@ def _quiet(words: str) -> None:
 def _check_asked(folder: RunFolder, asked: dict[str, Any]) -> None:
     changed = [
         line
-        for line in _differences(folder.asked(), asked)
+        for line in differences(folder.asked(), asked)
         if line.split(":")[0] not in {f"options.{name}" for name in _MAY_CHANGE}
     ]
     if changed:
@@ -193,19 +194,6 @@ def _check_asked(folder: RunFolder, asked: dict[str, Any]) -> None:
             where=str(folder.path),
             fix="another --name, or the arguments that it was started with",
         )
-
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """``"path: before, now value"`` for every leaf that is not the same."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            line
-            for key in sorted(before.keys() | now.keys())
-            for line in _differences(
-                before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
-            )
-        ]
-    return [] if before == now else [f"{path}: {before}, now {now}"]
 
 
 def _pipe(config: dict[str, Any], checkpoint: str | Path | None, allow_pickle: bool) -> Pipe:

@@ -7,7 +7,6 @@ at.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from tdquant.diffusion.pictures import grid, save_png
 from tdquant.optional import require
 from tdquant.progress import Bar
+from tdquant.writing import replacing
 
 
 @dataclass
@@ -86,9 +87,8 @@ class JsonLog(Callback):
         if self.file.exists():
             lines = self.file.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= run.step]
-            fresh = self.file.with_suffix(".tmp")
-            fresh.write_text("".join(line + "\n" for line in kept))
-            os.replace(fresh, self.file)
+            with replacing(self.file) as fresh:
+                fresh.write_text("".join(line + "\n" for line in kept))
 
     def after_step(self, run: Run, record: dict[str, float]) -> None:
         if run.step % self.every == 0 or run.step == run.steps:
@@ -151,8 +151,6 @@ class SampleGrid(Callback):
     def after_step(self, run: Run, record: dict[str, float]) -> None:
         if run.step % self.every and run.step != run.steps:
             return
-        from tdquant.diffusion.pictures import grid, save_png
-
         picture = grid(self.draw(run.averaged()))
         if not run.main:
             return

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import uuid
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tdquant.errors import ModelError, StorageError
+from tdquant.writing import replacing
 
 UNET, EMA, FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 CONDITION = "cond_stage_model."
@@ -209,14 +209,9 @@ def write_checkpoint(state: Mapping[str, Tensor], file: str | os.PathLike[str]) 
     """Writes a state dict, ``.safetensors`` or torch's format by suffix, whole or not at all."""
     path = Path(file)
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
-    try:
+    with replacing(path) as fresh:
         if path.suffix == ".safetensors":
             save_file(tensors, fresh, metadata={"format": "pt"})
         else:
             torch.save({"state_dict": tensors}, fresh)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
     return path

@@ -35,7 +35,7 @@ from tdquant.scales import PublishedScale, Scale, StaticScale
 
 AFTER_SILU = ("*.in_layers.2", "*.out_layers.3")
 NETWORK = "act_func.tdq_module.s_gen"
-NEEDED = ("s", "n_lv", "act_func.s", "act_func.n_lv", "act_func.dynamic")
+NEEDED = ("s", "act_func.s", "act_func.n_lv", "act_func.dynamic")
 LAYERS = (0, 2, 4, 7)
 """Positions of the network's linear layers; our network has them at the same ones."""
 
@@ -90,10 +90,7 @@ def _mistakes(path: str, layer: nn.Module | None, weights: Mapping[str, Tensor])
     """What is wrong with the quantized layer at ``path``."""
     if type(layer) not in QUANTIZED:
         return [f"{path}: no layer that can be quantized is there"]
-    needed = [
-        f"{path}.{rest}" for rest in ("s", "act_func.s", "act_func.n_lv", "act_func.dynamic")
-    ]
-    absent = [name for name in needed if name not in weights]
+    absent = [f"{path}.{rest}" for rest in NEEDED if f"{path}.{rest}" not in weights]
     if absent:
         return [f"{name}: missing" for name in absent]
     signed = {"n_lv": True, "act_func.n_lv": not _after_silu(path)}
