@@ -1,5 +1,6 @@
 """Scale laws: how the quantization step of a tensor follows the timestep."""
 
+from tdquant.scales.bank import BankedScale, ScaleBank, bank_tables
 from tdquant.scales.base import SCALES, Scale
 from tdquant.scales.dynamic import DynamicScale
 from tdquant.scales.noise import NoiseScale
@@ -12,13 +13,16 @@ from tdquant.scales.temporal import TemporalScale
 
 __all__ = [
     "SCALES",
+    "BankedScale",
     "DynamicScale",
     "NoiseScale",
     "PactScale",
     "PendingScale",
     "PublishedScale",
     "Scale",
+    "ScaleBank",
     "StaticScale",
     "TableScale",
     "TemporalScale",
+    "bank_tables",
 ]

@@ -1,0 +1,112 @@
+r"""All tables of a frozen model in one: a single lookup a call serves every layer.
+
+    S[k, l] = s_l(t_k)        one row a knot, one column a scale
+
+A lookup takes row k, or what lies between two rows, linear in log-scale as in ``TableScale``. It
+runs before the model does, through ``Clock``'s ``ahead``; backends and exporters lower it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tdquant.grid import Grid
+from tdquant.scales.base import Float32, Scale
+from tdquant.scales.table import TableScale
+
+
+class ScaleBank(Float32):
+    """``bank(t) -> (L,)`` for a timestep ``()``, or ``(L, B)`` for timesteps ``(B,)``.
+
+    Arguments:
+        scales: L tables over the same knots, or of one knot.
+    """
+
+    knots: Tensor
+    steps: Tensor
+
+    def __init__(self, scales: list[TableScale]) -> None:
+        super().__init__()
+        longest = max(scales, key=lambda scale: len(scale.knots))
+        self.first = longest.first
+        rows = len(longest.knots)
+        nowhere, grid = torch.empty(0), Grid.signed(8)
+        with torch.no_grad():
+            # A scale's own law on its own knots, so that what it clamps is clamped here.
+            columns = [s(s.knots, nowhere, grid).reshape(-1).expand(rows) for s in scales]
+            self.register_buffer("knots", longest.knots.clone())
+            self.register_buffer("steps", torch.stack(columns, dim=1).contiguous())
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        knots, steps = self.knots, self.steps
+        last = len(knots) - 1
+        flat = timestep.to(knots.device).reshape(-1)
+        if last == 0:
+            found = steps.expand(flat.shape[0], -1)
+        elif self.first is not None and not flat.is_floating_point():
+            # index_select on a flat index: indexing by a 0-dim tensor would synchronise with the
+            # device.
+            found = steps.index_select(0, (flat - self.first).clamp(0, last))
+        else:
+            t = flat.to(torch.float32).clamp(knots[0], knots[-1])
+            # searchsorted, in operations that every exporter knows.
+            right = (knots < t[:, None]).sum(1).clamp(1, last)
+            t0, t1 = knots.index_select(0, right - 1), knots.index_select(0, right)
+            s0, s1 = steps.index_select(0, right - 1), steps.index_select(0, right)
+            w = ((t - t0) / (t1 - t0))[:, None]
+            found = torch.where(w == 1, s1, s0 * (s1 / s0) ** w)
+        return found.reshape(-1) if timestep.ndim == 0 else found.t()
+
+    def extra_repr(self) -> str:
+        return f"knots={len(self.knots)}, scales={self.steps.shape[1]}"
+
+
+class BankedScale(Scale):
+    """Column ``column`` of a bank that other scales share."""
+
+    timed = True
+
+    def __init__(self, bank: ScaleBank, column: int) -> None:
+        super().__init__()
+        self.bank = bank
+        self.column = column
+
+    def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
+        assert timestep is not None
+        return self.bank(timestep)[self.column]
+
+    @staticmethod
+    def ahead(scales: list[BankedScale], timestep: Tensor) -> dict[Scale, Tensor]:
+        """Every scale's step by one lookup a bank."""
+        rows: dict[ScaleBank, tuple[Tensor, ...]] = {}
+        for scale in scales:
+            if scale.bank not in rows:
+                rows[scale.bank] = scale.bank(timestep).unbind(0)
+        return {scale: rows[scale.bank][scale.column] for scale in scales}
+
+
+class _Holder(Protocol):
+    scale: Any
+
+
+def bank_tables(holders: Iterable[_Holder]) -> None:
+    """Replaces the tables of quantizers, in place, by columns of as few banks as their knots
+    allow; other laws stay.
+    """
+    tables = [h for h in holders if isinstance(h.scale, TableScale)]
+    timed = [h for h in tables if not h.scale.static]
+    groups: dict[tuple[float, ...], list[_Holder]] = {}
+    for holder in timed:
+        groups.setdefault(tuple(holder.scale.knots.tolist()), []).append(holder)
+    static = [h for h in tables if h.scale.static]
+    if static:
+        groups.setdefault(next(iter(groups), (0.0,)), []).extend(static)
+    for group in groups.values():
+        columns = {scale: i for i, scale in enumerate(dict.fromkeys(h.scale for h in group))}
+        bank = ScaleBank(list(columns))
+        for holder in group:
+            holder.scale = BankedScale(bank, columns[holder.scale])
