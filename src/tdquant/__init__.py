@@ -14,9 +14,10 @@ from tdquant.calibrate import Calibration, Observations, calibrate, observe
 from tdquant.convert import quantize
 from tdquant.diffusion import sample, trajectories
 from tdquant.errors import TDQError
+from tdquant.export import export
 from tdquant.frozen import freeze, is_frozen
 from tdquant.recipe import LayerRecipe, Recipe
-from tdquant.runtime import compile
+from tdquant.runtime import Session, compile, open_session
 from tdquant.storage import load, save
 from tdquant.summary import Summary, summary
 from tdquant.train import Training, train
@@ -28,6 +29,7 @@ __all__ = [
     "LayerRecipe",
     "Observations",
     "Recipe",
+    "Session",
     "Summary",
     "TDQError",
     "Training",
@@ -36,12 +38,14 @@ __all__ = [
     "data",
     "diffusion",
     "errors",
+    "export",
     "freeze",
     "is_frozen",
     "load",
     "metrics",
     "models",
     "observe",
+    "open_session",
     "quantize",
     "sample",
     "save",

@@ -56,12 +56,19 @@ def _caller() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
+def identity(module: nn.Module) -> Any:
+    """A key for the module in dictionaries, shared by the proxies that torch.export traces with:
+    they are other objects over the same attributes.
+    """
+    return module if torch.compiler.is_dynamo_compiling() else id(vars(module))
+
+
 @dataclass(frozen=True)
 class Moment:
-    """One call: its timestep, and the steps that were evaluated ahead, by scale."""
+    """One call: its timestep, and the steps that were evaluated ahead, by the scale's identity."""
 
     timestep: Tensor
-    steps: dict[nn.Module, Tensor] = field(default_factory=dict)
+    steps: dict[Any, Tensor] = field(default_factory=dict)
 
 
 class Clock:
@@ -110,7 +117,7 @@ class Clock:
     def ahead(self, scale: nn.Module) -> Tensor | None:
         """The step of ``scale`` if it was evaluated ahead of the call in progress."""
         moment = self._now.get(_caller())
-        return None if moment is None else moment.steps.get(scale)
+        return None if moment is None else moment.steps.get(identity(scale))
 
     @contextlib.contextmanager
     def at(self, timestep: Tensor | float) -> Iterator[None]:
@@ -175,24 +182,32 @@ class Clock:
                 why="a timestep is one number, or one for each sample",
                 fix="pass shape () or (B,)",
             )
-        self.last = timestep
         self._set(Moment(timestep, self._evaluate(model, timestep)))
-        if self.coverage is not None and not self._warned and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return  # nothing of a traced call, whose tensors may be fake, stays behind
+        self.last = timestep
+        if self.coverage is not None and not self._warned:
             self._warn_outside(timestep)
 
-    def _evaluate(self, model: nn.Module, timestep: Tensor) -> dict[nn.Module, Tensor]:
+    def _evaluate(self, model: nn.Module, timestep: Tensor) -> dict[Any, Tensor]:
         """The steps of all scales whose law can be evaluated ahead."""
-        if self._laws is None:
-            laws: dict[type[nn.Module], list[nn.Module]] = {}
-            for module in model.modules():
-                scale = getattr(module, "scale", None)
-                if isinstance(scale, nn.Module) and getattr(module, "clock", None) is self:
-                    laws.setdefault(type(scale), []).append(scale)
-            self._laws = [(law, scales) for law, scales in laws.items() if hasattr(law, "ahead")]
-        steps: dict[nn.Module, Tensor] = {}
-        for law, scales in self._laws:
-            steps |= law.ahead(scales, timestep)
+        laws = self._find_laws(model) if self._laws is None else self._laws
+        if not torch.compiler.is_compiling():  # else the graph would be compiled anew for it
+            self._laws = laws
+        steps: dict[Any, Tensor] = {}
+        for ahead, scales in laws:
+            found = ahead(scales, timestep)
+            steps |= {identity(scale): step for scale, step in found.items()}
         return steps
+
+    def _find_laws(self, model: nn.Module) -> list[tuple[Any, list[nn.Module]]]:
+        laws: dict[Any, list[nn.Module]] = {}
+        for module in model.modules():
+            scale: Any = getattr(module, "scale", None)
+            ahead = getattr(scale, "ahead", None)  # of a proxy the same function, not its class
+            if ahead is not None and getattr(module, "clock", None) is self:
+                laws.setdefault(ahead, []).append(scale)
+        return list(laws.items())
 
     def _warn_outside(self, timestep: Tensor) -> None:
         if timestep.device.type != "cpu" or self.coverage is None:

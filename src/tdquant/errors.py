@@ -51,6 +51,10 @@ class BackendError(TDQError):
     """A backend is unknown, unavailable here, or cannot run the model exactly."""
 
 
+class ExportError(TDQError):
+    """A model cannot become a graph of another engine, or such a file cannot be used."""
+
+
 class DataError(TDQError):
     """A data set or a batch is empty, unreadable, or of an unexpected form."""
 

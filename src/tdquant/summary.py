@@ -1,8 +1,17 @@
-"""The layer table: what became of every layer of a quantized model."""
+"""The layer table: what became of every layer of a quantized model.
+
+A backend tells here what it made of each layer: a module that it puts in the place of frozen ones
+keeps their rows, with the kernel that it runs them on, as ``rows``.
+
+    self.rows = [layer_row(path, layer).on("int8", "7-bit inputs: no sum saturates")]
+
+A session that has no modules of its own keeps the rows of the whole model.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -11,12 +20,13 @@ from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.quantizers import ActivationQuantizer
 from tdquant.recipe import FLOAT
 from tdquant.scales import TableScale
+from tdquant.scales.bank import BankedScale
 
 
 @dataclass(frozen=True)
 class Row:
     """One layer: its path and class, bits and codes of weight and input, and the kind of its
-    scale.
+    scale; in a compiled model also the kernel that runs it, and what there is to say about that.
     """
 
     path: str
@@ -27,6 +37,12 @@ class Row:
     input_codes: int | None
     zero_point: int | None
     scale: str
+    kernel: str = ""
+    note: str = ""
+
+    def on(self, kernel: str, note: str = "") -> Row:
+        """The same layer on a kernel, such as ``"int8"`` or ``"float"``; the note says why."""
+        return replace(self, kernel=kernel, note=note)
 
     def cells(self) -> tuple[str, ...]:
         def width(bits: int, codes: int | None) -> str:
@@ -40,16 +56,25 @@ class Row:
             width(self.input_bits, self.input_codes),
             zero,
             self.scale,
+            self.kernel,
+            self.note,
         )
 
 
 class Summary(list[Row]):
-    """The rows of a model, printed as a table with a line of totals."""
+    """The rows of a model, printed as a table with a line of totals.
+
+    Attributes:
+        backend: Which backend runs the model and why, or empty.
+    """
+
+    backend: str = ""
 
     def __str__(self) -> str:
-        head = ("layer", "type", "weight bits", "input bits", "zero", "scale")
-        table = [head, *(row.cells() for row in self)]
-        widths = [max(len(line[i]) for line in table) for i in range(len(head))]
+        head = ("layer", "type", "weight bits", "input bits", "zero", "scale", "kernel", "note")
+        shown = len(head) if any(row.kernel for row in self) else len(head) - 2
+        table = [cells[:shown] for cells in (head, *(row.cells() for row in self))]
+        widths = [max(len(line[i]) for line in table) for i in range(shown)]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
             for line in table
@@ -58,17 +83,18 @@ class Summary(list[Row]):
         quantized = sum(
             row.weight_codes is not None or row.input_codes is not None for row in self
         )
-        kinds = {
-            kind: sum(row.scale == kind for row in self)
-            for kind in {row.scale for row in self}
-            if kind
-        }
-        counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
-        lines.append(
-            f"{quantized} of {len(self)} layers quantized"
-            + (f"; scales: {counts}" if counts else "")
-        )
+        total = f"{quantized} of {len(self)} layers quantized"
+        total += _counts("scales", [row.scale for row in self])
+        total += _counts("kernels", [row.kernel for row in self])
+        lines.append(total)
+        if self.backend:
+            lines.append(f"backend: {self.backend}")
         return "\n".join(lines)
+
+
+def _counts(label: str, words: list[str]) -> str:
+    found = sorted(Counter(word for word in words if word).items())
+    return f"; {label}: " + ", ".join(f"{n} {word}" for word, n in found) if found else ""
 
 
 def scale_kind(quantizer: ActivationQuantizer) -> str:
@@ -76,6 +102,9 @@ def scale_kind(quantizer: ActivationQuantizer) -> str:
     scale = quantizer.scale
     if scale.kind == "pending":
         return f"pending {quantizer.wanted}"
+    if isinstance(scale, BankedScale):
+        steps = scale.bank.steps[:, scale.column]
+        return "static" if bool((steps == steps[0]).all()) else TableScale.kind
     if isinstance(scale, TableScale) and scale.static:
         return "static"
     return scale.kind
@@ -96,21 +125,42 @@ def _row(path: str, layer: str, weight: nn.Module | None, activation: nn.Module 
     )
 
 
+def layer_row(path: str, layer: QuantLayer) -> Row:
+    """The row of a quantized layer."""
+    return _row(path, type(layer).__name__, layer.weight_quantizer, layer.input_quantizer)
+
+
+def attention_rows(path: str, processor: QuantAttention) -> list[Row]:
+    """The rows of quantized attention products, one for each operand."""
+    name = type(processor).__name__
+    return [
+        _row(f"{path}.{operand}", name, None, processor.quantizer(operand)) for operand in OPERANDS
+    ]
+
+
 def summary(model: nn.Module) -> Summary:
     """The layer table of a model: every quantized layer, and every one of a quantizable type left
-    in float.
+    in float; of a compiled model also the kernel of each.
     """
-    rows = Summary()
+    rows, told = Summary(), "-"
     for path, module in model.named_modules():
-        if isinstance(module, QuantLayer):
-            rows.append(
-                _row(path, type(module).__name__, module.weight_quantizer, module.input_quantizer)
-            )
+        lowered = getattr(module, "rows", None)
+        if f"{path}.".startswith(told):
+            continue  # a part of what has told its rows
+        if isinstance(lowered, list) and lowered and isinstance(lowered[0], Row):
+            rows += lowered
+            told = f"{path}." if path else ""
+        elif isinstance(module, QuantLayer):
+            rows.append(layer_row(path, module))
         elif isinstance(module, QuantAttention):
-            rows += [
-                _row(f"{path}.{operand}", type(module).__name__, None, module.quantizer(operand))
-                for operand in OPERANDS
-            ]
+            rows += attention_rows(path, module)
         elif type(module) in QUANTIZED and ".scale." not in f".{path}.":
             rows.append(_row(path, type(module).__name__, None, None))
+    if any(row.kernel for row in rows):  # compiled: what no backend touched runs as it was
+        rows[:] = [row if row.kernel else row.on(_untouched(row)) for row in rows]
+    rows.backend = str(getattr(model, "tdq_backend", ""))
     return rows
+
+
+def _untouched(row: Row) -> str:
+    return "float" if row.weight_codes is None and row.input_codes is None else "simulated"

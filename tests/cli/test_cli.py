@@ -17,7 +17,7 @@ def test_help_names_every_command(capsys):
     assert "inspect" in out
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect"])
+@pytest.mark.parametrize("command", ["demo", "inspect", "bench", "export"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

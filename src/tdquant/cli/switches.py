@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from tdquant.errors import TDQError
+
 
 def truth(text: str | bool) -> bool:
     """``True``, ``yes``, ``1`` and their opposites, as the published commands write them."""
@@ -21,3 +23,20 @@ def overrides_among(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits words into files and ``key.path=value`` overrides."""
     changes = [w for w in words if "=" in w and not Path(w).exists()]
     return [w for w in words if w not in changes], changes
+
+
+def shape_of(text: str | None) -> tuple[int, ...] | None:
+    """The shape of a sample that ``3,32,32`` writes.
+
+    Raises:
+        TDQError: It is no list of positive whole numbers.
+    """
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(side) for side in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise TDQError(f"--shape {text}", fix="whole numbers, such as 3,32,32")
+    return shape

@@ -46,6 +46,10 @@ class QuantAttention(nn.Module):
         """The quantizer of one operand."""
         return self.get_submodule(f"{operand}_quantizer")
 
+    def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
+        """The product of two fake-quantized operands; what a backend computes its own way."""
+        return self.quantizer(left)(a) @ self.quantizer(right)(b)
+
     def __call__(
         self,
         attn: Any,
@@ -84,7 +88,6 @@ class QuantAttention(nn.Module):
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
-        query, key, probability, value = (self.quantizer(name) for name in OPERANDS)
         q, k, v = (
             heads(attn.to_q(hidden_states)),
             heads(attn.to_k(context)),
@@ -94,12 +97,12 @@ class QuantAttention(nn.Module):
             q = attn.norm_q(q)
         if attn.norm_k is not None:
             k = attn.norm_k(k)
-        scores = query(q) @ key(k).transpose(-1, -2) * attn.scale
+        scores = self.product("query", q, "key", k.transpose(-1, -2)) * attn.scale
         if attention_mask is not None:
             mask = attn.prepare_attention_mask(attention_mask, context.shape[1], batch)
             scores = scores + mask.view(batch, attn.heads, -1, mask.shape[-1])
         p = F.softmax(scores.float(), dim=-1).to(v.dtype)
-        out = probability(p) @ value(v)
+        out = self.product("probability", p, "value", v)
         out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2).to(q.dtype)))
         if spatial:
             out = out.transpose(1, 2).reshape(residual.shape)

@@ -1,6 +1,17 @@
 """Backends: lowerings of the frozen fake-quantized model, behind ``compile(frozen, backend)``."""
 
-from tdquant.runtime import reference
+from tdquant.runtime import cpu, cuda, onnx, openvino, reference
 from tdquant.runtime.compile import BACKENDS, compile
+from tdquant.runtime.session import Session, open_session
 
-__all__ = ["BACKENDS", "compile", "reference"]
+__all__ = [
+    "BACKENDS",
+    "Session",
+    "compile",
+    "cpu",
+    "cuda",
+    "onnx",
+    "open_session",
+    "openvino",
+    "reference",
+]

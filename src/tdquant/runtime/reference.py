@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from tdquant.fakequant import expand_scale
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers, replace_module
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
-from tdquant.runtime.compile import register_backend
+from tdquant.runtime.compile import Example, register_backend
+from tdquant.summary import layer_row
 
 
 class ReferenceLayer(nn.Module):
@@ -42,6 +43,9 @@ class ReferenceLayer(nn.Module):
     def __init__(self, layer: QuantLayer, path: str) -> None:
         super().__init__()
         self.kind = type(layer).__name__
+        row = layer_row(path, layer)
+        whole = row.weight_codes is not None and row.input_codes is not None
+        self.rows = [row.on("exact integers" if whole else "float64")]
         self.quantizer = layer.input_quantizer
         self.geometry: dict[str, Any] = {}
         if isinstance(layer, (QuantConv1d, QuantConv2d)):
@@ -96,7 +100,7 @@ class ReferenceLayer(nn.Module):
 
 
 @register_backend("reference")
-def lower(frozen: nn.Module) -> nn.Module:
+def lower(frozen: nn.Module, example: Example | None = None) -> nn.Module:
     """A copy of the frozen model whose quantized layers are ReferenceLayers."""
     model = copy.deepcopy(frozen)
     for path, layer in list(quantized_layers(model)):

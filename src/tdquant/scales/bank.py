@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tdquant.clock import identity
 from tdquant.grid import Grid
 from tdquant.scales.base import Float32, Scale
 from tdquant.scales.table import TableScale
@@ -82,11 +83,11 @@ class BankedScale(Scale):
     @staticmethod
     def ahead(scales: list[BankedScale], timestep: Tensor) -> dict[Scale, Tensor]:
         """Every scale's step by one lookup a bank."""
-        rows: dict[ScaleBank, tuple[Tensor, ...]] = {}
+        rows: dict[Any, tuple[Tensor, ...]] = {}
         for scale in scales:
-            if scale.bank not in rows:
-                rows[scale.bank] = scale.bank(timestep).unbind(0)
-        return {scale: rows[scale.bank][scale.column] for scale in scales}
+            if identity(scale.bank) not in rows:
+                rows[identity(scale.bank)] = scale.bank(timestep).unbind(0)
+        return {scale: rows[identity(scale.bank)][scale.column] for scale in scales}
 
 
 class _Holder(Protocol):

@@ -1,0 +1,260 @@
+"""How a call of a denoiser becomes the flat list of named tensors that a graph of another engine
+takes, and how the graph's outputs become what the denoiser returns.
+
+The description of both is plain JSON: it is written into the exported file, and a session reads it
+back and needs nothing else.
+
+    parameters   names of the arguments of ``model.forward``, in order
+    timestep     the one of them that is the timestep
+    inputs       of the graph: name, dtype, shape (None where it is free)
+    constants    arguments that are no tensors: baked into the graph
+    output       ``tensor``, ``tuple`` or ``mapping``, and its keys
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.clock import clock_of
+from tdquant.errors import ExportError
+
+BATCH = 2
+"""Samples of the call that is traced: a batch of one would leave broadcasting undecided."""
+
+Example = tuple[Any, ...] | Mapping[str, Any]
+
+
+class Output(dict[str, Any]):
+    """What a diffusers model returns: fields by name, by attribute and by position."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+    def __getitem__(self, key: str | int) -> Any:
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
+def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Tensors and constants in nested dictionaries, lists and tuples: ``added.text_embeds``."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from leaves(f"{name}.{key}", part)
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from leaves(f"{name}.{index}", part)
+    else:
+        yield name, value
+
+
+def rebuilt(name: str, value: Any, found: Mapping[str, Any]) -> Any:
+    """``value`` with every leaf that ``found`` names replaced by what is found there."""
+    if isinstance(value, Mapping):
+        return {key: rebuilt(f"{name}.{key}", part, found) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [rebuilt(f"{name}.{i}", part, found) for i, part in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    return found.get(name, value)
+
+
+def bound(parameters: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict:
+    """Arguments by name; what is left out, or None, is not there.
+
+    Raises:
+        ExportError: There are more of them than parameters, or one is given twice.
+    """
+    twice = set(parameters[: len(args)]) & set(kwargs)
+    if len(args) > len(parameters) or twice:
+        raise ExportError(
+            f"{len(args)} arguments by position and {sorted(kwargs)} by name",
+            where=f"({', '.join(parameters)})",
+            why="there are too many" if not twice else f"{sorted(twice)} are given twice",
+        )
+    given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One example call, and how its arguments and its result are laid out.
+
+    Attributes:
+        values: The arguments by name, their tensors with BATCH samples.
+        tensors: The tensors among them by their flat names, in the order of the graph's inputs.
+        parameters: Names of the arguments of ``model.forward``.
+        timestep: Name of the timestep argument.
+        output: Layout of the result.
+    """
+
+    values: dict[str, Any]
+    tensors: dict[str, Tensor]
+    parameters: list[str]
+    timestep: str
+    output: dict[str, Any]
+
+    @property
+    def sample(self) -> str:
+        """Name of the tensor whose first dimension counts the batch: the first that is not t."""
+        return next(name for name in self.tensors if name != self.timestep)
+
+    @property
+    def batched(self) -> list[str]:
+        """Names of the inputs with one entry for each sample."""
+        return [n for n, tensor in self.tensors.items() if tensor.shape[:1] == (BATCH,)]
+
+    def arguments(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The arguments by name with other tensors in their places."""
+        return {name: rebuilt(name, value, tensors) for name, value in self.values.items()}
+
+    def flat(self, output: Any) -> tuple[Tensor, ...]:
+        """The tensors of a result."""
+        if isinstance(output, Tensor):
+            return (output,)
+        parts = output.values() if isinstance(output, Mapping) else output
+        return tuple(part for part in parts if part is not None)
+
+    def description(self, shapes: Mapping[str, list[int | None]]) -> dict[str, Any]:
+        """What a session needs to know, as JSON."""
+        return {
+            "parameters": self.parameters,
+            "timestep": self.timestep,
+            "sample": self.sample,
+            "inputs": [
+                {
+                    "name": name,
+                    "dtype": str(tensor.dtype).removeprefix("torch."),
+                    "shape": shapes[name],
+                }
+                for name, tensor in self.tensors.items()
+            ],
+            "constants": {
+                name: value
+                for argument, part in self.values.items()
+                for name, value in leaves(argument, part)
+                if isinstance(value, (bool, int, float, str))
+            },
+            "output": self.output,
+        }
+
+
+def _layout(output: Any, where: str) -> dict[str, Any]:
+    if isinstance(output, Tensor):
+        return {"kind": "tensor"}
+    if isinstance(output, Mapping) and all(isinstance(v, Tensor) for v in output.values()):
+        return {"kind": "mapping", "keys": list(output)}
+    if isinstance(output, tuple) and output and all(isinstance(v, Tensor) for v in output):
+        return {"kind": "tuple", "keys": [str(i) for i in range(len(output))]}
+    raise ExportError(
+        f"the model returns a {type(output).__name__}",
+        where=where,
+        why="a graph gives tensors: one, a tuple of them, or a mapping of them",
+        fix="wrap the model in a module that returns tensors",
+    )
+
+
+def _repeated(name: str, value: Tensor, batch: int) -> Tensor:
+    """BATCH samples of one input; what has no batch dimension stays as it is."""
+    if value.is_floating_point():
+        value = value.float()
+    if not value.ndim or value.shape[0] != batch:
+        return value
+    return value[:BATCH] if batch >= BATCH else torch.cat([value] * BATCH)
+
+
+@torch.no_grad()
+def read_call(model: nn.Module, example: Example) -> Call:
+    """The call that an example makes, checked by running the model on it.
+
+    Arguments:
+        model: A frozen model in float32 on the CPU.
+        example: Its arguments: a tuple by position or a dictionary by name, with the timestep
+            ``()`` or ``(B,)``.
+
+    Raises:
+        ExportError: The example is no call of the model, or the result no tensors.
+    """
+    parameters = [
+        name
+        for name, p in inspect.signature(model.forward).parameters.items()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    where = f"{type(model).__name__}.forward({', '.join(parameters)})"
+    if not isinstance(example, (tuple, list, Mapping)):
+        raise ExportError(
+            f"the example is a {type(example).__name__}",
+            where=where,
+            fix="example=(x, t), or a dictionary of arguments by name",
+        )
+    by_name = isinstance(example, Mapping)
+    given = bound(parameters, () if by_name else tuple(example), example if by_name else {})  # type: ignore[arg-type]
+    given.pop("return_dict", None)  # a session gives either form
+    timestep = clock_of(model).argument
+    tensors = [
+        value
+        for name, part in given.items()
+        for _, value in leaves(name, part)
+        if isinstance(value, Tensor) and name != timestep
+    ]
+    if timestep not in given or not tensors or not tensors[0].ndim:
+        raise ExportError(
+            "the example is no call of the model",
+            where=where,
+            why=f"it needs a tensor with a batch dimension and {timestep!r}",
+            fix="example=(x, t)",
+        )
+    batch = tensors[0].shape[0]
+    time = torch.as_tensor(given[timestep]).reshape(-1)
+    time = time.float() if time.is_floating_point() else time.long()
+    given[timestep] = time.expand(batch) if len(time) == 1 else time
+    values = {
+        argument: rebuilt(
+            argument,
+            part,
+            {
+                name: _repeated(name, value.detach().cpu(), batch)
+                for name, value in leaves(argument, part)
+                if isinstance(value, Tensor)
+            },
+        )
+        for argument, part in given.items()
+    }
+    try:
+        output = model(**values)
+        values[timestep] = _as_float(model, values, timestep, output)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ExportError(
+            "the model cannot be called with the example",
+            where=where,
+            why=str(error).strip().splitlines()[0],
+            fix="example=(x, t), as the model is called in sampling",
+        ) from error
+    found = {
+        name: value
+        for argument, part in values.items()
+        for name, value in leaves(argument, part)
+        if isinstance(value, Tensor)
+    }
+    return Call(values, found, parameters, timestep, _layout(output, where))
+
+
+def _as_float(model: nn.Module, values: dict[str, Any], timestep: str, output: Any) -> Tensor:
+    """The timestep as float32 if the model gives the same for it: the graph then takes the times
+    between training indices that some schedulers visit.
+    """
+    time = values[timestep]
+    if time.is_floating_point():
+        return time
+    try:
+        other = model(**{**values, timestep: time.float()})
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return time
+    firsts = (next(iter(leaves("", o)))[1] for o in (output, other))
+    return time.float() if torch.equal(*firsts) else time

@@ -1,0 +1,116 @@
+"""``export``: hands a frozen model to the exporter that a file's suffix names."""
+
+from __future__ import annotations
+
+from importlib import metadata
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from tdquant.clock import clock_of
+from tdquant.errors import ExportError
+from tdquant.export.calls import Call, Example, read_call
+from tdquant.export.lowering import float32_copy, require_frozen
+from tdquant.recipe import Recipe
+from tdquant.summary import summary
+
+class Exporter(Protocol):
+    """Writes a float32 copy of a frozen model, which it may change, with a description."""
+
+    def __call__(
+        self, model: nn.Module, path: Path, call: Call, about: dict[str, Any], compress: bool
+    ) -> None: ...
+
+
+EXPORTERS: dict[str, Exporter] = {}
+"""Every exporter by the suffix of its files."""
+
+
+def register_exporter(suffix: str) -> Callable[[Exporter], Exporter]:
+    """Registers the decorated function for files of a suffix."""
+
+    def put(exporter: Exporter) -> Exporter:
+        EXPORTERS[suffix] = exporter
+        return exporter
+
+    return put
+
+
+def export(
+    frozen: nn.Module,
+    path: str | os.PathLike[str],
+    example: Example,
+    *,
+    compress: bool = False,
+) -> Path:
+    """Writes a frozen model as a graph of another engine, the timestep an input of it.
+
+    The scale tables are in the graph, gathered by the timestep: one file serves every scheduler
+    and number of steps, and batches that mix timesteps. The graph takes one timestep for each
+    sample, ``(B,)``, clamped to the tables' range, and any batch size; height and width are free
+    where the model allows it. ``tdq.open_session(path)`` runs it with the call of the model.
+
+    Arguments:
+        frozen: What ``freeze`` or ``load`` returned; it stays as it is.
+        path: File to write: ``.xml`` for OpenVINO (with a ``.bin`` beside it), ``.onnx``.
+        example: Arguments of one call, as a tuple ``(x, t, ...)`` or a dictionary by name. Tensors
+            become inputs; anything else is baked into the graph.
+        compress: Store weights of 4 bits and less in int4, half the file. Sessions unpack them
+            when they open it; OpenVINO without a session would run such layers in float.
+
+    Returns:
+        The file.
+
+    Raises:
+        FreezeError: The model is not frozen.
+        ConversionError: The model is not quantized.
+        ExportError: An unknown suffix, an example that is no call of the model, or a model that
+            cannot be traced.
+        MissingDependencyError: The engine's package is not installed.
+    """
+    target = Path(path)
+    if target.suffix not in EXPORTERS:
+        raise ExportError(
+            f"no exporter for {target.suffix or 'a file without suffix'!r}",
+            where=str(target),
+            fix=f"one of {', '.join(sorted(EXPORTERS))}",
+        )
+    model, call = prepared(frozen, example)
+    EXPORTERS[target.suffix](model, target, call, about(model), compress)
+    return target
+
+
+def prepared(frozen: nn.Module, example: Example) -> tuple[nn.Module, Call]:
+    """A copy of a frozen model that an exporter may change, and an example call of it."""
+    require_frozen(frozen)
+    model = float32_copy(frozen)
+    return model, read_call(model, example)
+
+
+def about(model: nn.Module) -> dict[str, Any]:
+    """What a file says about the frozen model in it, as JSON."""
+    recipe = getattr(model, "tdq_recipe", None)
+    config = getattr(model, "config", None)
+    return {
+        "tdquant": metadata.version("tdquant"),
+        "model": type(model).__name__,
+        "coverage": clock_of(model).coverage,
+        "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
+        "summary": str(summary(model)).splitlines()[-1],
+        "config": _plain(dict(config)) if config is not None else {},
+    }
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a model's configuration that JSON can hold."""
+    out = {}
+    for key, value in config.items():
+        try:
+            out[key] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            continue
+    return {key: value for key, value in out.items() if not key.startswith("_")}

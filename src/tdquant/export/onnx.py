@@ -1,0 +1,367 @@
+r"""ONNX: a frozen model as ``.onnx`` of opset 21, operators of the standard alone.
+
+Each quantized layer becomes
+
+    x -> QuantizeLinear(s, z) -> patches -> DequantizeLinear(1, z) -> MatMul -> Mul(s) -> Add(b)
+
+with the weight behind a DequantizeLinear of its own. QuantizeLinear divides by the temporal step
+itself, one for each sample along axis 0; every other scale is constant. ONNX Runtime fuses
+``MatMul`` between two DequantizeLinear into one product of int8 matrices with float output.
+
+**Convolutions** are matrix products over patches of codes, one byte an element: the integer
+convolution of ONNX Runtime, ``QLinearConv``, rounds its output to 8 bits, which would not be what
+the frozen model computes. Those in groups stay in float.
+
+**Saturation.** On x86 without VNNI products of uint8 with int8 saturate (see
+``tdquant.export.saturation``); of uint8 with uint8 they do not and are slower. Weights of layers
+at risk are written as uint8 around 128: the file is right on every machine.
+
+References:
+    ONNX operators, opset 21 (https://onnx.ai/onnx/operators/).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdquant.errors import ExportError
+from tdquant.export.calls import Call
+from tdquant.export.exporters import register_exporter
+from tdquant.export.lowering import INT8_CODES, LoweredAttention, LoweredLayer, Operand, lower
+from tdquant.export.saturation import saturates
+from tdquant.export.sealing import KEY, description_text, sealed
+from tdquant.layers import QuantLayer
+from tdquant.optional import require
+
+OPSET = 21
+"""Version of ONNX's operators: the first with int4."""
+
+LARGEST = 2**31 - 2**24
+"""Bytes of constants that a single file holds; protobuf ends at 2 GB."""
+
+
+END = 2**63 - 1
+"""The end of an axis, to ONNX's Slice."""
+
+UINT8 = 2
+"""ONNX's number of the type."""
+
+
+@torch.library.custom_op("tdquant::quantize", mutates_args=())
+def quantize(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    """``clip(round(x / s) + z, 0, 255)`` as uint8, with s and z ``(B,)`` along the first axis."""
+    shape = (-1, *[1] * (x.ndim - 1))
+    q = torch.div(x, step.reshape(shape)).round() + zero.reshape(shape)
+    return q.clamp(0, INT8_CODES - 1).to(torch.uint8)
+
+
+@quantize.register_fake
+def _(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=torch.uint8)
+
+
+@torch.library.custom_op("tdquant::dequantize", mutates_args=())
+def dequantize(q: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    """``s (q - z)``, with s and z ``()``, or ``(n,)`` along the last axis."""
+    return (q.float() - zero.float()) * step
+
+
+@dequantize.register_fake
+def _(q: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    return torch.empty_like(q, dtype=torch.float32)
+
+
+@torch.library.custom_op("tdquant::patches", mutates_args=())
+def patches(
+    q: Tensor,
+    taps: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    zero: int,
+) -> Tensor:
+    """What each output of a convolution sees, ``(B, C, *) -> (B, *', taps C)``; ``padding`` as
+    F.pad takes it, with the code ``zero``.
+    """
+    q = F.pad(q, list(padding), value=zero).movedim(1, -1)
+    parts = []
+    for windows in _windows(taps, stride, dilation):
+        part = q
+        for axis, window in enumerate(windows):
+            part = part[(slice(None),) * (axis + 1) + (slice(*window),)]
+        parts.append(part)
+    return torch.cat(parts, dim=-1)
+
+
+@patches.register_fake
+def _(
+    q: Tensor,
+    taps: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    zero: int,
+) -> Tensor:
+    count = len(taps)
+    sizes = [
+        (q.shape[2 + i] + sum(padding[-2 * (i + 1) :][:2]) - dilation[i] * (taps[i] - 1) - 1)
+        // stride[i]
+        + 1
+        for i in range(count)
+    ]
+    return q.new_empty(q.shape[0], *sizes, q.shape[1] * math.prod(taps))
+
+
+def _windows(
+    taps: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Iterator[list[tuple[int, int | None, int]]]:
+    """The slice along each axis that holds what one tap sees, tap by tap."""
+    for place in itertools.product(*map(range, taps)):
+        yield [
+            (i * d, -(n - 1 - i) * d or None, s)
+            for i, n, s, d in zip(place, taps, stride, dilation, strict=True)
+        ]
+
+
+class ONNXLayer(LoweredLayer):
+    """``s (q * (s_w q_w))`` as a product of matrices of 8-bit codes."""
+
+    codes: Tensor
+    code_zero: Tensor
+
+    def __init__(self, layer: QuantLayer, operand: Operand | None, path: str) -> None:
+        super().__init__(layer, operand, path)
+        if not self.multiplies:
+            return
+        assert operand is not None
+        order = (*range(2, self.weight.ndim), 1, 0)
+        codes = self.weight.permute(order).reshape(-1, self.weight.shape[0])
+        zero = torch.zeros(codes.shape[1], dtype=torch.int8)
+        if saturates(operand, self.largest):
+            codes, zero = (codes.int() + 128).to(torch.uint8), (zero.int() + 128).to(torch.uint8)
+        self.taps = self.weight.shape[2:]
+        self.register_buffer("codes", codes.contiguous())
+        self.register_buffer("code_zero", zero)
+        self.weight_step = self.weight_step.reshape(-1)
+        self.weight = torch.empty(0)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the layer is a product of matrices of codes."""
+        return self.integer and not (self.convolves and self.groups > 1)
+
+    @property
+    def kernel(self) -> tuple[str, str]:
+        if self.multiplies:
+            return super().kernel
+        return ("float", "in groups" if self.integer else "")
+
+    def product(self, x: Tensor) -> Tensor:
+        assert self.operand is not None
+        step = self.operand.step(x)
+        if not self.multiplies:
+            q = self.operand.ratio(x, step).round().clamp(self.operand.low, self.operand.high)
+            return self.combine(q, self.float_weight()) * step
+        q = _codes(self.operand, x, step)
+        if self.convolves:
+            zero = -self.operand.low
+            q = patches(q, self.taps, self.stride, self.dilation, self.zeros, zero)
+        weight = dequantize(self.codes, self.weight_step, self.code_zero)
+        y = _centred(self.operand, q) @ weight
+        return (y.movedim(-1, 1) if self.convolves else y) * step
+
+
+class ONNXAttention(LoweredAttention):
+    """Products of the codes of two activations."""
+
+    def kernels(self) -> dict[str, tuple[str, str]]:
+        found = {}
+        for left, right in (("query", "key"), ("probability", "value")):
+            integer = _narrow(self.operand(left), self.operand(right))
+            found[left] = found[right] = ("int8" if integer else "float", "")
+        return found
+
+    def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
+        one, other = self.operand(left), self.operand(right)
+        if not _narrow(one, other):
+            return one(a) @ other(b)
+        s, s_other = one.step(a), other.step(b)
+        first, second = _codes(one, a, s), _codes(other, b, s_other)
+        return _centred(one, first) @ _centred(other, second) * (s * s_other)
+
+
+def _narrow(one: Operand, other: Operand) -> bool:
+    """Whether two activations have 8-bit codes, with real zero among them."""
+    return max(one.codes, other.codes) <= INT8_CODES and not one.offset and not other.offset
+
+
+def _codes(operand: Operand, x: Tensor, step: Tensor) -> Tensor:
+    """The codes of x as uint8, counted from the lowest."""
+    flat = step.reshape(-1)
+    zero = torch.full_like(flat, -operand.low, dtype=torch.uint8)
+    q = quantize(x - operand.offset if operand.offset else x, flat, zero)
+    return q if operand.codes == INT8_CODES else q.clamp(0, operand.codes - 1)
+
+
+def _centred(operand: Operand, q: Tensor) -> Tensor:
+    """Codes counted from zero, in float, of codes counted from the lowest."""
+    one = torch.ones((), dtype=torch.float32)
+    return dequantize(q, one, torch.tensor(-operand.low, dtype=torch.uint8))
+
+
+def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
+    """The ONNX model of a frozen copy, described, with free batch size, and height and width
+    where the model allows it.
+
+    Raises:
+        ExportError: The model cannot be traced.
+        MissingDependencyError: onnx or onnxscript is not installed.
+    """
+    require("onnx", "onnx")
+    lowered = lower(model, call, ONNXLayer, ONNXAttention)
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                lowered,
+                tuple(call.tensors.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(call.tensors),
+                dynamic_shapes=(_free(call),),
+                custom_translation_table=_translations(),
+                optimize=False,  # ONNX Runtime does that itself, and in seconds
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(
+            "the model cannot be traced",
+            where=type(model).__name__,
+            why=str(error).strip().splitlines()[0],
+            fix="torch.export.export of the float model shows where it stops",
+        ) from error
+    assert program is not None
+    graph = program.model_proto
+    shapes = {
+        port.name: [d.dim_value or None for d in port.type.tensor_type.shape.dim]
+        for port in graph.graph.input
+    }
+    told = {**about, **call.description(shapes), "rows": [asdict(row) for row in lowered.rows]}
+    graph.metadata_props.add(key=KEY, value=description_text(told))
+    return graph
+
+
+def _free(call: Call) -> tuple[dict[int, Any], ...]:
+    """Which dimensions of each input are free: torch.export settles what the model fixes."""
+    auto = torch.export.Dim.AUTO
+    return tuple(
+        ({0: auto} if name in call.batched else {})
+        | ({axis: auto for axis in range(2, tensor.ndim)} if name == call.sample else {})
+        for name, tensor in call.tensors.items()
+    )
+
+
+def _translations() -> dict[Any, Any]:
+    """Our operations in ONNX's."""
+    op = getattr(require("onnxscript", "onnx"), f"opset{OPSET}")
+
+    def quantize_linear(x: Any, step: Any, zero: Any) -> Any:
+        return op.QuantizeLinear(x, step, zero, axis=0)
+
+    def dequantize_linear(q: Any, step: Any, zero: Any) -> Any:
+        return op.DequantizeLinear(q, step, zero, axis=-1)
+
+    def windows(q: Any, taps: Any, stride: Any, dilation: Any, padding: Any, zero: int) -> Any:
+        axes = list(range(1, len(taps) + 1))
+        if any(padding):
+            ends = [padding[i : i + 2] for i in range(len(padding) - 2, -1, -2)]
+            pads = [0, 0, *(e[0] for e in ends), 0, 0, *(e[1] for e in ends)]
+            q = op.Pad(q, op.Constant(value_ints=pads), op.Cast(zero, to=UINT8))
+        q = op.Transpose(q, perm=[0, *(axis + 1 for axis in axes), 1])
+        parts = []
+        for ranges in _windows(taps, stride, dilation):
+            starts, ends, steps = zip(*ranges, strict=True)
+            last = [END if end is None else end for end in ends]
+            bounds = (op.Constant(value_ints=list(v)) for v in (starts, last, axes, steps))
+            whole = all(part == (0, None, 1) for part in ranges)
+            parts.append(q if whole else op.Slice(q, *bounds))
+        return op.Concat(*parts, axis=-1) if len(parts) > 1 else parts[0]
+
+    names = torch.ops.tdquant
+    return {
+        names.quantize.default: quantize_linear,
+        names.dequantize.default: dequantize_linear,
+        names.patches.default: windows,
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter warns of what it could do otherwise, logs, and prints."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def compressed(graph: Any) -> None:
+    """Replaces int8 constants whose values int4 holds by int4 ones, in place, cast back to int8:
+    ONNX Runtime does that once, when it loads the graph.
+    """
+    onnx = require("onnx", "onnx")
+    types, helper = onnx.TensorProto, onnx.helper
+    for tensor in graph.graph.initializer:
+        if tensor.data_type != types.INT8:
+            continue
+        codes = onnx.numpy_helper.to_array(tensor)
+        if not codes.ndim or not codes.size or codes.min() < -8 or codes.max() > 7:
+            continue
+        halves = codes.reshape(-1).view(np.uint8) & 15
+        halves = np.append(halves, np.uint8(0)) if halves.size % 2 else halves
+        packed = (halves[::2] | halves[1::2] << 4).tobytes()
+        name = tensor.name
+        tensor.CopyFrom(
+            helper.make_tensor(f"{name}.int4", types.INT4, codes.shape, packed, raw=True)
+        )
+        cast = helper.make_node("Cast", [tensor.name], [name], to=types.INT8)
+        graph.graph.node.insert(0, cast)
+
+
+def companions(path: Path) -> list[Path]:
+    """The file of constants beside a graph that is too large for one file."""
+    data = path.with_name(path.name + ".data")
+    return [data] if data.is_file() else []
+
+
+@register_exporter(".onnx")
+def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], compress: bool) -> None:
+    """Writes ``path``; constants of nearly 2 GB and more go to ``path.data`` beside it."""
+    onnx = require("onnx", "onnx")
+    graph = convert(model, call, about)
+    if compress:
+        compressed(graph)
+    large = graph.ByteSize() >= LARGEST
+    if not large:
+        onnx.checker.check_model(graph, full_check=True)
+    with sealed(path) as file:
+        data = f"{file.name}.data"
+        onnx.save_model(graph, str(file), save_as_external_data=large, location=data)
+    if not large:
+        path.with_name(data).unlink(missing_ok=True)  # of a larger model that was here before

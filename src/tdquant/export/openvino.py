@@ -1,0 +1,252 @@
+r"""OpenVINO: a frozen model as ``.xml`` and ``.bin``.
+
+Each quantized layer becomes
+
+    x -> Divide(s) -> Round -> FakeQuantize(low .. low + 255) -> product -> Multiply(s) -> Add(b)
+
+with the product over ``Multiply(Convert(int8 codes), s_w)``. The range of the FakeQuantize is
+constant, so OpenVINO's low-precision passes take it for unit-scale int8: codes go to its kernels
+as uint8 with the zero point -low. They know 256 levels; narrower grids are clamped first.
+
+**Saturation.** On x86 without VNNI those kernels can saturate (see ``tdquant.export.saturation``).
+Layers at risk (8-bit activations with weights beyond +-64) are written without the FakeQuantize, ``Round -> Clamp``, and so run in float:
+the file is right on every machine. A session puts the FakeQuantize back where the machine has
+wider sums (``restore_levels``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import ExportError
+from tdquant.export.calls import BATCH, Call
+from tdquant.export.exporters import register_exporter
+from tdquant.export.lowering import INT8_CODES, LoweredAttention, LoweredLayer, Operand, lower
+from tdquant.export.saturation import saturates
+from tdquant.export.sealing import KEY, description_text, sealed
+from tdquant.optional import require
+
+WIDE = "8-bit sums saturate without VNNI"
+
+
+@torch.library.custom_op("tdquant::levels", mutates_args=())
+def levels(codes: Tensor, low: int) -> Tensor:
+    """Codes ``low .. low + 255``, told to the engine; the value is that of the input."""
+    return codes.clone()
+
+
+@levels.register_fake
+def _(codes: Tensor, low: int) -> Tensor:
+    return torch.empty_like(codes)
+
+
+class OpenVINOLayer(LoweredLayer):
+    """``s (q * (s_w q_w))``: OpenVINO moves s_w behind the integer product by itself."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether int16 sums could saturate."""
+        return self.operand is not None and saturates(self.operand, self.largest)
+
+    @property
+    def kernel(self) -> tuple[str, str]:
+        return ("float", WIDE) if self.integer and self.wide else super().kernel
+
+    def product(self, x: Tensor) -> Tensor:
+        assert self.operand is not None
+        step = self.operand.step(x)
+        return self.combine(_codes(self.operand, x, step, self.wide), self.float_weight()) * step
+
+
+class OpenVINOAttention(LoweredAttention):
+    """Products of two quantized activations. The second is to be signed codes around zero, as
+    weights are: one with another zero point stays in float.
+    """
+
+    def kernels(self) -> dict[str, tuple[str, str]]:
+        found = {}
+        for left, right in (("query", "key"), ("probability", "value")):
+            one, other = self.operand(left), self.operand(right)
+            kernel = ("float", WIDE) if self.integer(one, other) else ("float", "")
+            if self.integer(one, other) and not saturates(one, max(-other.low, other.high)):
+                kernel = ("int8", "")
+            found[left] = found[right] = kernel
+        return found
+
+    def integer(self, one: Operand, other: Operand) -> bool:
+        """Whether integer kernels take the two."""
+        signed = -128 <= other.low and other.high <= 127
+        return signed and one.codes <= INT8_CODES and not one.offset and not other.offset
+
+    def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
+        one, other = self.operand(left), self.operand(right)
+        if not self.integer(one, other):
+            return one(a) @ other(b)
+        wide = saturates(one, max(-other.low, other.high))
+        s, s_other = one.step(a), other.step(b)
+        first, second = _codes(one, a, s, wide), _codes(other, b, s_other, wide, -128)
+        return first @ second * (s * s_other)
+
+
+def _codes(
+    operand: Operand, x: Tensor, step: Tensor, wide: bool, low: int | None = None
+) -> Tensor:
+    """The codes of x; ``wide`` leaves out what makes the engine take them for int8."""
+    q = operand.ratio(x, step).round()
+    low = operand.low if low is None else low
+    if wide or operand.codes != INT8_CODES or low != operand.low:
+        q = q.clamp(operand.low, operand.high)
+    return q if wide else levels(q, low)
+
+
+def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
+    """The OpenVINO model of a frozen copy, described, with free batch size, height and width.
+
+    Raises:
+        ExportError: The model cannot be traced.
+        MissingDependencyError: OpenVINO is not installed.
+    """
+    ov = require("openvino", "openvino")
+    frontend = require("openvino.frontend.pytorch", "openvino")
+
+    def fake_quantize(context: Any) -> list[Any]:
+        op = require("openvino.opset13", "openvino")
+        low = context.get_values_from_const_input(1)
+        ends = [op.constant(np.float32(end)) for end in (low, low + INT8_CODES - 1)]
+        return op.fake_quantize(context.get_input(0), *ends, *ends, INT8_CODES).outputs()
+
+    lowered = lower(model, call, OpenVINOLayer, OpenVINOAttention)
+    try:
+        with torch.no_grad(), _quiet():
+            graph = ov.convert_model(
+                lowered,
+                example_input=tuple(call.tensors.values()),
+                extension=[frontend.ConversionExtension("tdquant::levels", fake_quantize)],
+            )
+    except Exception as error:
+        raise ExportError(
+            "OpenVINO cannot trace the model",
+            where=type(model).__name__,
+            why=str(error).strip().splitlines()[-1],
+            fix="export to .onnx, or rewrite the operation that it names",
+        ) from error
+    for port, (name, tensor) in zip(graph.inputs, call.tensors.items(), strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name)
+        port.get_node().set_element_type(ov.Type(tensor.numpy().dtype))
+    for index, port in enumerate(graph.outputs):
+        port.get_tensor().set_names({f"output.{index}"})
+    _free_shapes(graph, call)
+    shapes = {
+        name: [n.get_length() if n.is_static else None for n in port.get_partial_shape()]
+        for name, port in zip(call.tensors, graph.inputs, strict=True)
+    }
+    told = {**about, **call.description(shapes), "rows": [asdict(row) for row in lowered.rows]}
+    graph.set_rt_info(description_text(told), [KEY])
+    return graph
+
+
+def _free_shapes(graph: Any, call: Call) -> None:
+    """Frees the batch size everywhere, and height and width of the sample if other sizes fit."""
+    spatial = range(2, call.tensors[call.sample].ndim)
+    fixed = {
+        name: [-1 if name in call.batched and i == 0 else n for i, n in enumerate(tensor.shape)]
+        for name, tensor in call.tensors.items()
+    }
+    free = {**fixed, call.sample: [-1 if i in spatial else n for i, n in enumerate(fixed[call.sample])]}
+    doubled = {
+        name: [BATCH + 1 if n == -1 else n for n in shape] for name, shape in fixed.items()
+    }
+    for axis in spatial:
+        doubled[call.sample][axis] = 2 * int(call.tensors[call.sample].shape[axis])
+    try:
+        graph.clone().reshape(doubled)
+        graph.reshape(free)
+    except RuntimeError:
+        graph.reshape(fixed)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Tracing warns of every shape that Python looks at, and prints."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def compressed(graph: Any) -> None:
+    """Replaces int8 constants whose values int4 holds by int4 ones, in place."""
+    ov = require("openvino", "openvino")
+    op = require("openvino.opset13", "openvino")
+    for node in graph.get_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i8:
+            data = node.get_data()
+            if data.size and -8 <= data.min() and data.max() <= 7:
+                small = op.constant(data, dtype=ov.Type.i4)
+                node.output(0).replace(small.output(0))
+
+
+def expand(graph: Any) -> None:
+    """Replaces int4 constants by int8 ones, in place: the integer kernels take no others."""
+    ov = require("openvino", "openvino")
+    op = require("openvino.opset13", "openvino")
+    for node in graph.get_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i4:
+            codes = op.constant(_int4(node))
+            for user in node.output(0).get_target_inputs():
+                user.replace_source_output(codes.output(0))
+
+
+def _int4(constant: Any) -> np.ndarray[Any, Any]:
+    """The values of an int4 constant, int8; the first of each pair is the low half of a byte."""
+    packed = constant.get_data().view(np.uint8).reshape(-1)
+    halves = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.int8)
+    shape = tuple(constant.get_output_shape(0))
+    return np.where(halves > 7, halves - 16, halves)[: np.prod(shape, dtype=int)].reshape(shape)
+
+
+def restore_levels(graph: Any) -> None:
+    """Puts the FakeQuantize back, in place, before products that were kept in float lest they
+    saturate: for machines whose sums of products are 32 bits wide.
+    """
+    op = require("openvino.opset13", "openvino")
+    for node in graph.get_ops():
+        users = node.output(0).get_target_inputs() if node.get_output_size() else []
+        kinds = {user.get_node().get_type_name() for user in users}
+        if (
+            node.get_type_name() != "Clamp"
+            or node.input_value(0).get_node().get_type_name() != "Round"
+            or not kinds
+            or kinds - {"Convolution", "GroupConvolution", "MatMul"}
+        ):
+            continue
+        bounds = node.get_attributes()
+        if bounds["max"] - bounds["min"] >= INT8_CODES:
+            continue
+        ends = [op.constant(np.float32(bounds["min"] + n)) for n in (0, INT8_CODES - 1)]
+        levels = op.fake_quantize(node.output(0), *ends, *ends, INT8_CODES)
+        for user in users:
+            user.replace_source_output(levels.output(0))
+
+
+@register_exporter(".xml")
+def write(
+    model: nn.Module, path: Path, call: Call, about: dict[str, Any], compress: bool
+) -> None:
+    """Writes ``path`` and the ``.bin`` beside it, which holds the constants."""
+    ov = require("openvino", "openvino")
+    graph = convert(model, call, about)
+    if compress:
+        compressed(graph)
+    with sealed(path) as file:
+        ov.serialize(graph, str(file), str(file.with_suffix(".bin")))

@@ -1,0 +1,137 @@
+"""A quantized layer on the CPU: it tries the exact kernels on its first input and keeps the
+fastest.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdquant.errors import ClockError
+from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
+from tdquant.runtime.cpu.deferred import Deferred
+from tdquant.runtime.cpu.kernels import Kernel, exact_kernels
+from tdquant.runtime.cpu.operation import Operation
+from tdquant.runtime.native import missing
+from tdquant.summary import Row, layer_row
+
+_ROUNDS = 3
+_ONE = torch.ones(())
+
+
+class Trials:
+    """What was tried so far in one model: layers of one signature on inputs of one size run the
+    same kernel, tried once.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.seconds: dict[tuple[Any, ...], dict[str, float]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trials:
+        return self
+
+
+class CpuLayer(nn.Module):
+    """A lowered layer, called as the frozen one.
+
+    Arguments:
+        layer: A frozen quantized layer.
+        path: Its path, for errors.
+        trials: Shared by the layers of a model.
+    """
+
+    def __init__(self, layer: QuantLayer, path: str, trials: Trials) -> None:
+        super().__init__()
+        self.input_quantizer: Any = layer.input_quantizer
+        self.dimensions = 2 * isinstance(layer, QuantConv2d) + isinstance(layer, QuantConv1d)
+        self.operation: Operation | None = Operation.of(layer, path)
+        self.kernel: Kernel | None = None
+        self.inputs = self.operation.inputs
+        self.pad = self.operation.pad
+        self._trials, self._row, self._note = trials, layer_row(path, layer), ""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The layer in the summary."""
+        if self.kernel is None:
+            return [self._row.on("untried", "chosen at the first call, or compile(example=)")]
+        return [self._row.on(self.kernel.name, self._note)]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer on ``(B, *, C)`` or, a convolution, ``(B, C, *)``."""
+        scale, x = self._step(input), input
+        if not self.dimensions:
+            x = x.float().contiguous()
+        elif not isinstance(x, Deferred) or self.pad is not None or x.ndim != 4:
+            if self.pad is not None:
+                x = F.pad(x, *self.pad)
+            if self.dimensions == 1:
+                x = x.unsqueeze(2)
+            x = x.float().contiguous(memory_format=torch.channels_last)
+        kernel = self.kernel or self._choose(x, scale)
+        y = kernel(x, scale)
+        if self.dimensions == 1:
+            y = y.squeeze(2)
+        return y if y.dtype == input.dtype else y.to(input.dtype)
+
+    def _step(self, input: Tensor) -> Tensor:
+        """The scale of the input, ``()`` or ``(k,)`` with k a divisor of its batch."""
+        if self.inputs is None:
+            return _ONE
+        scale = self.input_quantizer.step(input).contiguous()
+        if scale.ndim and input.shape[0] % scale.numel():
+            raise ClockError(
+                f"{scale.numel()} timesteps for a batch of {input.shape[0]}",
+                where=self._row.path,
+                why="there is one timestep for the whole batch or one for each sample",
+            )
+        return scale
+
+    def _choose(self, x: Tensor, scale: Tensor) -> Kernel:
+        """The fastest exact kernel for such inputs, tried unless a layer like this one was."""
+        with self._trials.lock:
+            if self.kernel is not None:  # another thread was first
+                return self.kernel
+            operation = self.operation
+            assert operation is not None
+            makers = exact_kernels(operation)
+            key = (operation.signature(), x.shape)
+            seconds = self._trials.seconds.get(key, {})
+            if len(makers) > 1 and not seconds:
+                for name, make in makers.items():
+                    seconds[name] = _fastest(partial(make(operation), x, scale))
+                self._trials.seconds[key] = seconds
+            best = min(seconds, key=seconds.__getitem__) if seconds else next(iter(makers))
+            self._note = _explain(best, seconds, operation)
+            self.kernel, self.operation = makers[best](operation), None
+            return self.kernel
+
+
+def _fastest(call: Callable[[], Tensor]) -> float:
+    """Seconds of the fastest of a few calls, after one that warms up."""
+    times = []
+    for _ in range(_ROUNDS + 1):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _explain(best: str, seconds: dict[str, float], operation: Operation) -> str:
+    """Why the kernel was taken."""
+    if not operation.integer:
+        return "one operand is float"
+    if len(seconds) < 2:
+        return "no integer kernel is exact here" + (f": {missing()}" if missing() else "")
+    if best == "float":
+        fastest = min(time for name, time in seconds.items() if name != best)
+        return f"{fastest / seconds[best]:.2f}x the time as integers"
+    return f"{seconds['float'] / seconds[best]:.1f}x as fast as float"

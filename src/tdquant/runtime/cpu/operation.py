@@ -1,0 +1,109 @@
+"""What a quantized layer computes, without how: codes, scales and geometry, for every kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
+from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
+from tdquant.runtime.native.product import Codes, Geometry
+
+MODES = {
+    "zeros": "constant",
+    "reflect": "reflect",
+    "replicate": "replicate",
+    "circular": "circular",
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A frozen layer as a two-dimensional convolution; a linear layer has one position, a
+    one-dimensional convolution a height of 1.
+
+    Attributes:
+        weight: Codes ``(N, C / groups, kh, kw)`` int8 or int16, or float weights.
+        weight_scale: ``(N,)`` or ``()``; None for float weights.
+        bias: ``(N,)`` or None.
+        inputs: How inputs are coded; None for float inputs.
+        geometry: Of the convolution.
+        pad: Padding done ahead of the convolution, as ``F.pad`` takes it; None if the geometry
+            holds it.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor | None
+    bias: Tensor | None
+    inputs: Codes | None
+    geometry: Geometry
+    pad: tuple[tuple[int, ...], str] | None = None
+
+    @classmethod
+    def of(cls, layer: QuantLayer, path: str) -> Operation:
+        """The operation of a frozen layer.
+
+        Raises:
+            FreezeError: Its weight is off its grid.
+        """
+        weight, scale = layer.weight.detach(), None
+        if isinstance(layer.weight_quantizer, FrozenWeight):
+            quantizer = layer.weight_quantizer
+            weight = quantizer.codes(weight, path)
+            weight = weight.to(torch.int8 if quantizer.grid.bits <= 8 else torch.int16)
+            scale = quantizer.step.detach().float()
+        geometry, pad = Geometry(), None
+        if isinstance(layer, (QuantConv1d, QuantConv2d)):
+            geometry, pad = _walk(layer)
+        while weight.ndim < 4:  # (N, C) and (N, C, k) lack a height
+            weight = weight.unsqueeze(2)
+        bias = None if layer.bias is None else layer.bias.detach().float()
+        return cls(weight, scale, bias, _codes(layer.input_quantizer), geometry, pad)
+
+    @property
+    def integer(self) -> bool:
+        """Whether both operands are codes."""
+        return self.weight_scale is not None and self.inputs is not None
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        return self.weight.shape[0]
+
+    def dense_weight(self) -> Tensor:
+        """The weight in float32, channels last."""
+        weight = self.weight.float()
+        if self.weight_scale is not None:
+            scale = self.weight_scale
+            weight = weight * (scale.reshape(-1, 1, 1, 1) if scale.ndim else scale)
+        return weight.contiguous(memory_format=torch.channels_last)
+
+    def signature(self) -> tuple[object, ...]:
+        """Equal for layers that run equally fast on equal inputs."""
+        integer = self.weight_scale is not None
+        largest = int(self.weight.abs().max()) if integer and self.weight.numel() else 0
+        return (tuple(self.weight.shape), integer, largest, self.inputs, self.geometry, self.pad)
+
+
+def _codes(quantizer: nn.Module) -> Codes | None:
+    if not isinstance(quantizer, ActivationQuantizer):
+        return None
+    offset = quantizer.offset if isinstance(quantizer, OffsetQuantizer) else 0.0
+    return Codes(quantizer.grid, offset=offset)
+
+
+def _walk(layer: QuantConv1d | QuantConv2d) -> tuple[Geometry, tuple[tuple[int, ...], str] | None]:
+    """Geometry of a convolution; padding that is uneven or not of zeros is done ahead of it."""
+    sides = tuple(layer._reversed_padding_repeated_twice)  # last dimension first, both ends
+    even = sides[0::2] == sides[1::2]
+
+    def two(values: tuple[int, ...], fill: int) -> tuple[int, int]:
+        a, b = (fill, *values) if len(values) == 1 else values
+        return a, b
+
+    ahead = layer.padding_mode != "zeros" or not even
+    padding = (0, 0) if ahead else two(sides[0::2][::-1], 0)
+    geometry = Geometry(two(layer.stride, 1), padding, two(layer.dilation, 1), layer.groups)
+    return geometry, (sides, MODES[layer.padding_mode]) if ahead else None

@@ -1,0 +1,153 @@
+"""OpenVINO: runs exported graphs, and is a backend of its own, ``tdq.compile(frozen, "openvino")``.
+
+The graph is compiled for the very shapes of a call, which lets OpenVINO plan memory and fold what
+depends on them; the latest few are kept. Arithmetic is float32 and int8 on every machine: the
+engine's own choice of bfloat16 would not be exact.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import ExportError
+from tdquant.export import openvino as graphs
+from tdquant.export.exporters import about, prepared
+from tdquant.export.sealing import KEY, check_seal, read_description
+from tdquant.optional import require
+from tdquant.runtime.compile import Example, register_backend
+from tdquant.runtime.instructions import instructions
+from tdquant.runtime.session import ExportedModel, Session, register_engine
+
+KEPT = 4
+"""Shapes of inputs whose compiled graphs are kept."""
+
+
+class _Compiled:
+    """A graph compiled for one set of shapes, with the requests that are free to run it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.idle = model, list[Any]()
+        self.shapes = [tuple(port.shape) for port in model.outputs]
+        self.dtypes = [port.get_element_type().to_dtype() for port in model.outputs]
+
+
+class OpenVINOEngine:
+    """Runs one OpenVINO graph.
+
+    Arguments:
+        graph: An ``openvino.Model`` with named inputs.
+        threads: Threads of one call.
+        device: OpenVINO's name of the device.
+        name: The file, for errors.
+    """
+
+    def __init__(self, graph: Any, threads: int, device: str = "CPU", name: str = "") -> None:
+        self._ov = require("openvino", "openvino")
+        self._core = self._ov.Core()
+        self._graph, self._device, self._name = graph, device, name
+        self._options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if device == "CPU":
+            self._options["INFERENCE_NUM_THREADS"] = str(threads)
+        self._compiled: OrderedDict[tuple[Any, ...], _Compiled] = OrderedDict()
+        self._lock = threading.Lock()
+        graphs.expand(graph)
+        if device == "CPU" and "vnni" in instructions():
+            graphs.restore_levels(graph)
+
+    def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        tensors = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        compiled = self.compiled({name: tuple(t.shape) for name, t in tensors.items()})
+        with self._lock:
+            request = (
+                compiled.idle.pop() if compiled.idle else compiled.model.create_infer_request()
+            )
+        # The engine reads and writes the memory of torch's tensors: nothing is copied.
+        found = [torch.empty(shape) for shape in compiled.shapes]
+        for name, tensor in tensors.items():
+            request.set_tensor(name, self._ov.Tensor(tensor.numpy(), shared_memory=True))
+        for index, tensor in enumerate(found):
+            shared = self._ov.Tensor(tensor.numpy(), shared_memory=True)
+            request.set_output_tensor(index, shared)
+        request.infer()
+        with self._lock:
+            compiled.idle.append(request)
+        return found
+
+    def compiled(self, shapes: dict[str, tuple[int, ...]]) -> _Compiled:
+        """The graph compiled for inputs of these shapes.
+
+        Raises:
+            ExportError: The graph has none for them.
+        """
+        key = tuple(shapes.items())
+        with self._lock:
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+                return self._compiled[key]
+            graph = self._graph.clone()
+            try:
+                graph.reshape({name: list(shape) for name, shape in shapes.items()})
+                model = self._core.compile_model(graph, self._device, self._options)
+            except RuntimeError as error:
+                raise ExportError(
+                    f"OpenVINO cannot run the graph on {self._device}",
+                    where=f"{self._name} with "
+                    + ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
+                    why=str(error).strip().splitlines()[-1],
+                    fix="sizes that the model itself takes; device= one of "
+                    + ", ".join(self._core.available_devices),
+                ) from error
+            self._compiled[key] = _Compiled(model)
+            if len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+            return self._compiled[key]
+
+
+@register_engine(".xml")
+def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], OpenVINOEngine]:
+    """The description and the engine of an ``.xml`` file with its ``.bin``."""
+    ov = require("openvino", "openvino")
+    constants = path.with_suffix(".bin")
+    if not constants.is_file():
+        raise ExportError(
+            f"no {constants.name} beside it",
+            where=str(path),
+            why="an .xml file keeps its constants in a .bin of the same name",
+            fix="keep the two together",
+        )
+    check_seal(path, [constants])
+    try:
+        graph = ov.Core().read_model(str(path))
+    except RuntimeError as error:
+        raise ExportError(
+            "OpenVINO cannot read the graph",
+            where=str(path),
+            why=str(error).strip().splitlines()[-1],
+            fix="update openvino, or export again",
+        ) from error
+    told = read_description(str(graph.get_rt_info([KEY]).value), path)
+    return told, OpenVINOEngine(graph, threads, device, str(path))
+
+
+@register_backend("openvino")
+def lower(frozen: nn.Module, example: Example | None = None) -> ExportedModel:
+    """The model as an OpenVINO graph in memory, made at the first call if there is no example."""
+    require("openvino", "openvino")
+    lowered = ExportedModel(frozen, _session)
+    if example is not None:
+        lowered(*example)
+    return lowered
+
+
+def _session(frozen: nn.Module, example: Any) -> Session:
+    model, call = prepared(frozen, example)
+    told = about(model)
+    graph = graphs.convert(model, call, told)
+    described = read_description(str(graph.get_rt_info([KEY]).value), Path("openvino"))
+    return Session(described, OpenVINOEngine(graph, torch.get_num_threads()))
