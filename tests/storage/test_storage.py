@@ -10,6 +10,8 @@ from torch import nn
 import tdquant as tdq
 from tdquant import storage
 from tdquant.errors import FreezeError, ModelError, StorageError
+from tdquant.models import build
+from tdquant.storage.files import TENSORS
 
 from ..conftest import quantized
 from ..denoisers import Mixed, Plain
@@ -176,3 +178,27 @@ def test_inspection_needs_no_model(saved):
     assert "linear" in text
     assert "W4" in text
     assert "table of 1000" in text
+
+
+def test_compact_weights_are_codes_and_give_the_same_bits(frozen, saved, x):
+    compact = tdq.load(saved, model=Mixed(), compact=True)
+    assert compact.grouped.weight.dtype == torch.int8
+    t = torch.tensor([3, 500, 999])
+    with torch.no_grad():
+        assert torch.equal(compact(x, t), tdq.load(saved, model=Mixed())(x, t))
+        for backend in ("reference", "cpu"):
+            a = tdq.compile(compact, backend)(x, t)
+            b = tdq.compile(tdq.load(saved, model=Mixed()), backend)(x, t)
+            assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_compact_model_is_saved_as_it_came(saved, tmp_path):
+    tdq.save(tdq.load(saved, model=Mixed(), compact=True), tmp_path / "again")
+    assert (tmp_path / "again" / TENSORS).read_bytes() == (saved / TENSORS).read_bytes()
+
+
+def test_building_without_parameters_allocates_none_and_ends():
+    with build.without_parameters():
+        inside = nn.Linear(3, 3)
+    assert inside.weight.is_meta
+    assert not nn.Linear(3, 3).weight.is_meta

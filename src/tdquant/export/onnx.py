@@ -240,7 +240,6 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
                 tuple(call.tensors.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(call.tensors),
                 dynamic_shapes=(_free(call),),
                 custom_translation_table=_translations(),
                 optimize=False,  # ONNX Runtime does that itself, and in seconds
@@ -250,11 +249,12 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
         raise ExportError(
             "the model cannot be traced",
             where=type(model).__name__,
-            why=str(error).strip().splitlines()[0],
+            why=_reason(error),
             fix="torch.export.export of the float model shows where it stops",
         ) from error
     assert program is not None
     graph = program.model_proto
+    _name(graph.graph, list(call.tensors))
     shapes = {
         port.name: [d.dim_value or None for d in port.type.tensor_type.shape.dim]
         for port in graph.graph.input
@@ -262,6 +262,26 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
     told = {**about, **call.description(shapes), "rows": [asdict(row) for row in lowered.rows]}
     graph.metadata_props.add(key=KEY, value=description_text(told))
     return graph
+
+
+def _reason(error: BaseException) -> str:
+    """What first went wrong: torch wraps it in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0]
+
+
+def _name(graph: Any, names: list[str]) -> None:
+    """Names inputs as the model does and outputs by number; other values give way."""
+    new = {value: f"{value}.0" for node in graph.node for value in node.output if value in names}
+    new |= {port.name: name for port, name in zip(graph.input, names, strict=True)}
+    new |= {port.name: f"output.{i}" for i, port in enumerate(graph.output)}
+    for node in graph.node:
+        node.input[:] = [new.get(value, value) for value in node.input]
+        node.output[:] = [new.get(value, value) for value in node.output]
+        del node.metadata_props[:]  # where in Python each came from: a quarter of the file
+    for port in (*graph.input, *graph.output, *graph.value_info):
+        port.name = new.get(port.name, port.name)
 
 
 def _free(call: Call) -> tuple[dict[int, Any], ...]:

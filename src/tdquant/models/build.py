@@ -6,6 +6,9 @@ A description never names a module to import: that would let a file run code.
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -19,6 +22,10 @@ OWN: dict[str, type[nn.Module]] = {"PixelUNet": PixelUNet, "UNetModel": UNetMode
 """tdquant's own model classes, each built as ``cls(**model.config)``."""
 
 
+_BUILDING = threading.Lock()
+"""Held while parameters go to the meta device, which is so for every thread of the process."""
+
+
 def description(model: nn.Module) -> dict[str, Any] | None:
     """How to build the float model again, or None if that is not known."""
     name = type(model).__name__
@@ -30,6 +37,26 @@ def description(model: nn.Module) -> dict[str, Any] | None:
         }
         return {"source": "diffusers", "class": name, "config": config}
     return None
+
+
+@contextlib.contextmanager
+def without_parameters() -> Iterator[None]:
+    """Models built inside have their parameters on the meta device, for tensors that will be
+    assigned: nothing is allocated that would only be replaced. Buffers are real.
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None:
+            param = nn.Parameter(param.detach().to("meta"), param.requires_grad)
+        register(self, name, param)
+
+    with _BUILDING:
+        nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def from_description(spec: dict[str, Any] | None, where: str = "") -> nn.Module:

@@ -2,10 +2,11 @@
 
 from tdquant.quantizers.activation import ActivationQuantizer, activation_quantizers
 from tdquant.quantizers.offset import OffsetQuantizer
-from tdquant.quantizers.weight import FrozenWeight, NoiseWeight, WeightQuantizer
+from tdquant.quantizers.weight import CodedWeight, FrozenWeight, NoiseWeight, WeightQuantizer
 
 __all__ = [
     "ActivationQuantizer",
+    "CodedWeight",
     "FrozenWeight",
     "NoiseWeight",
     "OffsetQuantizer",

@@ -16,19 +16,23 @@ from tdquant.layers import QUANTIZED, replace_module
 from tdquant.layers.attention import QuantAttention
 from tdquant.models import build
 from tdquant.packing import unpack
-from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
+from tdquant.quantizers import ActivationQuantizer, CodedWeight, FrozenWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import DynamicScale, Scale, TableScale
 from tdquant.storage.files import TENSORS, read_index, read_tensors
 
 
-def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+def load(
+    directory: str | os.PathLike[str], model: nn.Module | None = None, compact: bool = False
+) -> nn.Module:
     """Loads a frozen model.
 
     Arguments:
         directory: Folder that ``save`` wrote.
         model: A fresh float model of the same architecture, for one that cannot be built from its
             configuration. It is changed in place.
+        compact: Hold weights as their codes, a quarter of the memory, for compiling: the frozen
+            model itself gives the same outputs, but forms its weights anew at every call.
 
     Returns:
         The frozen model, on the CPU, its outputs equal bit for bit to those of the one that was
@@ -51,7 +55,8 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> n
             fix="save the model again",
         )
     if model is None:
-        model = build.from_description(index["model"], where=str(folder))
+        with build.without_parameters():
+            model = build.from_description(index["model"], where=str(folder))
     clock = Clock(model, index["timestep"])
     coverage = index.get("coverage")
     clock.coverage = tuple(coverage) if coverage else None
@@ -59,7 +64,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> n
         model.tdq_recipe = Recipe.from_dict(index["recipe"])  # type: ignore[assignment]
     try:
         for path, spec in index["layers"].items():
-            _restore_layer(model, path, spec, tensors, clock)
+            _restore_layer(model, path, spec, tensors, clock, compact)
         for path, operands in index["attention"].items():
             prefix = f"{path}.processor"
             quantizers: dict[str, nn.Module] = {
@@ -68,7 +73,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> n
             }
             block: Any = model.get_submodule(path)
             block.set_processor(QuantAttention(quantizers))
-        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     except (AttributeError, RuntimeError, KeyError) as error:
         raise StorageError(
             "the saved tensors do not fit the model",
@@ -87,7 +92,12 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> n
 
 
 def _restore_layer(
-    model: nn.Module, path: str, spec: dict[str, Any], tensors: dict[str, Tensor], clock: Clock
+    model: nn.Module,
+    path: str,
+    spec: dict[str, Any],
+    tensors: dict[str, Tensor],
+    clock: Clock,
+    compact: bool,
 ) -> None:
     """Puts a frozen quantized layer at ``path`` and turns its stored codes into ``weight``."""
     old = model.get_submodule(path)
@@ -99,18 +109,24 @@ def _restore_layer(
         if "qmax" in spec["weight"]:
             grid = Grid(grid.bits, -spec["weight"]["qmax"], spec["weight"]["qmax"])
         step = tensors.pop(f"{path}.weight.step")
-        frozen = FrozenWeight(grid, step)
+        shape = tuple(spec["weight"]["shape"])
+        dtype = getattr(torch, spec["weight"]["dtype"])
+        frozen = CodedWeight(grid, step, dtype) if compact else FrozenWeight(grid, step)
         found = unpack(
             tensors.pop(f"{path}.weight.codes"),
-            tuple(spec["weight"]["shape"]),
+            shape,
             grid.qmin,
             grid.bits,
         )
-        dtype = getattr(torch, spec["weight"]["dtype"])
-        tensors[f"{path}.weight"] = (found * frozen.scale(found)).to(dtype)
-        tensors[f"{path}.weight_quantizer.step"] = step
+        if shape != tuple(layer.weight.shape):
+            raise RuntimeError(f"{path}.weight is {tuple(layer.weight.shape)}, saved was {shape}")
+        if compact:
+            weight = found.to(torch.int8 if grid.bits <= 8 else torch.int16)
+        else:
+            weight = (found * frozen.scale(found)).to(dtype)
+        tensors[f"{path}.weight"], tensors[f"{path}.weight_quantizer.step"] = weight, step
         layer.weight_quantizer = frozen
-        layer.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+        layer.weight = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
     if "input" in spec:
         layer.input_quantizer = _restore_activation(
             spec["input"], f"{path}.input_quantizer", tensors, clock

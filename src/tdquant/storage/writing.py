@@ -94,7 +94,7 @@ def _describe(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "bits": frozen.grid.bits,
                 "qmax": frozen.grid.qmax,
                 "shape": list(layer.weight.shape),
-                "dtype": str(layer.weight.dtype).removeprefix("torch."),
+                "dtype": str(getattr(frozen, "dtype", layer.weight.dtype)).removeprefix("torch."),
             }
             codes = frozen.codes(layer.weight, path)
             del state[f"{path}.weight"]

@@ -8,20 +8,19 @@ touches the tensor computes it first, so any model may do with it what it likes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from tdquant.errors import BackendError
 from tdquant.runtime.native.norm import GroupNorm
 from tdquant.runtime.native.product import Codes
 
 _LOOKED_AT = frozenset(
-    getattr(Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda")
+    getattr(Tensor, name).__get__ for name in ("layout", "requires_grad", "is_cuda")
 ) | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.__len__}
 
 
@@ -44,6 +43,12 @@ class Deferred(Tensor):
 
     def __init__(self, source: Tensor, norm: GroupNorm) -> None:
         pass
+
+    # What is asked for most is answered without the way through torch.
+    shape = property(lambda self: self.source.shape)  # type: ignore[assignment]
+    ndim = property(lambda self: self.source.ndim)  # type: ignore[assignment]
+    dtype = property(lambda self: self.source.dtype)  # type: ignore[assignment]
+    device = property(lambda self: self.source.device)  # type: ignore[assignment]
 
     def unchanged(self) -> Tensor:
         """The norm's input.
@@ -85,11 +90,10 @@ class Deferred(Tensor):
             deferred = args[0]
             unused = deferred.value is None and not deferred.group_norm.silu
             if func is F.silu and unused and not any((*args[1:], *kwargs.values())):
-                return Deferred(deferred.unchanged(), _with_silu(deferred.group_norm))
+                return Deferred(deferred.unchanged(), replace(deferred.group_norm, silu=True))
             if func is F.dropout and not _training(args[1:], kwargs):
                 return deferred
-        args, kwargs = tree_map_only(Deferred, Deferred.computed, (args, kwargs))
-        return func(*args, **kwargs)
+        return func(*_plain(args), **{name: _plain(value) for name, value in kwargs.items()})
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -99,12 +103,17 @@ class Deferred(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        args, kwargs = tree_map_only(Deferred, Deferred.computed, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        kwargs = {name: _plain(value) for name, value in (kwargs or {}).items()}
+        return func(*_plain(args), **kwargs)
 
 
-def _with_silu(norm: GroupNorm) -> GroupNorm:
-    return GroupNorm(norm.groups, norm.weight, norm.bias, norm.eps, silu=True)
+def _plain(value: Any) -> Any:
+    """The value with every deferred tensor in it computed."""
+    if isinstance(value, Deferred):
+        return value.computed()
+    if type(value) in (tuple, list):
+        return type(value)(_plain(item) for item in value)
+    return value
 
 
 def _training(rest: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -121,18 +130,17 @@ class DeferredNorm(nn.GroupNorm):
         self.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The norm of ``(B, C, *)``, deferred for float32 with the channels last in memory."""
+        """The norm of ``(B, C, *)``; deferred, where gradients are off, for float32 images with
+        the channels last in memory.
+        """
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias
-        if (
-            input.ndim > 2
-            and input.dtype == torch.float32
-            and (weight is None or weight.dtype == torch.float32)
-            and not torch.is_grad_enabled()
-            and not input.is_inference()
-            and input.numel()
-            and input.movedim(1, -1).is_contiguous()
-        ):
-            return Deferred(input, GroupNorm(self.num_groups, weight, bias, self.eps))
+        dense = input.ndim > 2 and input.movedim(1, -1).is_contiguous() and input.numel() > 0
+        single = input.dtype == torch.float32 and (weight is None or weight.dtype == torch.float32)
+        if dense and single and not torch.is_grad_enabled():
+            norm = GroupNorm(self.num_groups, weight, bias, self.eps)
+            if input.ndim == 4 and not input.is_inference():
+                return Deferred(input, norm)
+            return norm(input)
         weight, bias = (None if p is None else p.float() for p in (weight, bias))
         return F.group_norm(input.float(), self.num_groups, weight, bias, self.eps).to(input.dtype)

@@ -70,7 +70,7 @@ class CpuLayer(nn.Module):
         scale, x = self._step(input), input
         if not self.dimensions:
             x = x.float().contiguous()
-        elif not isinstance(x, Deferred) or self.pad is not None or x.ndim != 4:
+        elif self.pad is not None or self.dimensions == 1 or type(x) is not Deferred:
             if self.pad is not None:
                 x = F.pad(x, *self.pad)
             if self.dimensions == 1:
@@ -86,14 +86,16 @@ class CpuLayer(nn.Module):
         """The scale of the input, ``()`` or ``(k,)`` with k a divisor of its batch."""
         if self.inputs is None:
             return _ONE
-        scale = self.input_quantizer.step(input).contiguous()
-        if scale.ndim and input.shape[0] % scale.numel():
+        scale: Tensor = self.input_quantizer.step(input)
+        if not scale.ndim:
+            return scale
+        if input.shape[0] % scale.numel():
             raise ClockError(
                 f"{scale.numel()} timesteps for a batch of {input.shape[0]}",
                 where=self._row.path,
                 why="there is one timestep for the whole batch or one for each sample",
             )
-        return scale
+        return scale.contiguous()
 
     def _choose(self, x: Tensor, scale: Tensor) -> Kernel:
         """The fastest exact kernel for such inputs, tried unless a layer like this one was."""

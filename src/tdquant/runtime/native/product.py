@@ -20,6 +20,7 @@ from tdquant.runtime.native.library import library, threads
 
 PANEL = 16  # output channels that one tile of the kernel computes
 _INT16, _INT32 = 2**15 - 1, 2**31 - 1
+_FIRST, _LAST = torch.contiguous_format, torch.channels_last
 
 
 class _Codes(ctypes.Structure):
@@ -221,6 +222,7 @@ class Product:
         self.bias = table(torch.zeros(total) if bias is None else bias, torch.float32)
         self.zeros = torch.full((self.depth,), self.codes.zero, dtype=self.codes.dtype)
         largest = max(int(codes.abs().max()) * self.codes.largest * 2, 1)
+        self._shapes: dict[torch.Size, tuple[_Product, tuple[int, ...]]] = {}
         self._spec = _Product(
             zeros=self.zeros.data_ptr(),
             weight=self.weight.data_ptr(),
@@ -247,18 +249,27 @@ class Product:
         """The product of codes ``(M, row)`` of an input of shape ``like``: ``(B, C, H, W)`` gives
         channels-last ``(B, N, H', W')``, ``(*, C)`` gives ``(*, N)``; float32.
         """
-        spec = _Product.from_buffer_copy(self._spec)
-        if len(like) == 4:
-            batch, _, height, width = like
-            out_h, out_w = self.geometry.size(height, width, self.kernel)
-            y = torch.empty((batch, self.outputs, out_h, out_w), memory_format=torch.channels_last)
-            spec.batch, spec.in_h, spec.in_w = batch, height, width
-            spec.out_h, spec.out_w = out_h, out_w
-        else:
-            y = torch.empty(*like[:-1], self.outputs)
-            spec.batch, spec.in_h, spec.in_w = codes.shape[0], 1, 1
-            spec.out_h, spec.out_w = 1, 1
+        known = self._shapes.get(like)
+        if known is None:
+            known = self._shapes[like] = self._shaped(like)
+        spec, shape = _Product.from_buffer_copy(known[0]), known[1]
+        y = torch.empty(shape, memory_format=_LAST if len(shape) == 4 else _FIRST)
         spec.codes, spec.scale, spec.out = codes.data_ptr(), scale.data_ptr(), y.data_ptr()
         spec.scales, spec.threads = scale.numel(), threads()
         library().tdq_multiply(ctypes.byref(spec))
         return y
+
+    def _shaped(self, like: torch.Size) -> tuple[_Product, tuple[int, ...]]:
+        """The arguments of the kernel but for what differs from call to call, and the shape of
+        the output.
+        """
+        spec = _Product.from_buffer_copy(self._spec)
+        if len(like) != 4:
+            spec.batch, spec.in_h, spec.in_w = like[:-1].numel(), 1, 1
+            spec.out_h, spec.out_w = 1, 1
+            return spec, (*like[:-1], self.outputs)
+        batch, _, height, width = like
+        out_h, out_w = self.geometry.size(height, width, self.kernel)
+        spec.batch, spec.in_h, spec.in_w = batch, height, width
+        spec.out_h, spec.out_w = out_h, out_w
+        return spec, (batch, self.outputs, out_h, out_w)

@@ -1,0 +1,48 @@
+"""Every exporter through one contract: the file, in a session, computes what the frozen model
+does.
+"""
+
+import pytest
+import torch
+
+import tdquant as tdq
+from tdquant.export import EXPORTERS
+
+from ..conftest import quantized
+from .test_backends import SETTINGS
+
+QUICK = ("W8A8 temporal", "W4A4 temporal")
+CASES = [
+    pytest.param(
+        suffix,
+        name,
+        # torch's own exporter takes seconds for a model of seven layers.
+        marks=[] if suffix == ".xml" or name in QUICK else pytest.mark.slow,
+    )
+    for suffix in EXPORTERS
+    for name in SETTINGS
+]
+
+
+@pytest.mark.parametrize(("suffix", "setting"), CASES)
+def test_equals_the_frozen_model(suffix, setting, x, tmp_path):
+    recipe = dict(SETTINGS[setting])
+    frozen = tdq.freeze(quantized(calibrated=recipe.get("activations") != 32, **recipe))
+    before = {k: v.clone() for k, v in frozen.state_dict().items()}
+    file = tdq.export(frozen, tmp_path / f"model{suffix}", (x, torch.tensor(7)))
+    session = tdq.open_session(file)
+    with torch.no_grad():
+        for t in (0, 500, 999, torch.tensor([0, 431, 999]), torch.tensor(10.5), 4000):
+            t = torch.as_tensor(t)
+            y = frozen(x, t)
+            # As for backends: a value on the other side of a rounding boundary is rare.
+            error = (session(x, t) - y).abs()
+            assert error.median() <= 1e-6 * y.abs().max()
+            assert error.mean() <= 1e-3 * y.abs().max()
+    # Another batch and another size than those of the example.
+    wide = torch.randn(1, 6, 12, 16, generator=torch.Generator().manual_seed(1))
+    y = frozen(wide, 3)
+    assert (session(wide, 3) - y).abs().median() <= 1e-6 * y.abs().max()
+    assert all(torch.equal(before[k], v) for k, v in frozen.state_dict().items())
+    assert {p.name for p in tmp_path.iterdir()} <= {"model.onnx", "model.xml", "model.bin"}
+    assert [row.path for row in tdq.summary(session)] == [r.path for r in tdq.summary(frozen)]
