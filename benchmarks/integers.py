@@ -5,8 +5,8 @@
 Three kinds of model, W4A8 and others: the 35.7M-parameter CIFAR UNet, the embedded models, and a
 latent UNet of the size of LSUN churches. Times are medians of interleaved calls in one process,
 float and integers both channels last on the same threads. Memory is the peak of a process of its
-own that loads the model and samples a few steps. Scales do not matter to time: they come from one
-random call.
+own that loads the model and samples a few steps, the float one in the layout that it was saved
+in. Scales do not matter to time: they come from one random call.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 
 import tdquant as tdq
 from cost import cifar_unet, interleaved
-from record import write
+from record import RESULTS, write
 from tdquant.models import load_embedded
 from tdquant.models.compvis.unet import UNetModel
 from tdquant.quantizers import activation_quantizers
@@ -153,7 +153,7 @@ if {kind!r} == "float":
         model = UNetModel(**{config!r})
     from safetensors.torch import load_file
     model.load_state_dict(load_file({path!r}), assign=True)
-    model = model.eval().to(memory_format=torch.channels_last)
+    model = model.eval()
 else:
     frozen = tdq.load({path!r}, compact=True)
     loaded = time.perf_counter()
@@ -171,30 +171,31 @@ print("before", before, "peak", resident("VmHWM"), "after", resident("VmRSS"))
 """
 
 
-def memory(batch, threads):
+def memory(batch, threads, folder):
     """Peak resident memory of loading and sampling the churches-shaped UNet, in MB."""
     from safetensors.torch import save_file
 
     make, shape = MODELS["churches-shaped UNet"]
+    files = {"float": folder / "float.safetensors", "cpu": folder / "w4a8"}
+    if not files["float"].exists():
+        save_file(make().state_dict(), files["float"])
+    if not files["cpu"].exists():
+        tdq.save(frozen_model(make(), shape, 4, 8, "temporal"), files["cpu"])
     out = {}
-    with tempfile.TemporaryDirectory() as folder:
-        model = make()
-        save_file(model.state_dict(), f"{folder}/float.safetensors")
-        tdq.save(frozen_model(model, shape, 4, 8, "temporal"), f"{folder}/w4a8")
-        del model
-        for kind, path in (("float", f"{folder}/float.safetensors"), ("cpu", f"{folder}/w4a8")):
-            code = CHILD.format(
-                folder=str(Path(__file__).parent), threads=threads, kind=kind, path=path,
-                config=CHURCHES, batch=batch,
-            )  # fmt: skip
-            done = subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, check=True
-            )
-            words = done.stdout.split()
-            out[kind] = {k: float(v) for k, v in zip(words[::2], words[1::2], strict=True)}
-        size = sum(p.stat().st_size for p in Path(f"{folder}/w4a8").iterdir())
-        out["disk_mb"] = {"float": Path(f"{folder}/float.safetensors").stat().st_size / 2**20}
-        out["disk_mb"]["w4a8"] = size / 2**20
+    for kind, path in files.items():
+        code = CHILD.format(
+            folder=str(Path(__file__).parent), threads=threads, kind=kind, path=str(path),
+            config=CHURCHES, batch=batch,
+        )  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        words = done.stdout.split()
+        out[kind] = {k: float(v) for k, v in zip(words[::2], words[1::2], strict=True)}
+    out["disk"] = {
+        "float": files["float"].stat().st_size / 2**20,
+        "cpu": sum(p.stat().st_size for p in files["cpu"].iterdir()) / 2**20,
+    }
     out["peak_ratio"] = out["cpu"]["peak"] / out["float"]["peak"]
     return out
 
@@ -203,7 +204,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--parts", nargs="*", default=["speed", "dynamic", "memory"])
+    parser.add_argument("--parts", nargs="*", default=["speed", "churches", "dynamic", "memory"])
+    parser.add_argument("--cache", type=Path, help="keep the large models here between runs")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = {}
@@ -212,14 +214,19 @@ def main():
         rows = speed("CIFAR UNet 35.7M", (1, 8), many, options.rounds)
         rows += speed("cats-ddpm", (1, 32), [(4, 8)], options.rounds)
         rows += speed("cats-ldm", (1, 32), [(4, 8)], options.rounds)
-        rows += speed("churches-shaped UNet", (1, 4), [(4, 8)], max(options.rounds // 3, 3))
         results["speed"] = rows
+    if "churches" in options.parts:
+        results["speed_churches"] = speed("churches-shaped UNet", (1,), [(4, 8)], 5)
     if "dynamic" in options.parts:
         results["dynamic_ms"] = dynamic(options.rounds)
     if "memory" in options.parts:
-        results["memory_mb"] = memory(1, options.threads)
+        with tempfile.TemporaryDirectory() as folder:
+            results["memory_mb"] = memory(1, options.threads, options.cache or Path(folder))
     print(json.dumps(results, indent=1))
-    write("integers", **results)
+    path = RESULTS / "integers.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known.pop("machine", None)
+    write("integers", **known | results)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,14 @@ def pack(codes: Tensor, qmin: int, bits: int) -> Tensor:
     return (padded << shifts).sum(1).to(torch.uint8)
 
 
-def unpack(data: Tensor, shape: torch.Size | tuple[int, ...], qmin: int, bits: int) -> Tensor:
-    """The int32 codes of ``shape`` that ``pack`` stored.
+def unpack(
+    data: Tensor,
+    shape: torch.Size | tuple[int, ...],
+    qmin: int,
+    bits: int,
+    dtype: torch.dtype = torch.int32,
+) -> Tensor:
+    """The codes of ``shape`` that ``pack`` stored, in a ``dtype`` that holds them.
 
     Raises:
         StorageError: The number of bytes does not fit the shape.
@@ -51,10 +57,13 @@ def unpack(data: Tensor, shape: torch.Size | tuple[int, ...], qmin: int, bits: i
             f"{data.numel()} bytes of {data.dtype} for {count} codes of {bits} bits",
             why="the file was changed or cut",
         )
-    wide = data.to(torch.int32)
     if width == 16:
+        wide = data.to(torch.int32)
         offset = wide[0::2] | (wide[1::2] << 8)
-    else:
-        shifts = torch.arange(8 // width, dtype=torch.int32, device=data.device) * width
-        offset = ((wide[:, None] >> shifts) & (2**width - 1)).flatten()
-    return (offset[:count] + qmin).reshape(tuple(shape))
+        return (offset[:count] + qmin).to(dtype).reshape(tuple(shape))
+    # In bytes, which wrap around as two's complement does: the rest would take 16 times as much.
+    shifts = torch.arange(8 // width, dtype=torch.uint8, device=data.device) * width
+    offset = (data[:, None] >> shifts).bitwise_and_(2**width - 1).flatten()[:count]
+    if qmin >= -128 and qmin + 2**bits - 1 <= 128:  # 128 is no code of a narrow grid
+        return offset.add_(qmin % 256).view(torch.int8).reshape(tuple(shape)).to(dtype)
+    return (offset.to(torch.int32) + qmin).to(dtype).reshape(tuple(shape))

@@ -11,7 +11,7 @@ from tdquant.export import EXPORTERS
 from ..conftest import quantized
 from .test_backends import SETTINGS
 
-QUICK = ("W8A8 temporal", "W4A4 temporal")
+QUICK = ("W4A4 temporal",)
 CASES = [
     pytest.param(
         suffix,

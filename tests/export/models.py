@@ -44,7 +44,9 @@ class All(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.ModuleList(make() for make in layers.values())
-        self.widths = [layer.weight.shape[1] * getattr(layer, "groups", 1) for layer in self.layers]
+        self.widths = [
+            layer.weight.shape[1] * getattr(layer, "groups", 1) for layer in self.layers
+        ]
         self.kinds = [type(layer) for layer in self.layers]
 
     def forward(self, x, t):

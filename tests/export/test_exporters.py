@@ -29,6 +29,10 @@ def sessions(model, x, folder, suffixes=tuple(EXPORTERS), **options):
         yield tdq.open_session(tdq.export(model, folder / f"m{suffix}", (x, 3), **options))
 
 
+SLOW_ONNX = [".xml", pytest.param(".onnx", marks=pytest.mark.slow)]
+"""torch's own exporter takes seconds for a few layers."""
+
+
 def check_all(layers, model, session, x):
     for t in TIMES:
         for name, y, found in zip(layers, model(x, t), session(x, t), strict=True):
@@ -36,7 +40,7 @@ def check_all(layers, model, session, x):
             assert error <= 1e-5, (name, t, float(error))
 
 
-@pytest.mark.parametrize("suffix", EXPORTERS)
+@pytest.mark.parametrize("suffix", SLOW_ONNX)
 @pytest.mark.parametrize("bits", [(8, 8), (4, 8), (3, 5)], ids=lambda b: f"W{b[0]}A{b[1]}")
 def test_single_layers_are_exact(suffix, bits, tmp_path):
     """Behind a single layer there is no rounding boundary: every value must fit."""
@@ -46,7 +50,7 @@ def test_single_layers_are_exact(suffix, bits, tmp_path):
     check_all(LAYERS, model, session, x)
 
 
-@pytest.mark.parametrize("suffix", EXPORTERS)
+@pytest.mark.parametrize("suffix", SLOW_ONNX)
 def test_offset_quantizers_are_exact(suffix, tmp_path):
     model = frozen(All(LAYERS), 4, Grid(4, 0, 14), offset=-0.2785)
     x = torch.randn(3, 6, 8, 8)
@@ -60,7 +64,9 @@ def test_sums_never_saturate(suffix, tmp_path):
     model = frozen(One(nn.Conv2d(64, 16, 3, padding=1)), 8, Grid.affine(8, 0))
     layer = model.layer
     with torch.no_grad():
-        layer.weight.copy_(127 * layer.weight_quantizer.scale(layer.weight).expand_as(layer.weight))
+        layer.weight.copy_(
+            127 * layer.weight_quantizer.scale(layer.weight).expand_as(layer.weight)
+        )
     x = torch.full((3, 64, 8, 8), 100.0)
     (session,) = sessions(model, x, tmp_path, [suffix])
     compare(model, session, x)
@@ -94,7 +100,7 @@ class Many(nn.Module):
         return h, self.b(h)
 
 
-@pytest.mark.parametrize("suffix", EXPORTERS)
+@pytest.mark.parametrize("suffix", SLOW_ONNX)
 def test_nested_inputs_constants_and_several_outputs(suffix, tmp_path):
     model = frozen(Many(), 4)
     x = torch.randn(3, 6, 4)

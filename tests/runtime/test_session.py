@@ -27,7 +27,9 @@ def sample():
 @pytest.fixture(scope="module", params=[".xml", ".onnx"])
 def file(request, model, sample, tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / f"model{request.param}"
-    return tdq.export(model, path, {"x": sample, "timestep": torch.tensor(3), "gain": sample[:, :1].abs()})
+    return tdq.export(
+        model, path, {"x": sample, "timestep": torch.tensor(3), "gain": sample[:, :1].abs()}
+    )
 
 
 @pytest.fixture
@@ -45,7 +47,9 @@ def test_takes_positions_names_numbers_and_other_types(session, model, sample, g
     for out in (
         session(sample, 431, gain),
         session(sample, timestep=torch.tensor(431.0), gain=gain),
-        session(x=sample.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), timestep=431, gain=gain),
+        session(
+            x=sample.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), timestep=431, gain=gain
+        ),
     ):
         assert torch.allclose(out, y, rtol=1e-4, atol=1e-5)
     half = session(sample.bfloat16(), 431, gain)

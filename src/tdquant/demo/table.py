@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from tdquant.demo.run import DemoRow
 
-HEAD = ("bits", "scale", "Frechet dist.", "paired MSE", "SQNR dB", "MB on disk")
+HEAD = (
+    "bits",
+    "scale",
+    "Frechet dist.",
+    "paired MSE",
+    "SQNR dB",
+    "MB on disk",
+    "MB in RAM",
+    "ms a call",
+)
 
 
 def _cells(row: DemoRow) -> tuple[str, ...]:
     paired = ("-", "-") if row.bits == "float" else (f"{row.mse:.5f}", f"{row.sqnr:.1f}")
-    return row.bits, row.scale or "-", f"{row.frechet:.2f}", *paired, f"{row.megabytes:.2f}"
+    costs = (f"{row.megabytes:.2f}", f"{row.resident:.2f}", f"{row.milliseconds:.1f}")
+    return row.bits, row.scale or "-", f"{row.frechet:.2f}", *paired, *costs
 
 
 def text_table(rows: list[DemoRow]) -> str:

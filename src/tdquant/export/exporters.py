@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 import json
 import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from tdquant.export.calls import Call, Example, read_call
 from tdquant.export.lowering import float32_copy, require_frozen
 from tdquant.recipe import Recipe
 from tdquant.summary import summary
+
 
 class Exporter(Protocol):
     """Writes a float32 copy of a frozen model, which it may change, with a description."""

@@ -37,6 +37,7 @@ from tdquant.quantizers import (
     OffsetQuantizer,
     activation_quantizers,
 )
+from tdquant.recipe import FLOAT
 from tdquant.scales import BankedScale, ScaleBank, bank_tables
 from tdquant.summary import Row, summary
 
@@ -65,10 +66,10 @@ class Operand(nn.Module):
         self.low, self.high = quantizer.grid.low, quantizer.grid.high
         self.offset = quantizer.offset if isinstance(quantizer, OffsetQuantizer) else 0.0
         self.grid, self.steps = quantizer.grid, steps
-        scale = quantizer.scale
+        scale: Any = quantizer.scale
         banked = isinstance(scale, BankedScale)
         self.dynamic = None if banked else scale
-        self.place = (banks.index(scale.bank), scale.column) if banked else None  # type: ignore[union-attr]
+        self.place = (banks.index(scale.bank), int(scale.column)) if banked else None
 
     @property
     def codes(self) -> int:
@@ -103,8 +104,9 @@ class LoweredLayer(nn.Module):
         path: Its path, for errors.
     """
 
-    weight_step: Tensor
     weight: Tensor
+    weight_step: Tensor
+    bias: Tensor | None
     inside: Tensor | None
 
     def __init__(self, layer: QuantLayer, operand: Operand | None, path: str) -> None:
@@ -113,17 +115,16 @@ class LoweredLayer(nn.Module):
         self.kind = type(layer).__name__
         self.convolves = isinstance(layer, (QuantConv1d, QuantConv2d))
         self.channel = (-1, *[1] * (layer.weight.ndim - 2)) if self.convolves else (-1,)
-        if self.convolves:
+        if isinstance(layer, (QuantConv1d, QuantConv2d)):
             self.stride, self.dilation = tuple(layer.stride), tuple(layer.dilation)
             self.groups = layer.groups
             # Of the last dimension first, before and after: what F.pad takes.
-            self.padding = list(layer._reversed_padding_repeated_twice)
-            self.padding_mode = layer.padding_mode
+            self.padding = [int(n) for n in layer._reversed_padding_repeated_twice]
+            self.padding_mode = str(layer.padding_mode)
         frozen = layer.weight_quantizer
-        quantized = isinstance(frozen, FrozenWeight)
-        self.bits = frozen.grid.bits if quantized else 32
-        self.largest = 0
-        if quantized:
+        self.bits, self.largest = FLOAT, 0
+        if isinstance(frozen, FrozenWeight):
+            self.bits = frozen.grid.bits
             codes = frozen.codes(layer.weight, path)
             self.largest = int(codes.abs().max())
             steps = frozen.step.reshape(-1, *[1] * (codes.ndim - 1))
@@ -268,15 +269,15 @@ def float32_copy(frozen: nn.Module) -> nn.Module:
     rounded are codes times steps again.
     """
     model = copy.deepcopy(frozen).cpu()
-    weights = {
-        layer: layer.weight_quantizer.codes(layer.weight, path)
+    weights = [
+        (layer, quantizer, quantizer.codes(layer.weight, path))
         for path, layer in quantized_layers(model)
-        if isinstance(layer.weight_quantizer, FrozenWeight)
-    }
+        if isinstance(quantizer := layer.weight_quantizer, FrozenWeight)
+    ]
     model = model.float()
     with torch.no_grad():
-        for layer, codes in weights.items():
-            layer.weight.copy_(codes * layer.weight_quantizer.scale(codes))
+        for layer, quantizer, codes in weights:
+            layer.weight.copy_(codes * quantizer.scale(codes))
     return model
 
 
@@ -292,7 +293,7 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
     Raises:
         FreezeError: A weight was changed after freezing.
     """
-    rows = summary(model)
+    table = summary(model)
     clock = clock_of(model)
     clock.remove()
     del model.tdq_clock
@@ -304,8 +305,9 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
         _keep_variable(bank)
 
     def operand(quantizer: nn.Module) -> Operand | None:
-        known = isinstance(quantizer, ActivationQuantizer)
-        return Operand(quantizer, steps, banks) if known else None
+        if isinstance(quantizer, ActivationQuantizer):
+            return Operand(quantizer, steps, banks)
+        return None
 
     kernels: dict[str, tuple[str, str]] = {}
     for path, old in list(quantized_layers(model)):
@@ -318,7 +320,7 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
             products = attention({name: operand(old.quantizer(name)) for name in OPERANDS})  # type: ignore[misc]
             block.set_processor(products)
             kernels |= {f"{path}.{name}": kernel for name, kernel in products.kernels().items()}
-    rows = [row.on(*kernels.get(row.path, ("float",))) for row in rows]
+    rows = [row.on(*kernels.get(row.path, ("float",))) for row in table]
     return Lowered(model.eval().requires_grad_(False), call, banks, steps, rows)
 
 

@@ -289,7 +289,7 @@ def _free(call: Call) -> tuple[dict[int, Any], ...]:
     auto = torch.export.Dim.AUTO
     return tuple(
         ({0: auto} if name in call.batched else {})
-        | ({axis: auto for axis in range(2, tensor.ndim)} if name == call.sample else {})
+        | (dict.fromkeys(range(2, tensor.ndim), auto) if name == call.sample else {})
         for name, tensor in call.tensors.items()
     )
 
@@ -313,15 +313,29 @@ def _translations() -> dict[Any, Any]:
         q = op.Transpose(q, perm=[0, *(axis + 1 for axis in axes), 1])
         parts = []
         for ranges in _windows(taps, stride, dilation):
-            starts, ends, steps = zip(*ranges, strict=True)
-            last = [END if end is None else end for end in ends]
+            starts, stops, steps = zip(*ranges, strict=True)
+            last = [END if stop is None else stop for stop in stops]
             bounds = (op.Constant(value_ints=list(v)) for v in (starts, last, axes, steps))
             whole = all(part == (0, None, 1) for part in ranges)
             parts.append(q if whole else op.Slice(q, *bounds))
         return op.Concat(*parts, axis=-1) if len(parts) > 1 else parts[0]
 
+    def group_norm(
+        x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+    ) -> Any:
+        # torch's own translation takes it apart where height and width are free.
+        ones, zeros = (op.Constant(value_floats=[v] * groups) for v in (1.0, 0.0))
+        rows = op.Reshape(x, op.Constant(value_ints=[0, groups, -1]))
+        y = op.InstanceNormalization(rows, ones, zeros, epsilon=eps)
+        y = op.Reshape(y, op.Shape(x))
+        if weight is None:
+            return y
+        shape = op.Constant(value_ints=[-1] + [1] * (len(x.shape) - 2))
+        return op.Add(op.Mul(y, op.Reshape(weight, shape)), op.Reshape(bias, shape))
+
     names = torch.ops.tdquant
     return {
+        torch.ops.aten.group_norm.default: group_norm,
         names.quantize.default: quantize_linear,
         names.dequantize.default: dequantize_linear,
         names.patches.default: windows,

@@ -8,10 +8,10 @@ with the product over ``Multiply(Convert(int8 codes), s_w)``. The range of the F
 constant, so OpenVINO's low-precision passes take it for unit-scale int8: codes go to its kernels
 as uint8 with the zero point -low. They know 256 levels; narrower grids are clamped first.
 
-**Saturation.** On x86 without VNNI those kernels can saturate (see ``tdquant.export.saturation``).
-Layers at risk (8-bit activations with weights beyond +-64) are written without the FakeQuantize, ``Round -> Clamp``, and so run in float:
-the file is right on every machine. A session puts the FakeQuantize back where the machine has
-wider sums (``restore_levels``).
+**Saturation.** On x86 without VNNI those kernels can saturate (``tdquant.export.saturation``).
+Layers at risk, 8-bit activations with weights beyond +-64, are written without the FakeQuantize,
+``Round -> Clamp``, and so run in float: the file is right on every machine. A session puts the
+FakeQuantize back where the machine has wider sums (``restore_levels``).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class OpenVINOAttention(LoweredAttention):
 
     def integer(self, one: Operand, other: Operand) -> bool:
         """Whether integer kernels take the two."""
-        signed = -128 <= other.low and other.high <= 127
+        signed = other.low >= -128 and other.high <= 127
         return signed and one.codes <= INT8_CODES and not one.offset and not other.offset
 
     def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
@@ -163,10 +163,11 @@ def _free_shapes(graph: Any, call: Call) -> None:
         name: [-1 if name in call.batched and i == 0 else n for i, n in enumerate(tensor.shape)]
         for name, tensor in call.tensors.items()
     }
-    free = {**fixed, call.sample: [-1 if i in spatial else n for i, n in enumerate(fixed[call.sample])]}
-    doubled = {
-        name: [BATCH + 1 if n == -1 else n for n in shape] for name, shape in fixed.items()
+    free = {
+        **fixed,
+        call.sample: [-1 if i in spatial else n for i, n in enumerate(fixed[call.sample])],
     }
+    doubled = {name: [BATCH + 1 if n == -1 else n for n in shape] for name, shape in fixed.items()}
     for axis in spatial:
         doubled[call.sample][axis] = 2 * int(call.tensors[call.sample].shape[axis])
     try:
@@ -191,7 +192,7 @@ def compressed(graph: Any) -> None:
     for node in graph.get_ops():
         if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i8:
             data = node.get_data()
-            if data.size and -8 <= data.min() and data.max() <= 7:
+            if data.size and data.min() >= -8 and data.max() <= 7:
                 small = op.constant(data, dtype=ov.Type.i4)
                 node.output(0).replace(small.output(0))
 
@@ -240,9 +241,7 @@ def restore_levels(graph: Any) -> None:
 
 
 @register_exporter(".xml")
-def write(
-    model: nn.Module, path: Path, call: Call, about: dict[str, Any], compress: bool
-) -> None:
+def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], compress: bool) -> None:
     """Writes ``path`` and the ``.bin`` beside it, which holds the constants."""
     ov = require("openvino", "openvino")
     graph = convert(model, call, about)

@@ -34,6 +34,8 @@ class ONNXEngine:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = ERRORS_ONLY
+        # Threads that spin between calls take the cores from whatever else samples.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._name = name
         try:
             source = graph if isinstance(graph, bytes) else str(graph)

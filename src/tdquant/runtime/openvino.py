@@ -1,4 +1,4 @@
-"""OpenVINO: runs exported graphs, and is a backend of its own, ``tdq.compile(frozen, "openvino")``.
+"""OpenVINO: runs exported graphs, and is a backend of its own, ``"openvino"``.
 
 The graph is compiled for the very shapes of a call, which lets OpenVINO plan memory and fold what
 depends on them; the latest few are kept. Arithmetic is float32 and int8 on every machine: the

@@ -1,4 +1,4 @@
-"""Sessions: an exported file, or a graph in memory, behind the call of the model that it came from.
+"""Sessions: an exported file, or a graph in memory, behind the call of the model that it holds.
 
     session = tdq.open_session("model.xml")
     y = session(x, t)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tdquant.clock import Clock
 from tdquant.errors import StorageError
+from tdquant.footprint import give_back
 from tdquant.grid import Grid
 from tdquant.layers import QUANTIZED, replace_module
 from tdquant.layers.attention import QuantAttention
@@ -73,6 +74,9 @@ def load(
             }
             block: Any = model.get_submodule(path)
             block.set_processor(QuantAttention(quantizers))
+        # Copies, so that the file does not stay in memory for the sake of a few biases.
+        decoded = {f"{path}.weight" for path, spec in index["layers"].items() if "weight" in spec}
+        tensors = {k: v if k in decoded else v.clone() for k, v in tensors.items()}
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     except (AttributeError, RuntimeError, KeyError) as error:
         raise StorageError(
@@ -88,6 +92,8 @@ def load(
             where=str(folder),
             fix="a float model of the architecture that was saved",
         )
+    del tensors
+    give_back()
     return model.eval().requires_grad_(False)
 
 
@@ -117,13 +123,11 @@ def _restore_layer(
             shape,
             grid.qmin,
             grid.bits,
+            torch.int8 if grid.bits <= 8 else torch.int16,
         )
         if shape != tuple(layer.weight.shape):
             raise RuntimeError(f"{path}.weight is {tuple(layer.weight.shape)}, saved was {shape}")
-        if compact:
-            weight = found.to(torch.int8 if grid.bits <= 8 else torch.int16)
-        else:
-            weight = (found * frozen.scale(found)).to(dtype)
+        weight = found if compact else (found * frozen.scale(found)).to(dtype)
         tensors[f"{path}.weight"], tensors[f"{path}.weight_quantizer.step"] = weight, step
         layer.weight_quantizer = frozen
         layer.weight = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)

@@ -32,9 +32,11 @@ class Kernel(Protocol):
 
     Attributes:
         name: What the summary calls it.
+        held: The tensors that it keeps.
     """
 
     name: str
+    held: list[Tensor]
 
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor: ...
 
@@ -55,6 +57,7 @@ class Native:
             operation.geometry,
         )
         self.border = Border(operation) if self.codes.offset else None
+        self.held = self.product.tensors
 
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
         codes = _stored(x, scale, self.codes, self.product.row)
@@ -79,6 +82,7 @@ class OneDnn:
         self.zeros = torch.zeros(operation.outputs, dtype=torch.int32)
         self.bias = operation.bias
         self.border = Border(operation) if self.codes.offset else None
+        self.held = [self.packed, self.weight_scale, self.zeros]
 
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
         one = scale.numel() == 1
@@ -113,6 +117,7 @@ class Float:
         self.inputs, self.geometry = operation.inputs, operation.geometry
         self.weight, self.bias = operation.dense_weight(), operation.bias
         self.flat = self.weight.flatten(1) if self.weight.shape[2:] == (1, 1) else None
+        self.held = [self.weight]
 
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor:
         if isinstance(x, Deferred):
@@ -174,7 +179,7 @@ def _onednn_is_exact(operation: Operation) -> bool:
         return False  # another architecture, or too many bits
     if operation.inputs.largest > 255:
         return False
-    pair = 2 * operation.inputs.largest * int(operation.weight.abs().max())
+    pair = 2 * operation.inputs.largest * operation.largest
     return bool(instructions() & {"vnni", "amx"}) or pair <= 2**15 - 1
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdquant.errors import ClockError
+from tdquant.footprint import give_back
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
 from tdquant.runtime.cpu.deferred import Deferred
 from tdquant.runtime.cpu.kernels import Kernel, exact_kernels
@@ -29,11 +30,17 @@ _ONE = torch.ones(())
 class Trials:
     """What was tried so far in one model: layers of one signature on inputs of one size run the
     same kernel, tried once.
+
+    Attributes:
+        lock: Held while kernels are tried: threads may make the first call together.
+        seconds: Signature and shape of the input -> kernel -> time.
+        left: Layers without a kernel yet.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.seconds: dict[tuple[Any, ...], dict[str, float]] = {}
+        self.left = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trials:
         return self
@@ -57,6 +64,7 @@ class CpuLayer(nn.Module):
         self.inputs = self.operation.inputs
         self.pad = self.operation.pad
         self._trials, self._row, self._note = trials, layer_row(path, layer), ""
+        trials.left += 1
 
     @property
     def rows(self) -> list[Row]:
@@ -64,6 +72,13 @@ class CpuLayer(nn.Module):
         if self.kernel is None:
             return [self._row.on("untried", "chosen at the first call, or compile(example=)")]
         return [self._row.on(self.kernel.name, self._note)]
+
+    @property
+    def held(self) -> list[Tensor]:
+        """The tensors that the layer keeps beside its parameters and buffers."""
+        if self.kernel is not None:
+            return self.kernel.held
+        return [] if self.operation is None else [self.operation.weight]
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer on ``(B, *, C)`` or, a convolution, ``(B, C, *)``."""
@@ -110,10 +125,14 @@ class CpuLayer(nn.Module):
             if len(makers) > 1 and not seconds:
                 for name, make in makers.items():
                     seconds[name] = _fastest(partial(make(operation), x, scale))
+                    give_back()
                 self._trials.seconds[key] = seconds
             best = min(seconds, key=seconds.__getitem__) if seconds else next(iter(makers))
             self._note = _explain(best, seconds, operation)
             self.kernel, self.operation = makers[best](operation), None
+            self._trials.left -= 1
+            if not self._trials.left:
+                give_back()
             return self.kernel
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
-from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
+from tdquant.quantizers import ActivationQuantizer, CodedWeight, FrozenWeight, OffsetQuantizer
 from tdquant.runtime.native.product import Codes, Geometry
 
 MODES = {
@@ -51,8 +52,9 @@ class Operation:
         weight, scale = layer.weight.detach(), None
         if isinstance(layer.weight_quantizer, FrozenWeight):
             quantizer = layer.weight_quantizer
-            weight = quantizer.codes(weight, path)
-            weight = weight.to(torch.int8 if quantizer.grid.bits <= 8 else torch.int16)
+            if not isinstance(quantizer, CodedWeight):
+                weight = quantizer.codes(weight, path)
+                weight = weight.to(torch.int8 if quantizer.grid.bits <= 8 else torch.int16)
             scale = quantizer.step.detach().float()
         geometry, pad = Geometry(), None
         if isinstance(layer, (QuantConv1d, QuantConv2d)):
@@ -72,19 +74,23 @@ class Operation:
         """Channels of the output."""
         return self.weight.shape[0]
 
+    @cached_property
+    def largest(self) -> int:
+        """Largest magnitude of a weight code."""
+        return max(-int(self.weight.min()), int(self.weight.max())) if self.weight.numel() else 0
+
     def dense_weight(self) -> Tensor:
         """The weight in float32, channels last."""
-        weight = self.weight.float()
-        if self.weight_scale is not None:
-            scale = self.weight_scale
-            weight = weight * (scale.reshape(-1, 1, 1, 1) if scale.ndim else scale)
-        return weight.contiguous(memory_format=torch.channels_last)
+        weight = self.weight.to(torch.float32, memory_format=torch.channels_last)
+        scale = self.weight_scale
+        if scale is None:
+            return weight
+        return weight.mul_(scale.reshape(-1, 1, 1, 1) if scale.ndim else scale)  # codes: a copy
 
     def signature(self) -> tuple[object, ...]:
         """Equal for layers that run equally fast on equal inputs."""
-        integer = self.weight_scale is not None
-        largest = int(self.weight.abs().max()) if integer and self.weight.numel() else 0
-        return (tuple(self.weight.shape), integer, largest, self.inputs, self.geometry, self.pad)
+        largest = self.largest if self.weight_scale is not None else None
+        return (tuple(self.weight.shape), largest, self.inputs, self.geometry, self.pad)
 
 
 def _codes(quantizer: nn.Module) -> Codes | None:

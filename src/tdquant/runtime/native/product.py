@@ -158,18 +158,24 @@ class Codes:
 
 def exact_widths(codes: Tensor, grid: Grid, groups: int) -> list[bool]:
     """For which ``wide`` a layer with weight codes ``(N, C / groups, ...)`` is exact."""
-    largest = int(codes.abs().max()) if codes.numel() else 0
-    depth = codes.shape[1]
-    sums = codes.flatten(1).abs().sum(1).max() if codes.numel() else 0
+    largest = _largest(codes)
+    depth, terms = codes.shape[1], codes[:1].numel()
+    sums = largest * terms  # a bound that nearly always is enough
+    if sums * max(Codes(grid, wide).largest for wide in (False, True)) > _INT32:
+        sums = int(codes.flatten(1).abs().sum(1).max())
     widths = []
     for wide, unit in ((False, 4), (True, 2)):
         code = Codes(grid, wide)
         fits = largest <= (_INT16 if wide else 127) and code.largest <= (_INT16 if wide else 255)
         whole = groups == 1 or depth % unit == 0
         runs = wide or 2 * largest * code.largest <= _INT16
-        if fits and whole and runs and int(sums) * code.largest <= _INT32:
+        if fits and whole and runs and sums * code.largest <= _INT32:
             widths.append(wide)
     return widths
+
+
+def _largest(codes: Tensor) -> int:
+    return max(-int(codes.min()), int(codes.max())) if codes.numel() else 0
 
 
 class Product:
@@ -217,11 +223,11 @@ class Product:
             .permute(0, 1, 3, 4, 2, 5)
             .contiguous()
         )
-        self.shift = table(codes.flatten(1).sum(1) * self.codes.zero, torch.int32)
+        self.shift = table(codes.flatten(1).sum(1, dtype=torch.int32) * self.codes.zero, torch.int32)
         self.weight_scale = table(weight_scale.float().expand(total), torch.float32)
         self.bias = table(torch.zeros(total) if bias is None else bias, torch.float32)
         self.zeros = torch.full((self.depth,), self.codes.zero, dtype=self.codes.dtype)
-        largest = max(int(codes.abs().max()) * self.codes.largest * 2, 1)
+        largest = max(_largest(codes) * self.codes.largest * 2, 1)
         self._shapes: dict[torch.Size, tuple[_Product, tuple[int, ...]]] = {}
         self._spec = _Product(
             zeros=self.zeros.data_ptr(),
@@ -244,6 +250,14 @@ class Product:
             dilation_h=geometry.dilation[0],
             dilation_w=geometry.dilation[1],
         )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the kernel reads: packed weights and tables."""
+        return [self.weight, self.shift, self.weight_scale, self.bias, self.zeros]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Product:
+        return self  # nothing in it ever changes
 
     def __call__(self, codes: Tensor, scale: Tensor, like: torch.Size) -> Tensor:
         """The product of codes ``(M, row)`` of an input of shape ``like``: ``(B, C, H, W)`` gives

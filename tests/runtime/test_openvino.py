@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+
+import tdquant as tdq
+from tdquant.export import openvino as graphs
+from tdquant.export.exporters import about, prepared
+from tdquant.grid import Grid
+from tdquant.runtime.openvino import KEPT
+
+from ..export.models import LAYERS, All, One, frozen
+
+
+def kernels(session):
+    """Primitive of each product in the compiled graph."""
+    (compiled,) = session.engine._compiled.values()
+    infos = [node.get_rt_info() for node in compiled.model.get_runtime_model().get_ops()]
+    return [
+        info["primitiveType"].astype(str)
+        for info in infos
+        if info["layerType"].astype(str) in ("Convolution", "FullyConnected", "MatMul")
+    ]
+
+
+def opened(model, x, folder, **options):
+    session = tdq.open_session(tdq.export(model, folder / "m.xml", (x, 3), **options))
+    session(x, 3)
+    return session
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
+def test_every_width_runs_on_integer_kernels(bits, tmp_path):
+    """Layers that do nothing but their product: the compiled graph multiplies int8 alone."""
+    layers = {k: LAYERS[k] for k in ("1x1", "3x3", "strided", "linear", "conv1d")}
+    model = frozen(All(layers), bits, Grid.affine(8, 100))
+    session = opened(model, torch.randn(1, 6, 8, 8), tmp_path)
+    assert len(kernels(session)) == len(layers)
+    assert all(kernel.lower().endswith("i8") for kernel in kernels(session)), kernels(session)
+    assert {row.kernel for row in session.rows} == {"int8"}
+
+
+@pytest.mark.parametrize("codes", [3, 15, 16, 100, 200, 256])
+def test_every_number_of_codes_runs_on_integer_kernels(codes, tmp_path):
+    """OpenVINO itself knows a few numbers of levels only."""
+    model = frozen(One(nn.Conv2d(8, 8, 3)), 4, Grid(8, 0, codes - 1, codes // 3))
+    x = torch.randn(1, 8, 8, 8)
+    session = opened(model, x, tmp_path)
+    assert [kernel.lower()[-2:] for kernel in kernels(session)] == ["i8"]
+    assert torch.allclose(session(x, 3), model(x, 3), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_could_saturate_are_float_in_the_file(tmp_path):
+    model = frozen(One(nn.Conv2d(8, 8, 3)), 8, Grid.affine(8, 100))
+    x = torch.randn(1, 8, 8, 8)
+    (row,) = opened(model, x, tmp_path).rows
+    assert row.kernel == "float"
+    assert "VNNI" in row.note
+
+
+def test_wide_sums_bring_the_integer_kernel_back():
+    """What a session does to the graph where int8 products are added in 32 bits."""
+    import openvino as ov
+
+    model = frozen(One(nn.Conv2d(8, 8, 3)), 8, Grid.affine(8, 100))
+    x = torch.randn(2, 8, 8, 8)
+    copied, call = prepared(model, (x, 3))
+    graph = graphs.convert(copied, call, about(copied))
+
+    def kinds():
+        return [op.get_type_name() for op in graph.get_ops()]
+
+    assert "FakeQuantize" not in kinds()
+    graphs.restore_levels(graph)
+    assert kinds().count("FakeQuantize") == 1
+    compiled = ov.Core().compile_model(graph, "CPU")
+    types = {
+        op.get_rt_info()["primitiveType"].astype(str)
+        for op in compiled.get_runtime_model().get_ops()
+        if op.get_rt_info()["layerType"].astype(str) == "Convolution"
+    }
+    assert all("8" in kind for kind in types)
+
+
+def test_compiled_graphs_are_kept_for_the_latest_shapes(tmp_path):
+    model = frozen(One(nn.Conv2d(5, 5, 3)), 4)
+    session = opened(model, torch.randn(1, 5, 8, 8), tmp_path)
+    for side in (5, 6, 7, 8, 9, 8):
+        x = torch.randn(2, 5, side, side)
+        assert torch.allclose(session(x, 3), model(x, 3), rtol=1e-4, atol=1e-4)
+        assert len(session.engine._compiled) <= KEPT
+    sizes = [dict(key)["x"][-1] for key in session.engine._compiled]
+    assert sizes == [6, 7, 9, 8]
+
+
+def test_the_backend_is_made_by_its_first_call(calibrated, x):
+    model = tdq.freeze(calibrated)
+    fast = tdq.compile(model, "openvino")
+    assert fast.session is None
+    y = model(x, 3)
+    assert (fast(x, 3) - y).abs().median() <= 1e-6 * y.abs().max()
+    assert "int8" in {row.kernel for row in tdq.summary(fast)}
+    ready = tdq.compile(model, "openvino", example=(x, torch.tensor(3)))
+    assert ready.session is not None
