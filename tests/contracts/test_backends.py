@@ -8,6 +8,7 @@ from tdquant.runtime import BACKENDS
 from tdquant.runtime.cuda import lower_on
 
 from ..conftest import quantized
+from ..denoisers import Blocks, calls
 
 SETTINGS = {
     "W8A8 temporal": {"weights": 8, "activations": 8},
@@ -63,3 +64,24 @@ def test_batch_split_changes_nothing(frozen, backend, x):
         whole = call(fast, x, t)
         parts = torch.cat([call(fast, x[i : i + 1], t[i : i + 1]) for i in range(3)])
     assert torch.allclose(whole, parts, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def odd_model():
+    """Odd channel counts, 1x1, strided, grouped, dilated, unevenly padded, no bias."""
+    model = Blocks().eval()
+    tdq.quantize(model, tdq.Recipe(weights=4, activations=8, edges=8), verbose=False)
+    tdq.calibrate(model, calls(shape=(3, 12, 12)), progress=False)
+    return tdq.freeze(model)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layers_of_odd_geometry(odd_model, backend):
+    fast, rng = lowered(odd_model, backend), torch.Generator().manual_seed(0)
+    x = torch.randn(3, 3, 12, 12, generator=rng)
+    with torch.no_grad():
+        for t in (torch.tensor(3), torch.tensor(640), torch.tensor([0, 431, 999])):
+            y = odd_model(x, t)
+            error = (call(fast, x, t) - y).abs()
+            assert error.median() <= 1e-5 * y.abs().max()
+            assert error.mean() <= 1e-3 * y.abs().max()

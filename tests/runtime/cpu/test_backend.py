@@ -18,36 +18,9 @@ from tdquant.runtime.cpu.operation import Operation
 from tdquant.runtime.native import missing
 
 from ...conftest import quantized
+from ...denoisers import Blocks
 
 compiled_kernels = pytest.mark.skipif(missing() is not None, reason=str(missing()))
-
-
-class Blocks(nn.Module):
-    """Norm, SiLU and convolution in a row, attention's transposed rows, odd channel counts."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.conv_in = nn.Conv2d(3, 20, 3, padding=1)
-        self.norm = nn.GroupNorm(4, 20)
-        self.conv1 = nn.Conv2d(20, 21, 3, padding=1)
-        self.down = nn.Conv2d(21, 24, 3, stride=2, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(4, 24)
-        self.query = nn.Linear(24, 24)
-        self.conv2 = nn.Conv2d(24, 24, 3, padding=1, groups=2)
-        self.skip = nn.Conv2d(24, 18, 1)
-        self.wide = nn.Conv2d(18, 17, (3, 2), padding="same", dilation=2)
-        self.conv_out = nn.Conv2d(17, 3, 3, padding=1)
-
-    def forward(self, x, t):
-        level = 1 + 2 * torch.as_tensor(t).float().reshape(-1, 1, 1, 1) / 1000
-        level = level.to(x.dtype)
-        h = self.conv1(F.dropout(F.silu(self.norm(self.conv_in(x * level))), 0.1, self.training))
-        h = self.down(h)
-        rows = self.norm2(h).flatten(2).transpose(1, 2)
-        h = h + self.query(rows).transpose(1, 2).unflatten(2, h.shape[2:])
-        h = self.skip(h + self.conv2(F.silu(self.norm2(h))))
-        return self.conv_out(self.wide(h))
 
 
 @functools.cache

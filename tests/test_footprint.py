@@ -1,0 +1,28 @@
+import copy
+
+import torch
+from torch import nn
+
+import tdquant as tdq
+from tdquant.footprint import give_back, resident_bytes
+
+
+def test_every_tensor_counts_once():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    expected = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    assert resident_bytes(model) == expected
+    model.append(model[0])
+    assert resident_bytes(model) == expected
+
+
+def test_integers_take_less(frozen, x):
+    fast = tdq.compile(frozen, "cpu", example=(x, torch.tensor(3)))
+    bare = copy.deepcopy(frozen)
+    kernels = [m for m in fast.modules() if getattr(m, "held", None)]
+    assert kernels
+    assert resident_bytes(fast) > sum(t.numel() for m in kernels for t in m.held)
+    assert resident_bytes(bare) == resident_bytes(frozen)
+
+
+def test_giving_back_is_harmless():
+    give_back()
