@@ -36,8 +36,10 @@ docs: venv
 	$(BIN)/mkdocs build --strict
 
 bench: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/ptq.py
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/integers.py
 
 clean:
 	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

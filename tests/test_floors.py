@@ -22,7 +22,8 @@ def test_the_core_needs_no_extra():
     code = (
         "import sys\n"
         "for name in ('diffusers', 'accelerate', 'robohash', 'PIL', 'torchmetrics',\n"
-        "             'matplotlib', 'tqdm', 'efficientnet_lite_pytorch'):\n"
+        "             'matplotlib', 'tqdm', 'efficientnet_lite_pytorch', 'openvino', 'onnx',\n"
+        "             'onnxruntime', 'onnxscript'):\n"
         "    sys.modules[name] = None  # importing it fails\n"
         "import torch, tdquant as tdq\n"
         "class M(torch.nn.Module):\n"

@@ -11,7 +11,6 @@ import tdquant as tdq
 from tdquant import storage
 from tdquant.errors import FreezeError, ModelError, StorageError
 from tdquant.models import build
-from tdquant.storage.files import TENSORS
 
 from ..conftest import quantized
 from ..denoisers import Mixed, Plain

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tdquant.clock import clock_of
 from tdquant.errors import FreezeError
 from tdquant.export.calls import Call
-from tdquant.fakequant import expand_scale
+from tdquant.fakequant import FLOOR, expand_scale
 from tdquant.frozen import is_frozen
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
@@ -65,11 +65,11 @@ class Operand(nn.Module):
         super().__init__()
         self.low, self.high = quantizer.grid.low, quantizer.grid.high
         self.offset = quantizer.offset if isinstance(quantizer, OffsetQuantizer) else 0.0
-        self.grid, self.steps = quantizer.grid, steps
-        scale: Any = quantizer.scale
-        banked = isinstance(scale, BankedScale)
-        self.dynamic = None if banked else scale
-        self.place = (banks.index(scale.bank), int(scale.column)) if banked else None
+        self.steps = steps
+        scale = quantizer.scale
+        self.place: tuple[int, int] | None = None
+        if isinstance(scale, BankedScale):
+            self.place = banks.index(scale.bank), scale.column
 
     @property
     def codes(self) -> int:
@@ -79,10 +79,21 @@ class Operand(nn.Module):
     def step(self, x: Tensor) -> Tensor:
         """The step at the call's timesteps, shaped to broadcast over x."""
         if self.place is None:
-            assert self.dynamic is not None
-            return expand_scale(self.dynamic(None, x, self.grid), x)
+            return expand_scale(self.dynamic_step(x), x)
         bank, column = self.place
         return expand_scale(self.steps.found[bank][column], x)
+
+    def dynamic_step(self, x: Tensor) -> Tensor:
+        """``DynamicScale`` without flattening x: OpenVINO moves what it takes for scales of
+        channels through a flattening, and fails.
+        """
+        axes = tuple(range(1, x.ndim))
+        steps = []
+        if self.high > 0:
+            steps.append(x.amax(axes) / self.high)
+        if self.low < 0:
+            steps.append(x.amin(axes) / self.low)
+        return (steps[0] if len(steps) == 1 else steps[0].maximum(steps[1])).clamp(min=FLOOR)
 
     def ratio(self, x: Tensor, step: Tensor) -> Tensor:
         """What is to be rounded."""

@@ -7,6 +7,7 @@ engine's own choice of bfloat16 would not be exact.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -26,6 +27,12 @@ from tdquant.runtime.session import ExportedModel, Session, register_engine
 
 KEPT = 4
 """Shapes of inputs whose compiled graphs are kept."""
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO's devices, of which one object does for the process."""
+    return require("openvino", "openvino").Core()
 
 
 class _Compiled:
@@ -49,7 +56,7 @@ class OpenVINOEngine:
 
     def __init__(self, graph: Any, threads: int, device: str = "CPU", name: str = "") -> None:
         self._ov = require("openvino", "openvino")
-        self._core = self._ov.Core()
+        self._core = _core()
         self._graph, self._device, self._name = graph, device, name
         self._options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":
@@ -112,7 +119,7 @@ class OpenVINOEngine:
 @register_engine(".xml")
 def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], OpenVINOEngine]:
     """The description and the engine of an ``.xml`` file with its ``.bin``."""
-    ov = require("openvino", "openvino")
+    require("openvino", "openvino")
     constants = path.with_suffix(".bin")
     if not constants.is_file():
         raise ExportError(
@@ -123,7 +130,7 @@ def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], Ope
         )
     check_seal(path, [constants])
     try:
-        graph = ov.Core().read_model(str(path))
+        graph = _core().read_model(str(path))
     except RuntimeError as error:
         raise ExportError(
             "OpenVINO cannot read the graph",

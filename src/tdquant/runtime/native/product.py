@@ -223,7 +223,9 @@ class Product:
             .permute(0, 1, 3, 4, 2, 5)
             .contiguous()
         )
-        self.shift = table(codes.flatten(1).sum(1, dtype=torch.int32) * self.codes.zero, torch.int32)
+        self.shift = table(
+            codes.flatten(1).sum(1, dtype=torch.int32) * self.codes.zero, torch.int32
+        )
         self.weight_scale = table(weight_scale.float().expand(total), torch.float32)
         self.bias = table(torch.zeros(total) if bias is None else bias, torch.float32)
         self.zeros = torch.full((self.depth,), self.codes.zero, dtype=self.codes.dtype)
