@@ -11,14 +11,11 @@ from tdquant.export import EXPORTERS
 from ..conftest import quantized
 from .test_backends import SETTINGS
 
-QUICK = ("W4A4 temporal",)
+QUICK = {".xml": ("W4A4 temporal", "W8A8 dynamic"), ".onnx": ("W4A4 temporal",)}
+"""What is not left to the slow tests; the backend of OpenVINO goes through all settings, too."""
+
 CASES = [
-    pytest.param(
-        suffix,
-        name,
-        # torch's own exporter takes seconds for a model of seven layers.
-        marks=[] if suffix == ".xml" or name in QUICK else pytest.mark.slow,
-    )
+    pytest.param(suffix, name, marks=[] if name in QUICK[suffix] else pytest.mark.slow)
     for suffix in EXPORTERS
     for name in SETTINGS
 ]

@@ -10,7 +10,6 @@ from tdquant.errors import ConversionError, ExportError, FreezeError
 from tdquant.export import EXPORTERS
 from tdquant.grid import Grid
 
-from ..conftest import quantized
 from ..denoisers import Mixed
 from .models import LAYERS, All, One, frozen
 
@@ -80,9 +79,8 @@ def test_sixteen_bits_stay_in_float(tmp_path):
     assert {row.kernel for row in session.rows} == {"float"}
 
 
-def test_half_precision_models_are_exported_in_float(tmp_path, x):
-    half = tdq.freeze(quantized(weights=4, activations=8)).bfloat16()
-    full = tdq.freeze(quantized(weights=4, activations=8))
+def test_half_precision_models_are_exported_in_float(calibrated, tmp_path, x):
+    half, full = tdq.freeze(calibrated).bfloat16(), tdq.freeze(calibrated)
     (session,) = sessions(half, x.bfloat16(), tmp_path, [".xml"])
     assert (session(x, 5) - full(x, 5)).abs().median() < 0.02 * full(x, 5).abs().max()
 
@@ -205,8 +203,8 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_what_the_file_says(tmp_path):
-    model = tdq.freeze(quantized(weights=4, activations=8))
+def test_what_the_file_says(calibrated, tmp_path):
+    model = tdq.freeze(calibrated)
     path = tdq.export(model, tmp_path / "m.xml", (torch.randn(1, 6, 8, 8), 3))
     about = tdq.open_session(path).about
     assert about["tdquant"] == tdq.__version__

@@ -28,7 +28,7 @@ def opened(model, x, folder, **options):
     return session
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("bits", [2, 5, 7])
 def test_every_width_runs_on_integer_kernels(bits, tmp_path):
     """Layers that do nothing but their product: the compiled graph multiplies int8 alone."""
     layers = {k: LAYERS[k] for k in ("1x1", "3x3", "strided", "linear", "conv1d")}
@@ -39,7 +39,7 @@ def test_every_width_runs_on_integer_kernels(bits, tmp_path):
     assert {row.kernel for row in session.rows} == {"int8"}
 
 
-@pytest.mark.parametrize("codes", [3, 15, 16, 100, 200, 256])
+@pytest.mark.parametrize("codes", [3, 100, 256])
 def test_every_number_of_codes_runs_on_integer_kernels(codes, tmp_path):
     """OpenVINO itself knows a few numbers of levels only."""
     model = frozen(One(nn.Conv2d(8, 8, 3)), 4, Grid(8, 0, codes - 1, codes // 3))

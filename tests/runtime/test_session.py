@@ -11,12 +11,10 @@ from torch import nn
 import tdquant as tdq
 from tdquant.errors import ClockError, ExportError
 
-from ..conftest import quantized
-
 
 @pytest.fixture(scope="module")
-def model():
-    return tdq.freeze(quantized(weights=4, activations=8))
+def model(_calibrated):
+    return tdq.freeze(_calibrated)
 
 
 @pytest.fixture(scope="module")
