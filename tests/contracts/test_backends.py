@@ -41,9 +41,7 @@ def frozen_model(request):
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_equals_the_frozen_model(frozen_model, backend, x, request):
-    if "W8A8 dynamic-openvino" in request.node.name:
-        pytest.xfail("OpenVINO's input-dynamic scales are not exact (docs/deploy.md)")
+def test_equals_the_frozen_model(frozen_model, backend, x):
     before = {k: v.clone() for k, v in frozen_model.state_dict().items()}
     fast = lowered(frozen_model, backend)
     with torch.no_grad():

@@ -8,22 +8,24 @@ engine's own choice of bfloat16 would not be exact.
 from __future__ import annotations
 
 import functools
+import tempfile
 import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ExportError
 from tdquant.export import openvino as graphs
-from tdquant.export.exporters import about, prepared
+from tdquant.export.exporters import export
 from tdquant.export.sealing import KEY, check_seal, read_description
 from tdquant.optional import require
 from tdquant.runtime.compile import Example, register_backend
 from tdquant.runtime.instructions import instructions
-from tdquant.runtime.session import ExportedModel, Session, register_engine
+from tdquant.runtime.session import ExportedModel, Session, open_session, register_engine
 
 KEPT = 4
 """Shapes of inputs whose compiled graphs are kept."""
@@ -40,8 +42,9 @@ class _Compiled:
 
     def __init__(self, model: Any) -> None:
         self.model, self.idle = model, list[Any]()
-        self.shapes = [tuple(port.shape) for port in model.outputs]
-        self.dtypes = [port.get_element_type().to_dtype() for port in model.outputs]
+        self.outputs = [
+            (tuple(port.shape), port.element_type.to_dtype()) for port in model.outputs
+        ]
 
 
 class OpenVINOEngine:
@@ -75,7 +78,7 @@ class OpenVINOEngine:
                 compiled.idle.pop() if compiled.idle else compiled.model.create_infer_request()
             )
         # The engine reads and writes the memory of torch's tensors: nothing is copied.
-        found = [torch.empty(shape) for shape in compiled.shapes]
+        found = [torch.from_numpy(np.empty(shape, dtype)) for shape, dtype in compiled.outputs]
         for name, tensor in tensors.items():
             request.set_tensor(name, self._ov.Tensor(tensor.numpy(), shared_memory=True))
         for index, tensor in enumerate(found):
@@ -144,7 +147,7 @@ def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], Ope
 
 @register_backend("openvino")
 def lower(frozen: nn.Module, example: Example | None = None) -> ExportedModel:
-    """The model as an OpenVINO graph in memory, made at the first call if there is no example."""
+    """The model as an OpenVINO graph, made at the first call if there is no example."""
     require("openvino", "openvino")
     lowered = ExportedModel(frozen, _session)
     if example is not None:
@@ -153,8 +156,7 @@ def lower(frozen: nn.Module, example: Example | None = None) -> ExportedModel:
 
 
 def _session(frozen: nn.Module, example: Any) -> Session:
-    model, call = prepared(frozen, example)
-    told = about(model)
-    graph = graphs.convert(model, call, told)
-    described = read_description(str(graph.get_rt_info([KEY]).value), Path("openvino"))
-    return Session(described, OpenVINOEngine(graph, torch.get_num_threads()))
+    # By way of a file: a graph that OpenVINO has just traced keeps what it inferred for the
+    # example's shapes, and gave wrong results for input-dynamic scales.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        return open_session(export(frozen, Path(folder) / "model.xml", example))
