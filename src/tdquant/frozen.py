@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tdquant.announce import announce
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError, FreezeError
+from tdquant.fakequant import fake_quantize
 from tdquant.grid import Grid
-from tdquant.layers import quantized_layers
-from tdquant.quantizers import FrozenWeight, WeightQuantizer, activation_quantizers
+from tdquant.layers import QuantLayer, quantized_layers
+from tdquant.quantizers import CodedWeight, FrozenWeight, WeightQuantizer, activation_quantizers
+from tdquant.quantizers.weight import mse_step
 from tdquant.scales import (
     DynamicScale,
     PendingScale,
@@ -90,7 +93,7 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
                 coverage += [float(q.scale.knots[0]), float(q.scale.knots[-1])]
     if coverage:
         clock_of(frozen).coverage = min(coverage), max(coverage)
-    return frozen
+    return announce(frozen)
 
 
 def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale:
@@ -117,6 +120,28 @@ def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale
     table = scale(knots, _NOWHERE, grid)
     scale.train(was_training)
     return TableScale(knots, table).requires_grad_(False)
+
+
+def expand(layer: QuantLayer) -> None:
+    """Has a frozen layer hold its weight as numbers if it holds codes, in place."""
+    coded = layer.weight_quantizer
+    if isinstance(coded, CodedWeight):
+        layer.weight = nn.Parameter(coded(layer.weight), requires_grad=False)
+        layer.weight_quantizer = FrozenWeight(coded.grid, coded.step)
+
+
+@torch.no_grad()
+def requantize(layer: QuantLayer) -> None:
+    """Puts the weight of a frozen layer, changed from outside, back on a grid of the same codes,
+    by steps that fit it, in place.
+    """
+    old = layer.weight_quantizer
+    assert isinstance(old, FrozenWeight)
+    step = mse_step(layer.weight, old.grid, per_channel=old.step.ndim > 0)
+    new = FrozenWeight(old.grid, floored(step))
+    weight = fake_quantize(layer.weight, new.scale(layer.weight), old.grid.low, old.grid.high)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.weight_quantizer = new
 
 
 def _evaluate(scales: list[TemporalScale], knots: Tensor | None) -> dict[Scale, TableScale]:

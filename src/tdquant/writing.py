@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from tdquant.errors import StorageError
 
 
 @contextlib.contextmanager
@@ -24,3 +28,44 @@ def replacing(path: Path) -> Iterator[Path]:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(directory: str | os.PathLike[str], mark: str) -> Iterator[Path]:
+    """An empty folder beside ``directory``, which takes its place when the context ends well.
+
+    Arguments:
+        directory: The folder to write. It may be missing, empty, or an earlier one of its kind.
+        mark: Name of the file by which folders of its kind are known.
+
+    Raises:
+        StorageError: There is something of another kind already.
+    """
+    target = Path(directory)
+    if target.exists() and not (
+        target.is_dir() and (not any(target.iterdir()) or (target / mark).exists())
+    ):
+        raise StorageError(
+            "there is something else already",
+            where=str(target),
+            fix=f"an empty folder, a new name, or an older folder with {mark} in it",
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    suffix = uuid.uuid4().hex[:8]
+    fresh, old = (
+        target.with_name(f".{target.name}.{suffix}.new"),
+        target.with_name(f".{target.name}.{suffix}.old"),
+    )
+    try:
+        fresh.mkdir()
+        yield fresh
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -5,13 +5,19 @@ type.
 from tdquant.layers.base import QUANTIZED, QuantLayer, quantized_layers, replace_module
 from tdquant.layers.conv import QuantConv1d, QuantConv2d
 from tdquant.layers.linear import QuantLinear
+from tdquant.layers.split import SplitLayer
+from tdquant.layers.structure import STRUCTURES, StructuredLayer, structured_layers
 
 __all__ = [
     "QUANTIZED",
+    "STRUCTURES",
     "QuantConv1d",
     "QuantConv2d",
     "QuantLayer",
     "QuantLinear",
+    "SplitLayer",
+    "StructuredLayer",
     "quantized_layers",
     "replace_module",
+    "structured_layers",
 ]

@@ -52,7 +52,9 @@ class QuantLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer on fake-quantized operands."""
-        return self.combine(self.input_quantizer(input), self.weight_quantizer(self.weight))
+        x, weight = self.input_quantizer(input), self.weight_quantizer(self.weight)
+        # A model that asks its weights for their dtype, to cast to it, sees that of codes.
+        return self.combine(x.to(weight.dtype) if x.is_floating_point() else x, weight)
 
     def combine(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's own product of an input and a weight, with its bias."""

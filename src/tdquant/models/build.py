@@ -33,7 +33,9 @@ def description(model: nn.Module) -> dict[str, Any] | None:
         return {"source": "tdquant", "class": name, "config": getattr(model, "config", {})}
     if type(model).__module__.startswith("diffusers.") and hasattr(model, "config"):
         config = {
-            k: v for k, v in dict(getattr(model, "config", {})).items() if not k.startswith("_")
+            k: v
+            for k, v in dict(getattr(model, "config", {})).items()
+            if not k.startswith("_") and k != "quantization_config"
         }
         return {"source": "diffusers", "class": name, "config": config}
     return None

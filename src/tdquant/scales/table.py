@@ -63,9 +63,9 @@ class TableScale(Scale):
             raise CalibrationError("a step that is not positive and finite", where="TableScale")
         self.register_buffer("knots", knots.clone())
         self.table = nn.Parameter(table.clone(), requires_grad=learned)
-        self._index()
+        self.index_knots()
 
-    def _index(self) -> None:
+    def index_knots(self) -> None:
         """Notes whether the knots are consecutive integers, which integer timesteps index."""
         count = len(self.knots)
         first = float(self.knots[0])
@@ -99,7 +99,7 @@ class TableScale(Scale):
             self.knots = torch.zeros_like(knots, device=self.knots.device)
             self.table = nn.Parameter(torch.ones_like(self.knots), self.table.requires_grad)
         super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[arg-type]
-        self._index()
+        self.index_knots()
 
     @property
     def static(self) -> bool:

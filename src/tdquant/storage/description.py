@@ -1,0 +1,152 @@
+"""What a frozen model is, apart from numbers: a JSON-safe description, and its tensors packed.
+
+    <layer>.weight.codes    codes of the weight, packed to its bits, uint8
+    <layer>.weight.step     their steps, float32
+    <quantizer>.scale.table steps over time, float32
+
+Everything else keeps its name in the state dict. What the description knows (zero points, knots at
+consecutive integers) is not stored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from tdquant.clock import clock_of
+from tdquant.errors import FreezeError
+from tdquant.frozen import is_frozen
+from tdquant.grid import Grid
+from tdquant.layers import quantized_layers, structured_layers
+from tdquant.layers.attention import OPERANDS, QuantAttention
+from tdquant.packing import pack
+from tdquant.provenance import history
+from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
+from tdquant.recipe import Recipe
+from tdquant.scales import TableScale
+
+Description = Mapping[str, Any]
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The description of a frozen model: timestep, recipe, and what every layer is.
+
+    Raises:
+        ConversionError: The model is not quantized.
+        FreezeError: It is not frozen.
+    """
+    clock = clock_of(model)
+    if not is_frozen(model):
+        raise FreezeError(
+            "only a frozen model can be saved",
+            where=type(model).__name__,
+            fix="tdq.calibrate it if that is not done, then save tdq.freeze(model)",
+        )
+    recipe = getattr(model, "tdq_recipe", None)
+    return {
+        "timestep": clock.argument,
+        "coverage": list(clock.coverage) if clock.coverage else None,
+        "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
+        "structures": [
+            {"path": path, "structure": layer.structure, **layer.specification()}
+            for path, layer in structured_layers(model)
+        ],
+        "layers": {
+            path: {"type": type(layer).__name__} | _operands(layer)
+            for path, layer in quantized_layers(model)
+        },
+        "history": history(model),
+        "attention": {
+            path.removesuffix(".processor"): {
+                name: _describe_activation(module.quantizer(name)) for name in OPERANDS
+            }
+            for path, module in model.named_modules()
+            if isinstance(module, QuantAttention)
+        },
+    }
+
+
+def _operands(layer: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {}
+    frozen = layer.weight_quantizer
+    if isinstance(frozen, FrozenWeight):
+        dtype = getattr(frozen, "dtype", layer.weight.dtype)
+        spec["weight"] = {
+            "bits": frozen.grid.bits,
+            "qmax": frozen.grid.qmax,
+            "shape": list(layer.weight.shape),
+            "steps": len(frozen.step) if frozen.step.ndim else None,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+    if isinstance(layer.input_quantizer, ActivationQuantizer):
+        spec["input"] = _describe_activation(layer.input_quantizer)
+    return spec
+
+
+def _describe_activation(quantizer: Any) -> dict[str, Any]:
+    grid, scale = quantizer.grid, quantizer.scale
+    out = {
+        "bits": grid.bits,
+        "qmin": grid.qmin,
+        "qmax": grid.qmax,
+        "zero_point": grid.zero_point,
+        "scale": scale.kind,
+    }
+    if isinstance(quantizer, OffsetQuantizer):
+        out["offset"] = quantizer.offset
+    if isinstance(scale, TableScale):
+        out |= {"knots": len(scale.knots), "first": scale.first}
+    return out
+
+
+def activations(description: Description) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every activation quantizer of a description: its path and what it is."""
+    for path, spec in description["layers"].items():
+        if "input" in spec:
+            yield f"{path}.input_quantizer", spec["input"]
+    for path, operands in description["attention"].items():
+        for name, spec in operands.items():
+            yield f"{path}.processor.{name}_quantizer", spec
+
+
+def weight_grid(spec: Mapping[str, Any]) -> Grid:
+    """The grid of a described weight."""
+    grid = Grid.signed(spec["bits"], narrow=True)
+    return Grid(grid.bits, -spec["qmax"], spec["qmax"]) if "qmax" in spec else grid
+
+
+def pack_tensors(state: Mapping[str, Tensor], description: Description) -> dict[str, Tensor]:
+    """The tensors to store of a frozen model's state dict, on the CPU, none sharing memory.
+
+    Raises:
+        FreezeError: A weight does not lie on its grid: it was changed after freezing.
+    """
+    state = {k: v.detach() for k, v in state.items() if not k.endswith(".zero_point")}
+    for path, layer in description["layers"].items():
+        if "weight" not in layer:
+            continue
+        grid = weight_grid(layer["weight"])
+        step = state.pop(f"{path}.weight_quantizer.step")
+        weight = state.pop(f"{path}.weight")
+        if weight.is_floating_point():  # else it is held as its codes
+            weight = FrozenWeight(grid, step).codes(weight, path)
+        state[f"{path}.weight.codes"] = pack(weight, grid.qmin, grid.bits)
+        state[f"{path}.weight.step"] = step
+    for path, spec in activations(description):
+        if spec.get("first") is not None:
+            del state[f"{path}.scale.knots"]  # consecutive integers
+    return _unshared(state)
+
+
+def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in state.items():
+        tensor = tensor.cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        out[name] = tensor.clone() if pointer in seen else tensor
+        seen.add(pointer)
+    return out

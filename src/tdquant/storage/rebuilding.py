@@ -1,0 +1,197 @@
+"""From a description back to a frozen model: first its skeleton, then the stored tensors by name,
+in any number of portions.
+
+The skeleton holds its weights as codes, so a portion need not know of another one: a weight's
+codes and steps may lie in different shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.clock import Clock
+from tdquant.errors import StorageError
+from tdquant.frozen import expand
+from tdquant.grid import Grid
+from tdquant.layers import QUANTIZED, STRUCTURES, quantized_layers, replace_module
+from tdquant.layers.attention import QuantAttention
+from tdquant.packing import unpack
+from tdquant.quantizers import (
+    ActivationQuantizer,
+    CodedWeight,
+    OffsetQuantizer,
+    activation_quantizers,
+)
+from tdquant.recipe import Recipe
+from tdquant.scales import DynamicScale, Scale, TableScale
+from tdquant.storage.description import Description, activations, weight_grid
+
+CODES, STEP, TABLE = ".weight.codes", ".weight.step", ".scale.table"
+
+
+def build_skeleton(
+    model: nn.Module, description: Description, dtype: torch.dtype | None = None
+) -> None:
+    """Puts frozen layers into a float model, in place; their numbers are still to come.
+
+    Arguments:
+        model: A float model of the architecture, possibly with meta parameters.
+        description: What ``describe`` gave.
+        dtype: Of the numbers that weights stand for; the one they were saved with if None.
+
+    Raises:
+        StorageError: The description is of another architecture.
+        RecipeError: The recipe is of a newer version.
+    """
+    clock = Clock(model, description["timestep"])
+    coverage = description.get("coverage")
+    clock.coverage = (coverage[0], coverage[1]) if coverage else None
+    model.tdq_history = list(description.get("history", ()))  # type: ignore[assignment]
+    if description.get("recipe"):
+        model.tdq_recipe = Recipe.from_dict(description["recipe"])  # type: ignore[assignment]
+    for entry in description.get("structures", ()):
+        _restructure(model, dict(entry))
+    for path, spec in description["layers"].items():
+        _put_layer(model, path, spec, clock, dtype)
+    for path, operands in description["attention"].items():
+        block: Any = _at(model, path)
+        block.set_processor(
+            QuantAttention({name: _activation(spec, clock) for name, spec in operands.items()})
+        )
+
+
+def _at(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise StorageError(
+            "the model has no such module",
+            where=path,
+            why="another architecture was saved",
+            fix="a float model of the architecture that was saved",
+        ) from error
+
+
+def _restructure(model: nn.Module, entry: dict[str, Any]) -> None:
+    path, name = entry.pop("path"), entry.pop("structure")
+    if name not in STRUCTURES:
+        raise StorageError(f"no structure {name!r}", where=path, fix="update tdquant")
+    old = _at(model, path)
+    replace_module(model, old, STRUCTURES[name].from_float(old, **entry))
+
+
+def _put_layer(
+    model: nn.Module,
+    path: str,
+    spec: Mapping[str, Any],
+    clock: Clock,
+    dtype: torch.dtype | None,
+) -> None:
+    old = _at(model, path)
+    if type(old) not in QUANTIZED or QUANTIZED[type(old)].__name__ != spec["type"]:
+        raise StorageError(f"a {type(old).__name__} where a {spec['type']} was saved", where=path)
+    layer = QUANTIZED[type(old)].from_float(old)
+    if "weight" in spec:
+        saved, shape = spec["weight"], tuple(layer.weight.shape)
+        if shape != tuple(saved["shape"]):
+            raise StorageError(
+                f"codes of {saved['bits']} bits for a weight {tuple(saved['shape'])} do not fit "
+                f"the model's {shape}",
+                where=path,
+                fix="a float model of the architecture that was saved",
+            )
+        grid = weight_grid(saved)
+        steps = saved.get("steps", shape[0])
+        step = torch.ones(()) if steps is None else torch.ones(steps)
+        layer.weight_quantizer = CodedWeight(grid, step, dtype or getattr(torch, saved["dtype"]))
+        codes = torch.empty(shape, dtype=_code_type(grid), device="meta")
+        layer.weight = nn.Parameter(codes, requires_grad=False)
+    if "input" in spec:
+        layer.input_quantizer = _activation(spec["input"], clock)
+    replace_module(model, old, layer)
+
+
+def _activation(spec: Mapping[str, Any], clock: Clock) -> ActivationQuantizer:
+    grid = Grid(spec["bits"], spec["qmin"], spec["qmax"], spec["zero_point"])
+    scale: Scale
+    if spec["scale"] == "dynamic":
+        scale = DynamicScale()
+    else:
+        knots = torch.arange(spec["knots"], dtype=torch.float32) + (spec.get("first") or 0)
+        scale = TableScale(knots, torch.ones(spec["knots"]))
+    if "offset" in spec:
+        return OffsetQuantizer(grid, scale, clock, spec["offset"], spec["scale"])
+    return ActivationQuantizer(grid, scale, clock, wanted=spec["scale"])
+
+
+def _code_type(grid: Grid) -> torch.dtype:
+    return torch.int8 if grid.bits <= 8 else torch.int16
+
+
+def state_names(names: Iterable[str], description: Description) -> list[str]:
+    """The names in the skeleton's state dict that tensors of the stored ``names`` become."""
+    weights, counted = _described(description)
+    out = []
+    for name in names:
+        out += _state_names(name, weights, counted)
+    return out
+
+
+def _described(description: Description) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Specifications of the weights by layer, and of tables with unstored knots by quantizer."""
+    weights = {p: spec["weight"] for p, spec in description["layers"].items() if "weight" in spec}
+    counted = {p: spec for p, spec in activations(description) if spec.get("first") is not None}
+    return weights, counted
+
+
+def _state_names(name: str, weights: Mapping[str, Any], counted: Mapping[str, Any]) -> list[str]:
+    if name.endswith(CODES) and name.removesuffix(CODES) in weights:
+        return [name.removesuffix(".codes")]
+    if name.endswith(STEP) and name.removesuffix(STEP) in weights:
+        return [name.removesuffix(STEP) + ".weight_quantizer.step"]
+    if name.endswith(TABLE) and name.removesuffix(TABLE) in counted:
+        return [name, name.removesuffix(".table") + ".knots"]
+    return [name]
+
+
+def unpack_tensors(stored: Mapping[str, Tensor], description: Description) -> dict[str, Tensor]:
+    """Stored tensors, all or a portion, as entries of the skeleton's state dict.
+
+    Raises:
+        StorageError: Codes do not fit the shape of their weight.
+    """
+    weights, counted = _described(description)
+    out = {}
+    for name, tensor in stored.items():
+        first, *knots = _state_names(name, weights, counted)
+        if first != name and name.endswith(CODES):
+            spec = weights[name.removesuffix(CODES)]
+            grid = weight_grid(spec)
+            tensor = unpack(tensor, tuple(spec["shape"]), grid.qmin, grid.bits, _code_type(grid))
+        out[first] = tensor
+        for other in knots:
+            spec = counted[name.removesuffix(TABLE)]
+            out[other] = torch.arange(spec["knots"], dtype=torch.float32) + spec["first"]
+    return out
+
+
+def settle(model: nn.Module, compact: bool) -> nn.Module:
+    """The frozen model, once all tensors are in place: ready to run, its weights numbers unless
+    ``compact``.
+    """
+    for _, quantizer in activation_quantizers(model):
+        if isinstance(quantizer.scale, TableScale):
+            quantizer.scale.index_knots()
+    if not compact:
+        for _, layer in quantized_layers(model):
+            expand(layer)
+    # Tensors mapped from a file lie at odd addresses, where BLAS may round differently.
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.is_floating_point() and tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+    return model.eval().requires_grad_(False)
