@@ -52,11 +52,20 @@ def test_call_without_a_timestep():
         model(None)
 
 
-def test_timestep_of_a_wrong_shape():
+def test_timestep_by_token_is_that_of_the_sample():
+    model = Probe()
+    clock = Clock(model)
+    model(None, torch.tensor([[7.0, 7.0, 7.0], [0.0, 3.0, 3.0]]))  # a given frame stands at 0
+    assert clock.last.tolist() == [7.0, 3.0]
+    model(None, torch.zeros(2, 1, 1))
+    assert clock.last.tolist() == [0.0, 0.0]
+
+
+def test_several_times_within_a_sample():
     model = Probe()
     Clock(model)
-    with pytest.raises(ClockError, match=r"\(2, 1\)"):
-        model(None, torch.zeros(2, 1))
+    with pytest.raises(ClockError, match=r"\(2, 3\)"):
+        model(None, torch.tensor([[7.0, 7.0, 7.0], [0.0, 3.0, 2.0]]))
 
 
 def test_argument_that_cannot_be_found():

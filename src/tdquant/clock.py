@@ -25,7 +25,16 @@ from torch import Tensor, nn
 
 from tdquant.errors import ClockError, ConversionError
 
-TIMESTEP_NAMES = ("timestep", "timesteps", "t", "time", "time_step", "sigma", "noise_level")
+TIMESTEP_NAMES = (
+    "timestep",
+    "timesteps",
+    "t",
+    "time",
+    "time_step",
+    "timestep_ratio",
+    "sigma",
+    "noise_level",
+)
 
 
 def find_timestep(model: nn.Module, name: str | None = None) -> tuple[str, int]:
@@ -51,9 +60,13 @@ def find_timestep(model: nn.Module, name: str | None = None) -> tuple[str, int]:
     return found[0], parameters.index(found[0])
 
 
+_GRAPH = 0
+"""In the place of a thread's number, which is never 0, where a compiled graph asks."""
+
+
 def _caller() -> int:
     """The calling thread: threads may share a model. A graph that is being compiled has one."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+    return _GRAPH if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def identity(module: nn.Module) -> Any:
@@ -91,7 +104,7 @@ class Clock:
         self.last = torch.zeros(())
         self._now: dict[int, Moment] = {}
         self._laws: list[tuple[Any, list[nn.Module]]] | None = None
-        self._warned = False
+        self._warned = self._looked = False
         self._hooks = (
             model.register_forward_pre_hook(self._start, with_kwargs=True),
             model.register_forward_hook(self._stop, always_call=True),
@@ -110,7 +123,8 @@ class Clock:
                 "a quantizer ran while no timestep is known",
                 why="scales follow the timestep, which the quantized model reads from its call",
                 fix=f"call the whole model with {self.argument!r}; a part of it only inside "
-                "clock.at(t); gradient checkpointing wants context_fn=clock.preserve",
+                "clock.at(t); gradient checkpointing wants context_fn=clock.preserve; threads "
+                "that share a model whose blocks are compiled have to take turns",
             )
         return moment.timestep
 
@@ -147,10 +161,20 @@ class Clock:
             self._set(before)
 
     def _set(self, moment: Moment | None) -> None:
+        caller = _caller()
         if moment is None:
-            self._now.pop(_caller(), None)
+            self._now.pop(caller, None)
         else:
-            self._now[_caller()] = moment
+            self._now[caller] = moment
+        if caller == _GRAPH:
+            return
+        # A part of the model that is compiled by itself cannot ask for its thread. It reads the
+        # one call in progress, and finds none where several threads share the model.
+        calls = [m for c, m in list(self._now.items()) if c != _GRAPH]
+        if len(calls) == 1:
+            self._now[_GRAPH] = calls[0]
+        else:
+            self._now.pop(_GRAPH, None)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles start between calls, and look for scales among their own modules.
@@ -174,20 +198,37 @@ class Clock:
                 where=f"{type(model).__name__}.forward",
                 fix=f"pass the timestep as argument {self._position + 1} or as {self.argument}=",
             )
-        timestep = torch.as_tensor(timestep)
-        if timestep.ndim > 1:
-            raise ClockError(
-                f"{self.argument!r} has shape {tuple(timestep.shape)}",
-                where=f"{type(model).__name__}.forward",
-                why="a timestep is one number, or one for each sample",
-                fix="pass shape () or (B,)",
-            )
+        timestep = self._by_sample(model, torch.as_tensor(timestep))
         self._set(Moment(timestep, self._evaluate(model, timestep)))
         if torch.compiler.is_compiling():
             return  # nothing of a traced call, whose tensors may be fake, stays behind
         self.last = timestep
         if self.coverage is not None and not self._warned:
             self._warn_outside(timestep)
+
+    def _by_sample(self, model: nn.Module, timestep: Tensor) -> Tensor:
+        """The timestep ``()`` or ``(B,)`` of one given as ``()``, ``(B,)`` or ``(B, *)``.
+
+        Video models take a time for each token. Tokens to be denoised share theirs; those of a
+        given frame are at 0 and do not change a sample's time. Whether it is so, is looked at in
+        every call on the CPU, elsewhere in the first one: looking makes the host wait.
+        """
+        if timestep.ndim < 2:
+            return timestep
+        tokens = timestep.flatten(1)
+        largest = tokens.amax(1)
+        look = timestep.device.type == "cpu" or not self._looked
+        if look and not torch.compiler.is_compiling():
+            self._looked = True
+            if not ((tokens == largest[:, None]) | (tokens == 0)).all():
+                raise ClockError(
+                    f"{self.argument!r} has several times within a sample",
+                    where=f"{type(model).__name__}.forward",
+                    why=f"of shape {tuple(timestep.shape)} it gives tokens that are denoised "
+                    "different times, and a scale follows one for each sample",
+                    fix="pass shape () or (B,), or (B, N) with one time a sample beside zeros",
+                )
+        return largest
 
     def _evaluate(self, model: nn.Module, timestep: Tensor) -> dict[Any, Tensor]:
         """The steps of all scales whose law can be evaluated ahead."""

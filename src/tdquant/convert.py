@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from tdquant.announce import announce
 from tdquant.clock import Clock
 from tdquant.errors import ConversionError, RecipeError, TDQError
-from tdquant.families import family_of
+from tdquant.families import Family, family_of
 from tdquant.grid import Grid
 from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
@@ -48,7 +49,7 @@ def quantize(
             fix="start from the float model",
         )
     family = family_of(model)
-    layers = _quantizable(model)
+    layers = _quantizable(model, family)
     if not layers:
         raise ConversionError(
             "there is nothing to quantize",
@@ -56,16 +57,21 @@ def quantize(
             why=f"it has no layer of type {', '.join(sorted(t.__name__ for t in QUANTIZED))}",
         )
     chosen = _select(layers, recipe)
-    first, last = _edges(list(layers), family.first, family.last)
+    first, last = edges(model, list(layers), family)
     clock = Clock(model, timestep or family.timestep)
     try:
         swaps: dict[str, nn.Module] = {}
+        mistakes: list[ConversionError] = []
         for path in chosen:
-            time_path = any(fnmatchcase(path, p) for p in family.time_path)
+            time_path = _matches(path, family.time_path)
             overridden = [p for p in recipe.overrides if fnmatchcase(path, p)]
             plan = recipe.for_layer(overridden, path in first | last, time_path)
             if min(plan.weights, plan.activations) < FLOAT:
-                swaps[path] = _quant_layer(layers[path], path, plan, recipe, clock)
+                try:
+                    swaps[path] = _quant_layer(layers[path], path, plan, recipe, clock)
+                except ConversionError as error:
+                    mistakes.append(error)
+        _complain(mistakes)
         blocks = _attention(model, recipe, clock)
     except TDQError:
         clock.remove()
@@ -76,9 +82,25 @@ def quantize(
     for block, processor in blocks:
         block.set_processor(processor)  # type: ignore[operator]
     model.tdq_recipe = recipe  # type: ignore[assignment]
+    announce(model)
     if verbose:
         print(summary(model))
     return model
+
+
+def _complain(mistakes: list[ConversionError]) -> None:
+    """Raises what stands in the way of several layers as one error."""
+    if not mistakes:
+        return
+    first = mistakes[0]
+    if len(mistakes) == 1:
+        raise first
+    raise ConversionError(
+        f"{len(mistakes)} layers cannot be quantized:\n  - "
+        + "\n  - ".join(f"{error.where}: {error.what}" for error in mistakes),
+        why=first.why,
+        fix=first.fix,
+    )
 
 
 def activation_quantizer(
@@ -144,8 +166,12 @@ def _attention(
     ]
 
 
-def _quantizable(model: nn.Module) -> dict[str, nn.Module]:
-    return {path: m for path, m in model.named_modules() if type(m) in QUANTIZED and path}
+def _quantizable(model: nn.Module, family: Family) -> dict[str, nn.Module]:
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if type(module) in QUANTIZED and path and not _matches(path, family.borrowed)
+    }
 
 
 def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
@@ -162,19 +188,23 @@ def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
             fix="patterns are globs over module paths, such as 'up_blocks.*.conv1'",
         )
 
-    def matches(path: str, among: Iterable[str]) -> bool:
-        return any(fnmatchcase(path, p) for p in among)
-
-    return [p for p in layers if matches(p, recipe.include) and not matches(p, recipe.exclude)]
+    return [p for p in layers if _matches(p, recipe.include) and not _matches(p, recipe.exclude)]
 
 
-def _edges(
-    paths: list[str], first: tuple[str, ...], last: tuple[str, ...]
-) -> tuple[set[str], set[str]]:
-    """Paths of the first and last layers: by the family's names, else by order."""
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(path, p) for p in patterns)
+
+
+def edges(model: nn.Module, paths: list[str], family: Family) -> tuple[set[str], set[str]]:
+    """Paths of the first and last layers: by the family's names, else by order. A name that only
+    a layer of another type has, such as a Conv3d, says that no layer of ``paths`` is at the edge.
+    """
+    everything = [
+        path for path, m in model.named_modules() if getattr(m, "weight", None) is not None
+    ]
 
     def named(patterns: tuple[str, ...], otherwise: str) -> set[str]:
-        found = {path for path in paths if any(fnmatchcase(path, p) for p in patterns)}
-        return found or {otherwise}
+        found = {path for path in everything if _matches(path, patterns)}
+        return found & set(paths) if found else {otherwise}
 
-    return named(first, paths[0]), named(last, paths[-1])
+    return named(family.first, paths[0]), named(family.last, paths[-1])

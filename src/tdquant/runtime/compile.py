@@ -34,7 +34,7 @@ BACKENDS: dict[str, Lower] = {}
 """Every registered backend by its name."""
 
 PREFERENCE = {
-    "cpu": ("cpu", "openvino", "onnx", "reference"),
+    "cpu": ("cpu", "openvino", "reference"),
     "cuda": ("cuda", "reference"),
 }
 """Device of the model -> what ``"auto"`` tries, in this order. It does not move a model."""

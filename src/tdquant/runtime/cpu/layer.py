@@ -58,6 +58,7 @@ class CpuLayer(nn.Module):
     def __init__(self, layer: QuantLayer, path: str, trials: Trials) -> None:
         super().__init__()
         self.input_quantizer: Any = layer.input_quantizer
+        frozen = layer.weight_quantizer
         self.dimensions = 2 * isinstance(layer, QuantConv2d) + isinstance(layer, QuantConv1d)
         self.operation: Operation | None = Operation.of(layer, path)
         self.kernel: Kernel | None = None
@@ -65,6 +66,11 @@ class CpuLayer(nn.Module):
         self.pad = self.operation.pad
         self._trials, self._row, self._note = trials, layer_row(path, layer), ""
         trials.left += 1
+        # Models ask their layers for the weight's dtype and device, and for sizes.
+        empty = layer.weight.new_empty(0, dtype=getattr(frozen, "dtype", layer.weight.dtype))
+        self.weight = nn.Parameter(empty, requires_grad=False)
+        for name in layer.geometry:
+            setattr(self, name, getattr(layer, name))
 
     @property
     def rows(self) -> list[Row]:
@@ -84,7 +90,8 @@ class CpuLayer(nn.Module):
         """The layer on ``(B, *, C)`` or, a convolution, ``(B, C, *)``."""
         scale, x = self._step(input), input
         if not self.dimensions:
-            x = x.float().contiguous()
+            # Four dimensions would be an image's.
+            x = (x.flatten(0, 2) if x.ndim == 4 else x).float().contiguous()
         elif self.pad is not None or self.dimensions == 1 or type(x) is not Deferred:
             if self.pad is not None:
                 x = F.pad(x, *self.pad)
@@ -95,6 +102,8 @@ class CpuLayer(nn.Module):
         y = kernel(x, scale)
         if self.dimensions == 1:
             y = y.squeeze(2)
+        elif not self.dimensions and input.ndim == 4:
+            y = y.unflatten(0, input.shape[:3])
         return y if y.dtype == input.dtype else y.to(input.dtype)
 
     def _step(self, input: Tensor) -> Tensor:
