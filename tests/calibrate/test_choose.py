@@ -1,7 +1,8 @@
 import torch
 
 from tdquant.calibrate.candidates import Candidate
-from tdquant.calibrate.choose import JUDGED, STATIC, list_choices, time_weights
+from tdquant.calibrate.choose import JUDGED, STATIC, WHOLE, list_choices, time_weights
+from tdquant.calibrate.concatenations import Concatenation
 from tdquant.calibrate.judge import Judgement
 from tdquant.scales import TableScale
 
@@ -18,7 +19,7 @@ def candidates():
 
 
 def choose(errors, wanted="auto", margin=0.1):
-    judgement = Judgement(torch.zeros(1), {"a": torch.tensor([errors])})
+    judgement = Judgement(torch.zeros(1), {"a": torch.tensor([errors]).sqrt()})
     return {
         k: v["a"]
         for k, v in list_choices({"a": wanted}, {"a": candidates()}, judgement, margin).items()
@@ -46,9 +47,38 @@ def test_one_choice_for_each_estimator_alone():
 def test_time_weights_follow_the_error():
     times = torch.arange(1000.0)
     error = torch.where(times < 500, 1.0, 9.0)[:, None]
-    w = time_weights(Judgement(times, {"a": error}), "a", 0, torch.arange(1000.0))
+    w = time_weights(Judgement(times, {"a": error.sqrt()}), "a", 0, torch.arange(1000.0))
     assert w.shape == (1000,)
     assert (w > 0).all()
     assert 5 < w[900] / w[100] < 9
     flat = time_weights(Judgement(times, {"a": 0 * error}), "a", 0, times)
     assert (flat == 1).all()
+
+
+def choose_split(whole, first, second, margin=0.1):
+    """Choices for one layer over a concatenation, by the effects of one static candidate each."""
+    names = ["a.input_quantizer", "a.parts.0.input_quantizer", "a.parts.1.input_quantizer"]
+    effects = {
+        n: torch.tensor(e)[:, None] for n, e in zip(names, (whole, first, second), strict=True)
+    }
+    flat = [Candidate("mse", TableScale(ONE, torch.ones(1)))]
+    return list_choices(
+        {names[0]: "static"},
+        dict.fromkeys(names, flat),
+        Judgement(torch.zeros(len(whole)), effects),
+        margin,
+        {names[0]: Concatenation(-3, (2, 3))},
+    )
+
+
+def test_a_layer_is_split_where_its_parts_together_do_less():
+    found = choose_split([1.0, -1.0], [0.3, -0.3], [0.3, -0.3])
+    assert set(found[JUDGED]) == {"a.parts.0.input_quantizer", "a.parts.1.input_quantizer"}
+    assert set(found[WHOLE]) == {"a.input_quantizer"}
+    # Each part is better than the whole, but their errors agree in sign and add up.
+    found = choose_split([1.0, -1.0], [0.6, -0.6], [0.6, -0.6])
+    assert set(found[JUDGED]) == {"a.input_quantizer"}
+    assert WHOLE not in found
+    # Better, but by less than the margin.
+    assert WHOLE not in choose_split([1.0, -1.0], [0.97, 0.0], [0.0, -0.97])
+    assert WHOLE in choose_split([1.0, -1.0], [0.97, 0.0], [0.0, -0.97], margin=0.01)

@@ -52,8 +52,24 @@ def test_seeded():
     grids = {n: q.grid for n, q in quantizers.items()}
     candidates = {n: make_candidates(observations.seen[n], grids[n], "mse") for n in quantizers}
     first, again, other = (
-        judge(model, quantizers, grids, candidates, calls, seed).errors["a.input_quantizer"]
+        judge(model, quantizers, grids, candidates, calls, seed).errors("a.input_quantizer")
         for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_how_samples_are_divided_into_calls_plays_no_part():
+    model = tdq.quantize(Linear(), tdq.Recipe(edges=4), verbose=False)
+    x, t = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) * 100
+    observations = tdq.observe(model, [(x, t)], progress=False)
+    quantizers = dict(activation_quantizers(model))
+    grids = {n: q.grid for n, q in quantizers.items()}
+    candidates = {n: make_candidates(observations.seen[n], grids[n], "auto") for n in quantizers}
+    whole = judge(model, quantizers, grids, candidates, [(x, t)])
+    split = judge(
+        model, quantizers, grids, candidates, [(x[:1], t[:1]), (x[1:4], t[1:4]), (x[4:], t[4:])]
+    )
+    assert torch.equal(whole.times, split.times)
+    for name in quantizers:
+        assert torch.allclose(whole.errors(name), split.errors(name), rtol=1e-3, atol=1e-9)

@@ -3,6 +3,17 @@ output.
 """
 
 from tdquant.calibrate.observe import Observations, observe
-from tdquant.calibrate.run import Calibration, LayerChoice, calibrate
+from tdquant.calibrate.recording import Recording, denoisers, trajectories
+from tdquant.calibrate.run import Calibration, LayerChoice, SplitChoice, calibrate
 
-__all__ = ["Calibration", "LayerChoice", "Observations", "calibrate", "observe"]
+__all__ = [
+    "Calibration",
+    "LayerChoice",
+    "Observations",
+    "Recording",
+    "SplitChoice",
+    "calibrate",
+    "denoisers",
+    "observe",
+    "trajectories",
+]

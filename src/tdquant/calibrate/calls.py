@@ -60,6 +60,8 @@ def first_samples(call: Call, count: int) -> Call:
             return (value[:count] if value.ndim and len(value) == size else value).detach().clone()
         if isinstance(value, Mapping):
             return {k: cut(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):  # a ControlNet's residuals, say
+            return type(value)(cut(v) for v in value)
         return value
 
     return (

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from tdquant.calibrate.candidates import Candidate
+from tdquant.calibrate.concatenations import Concatenation
 from tdquant.calibrate.judge import Judgement
 from tdquant.scales import SCALES
 
 JUDGED = "judged layer by layer"
 STATIC = "flat curves everywhere"
+WHOLE = "no layer split"
 
 
 def list_choices(
@@ -20,32 +22,47 @@ def list_choices(
     candidates: dict[str, list[Candidate]],
     judgement: Judgement,
     margin: float,
+    parts: dict[str, Concatenation] | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Choices for the whole model: the judge's own, each estimator alone, and flat curves alone.
+    """Choices for the whole model: the judge's own, each estimator alone, flat curves alone, and,
+    where the judge splits layers, its own without that.
 
     Arguments:
         wanted: Kind of scale that each layer is to get.
         candidates: Curves by path, the same estimators for every layer.
         judgement: Their output errors.
         margin: Share by which a temporal scale has to better a static one where the kind is
-            ``"auto"``.
+            ``"auto"``, and a split layer a whole one.
+        parts: Quantizers whose layers can be split.
 
     Returns:
-        Title -> path -> index of the candidate.
+        Title -> path -> index of the candidate; of a split layer, the paths are those of its
+        parts.
     """
+    parts = parts or {}
     estimators = list(dict.fromkeys(c.estimator for cs in candidates.values() for c in cs))
 
-    def choose(allowed: set[str], kind: str | None = None) -> dict[str, int]:
-        return {
-            n: _best(kind or wanted[n], candidates[n], judgement.mean(n), allowed, margin)
-            for n in candidates
-        }
+    def choose(allowed: set[str], kind: str | None = None, split: bool = True) -> dict[str, int]:
+        choice: dict[str, int] = {}
+        for n in wanted:
+
+            def best(place: str, n: str = n) -> int:
+                means = judgement.mean(place)
+                return _best(kind or wanted[n], candidates[place], means, allowed, margin)
+
+            whole = {n: best(n)}
+            apart = {p: best(p) for p in parts[n].names(n)} if split and n in parts else whole
+            better = judgement.together(apart) < (1 - margin) * judgement.together(whole)
+            choice |= apart if better else whole
+        return choice
 
     choices = {JUDGED: choose(set(estimators))}
     if len(estimators) > 1:
         choices |= {f"{name} everywhere": choose({name}) for name in estimators}
     if not all(map(is_flat, wanted.values())):
         choices[STATIC] = choose(set(estimators), "static")
+    if set(choices[JUDGED]) != set(wanted):
+        choices[WHOLE] = choose(set(estimators), split=False)
     return choices
 
 
@@ -86,7 +103,7 @@ def time_weights(
     """
     low, high = float(knots[0]), float(knots[-1])
     place = ((judgement.times - low) / (high - low) * bins).long().clamp(0, bins - 1)
-    error = judgement.errors[name][:, index]
+    error = judgement.errors(name)[:, index]
     total = torch.zeros(bins).index_add_(0, place, error)
     count = torch.zeros(bins).index_add_(0, place, torch.ones_like(error))
     mean = torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())

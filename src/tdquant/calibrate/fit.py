@@ -24,9 +24,9 @@ def fit(
     curves: Tensor,
     weights: Tensor | None = None,
     *,
-    iterations: int = 600,
-    batch: int = 128,
-    rate: float = 4e-3,
+    iterations: int = 300,
+    batch: int = 64,
+    rate: float = 6e-3,
     seed: int = 0,
 ) -> Tensor:
     """Trains the networks of temporal scales towards ``curves``.
@@ -72,7 +72,7 @@ def fit(
                 h = h.relu()
         return (F.softplus(h.squeeze(-1)) + FLOOR).log()
 
-    optimizer = torch.optim.Adam([*weight, *bias], lr=rate)
+    optimizer = torch.optim.Adam([*weight, *bias], lr=rate, fused=True)
     rng = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
         for iteration in range(iterations):

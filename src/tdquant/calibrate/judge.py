@@ -14,7 +14,7 @@ This does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,29 +22,140 @@ from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call, run
 from tdquant.calibrate.candidates import Candidate
+from tdquant.calibrate.concatenations import Concatenation
 from tdquant.calibrate.observers import observing
 from tdquant.errors import CalibrationError
 from tdquant.fakequant import expand_scale, fake_quantize
 from tdquant.grid import Grid
+from tdquant.layers import QuantLayer
 from tdquant.quantizers import ActivationQuantizer
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Output errors by layer and candidate.
+    """What candidates do to the output, by layer.
 
     Attributes:
         times: Time of every sample that was judged, ``(S,)``.
-        errors: path -> squared output error per element that each of its C candidates causes
-            alone, ``(S, C)``.
+        effects: path -> ``r^T J dx / sqrt(elements of the output)`` of each of its C candidates
+            alone, ``(S, C)``: their squares are squared output errors per element, and those of
+            roundings that come together add up before they are squared.
     """
 
     times: Tensor
-    errors: dict[str, Tensor]
+    effects: dict[str, Tensor]
+
+    def errors(self, name: str) -> Tensor:
+        """Squared output error of each candidate of a layer by sample, ``(S, C)``."""
+        return self.effects[name].square()
 
     def mean(self, name: str) -> Tensor:
         """Mean error of each candidate of a layer, ``(C,)``."""
-        return self.errors[name].mean(0)
+        return self.errors(name).mean(0)
+
+    def together(self, choice: dict[str, int]) -> float:
+        """Mean error of one candidate of each of several quantizers at once."""
+        return float(sum(self.effects[n][:, i] for n, i in choice.items()).square().mean())  # type: ignore[union-attr]
+
+
+InputAt = tuple[str, Tensor, Tensor, Tensor]
+"""Path of a quantizer, its input x, the timestep as given, and ``J^T r`` there."""
+
+LayerAt = tuple[str, QuantLayer, Tensor, Tensor, Tensor]
+"""A layer by path and module, its input, its output, and ``J^T r`` there."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One call of the float model, and the gradient of a random projection of its output.
+
+    Attributes:
+        timestep: Time of every sample, ``(B,)``.
+        size: Elements of one sample of the output.
+        inputs: What reached quantizers, in order.
+        outputs: What the wanted layers computed, in order.
+    """
+
+    timestep: Tensor
+    size: int
+    inputs: list[InputAt]
+    outputs: list[LayerAt]
+
+
+def project(
+    model: nn.Module,
+    quantizers: dict[str, ActivationQuantizer],
+    calls: Iterable[Call],
+    seed: int = 0,
+    layers: dict[str, QuantLayer] | None = None,
+) -> Iterator[Projection]:
+    """Runs the float model forwards and backwards, a projection of the output for each sample.
+
+    The draws belong to samples and not to calls: how samples are divided into calls plays no part.
+
+    Arguments:
+        model: The quantized model; it runs in float while the generator is open.
+        quantizers: Its activation quantizers by path.
+        calls: Calls of the model.
+        seed: Seed of the projections.
+        layers: Layers whose outputs are wanted, by path.
+    """
+    inputs: list[tuple[str, Tensor, Tensor]] = []
+    outputs: list[tuple[str, QuantLayer, Tensor, Tensor]] = []
+
+    def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
+        x = _leaf(x)
+        inputs.append((name, x, timestep))
+        return x
+
+    def listen(name: str, layer: QuantLayer, x: Tensor, y: Tensor) -> Tensor:
+        y = _leaf(y)
+        outputs.append((name, layer, x, y))
+        return y
+
+    hooks = [
+        layer.register_forward_hook(lambda m, args, y, n=name: listen(n, m, args[0], y))
+        for name, layer in (layers or {}).items()
+    ]
+    samples = 0
+    try:
+        with observing(model, quantizers, look):
+            for call in calls:
+                inputs.clear()
+                outputs.clear()
+                with torch.enable_grad():
+                    y = run(model, call)
+                    r = torch.stack([_draw(y[0], seed, samples + i) for i in range(len(y))])
+                    samples += len(y)
+                    wanted = [x for _, x, _ in inputs] + [out for *_, out in outputs]
+                    found = torch.autograd.grad((y.float() * r).sum(), wanted, allow_unused=True)
+                at_inputs, at_outputs = found[: len(inputs)], found[len(inputs) :]
+                yield Projection(
+                    model.tdq_clock.last.detach().float().cpu().expand(len(y)),  # type: ignore[union-attr, operator]
+                    max(y[0].numel(), 1),
+                    [
+                        (n, x.detach(), t, g)
+                        for (n, x, t), g in zip(inputs, at_inputs, strict=True)
+                        if g is not None
+                    ],
+                    [
+                        (n, layer, x.detach(), out.detach(), g)
+                        for (n, layer, x, out), g in zip(outputs, at_outputs, strict=True)
+                        if g is not None
+                    ],
+                )
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x if x.requires_grad else x.detach().requires_grad_()
+
+
+def _draw(like: Tensor, seed: int, sample: int) -> Tensor:
+    rng = torch.Generator().manual_seed(seed * 1_000_003 + sample)
+    return torch.randn(like.shape, generator=rng).to(like.device)
 
 
 def judge(
@@ -52,10 +163,11 @@ def judge(
     quantizers: dict[str, ActivationQuantizer],
     grids: dict[str, Grid],
     candidates: dict[str, list[Candidate]],
-    calls: Iterator[Call],
+    calls: Iterable[Call],
     seed: int = 0,
+    parts: dict[str, Concatenation] | None = None,
 ) -> Judgement:
-    """Squared output error that each candidate of each layer causes alone.
+    """What each candidate of each layer does to the output alone.
 
     Arguments:
         model: The quantized model; it runs in float.
@@ -64,47 +176,44 @@ def judge(
         candidates: Curves by path.
         calls: Calls of the model.
         seed: Seed of the projections.
+        parts: Quantizers whose input is a concatenation; its parts are judged too, under their
+            names.
 
     Raises:
         CalibrationError: There are no calls.
     """
+    parts = parts or {}
     times: list[Tensor] = []
-    errors: dict[str, list[Tensor]] = {name: [] for name in quantizers}
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
-        if not x.requires_grad:
-            x = x.detach().requires_grad_()
-        seen.setdefault(name, []).append((x, timestep))
-        return x
-
-    with observing(model, quantizers, look), torch.enable_grad():
-        for number, call in enumerate(calls):
-            seen.clear()
-            y = run(model, call)
-            rng = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            r = torch.randn(y.shape, generator=rng).to(y.device)
-            # A quantizer that one call reaches several times counts with the sum of its effects.
-            flat = [(name, x, t) for name, pairs in seen.items() for x, t in pairs]
-            gradients = torch.autograd.grad(
-                (y.float() * r).sum(), [x for _, x, _ in flat], allow_unused=True
-            )
-            total = {name: torch.zeros(len(candidates[name]), len(y)) for name in quantizers}
-            with torch.no_grad():
-                for (name, x, t), g in zip(flat, gradients, strict=True):
-                    if g is not None:
-                        total[name] += _effects(
-                            x.detach(), g, t, grids[name], candidates[name], len(y)
-                        )
-            for name, effect in total.items():
-                errors[name].append(effect.square().T / max(y[0].numel(), 1))
-            times.append(flat[0][2].detach().float().cpu().expand(len(y)))
+    effects: dict[str, list[Tensor]] = {name: [] for name in candidates}
+    for projection in project(model, quantizers, calls, seed):
+        batch = len(projection.timestep)
+        # A quantizer that one call reaches several times counts with the sum of its effects.
+        total = {name: torch.zeros(len(cs), batch) for name, cs in candidates.items()}
+        for name, x, t, g in projection.inputs:
+            for place, piece, slope in pieces(name, x, g, parts):
+                total[place] += input_effects(
+                    piece, slope, t, grids[place], candidates[place], batch
+                )
+        for name, effect in total.items():
+            effects[name].append(effect.T / projection.size**0.5)
+        times.append(projection.timestep)
     if not times:
         raise CalibrationError("no calls to judge by", where="batches")
-    return Judgement(torch.cat(times), {name: torch.cat(rows) for name, rows in errors.items()})
+    return Judgement(torch.cat(times), {name: torch.cat(rows) for name, rows in effects.items()})
 
 
-def _effects(
+def pieces(
+    name: str, x: Tensor, g: Tensor, parts: dict[str, Concatenation]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """An input with its gradient, and the same of each of its parts, under their names."""
+    yield name, x, g
+    if name in parts:
+        found = parts[name]
+        yield from zip(found.names(name), found.pieces(x), found.pieces(g), strict=True)
+
+
+@torch.no_grad()
+def input_effects(
     x: Tensor, g: Tensor, timestep: Tensor, grid: Grid, candidates: list[Candidate], batch: int
 ) -> Tensor:
     """``g . (x_hat - x)`` of every candidate and sample, ``(C, batch)``."""

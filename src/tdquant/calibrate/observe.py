@@ -5,12 +5,13 @@ know of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call, Reservoir, run
+from tdquant.calibrate.concatenations import Concatenation, ConcatenationMode, PartObserver
 from tdquant.calibrate.observers import TimeHistograms, TimeRange, observing
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
@@ -23,14 +24,17 @@ class Observations:
     """What the float model showed.
 
     Attributes:
-        seen: Path of the quantizer -> histograms over time.
+        seen: Path of the quantizer -> histograms over time. Parts of concatenations are here
+            under the paths that they would have in a split layer.
         times: The time axis.
         calls: Some of the calls, cut to a few samples each, for judging.
+        parts: Path of a quantizer that is handed a concatenation -> its parts.
     """
 
     seen: dict[str, TimeHistograms]
     times: TimeRange
     calls: list[Call]
+    parts: dict[str, Concatenation] = field(default_factory=dict)
 
 
 def observe(
@@ -62,10 +66,13 @@ def observe(
     seen = {name: TimeHistograms() for name in quantizers}
     times = TimeRange()
     reservoir = Reservoir(calls, samples, seed)
+    mode = ConcatenationMode()
+    observer = PartObserver(model, quantizers, mode)
 
     def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
         try:
             seen[name].update(x, timestep)
+            observer.update(name, x, timestep)
         except CalibrationError as error:
             raise CalibrationError(error.what, where=name, fix=error.fix) from error
         return x
@@ -73,8 +80,9 @@ def observe(
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
     with observing(model, quantizers, look):
         for call in track(batches, "observing", total, progress):
-            with torch.no_grad():
+            with torch.no_grad(), mode:
                 run(model, call)
+            mode.forget()
             times.update(clock.last)
             reservoir.offer(call)
     if not reservoir.seen:
@@ -91,7 +99,8 @@ def observe(
         "{} activations are zero throughout",
         "batches from real trajectories; a dead layer belongs in Recipe(exclude=...)",
     )
-    return Observations(seen, times, reservoir.calls)
+    parts, in_parts = observer.found()
+    return Observations(seen | in_parts, times, reservoir.calls, parts)
 
 
 def complain(names: list[str], what: str, fix: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import CalibrationError
-from tdquant.quantizers import ActivationQuantizer
+from tdquant.quantizers import ActivationQuantizer, FrozenWeight, activation_quantizers
 from tdquant.ranges import Histogram
 from tdquant.ranges.histogram import BINS
 
@@ -72,6 +72,27 @@ def observing(
         for quantizer in quantizers.values():
             quantizer.clock.forget_laws()
         model.train(was_training)
+
+
+@contextlib.contextmanager
+def in_float(model: nn.Module) -> Iterator[None]:
+    """A quantized model in float, and unobserved if somebody observes it; a float, frozen or
+    compiled one as it is.
+    """
+    frozen = any(isinstance(module, FrozenWeight) for module in model.modules())
+    if frozen or not hasattr(model, "tdq_clock"):
+        yield
+        return
+    watching = [module for module in model.modules() if isinstance(module, Observer)]
+    looks = [observer.look for observer in watching]
+    try:
+        for observer in watching:
+            observer.look = lambda x, timestep: x
+        with observing(model, dict(activation_quantizers(model)), lambda name, x, timestep: x):
+            yield
+    finally:
+        for observer, look in zip(watching, looks, strict=True):
+            observer.look = look
 
 
 class TimeHistograms:

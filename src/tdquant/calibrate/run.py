@@ -14,6 +14,7 @@ from tdquant.calibrate.bias import correct_biases
 from tdquant.calibrate.calls import Call, outputs
 from tdquant.calibrate.candidates import NAMES, Candidate, choose_grid, make_candidates
 from tdquant.calibrate.choose import is_flat, list_choices, static_error, time_weights
+from tdquant.calibrate.concatenations import SUFFIX, Concatenation, splittable
 from tdquant.calibrate.fit import fit
 from tdquant.calibrate.judge import Judgement, judge
 from tdquant.calibrate.observe import Observations, complain, observe
@@ -22,6 +23,7 @@ from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.fakequant import expand_scale, fake_quantize
 from tdquant.grid import Grid
+from tdquant.layers import QuantLayer, SplitLayer, replace_module
 from tdquant.progress import track
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
 from tdquant.scales import SCALES, DynamicScale, Scale, StaticScale, TableScale, TemporalScale
@@ -54,6 +56,23 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
+class SplitChoice:
+    """A layer that was split along the concatenation that it takes.
+
+    Attributes:
+        path: The layer.
+        sizes: Channels of each part.
+        error: Mean squared output error that the rounding of all parts causes, by the judge.
+        whole_error: That of the best scale for the whole.
+    """
+
+    path: str
+    sizes: tuple[int, ...]
+    error: float
+    whole_error: float
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What calibration did. ``str()`` gives a few lines.
 
@@ -62,17 +81,21 @@ class Calibration:
         trials: Geometric mean over samples of the squared error of the whole model's output, or of
             generated samples, by the choice tried.
         chosen: The name of the one that was taken.
+        splits: Layers that were split.
     """
 
     layers: list[LayerChoice]
     trials: dict[str, float] = field(default_factory=dict)
     chosen: str = ""
+    splits: list[SplitChoice] = field(default_factory=list)
 
     def __str__(self) -> str:
         kinds = {
             k: sum(c.kind == k for c in self.layers) for k in sorted({c.kind for c in self.layers})
         }
         lines = ["calibrated " + ", ".join(f"{n} {k}" for k, n in kinds.items())]
+        if self.splits:
+            lines.append(f"split along their concatenations: {len(self.splits)} layers")
         lines += [
             f"  {'*' if name == self.chosen else ' '} {name}: error {error:.3g}"
             for name, error in self.trials.items()
@@ -86,6 +109,7 @@ def calibrate(
     *,
     estimator: str = "auto",
     margin: float = 0.1,
+    split: bool = True,
     generate: Callable[[nn.Module], Tensor] | None = None,
     bias_correction: bool = False,
     time_range: tuple[float, float] | None = None,
@@ -106,6 +130,9 @@ def calibrate(
             whose errors do least at the model's output, confirmed on the whole model.
         margin: An ``"auto"`` scale is temporal where that lowers the layer's output error by more
             than this share.
+        split: A layer that is handed a concatenation may become one layer for each part of it,
+            with scales of their own; it does where that lowers its output error by more than
+            ``margin``. Layers that were calibrated before stay as they are.
         generate: Samples with the model that it is given, from fixed noise. With ``"auto"``,
             whole-model choices are then confirmed on what it returns and not on single calls: an
             error that is small in every call can add up over a trajectory.
@@ -140,47 +167,74 @@ def calibrate(
     seen, calls = batches.seen, batches.calls
     span = time_range or batches.times.resolve()
 
-    grids = {n: choose_grid(seen[n], q.grid, q.symmetric) for n, q in quantizers.items()}
     pending = {n: q for n, q in quantizers.items() if not isinstance(q.scale, DynamicScale)}
+    parts = splittable(model, pending, batches.parts) if split else {}
+    owners = quantizers | {p: quantizers[n] for n, c in parts.items() for p in c.names(n)}
+    grids = {n: choose_grid(seen[n], q.grid, q.symmetric) for n, q in owners.items()}
     scales: dict[str, Scale] = {n: q.scale for n, q in quantizers.items()}
     report = Calibration([])
     if pending:
-        candidates = {n: make_candidates(seen[n], grids[n], estimator) for n in pending}
+        candidates = {
+            n: make_candidates(seen[n], grids[n], estimator)
+            for n in owners
+            if n in pending or n not in quantizers
+        }
         shown = track(calls, "judging scales", len(calls), progress)
-        judgement = judge(model, pending, grids, candidates, shown, seed)
+        judgement = judge(model, pending, grids, candidates, shown, seed, parts)
         wanted = {n: q.wanted for n, q in pending.items()}
-        choices = list_choices(wanted, candidates, judgement, margin)
+        choices = list_choices(wanted, candidates, judgement, margin, parts)
         trials = {}
         if len(choices) > 1:
 
             def result(net: nn.Module) -> list[Tensor]:
                 return [generate(net)] if generate else outputs(net, calls)
 
-            trials = _try_all(model, quantizers, grids, candidates, choices, result, progress)
+            trials = _try_all(
+                model, quantizers, grids, candidates, choices, parts, result, progress
+            )
         name = min(trials, key=trials.__getitem__) if trials else next(iter(choices))
         choice = choices[name]
         curves = {n: candidates[n][i] for n, i in choice.items()}
-        made, misfits = _make_scales(pending, grids, curves, choice, judgement, span, seed)
+        chosen = {n: owners[n] for n in choice}
+        made, misfits = _make_scales(chosen, grids, curves, choice, judgement, span, seed)
         scales |= made
         layers = [
             LayerChoice(
                 n,
                 made[n].kind,
                 curves[n].estimator,
-                float(judgement.mean(n)[choice[n]]),
+                float(judgement.mean(n)[i]),
                 static_error(candidates[n], judgement.mean(n)),
                 float(curves[n].curve.table.max() / curves[n].curve.table.min()),
                 misfits.get(n, 0.0),
             )
-            for n in pending
+            for n, i in choice.items()
         ]
-        report = Calibration(layers, trials, name)
-    for n, quantizer in quantizers.items():
+        splits = [
+            SplitChoice(
+                n.removesuffix(SUFFIX),
+                c.sizes,
+                judgement.together({p: choice[p] for p in c.names(n)}),
+                float(judgement.mean(n).min()),
+            )
+            for n, c in parts.items()
+            if n not in choice
+        ]
+        _install_splits(model, splits)
+        report = Calibration(layers, trials, name, splits)
+    for n, quantizer in activation_quantizers(model):
         scale = scales[n].to(_device(model)).train(quantizer.training)
         quantizer.grid, quantizer.scale = grids[n], scale
     if bias_correction:
         correct_biases(model, calls)
     return report
+
+
+def _install_splits(model: nn.Module, splits: list[SplitChoice]) -> None:
+    for choice in splits:
+        layer = model.get_submodule(choice.path)
+        assert isinstance(layer, QuantLayer)
+        replace_module(model, layer, SplitLayer.from_quantized(layer, choice.sizes))
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -194,6 +248,7 @@ def _try_all(
     grids: dict[str, Grid],
     candidates: dict[str, list[Candidate]],
     choices: dict[str, dict[str, int]],
+    parts: dict[str, Concatenation],
     result: Callable[[nn.Module], list[Tensor]],
     progress: bool,
 ) -> dict[str, float]:
@@ -210,6 +265,11 @@ def _try_all(
         def look(
             name: str, x: Tensor, timestep: Tensor, choice: dict[str, int] = choice
         ) -> Tensor:
+            if name in parts and name not in choice:
+                together = parts[name]
+                pieces = zip(together.names(name), together.pieces(x), strict=True)
+                rounded = [look(place, piece, timestep, choice) for place, piece in pieces]
+                return torch.cat(rounded, together.dimension)
             grid = grids[name]
             scale = (
                 candidates[name][choice[name]].curve if name in choice else quantizers[name].scale

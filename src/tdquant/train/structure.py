@@ -14,6 +14,7 @@ from torch import nn
 from tdquant.clock import Clock
 from tdquant.errors import StorageError
 from tdquant.grid import Grid
+from tdquant.layers import SplitLayer, quantized_layers, replace_module, structured_layers
 from tdquant.quantizers import activation_quantizers
 from tdquant.recipe import Recipe
 from tdquant.scales import SCALES, PendingScale, Scale, TableScale, TemporalScale
@@ -35,15 +36,26 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
             }
             for path, q in activation_quantizers(model)
         },
+        "splits": {
+            path: list(layer.sizes)
+            for path, layer in structured_layers(model)
+            if isinstance(layer, SplitLayer)
+        },
     }
 
 
 def restore(model: nn.Module, structure: dict[str, Any] | None, where: str = "") -> None:
-    """Puts scales of the described laws in the place of pending ones; tensors are loaded after.
+    """Splits the layers that the description splits, and puts scales of its laws in the place of
+    pending ones; tensors are loaded after.
 
     Raises:
         StorageError: The model has other quantizers than the description.
     """
+    layers = dict(quantized_layers(model))
+    for path, sizes in ({} if structure is None else structure.get("splits", {})).items():
+        if path in layers:
+            whole = layers[path]
+            replace_module(model, whole, SplitLayer.from_quantized(whole, sizes))
     found = dict(activation_quantizers(model))
     known = {} if structure is None else structure["activations"]
     strange = sorted(set(found) ^ set(known))
