@@ -2,14 +2,17 @@
 
 from tdquant.quantizers.activation import ActivationQuantizer, activation_quantizers
 from tdquant.quantizers.offset import OffsetQuantizer
+from tdquant.quantizers.rounding import LearnedRounding, RoundedWeight
 from tdquant.quantizers.weight import CodedWeight, FrozenWeight, NoiseWeight, WeightQuantizer
 
 __all__ = [
     "ActivationQuantizer",
     "CodedWeight",
     "FrozenWeight",
+    "LearnedRounding",
     "NoiseWeight",
     "OffsetQuantizer",
+    "RoundedWeight",
     "WeightQuantizer",
     "activation_quantizers",
 ]

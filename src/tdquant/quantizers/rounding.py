@@ -1,0 +1,102 @@
+r"""Learned rounding of a weight: every number goes to one of its two neighbours on the grid.
+
+    w_hat = s (floor(w / s) + [r >= 1/2]),    d w_hat / d r = s
+
+r starts at the fraction of w / s, so that the start is rounding to nearest. That is the best
+choice for each number alone; for what a layer computes, errors that cancel each other are better.
+The gradient of the decision is straight-through: the loss is always that of whole codes, so
+nothing has to be decided in the end. The step learns beside it, as ``s exp(g)``; codes are counted
+in the first step, whatever becomes of g.
+
+References:
+    Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, 2020
+    (https://arxiv.org/abs/2004.10568): the problem, and that one of two neighbours is enough. A
+    relaxed decision and a penalty, its way there, takes thousands of updates.
+    Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+    Computation, 2013 (https://arxiv.org/abs/1308.3432): the straight-through gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.fakequant import codes
+from tdquant.grid import Grid
+from tdquant.quantizers.weight import WeightQuantizer
+from tdquant.scales.base import floored
+
+
+def code_dtype(grid: Grid) -> torch.dtype:
+    """The smallest integers that hold the codes of a symmetric grid."""
+    return torch.int8 if grid.bits <= 8 else torch.int16
+
+
+class RoundedWeight(WeightQuantizer):
+    """A weight whose codes are decided, whatever the float weight that they came from.
+
+    Arguments:
+        grid: Symmetric codes.
+        step: ``(C,)`` or ``()``.
+        codes: Integers of the weight's shape, counted from zero.
+    """
+
+    codes: Tensor
+
+    def __init__(self, grid: Grid, step: Tensor, codes: Tensor) -> None:
+        super().__init__(grid, step)
+        self.register_buffer("codes", codes.detach().to(code_dtype(grid)))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The numbers that the codes stand for, in the dtype of the weight."""
+        return (self.codes * self.scale(weight)).to(weight.dtype)
+
+
+class LearnedRounding(WeightQuantizer):
+    """Fake-quantizes a weight by a rounding that learns.
+
+    Arguments:
+        grid: Symmetric codes.
+        step: First step s, ``(C,)`` or ``()``; it stays.
+        weight: ``(C, *)``, at whose codes and fractions the rounding starts.
+
+    Attributes:
+        choice: r, one number for each weight.
+        growth: g, one number for each step.
+    """
+
+    below: Tensor
+
+    def __init__(self, grid: Grid, step: Tensor, weight: Tensor) -> None:
+        super().__init__(grid, step)
+        self.step.requires_grad_(False)
+        v = torch.div(weight.detach().float(), self.scale(weight))
+        # Beyond the grid there are two codes to choose from as well: the last and the one before.
+        below = v.floor().clamp(grid.low, grid.high - 1)
+        self.register_buffer("below", below.to(code_dtype(grid)))
+        self.choice = nn.Parameter((v - below).clamp(0, 1))
+        self.growth = nn.Parameter(torch.zeros_like(self.step))
+
+    def grown(self, weight: Tensor) -> Tensor:
+        """The step ``s exp(g)``, shaped to broadcast over the weight."""
+        s = self.step * self.growth.exp()
+        return s.reshape(-1, *[1] * (weight.ndim - 1)) if s.ndim else s
+
+    def forward(self, weight: Tensor) -> Tensor:
+        straight = self.choice - self.choice.detach()
+        found = self.below + (self.choice.detach() >= 0.5) + straight
+        return (found * self.grown(weight)).to(weight.dtype)
+
+    @torch.no_grad()
+    def rounded(self) -> RoundedWeight:
+        """The rounding as it stands."""
+        found = self.below + (self.choice >= 0.5).to(self.below.dtype)
+        return RoundedWeight(self.grid, floored(self.step * self.growth.exp()), found)
+
+
+@torch.no_grad()
+def nearest(quantizer: WeightQuantizer, weight: Tensor) -> RoundedWeight:
+    """The codes that rounding to nearest gives, at the quantizer's step."""
+    step = floored(quantizer.step)
+    found = codes(weight, quantizer.scale(weight), quantizer.grid.low, quantizer.grid.high)
+    return RoundedWeight(quantizer.grid, step, found)

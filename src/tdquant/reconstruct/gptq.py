@@ -1,0 +1,155 @@
+r"""GPTQ: rounds the columns of a weight one after the other, and lets the columns that are left
+make up for the error.
+
+    E = (W_hat - W) H (W_hat - W)^T,    H = X_hat^T X_hat
+
+is the error of a layer on its quantized inputs. With U the upper Cholesky factor of H^-1, rounding
+column j to q adds an error e = (w_j - q) / U_jj, and the columns k > j take on ``w_k - e U_jk``. A
+convolution is a product of unfolded patches, and one of G groups is G products.
+
+Where a row (an output channel) comes out worse than rounded to nearest, it is rounded to nearest.
+
+References:
+    Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+    Transformers, 2022 (https://arxiv.org/abs/2210.17323), algorithm 1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
+from tdquant.quantizers import RoundedWeight, WeightQuantizer
+from tdquant.quantizers.rounding import nearest
+
+DAMPING = 0.01
+"""Share of the mean diagonal of H that is added to it."""
+
+ROWS = 128
+"""Rows of inputs for each column of H that are enough; of more, every n-th is taken."""
+
+_COLUMNS = 128
+"""Columns whose effect on all columns after them is one product."""
+
+
+def patches(layer: QuantLayer, x: Tensor) -> Tensor:
+    """The rows that each group of a layer multiplies its weight with, ``(G, N, K)``."""
+    if not isinstance(layer, (QuantConv1d, QuantConv2d)):
+        return x.reshape(1, -1, x.shape[-1])
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    kernel, stride, dilation = (
+        (1, *sizes) if len(sizes) == 1 else sizes
+        for sizes in (layer.kernel_size, layer.stride, layer.dilation)
+    )
+    if isinstance(layer, QuantConv1d):
+        x = x.unsqueeze(2)
+    columns = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (B, C k, N), by channel
+    return columns.unflatten(1, (layer.groups, -1)).movedim(1, 0).movedim(2, 3).flatten(1, 2)
+
+
+class Hessian:
+    """The sum of ``X^T X`` over calls.
+
+    Arguments:
+        layer: Whose inputs are summed up.
+        limit: Rows to take of one call, or None for all.
+    """
+
+    def __init__(self, layer: QuantLayer, limit: int | None = None) -> None:
+        self.layer, self.limit = layer, limit
+        groups = getattr(layer, "groups", 1)
+        width = layer.weight[0].numel()
+        self.total = torch.zeros(
+            groups, width, width, dtype=torch.float64, device=layer.weight.device
+        )
+        self.rows = 0
+
+    @torch.no_grad()
+    def add(self, x: Tensor, call: int = 0) -> None:
+        """Adds inputs of the layer, as they come out of its quantizer in the call of a number."""
+        rows = patches(self.layer, x.float())
+        if self.limit is not None and rows.shape[1] > self.limit:
+            # Places are spread over all rows, and are others in every call.
+            places = torch.linspace(0, rows.shape[1] - 1, self.limit, device=x.device).long()
+            rows = rows[:, (places + call) % rows.shape[1]]
+        self.total += (rows.mT @ rows).double()
+        self.rows += rows.shape[1]
+
+
+def quadratic(error: Tensor, hessian: Tensor) -> Tensor:
+    """``e H e^T`` of every row, ``(G, C / G)``, for ``error`` ``(G, C / G, K)``."""
+    return ((error @ hessian) * error).sum(-1)
+
+
+@torch.no_grad()
+def gptq(
+    layer: QuantLayer, hessian: Tensor, order: bool = True
+) -> tuple[RoundedWeight, float, float]:
+    """The codes of a layer by GPTQ.
+
+    Arguments:
+        layer: A layer with a WeightQuantizer, whose steps are kept.
+        hessian: ``(G, K, K)``, the sum over the rows of its quantized inputs.
+        order: Round the columns with the largest inputs first.
+
+    Returns:
+        The quantizer, and the summed squared output error of rounding to nearest and of these
+        codes.
+    """
+    quantizer = layer.weight_quantizer
+    assert isinstance(quantizer, WeightQuantizer)
+    plain = nearest(quantizer, layer.weight)
+    groups, width = hessian.shape[:2]
+    weight = layer.weight.detach().double().reshape(groups, -1, width)
+    scale = plain.scale(layer.weight).detach().double()
+    scale = scale.expand(layer.weight.shape).reshape(weight.shape)[..., :1]
+    found = torch.stack(
+        [
+            _round_columns(w, s, h, quantizer.grid.low, quantizer.grid.high, order)
+            for w, s, h in zip(weight, scale, hessian, strict=True)
+        ]
+    )
+    near = plain.codes.double().reshape(weight.shape)
+    before = quadratic(near * scale - weight, hessian)
+    after = quadratic(found * scale - weight, hessian)
+    better = (after < before).unsqueeze(-1)
+    codes = torch.where(better, found, near).reshape(layer.weight.shape)
+    rounded = RoundedWeight(quantizer.grid, plain.step, codes)
+    return rounded, float(before.sum()), float(after.minimum(before).sum())
+
+
+def _round_columns(
+    weight: Tensor, scale: Tensor, hessian: Tensor, low: int, high: int, order: bool
+) -> Tensor:
+    """Codes ``(C, K)`` of one group."""
+    diagonal = hessian.diagonal()
+    mean = diagonal.mean()
+    if not mean > 0:  # no input ever reached it
+        return (weight / scale).round().clamp(low, high)
+    damped = hessian + torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device) * (
+        DAMPING * mean
+    )
+    permutation = (
+        diagonal.argsort(descending=True, stable=True)
+        if order
+        else torch.arange(len(diagonal), device=hessian.device)
+    )
+    damped = damped[permutation][:, permutation]
+    w = weight[:, permutation].clone()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    u = torch.linalg.cholesky(inverse, upper=True)
+    codes = torch.empty_like(w)
+    width = w.shape[1]
+    for first in range(0, width, _COLUMNS):
+        last = min(first + _COLUMNS, width)
+        errors = torch.empty_like(w[:, first:last])
+        for j in range(first, last):
+            codes[:, j] = (w[:, j] / scale[:, 0]).round().clamp(low, high)
+            e = (w[:, j] - codes[:, j] * scale[:, 0]) / u[j, j]
+            w[:, j:last] -= e.unsqueeze(1) * u[j, j:last]
+            errors[:, j - first] = e
+        w[:, last:] -= errors @ u[first:last, last:]
+    return codes[:, permutation.argsort()]
