@@ -9,33 +9,49 @@ References:
     (https://arxiv.org/abs/2306.02316).
 """
 
-from tdquant import data, diffusion, errors, metrics, models
-from tdquant.calibrate import Calibration, Observations, calibrate, observe
+from tdquant import data, diffusion, errors, integrations, metrics, models
+from tdquant.calibrate import (
+    Calibration,
+    Observations,
+    calibrate,
+    denoisers,
+    observe,
+    trajectories,
+)
 from tdquant.convert import quantize
-from tdquant.diffusion import sample, trajectories
+from tdquant.diffusion import sample
 from tdquant.errors import TDQError
 from tdquant.export import export
 from tdquant.frozen import freeze, is_frozen
 from tdquant.recipe import LayerRecipe, Recipe
+from tdquant.reconstruct import Reconstruction, balance, reconstruct
 from tdquant.runtime import Session, compile, open_session
+from tdquant.search import Search, Sensitivity, search, sensitivity
 from tdquant.storage import load, save
 from tdquant.summary import Summary, summary
 from tdquant.train import Training, train
 
 __version__ = "0.1.0"
 
+integrations.register()
+
 __all__ = [
     "Calibration",
     "LayerRecipe",
     "Observations",
     "Recipe",
+    "Reconstruction",
+    "Search",
+    "Sensitivity",
     "Session",
     "Summary",
     "TDQError",
     "Training",
+    "balance",
     "calibrate",
     "compile",
     "data",
+    "denoisers",
     "diffusion",
     "errors",
     "export",
@@ -47,8 +63,11 @@ __all__ = [
     "observe",
     "open_session",
     "quantize",
+    "reconstruct",
     "sample",
     "save",
+    "search",
+    "sensitivity",
     "summary",
     "train",
     "trajectories",

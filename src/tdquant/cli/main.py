@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tdquant
-from tdquant.cli import bench, demo, export, inspect, sample, train
+from tdquant.cli import bench, demo, export, inspect, quantize, sample, train
 from tdquant.errors import TDQError
 
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tdquant {tdquant.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo, train, sample, export, bench, inspect):
+    for command in (demo, quantize, train, sample, export, bench, inspect):
         command.add(commands)
     return parser
 

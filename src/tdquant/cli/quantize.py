@@ -1,0 +1,132 @@
+"""``tdquant quantize``: a diffusers pipeline, from a float folder to a quantized one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "quantize",
+        help="quantize a diffusers pipeline, folder to folder",
+        description="Records what the pipeline's denoisers get while it samples, quantizes and "
+        "calibrates them, compares pictures with the float pipeline's, and saves an ordinary "
+        "diffusers folder. A job that was stopped goes on where it was: repeat the command.",
+        epilog="KEY=VALUE are further arguments of the pipeline, the value JSON or a word: "
+        "guidance_scale=5 height=256.",
+    )
+    flag = parser.add_argument
+    flag("--model", required=True, help="folder of a diffusers pipeline, or its name on the hub")
+    flag("--out", type=Path, required=True, help="folder to write")
+    flag("--weights", type=int, default=4, help="bits of the weights (default: 4)")
+    flag("--activations", type=int, default=8, help="bits of the activations (default: 8)")
+    flag("--scale", default="auto", help="law of the activation scales: auto (default), temporal, "
+         "static, dynamic")  # fmt: skip
+    flag("--recipe", type=Path, help="JSON file of a whole Recipe, in the place of these three")
+    flag("--prompts", type=Path, help="file of prompts, one a line; or of JSON objects, one a "
+         "line, of arguments of the pipeline")  # fmt: skip
+    flag("--samples", type=int, help="number of samples, for a pipeline without prompts (16)")
+    flag("--steps", type=int, default=50, help="sampler steps while recording (default: 50)")
+    flag("--batch", type=int, default=1, help="samples a run while recording (default: 1)")
+    flag("--part", action="append", default=[], help="denoiser to quantize, such as transformer; "
+         "may be repeated (default: all)")  # fmt: skip
+    flag("--target-bits", type=float, help="search bits layer by layer, this many a weight on "
+         "average")  # fmt: skip
+    flag("--max-error", type=float, help="search bits layer by layer, for this mean squared error "
+         "of the output")  # fmt: skip
+    flag("--reconstruct", choices=("adaround", "gptq"), help="choose codes by what blocks "
+         "compute: learned (hours) or in closed form")  # fmt: skip
+    flag("--iterations", type=int, default=400, help="updates a block of adaround (default: 400)")
+    flag("--balance", type=float, metavar="ALPHA", help="first move this share of outlier "
+         "channels' range into the weights, for transformers: 0.5")  # fmt: skip
+    flag("--pictures", type=int, default=4, help="samples to compare with float (default: 4)")
+    flag("--dtype", choices=DTYPES, help="type to load the pipeline in (default: its own)")
+    flag("--device", default="cpu", help="where to run: cpu (default) or cuda")
+    flag("--seed", type=int, default=0, help="seed of all noise and draws (default: 0)")
+    flag("--layers", action="store_true", help="print the layer table")
+    flag("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run, overridden=parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    from tdquant.optional import require
+
+    require("diffusers", "pipelines")
+    import torch
+
+    from tdquant.integrations.diffusers.workflow import Job, run_job
+
+    job = Job(
+        model=options.model,
+        out=options.out,
+        recipe=_recipe(options),
+        prompts=_prompts(options),
+        call=dict(_argument(word) for word in options.overrides),
+        steps=options.steps,
+        batch=options.batch,
+        seed=options.seed,
+        parts=tuple(options.part),
+        balance=options.balance,
+        target_bits=options.target_bits,
+        max_error=options.max_error,
+        reconstruct=options.reconstruct,
+        iterations=options.iterations,
+        pictures=options.pictures,
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        device=options.device,
+        progress=not options.quiet,
+    )
+    outcome = run_job(job)
+    if options.layers:
+        for name, table in outcome.layers.items():
+            print(f"\n{name}\n{table}")
+    print(outcome)
+
+
+def _recipe(options: argparse.Namespace) -> Any:
+    from tdquant.errors import RecipeError
+    from tdquant.recipe import Recipe
+
+    if options.recipe is None:
+        return Recipe(
+            weights=options.weights, activations=options.activations, scale=options.scale
+        )
+    try:
+        return Recipe.from_dict(json.loads(options.recipe.read_text()))
+    except (OSError, ValueError) as error:
+        raise RecipeError("the recipe cannot be read", where=str(options.recipe)) from error
+
+
+def _prompts(options: argparse.Namespace) -> Any:
+    from tdquant.errors import TDQError
+
+    if options.prompts is None:
+        return 16 if options.samples is None else options.samples
+    if options.samples is not None:
+        raise TDQError("--prompts and --samples", fix="one of them: a prompt gives one sample")
+    try:
+        lines = options.prompts.read_text().splitlines()
+    except OSError as error:
+        raise TDQError("the prompts cannot be read", where=str(options.prompts)) from error
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        raise TDQError("there are no prompts", where=str(options.prompts), fix="one a line")
+    if all(line.startswith("{") for line in lines):
+        return [json.loads(line) for line in lines]
+    return lines
+
+
+def _argument(word: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` as an argument of the pipeline."""
+    key, _, value = word.partition("=")
+    try:
+        return key.lstrip("-"), json.loads(value)
+    except ValueError:
+        return key.lstrip("-"), value

@@ -1,0 +1,128 @@
+"""The model card of a quantized model: what it is, how to load it, what was done to it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tdquant.grid import Grid
+from tdquant.integrations.diffusers.config import METHOD
+from tdquant.storage.description import Description, activations
+from tdquant.writing import replacing
+
+CARD = "README.md"
+
+
+def write_card(directory: str | Path, model: Any) -> Path:
+    """Writes the model card of a frozen diffusers model into the folder it was saved to.
+
+    A card that somebody else wrote is left alone.
+
+    Arguments:
+        directory: The folder.
+        model: The model; its ``hf_quantizer`` is tdquant's.
+    """
+    file = Path(directory) / CARD
+    if file.exists() and "tdquant" not in file.read_text(errors="replace"):
+        return file
+    size = sum(f.stat().st_size for f in file.parent.glob("*.safetensors"))
+    with replacing(file) as fresh:
+        fresh.write_text(card(type(model).__name__, model.hf_quantizer.quantization_config, size))
+    return file
+
+
+def card(name: str, config: Any, size: int) -> str:
+    """The text of a model card.
+
+    Arguments:
+        name: Class of the model.
+        config: Its TDQConfig, with a description.
+        size: Bytes of its tensors on disk.
+    """
+    found: Description = config.description
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "tags: [tdquant, quantized, post-training-quantization]",
+        "---",
+        f"# {name}, quantized by tdquant",
+        "",
+        "Activation scales that follow the diffusion timestep, as tables "
+        "([TDQ, NeurIPS 2023](https://arxiv.org/abs/2306.02316)).",
+        "",
+        "```python",
+        "import tdquant  # pip install tdquant[pipelines]",
+        f"from diffusers import {name}",
+        "",
+        f'model = {name}.from_pretrained("this folder")',
+        "```",
+        "",
+        "| | layers |",
+        "| --- | --- |",
+        *(f"| {what} | {count} |" for what, count in _counts(found).items()),
+        "",
+        f"Tensors on disk: {size / 1e6:.1f} MB. Timestep argument: `{found['timestep']}`"
+        + _coverage(found["coverage"])
+        + ".",
+        "",
+    ]
+    for step in found.get("history", ()):
+        facts = {k: v for k, v in step.items() if k != "step"}
+        lines += [f"## {step['step'].capitalize()}", ""]
+        lines += [f"- {key.replace('_', ' ')}: {_shown(value)}" for key, value in facts.items()]
+        lines.append("")
+    recipe = json.dumps(found["recipe"], indent=1)
+    lines += ["<details><summary>Recipe</summary>", "", "```json", recipe, "```", "</details>", ""]
+    return "\n".join(lines)
+
+
+def _counts(found: Description) -> dict[str, int]:
+    """How many layers have which bits and scales."""
+    weights = Counter(
+        f"weights {spec['weight']['bits']} bits" if "weight" in spec else "weights float"
+        for spec in found["layers"].values()
+    )
+    inputs: Counter[str] = Counter()
+    for _, spec in activations(found):
+        law = "input-dynamic"
+        if "knots" in spec:
+            law = "static" if spec["knots"] == 1 else f"temporal, a table of {spec['knots']}"
+        codes = Grid(spec["bits"], spec["qmin"], spec["qmax"], spec["zero_point"]).codes
+        inputs[f"activations {spec['bits']} bits ({codes} codes), {law}"] += 1
+    return dict(sorted(weights.items()) + sorted(inputs.items()))
+
+
+def _coverage(coverage: Any) -> str:
+    return f", tables from {coverage[0]:g} to {coverage[1]:g}" if coverage else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def give_cards() -> None:
+    """Has ``save_pretrained`` of diffusers write the card of tdquant's models too."""
+    from diffusers.models.modeling_utils import ModelMixin
+
+    save = ModelMixin.save_pretrained
+    if getattr(save, "tdquant", False):
+        return
+
+    @functools.wraps(save)
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        save(self, save_directory, *args, **kwargs)
+        if getattr(self, "quantization_method", None) is METHOD and _first(args, kwargs):
+            write_card(save_directory, self)
+
+    save_pretrained.tdquant = True  # type: ignore[attr-defined]
+    ModelMixin.save_pretrained = save_pretrained  # type: ignore[method-assign]
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this process is the one that writes: ``is_main_process`` of ``save_pretrained``."""
+    return bool(args[0] if args else kwargs.get("is_main_process", True))

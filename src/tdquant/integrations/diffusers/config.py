@@ -1,0 +1,97 @@
+"""``TDQConfig``: what diffusers hands over as ``quantization_config`` and keeps in config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+
+from tdquant.errors import RecipeError, StorageError
+from tdquant.recipe import Recipe
+from tdquant.storage.description import Description
+from tdquant.storage.files import VERSION
+
+
+class _Method(str, Enum):
+    """diffusers reads ``.value`` of it, and looks it up among strings."""
+
+    TDQUANT = "tdquant"
+
+
+METHOD = _Method.TDQUANT
+
+
+class TDQConfig(QuantizationConfigMixin):
+    """How to quantize a diffusers model with tdquant, or how a saved one was.
+
+    Arguments:
+        recipe: A Recipe, or its dictionary.
+        timestep: Name of the timestep argument of the model's forward, if it is unusual.
+        compact: Hold loaded weights as their codes, a quarter of the memory of float32; numbers
+            are formed at every use. If False they are formed once, at loading.
+        description: What every layer of a saved model is; written by ``save_pretrained``.
+        version: Version of the saved format.
+        quant_method: ``"tdquant"``; diffusers passes it.
+        **fields: Fields of Recipe, in the place of one: ``TDQConfig(weights=4, activations=8)``.
+
+    Raises:
+        RecipeError: Both a recipe and fields of one, or mistakes in them.
+        StorageError: The folder was saved by a newer tdquant.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | Mapping[str, Any] | None = None,
+        *,
+        timestep: str | None = None,
+        compact: bool = True,
+        description: Description | None = None,
+        version: int = VERSION,
+        quant_method: str = METHOD.value,
+        **fields: Any,
+    ) -> None:
+        if version > VERSION:
+            raise StorageError(
+                f"format version {version}, newer than {VERSION}",
+                where="quantization_config",
+                fix="update tdquant",
+            )
+        if quant_method != METHOD.value:
+            raise StorageError(f"a model quantized by {quant_method!r}", where="TDQConfig")
+        if recipe is not None and fields:
+            raise RecipeError(
+                f"a recipe and fields of one, {sorted(fields)}",
+                where="TDQConfig",
+                fix="TDQConfig(recipe) or TDQConfig(weights=4, ...)",
+            )
+        if recipe is None:
+            recipe = fields
+        self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_dict(recipe)
+        self.quant_method = METHOD  # type: ignore[assignment]
+        self.timestep, self.compact = timestep, compact
+        self.description = None
+        if description is not None:
+            known = {"recipe": self.recipe.to_dict(), "timestep": timestep}
+            self.description = {**description, **known}
+        self.version = version
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-safe dictionary that ``from_dict`` reads back."""
+        return {
+            "quant_method": self.quant_method.value,
+            "version": self.version,
+            "recipe": self.recipe.to_dict(),
+            "timestep": self.timestep,
+            "compact": self.compact,
+            "description": self.description
+            and {k: v for k, v in self.description.items() if k not in ("recipe", "timestep")},
+        }
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same: nothing is worth leaving out."""
+        return self.to_dict()
+
+    def __iter__(self) -> Any:
+        yield from self.to_dict().items()

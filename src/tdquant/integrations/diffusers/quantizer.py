@@ -1,0 +1,164 @@
+"""``TDQQuantizer``: how diffusers loads and saves tdquant's models.
+
+A saved model loads into a skeleton of frozen layers, whose weights stay codes and whose scales
+stay float32 whatever ``torch_dtype`` asks for. A float checkpoint loads in float and is quantized
+then: its weights are ready, its activation scales wait for ``tdq.calibrate``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import set_module_tensor_to_device  # type: ignore[import-untyped]
+from diffusers.quantizers.base import DiffusersQuantizer
+from torch import Tensor
+
+from tdquant.convert import quantize
+from tdquant.errors import FreezeError, StorageError
+from tdquant.integrations.diffusers.config import TDQConfig
+from tdquant.storage.description import pack_tensors
+from tdquant.storage.rebuilding import build_skeleton, settle, state_names, unpack_tensors
+
+_ZERO_POINT = ".zero_point"
+_FLOAT32 = (".scale.table", ".scale.knots", ".weight_quantizer.step")
+
+
+class TDQQuantizer(DiffusersQuantizer):
+    """Quantizer of one model.
+
+    Arguments:
+        quantization_config: A TDQConfig.
+        pre_quantized: Whether the checkpoint holds codes and tables, and not float weights.
+    """
+
+    required_packages = ("accelerate",)  # type: ignore[assignment]
+    quantization_config: TDQConfig
+
+    def __init__(self, quantization_config: TDQConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._dtype: torch.dtype | None = None
+        self._names: set[str] = set()
+
+    @property
+    def _description(self) -> dict[str, Any]:
+        found = self.quantization_config.description
+        if found is None:
+            raise StorageError(
+                "the saved configuration does not say what the layers are",
+                where="config.json: quantization_config.description",
+                fix="save the model again: tdq.freeze(model).save_pretrained(folder)",
+            )
+        return found
+
+    def update_torch_dtype(self, torch_dtype: Any) -> Any:
+        self._dtype = torch_dtype
+        return torch_dtype
+
+    # Loading
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: Any) -> list[str]:
+        if not self.pre_quantized:
+            return loaded_keys
+        self._names = set(state_names(loaded_keys, self._description))
+        return sorted(self._names)
+
+    def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.pre_quantized:
+            return state_dict
+        return unpack_tensors(state_dict, self._description)
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        if self.pre_quantized:
+            build_skeleton(model, self._description, self._dtype)
+        model.register_to_config(quantization_config=self.quantization_config)
+
+    def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
+        if not self.pre_quantized:
+            return missing_keys
+        # Zero points are part of the description.
+        missing = [key for key in missing_keys if not key.endswith(_ZERO_POINT)]
+        odd = [f"missing {key}" for key in sorted(missing)]
+        odd += [f"unexpected {key}" for key in sorted(self._names - set(model.state_dict()))]
+        if odd:
+            raise StorageError(
+                f"config.json and the tensors disagree on {len(odd)} names: {', '.join(odd[:4])}",
+                where=type(model).__name__,
+                why="the files are not of one save",
+                fix="save the model again, config.json and safetensors together",
+            )
+        return missing
+
+    def check_if_quantized_param(
+        self, model: Any, param_value: Tensor, param_name: str, state_dict: Any, **kwargs: Any
+    ) -> bool:
+        return self.pre_quantized and param_name.endswith(_FLOAT32)
+
+    def create_quantized_param(  # type: ignore[override]
+        self,
+        model: Any,
+        param_value: Tensor,
+        param_name: str,
+        target_device: Any,
+        state_dict: dict[str, Tensor],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        # The value itself has been cast to the model's type already.
+        set_module_tensor_to_device(
+            model, param_name, target_device, value=state_dict[param_name], dtype=torch.float32
+        )
+
+    def check_quantized_param_shape(
+        self, param_name: str, current_param: Tensor, loaded_param: Tensor
+    ) -> bool:
+        if current_param.shape != loaded_param.shape:
+            raise StorageError(
+                f"shape {tuple(loaded_param.shape)} where {tuple(current_param.shape)} is due",
+                where=param_name,
+                fix="save the model again, config.json and safetensors together",
+            )
+        return True
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        config = self.quantization_config
+        if self.pre_quantized:
+            return settle(model, config.compact)
+        quantize(model, config.recipe, timestep=config.timestep, verbose=False)
+        return model
+
+    # Saving
+
+    @property
+    def is_serializable(self) -> bool:
+        """Whether the model is frozen; asking before that is a mistake.
+
+        Raises:
+            FreezeError: It is not.
+        """
+        if self.quantization_config.description is None:
+            raise FreezeError(
+                "only a frozen model can be saved",
+                where="save_pretrained",
+                why="until then its scales can still learn, and are no tables",
+                fix="tdq.calibrate if that is not done; pipe.unet = tdq.freeze(pipe.unet); save",
+            )
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether scales and weights can learn: until the model is frozen."""
+        return self.quantization_config.description is None
+
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Tensor], safe_serialization: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        try:
+            return pack_tensors(state_dict, self._description), {}
+        except KeyError as error:
+            raise StorageError(
+                f"the model has no tensor {error}",
+                where="save_pretrained",
+                why="it was compiled, or changed after freezing",
+                fix="save the frozen model, and compile what is loaded",
+            ) from error

@@ -1,0 +1,301 @@
+"""From a pipeline in a folder to a quantized one in another: everything that a user does by hand,
+in one job that can be stopped and started again.
+
+    record calls -> (balance) -> (search bits) -> quantize -> calibrate -> (reconstruct) -> freeze
+    -> compare pictures -> save
+
+Recorded calls and unfinished reconstruction stay in a folder beside the output until the job ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tdquant.calibrate import calibrate, denoisers, observe
+from tdquant.calibrate.recording import record
+from tdquant.calibrate.shards import Shards, read_shards
+from tdquant.convert import quantize
+from tdquant.errors import ModelError, StorageError
+from tdquant.frozen import freeze
+from tdquant.integrations.diffusers.pictures import compare, draw_comparison, render
+from tdquant.provenance import note
+from tdquant.recipe import Recipe
+from tdquant.reconstruct import balance, reconstruct
+from tdquant.search import search, sensitivity
+from tdquant.summary import summary
+from tdquant.writing import replacing_folder
+
+MARK = "model_index.json"
+PICTURE, CURVE = "comparison.png", "search-{}.png"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do.
+
+    Arguments:
+        model: Folder of a diffusers pipeline, or its name on the hub.
+        out: Folder to write.
+        recipe: Bits and scales.
+        prompts: Prompts, dictionaries of the pipeline's arguments, or a number of samples.
+        call: Further arguments of the pipeline's call.
+        steps: Sampler steps of the recorded runs.
+        batch: Samples a run.
+        seed: Seed of everything that is drawn.
+        parts: Denoisers to quantize; all of them if empty.
+        balance: Share of ranges that moves from inputs of linear layers into weights, or None.
+        target_bits: Average bits of the weights to search a recipe for, or None.
+        max_error: Predicted output error to search a recipe for, or None.
+        reconstruct: ``"adaround"``, ``"gptq"``, or None.
+        iterations: Updates of each block while reconstructing.
+        pictures: Samples to compare with the float pipeline's.
+        dtype: Type to load the pipeline in.
+        device: Where to run it.
+        progress: Draw bars.
+    """
+
+    model: str
+    out: Path
+    recipe: Recipe
+    prompts: int | Sequence[str | dict[str, Any]]
+    call: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 50
+    batch: int = 1
+    seed: int = 0
+    parts: tuple[str, ...] = ()
+    balance: float | None = None
+    target_bits: float | None = None
+    max_error: float | None = None
+    reconstruct: str | None = None
+    iterations: int = 400
+    pictures: int = 4
+    dtype: torch.dtype | None = None
+    device: str = "cpu"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job.
+
+    Attributes:
+        out: The folder of the quantized pipeline.
+        layers: Denoiser -> its layer table.
+        sizes: Denoiser -> bytes of its tensors, float and quantized.
+        errors: Mean squared error and PSNR of pictures against those of the float pipeline, in
+            [0, 1]; None if none were compared.
+        seconds: Wall time by stage.
+    """
+
+    out: Path
+    layers: dict[str, str]
+    sizes: dict[str, tuple[int, int]]
+    errors: dict[str, float] | None
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name}: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB on disk"
+            for name, (before, after) in self.sizes.items()
+        ]
+        if self.errors:
+            lines.append(
+                f"pictures: PSNR {self.errors['psnr']:.1f} dB against the float pipeline "
+                f"({self.out / PICTURE})"
+            )
+        took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items())
+        return "\n".join([*lines, f"time: {took}", f"saved to {self.out}"])
+
+
+def run_job(job: Job) -> Outcome:
+    """Quantizes a pipeline from folder to folder.
+
+    Raises:
+        ModelError: The pipeline cannot be opened, or has no such denoiser.
+        StorageError: The output folder holds something else.
+        TDQError: Whatever a stage complains of. What was recorded stays for the next try.
+    """
+    _check_out(job.out)
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[stage] = seconds.get(stage, 0.0) + now - clock
+        clock = now
+
+    pipe = open_pipeline(job)
+    parts = _parts(pipe, job)
+    lap("load")
+    work = job.out.with_name(f"{job.out.name}.work")
+    calls = _calls(pipe, job, work / "calls")
+    lap("record")
+    shown = _shown(job)
+    exact = render(pipe, shown, **_sampling(job)) if shown else None
+    lap("pictures")
+    layers, sizes = {}, {}
+    for name in parts:
+        before = _bytes(pipe.components[name])
+        live = _quantize_part(pipe.components[name], name, calls[name], job, work, lap)
+        frozen = freeze(live)
+        layers[name] = str(summary(frozen))
+        setattr(pipe, name, frozen)
+        sizes[name] = (before, 0)
+        lap("freeze")
+    errors, pictures = None, None
+    if exact is not None:
+        pictures = render(pipe, shown, **_sampling(job))
+        assert pictures is not None  # the float pipeline gave some
+        errors = compare(pictures, exact)
+        for name in parts:
+            note(pipe.components[name], "compare", pictures=len(exact), **errors)
+        lap("pictures")
+    with replacing_folder(job.out, MARK) as fresh:
+        pipe.save_pretrained(fresh)
+        if exact is not None and pictures is not None:
+            draw_comparison(exact, pictures, fresh / PICTURE)
+        for curve in work.glob(CURVE.format("*")):
+            shutil.copy(curve, fresh)
+        for name in parts:
+            after = sum(f.stat().st_size for f in (fresh / name).glob("*.safetensors"))
+            sizes[name] = (sizes[name][0], after)
+    shutil.rmtree(work, ignore_errors=True)
+    lap("save")
+    return Outcome(job.out, layers, sizes, errors, seconds)
+
+
+def _quantize_part(
+    model: nn.Module, name: str, calls: Shards, job: Job, work: Path, lap: Any
+) -> Any:
+    """One denoiser quantized and calibrated, in place."""
+    recipe = job.recipe
+    if job.balance is not None:
+        balance(model, calls, alpha=job.balance, progress=job.progress)
+        lap("balance")
+    seen = None
+    if job.target_bits is not None or job.max_error is not None:
+        # The measured model is quantized, and the one to be kept must not be yet.
+        trial = quantize(copy.deepcopy(model), recipe, verbose=False)
+        seen = observe(trial, calls, seed=job.seed, progress=job.progress)
+        measured = sensitivity(trial, seen, seed=job.seed, progress=job.progress)
+        del trial
+        found = search(measured, target_bits=job.target_bits, max_error=job.max_error, base=recipe)
+        print(found)
+        recipe = found.recipe
+        found.plot(work / CURVE.format(name))
+        lap("search")
+    quantize(model, recipe, verbose=False)
+    report = calibrate(
+        model,
+        calls if seen is None else seen,
+        seed=job.seed,
+        progress=job.progress,
+    )
+    print(report)
+    lap("calibrate")
+    if job.reconstruct:
+        reconstruct(
+            model,
+            calls,
+            method=job.reconstruct,
+            iterations=job.iterations,
+            checkpoint=work / f"reconstruct-{name}",
+            seed=job.seed,
+            progress=job.progress,
+        )
+        lap("reconstruct")
+    return model
+
+
+def open_pipeline(job: Job) -> Any:
+    """The float pipeline.
+
+    Raises:
+        ModelError: There is none, or it is quantized already.
+    """
+    from diffusers import DiffusionPipeline
+
+    options = {} if job.dtype is None else {"dtype": job.dtype}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(job.model, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "no pipeline can be opened",
+            where=job.model,
+            why=str(error).strip().splitlines()[0],
+            fix="a folder with model_index.json, or a name on the hub",
+        ) from error
+    done = [n for n, m in denoisers(pipe).items() if getattr(m, "is_quantized", False)]
+    if done:
+        raise ModelError(
+            f"{', '.join(done)} of it is quantized already",
+            where=job.model,
+            fix="start from the float pipeline",
+        )
+    return pipe.to(job.device)
+
+
+def _check_out(out: Path) -> None:
+    """Complains before hours of work, and not after, that the output cannot be written."""
+    with contextlib.suppress(_Tried), replacing_folder(out, MARK):
+        raise _Tried
+
+
+class _Tried(Exception):  # noqa: N818 - no error
+    pass
+
+
+def _parts(pipe: Any, job: Job) -> list[str]:
+    found = denoisers(pipe)
+    odd = [name for name in job.parts if name not in found]
+    if odd:
+        raise ModelError(
+            f"no denoiser {', '.join(odd)}", where=job.model, fix=f"of {', '.join(found)}"
+        )
+    return list(job.parts or found)
+
+
+def _sampling(job: Job) -> dict[str, Any]:
+    return {"steps": job.steps, "batch": job.batch, "seed": job.seed + 1, **job.call}
+
+
+def _shown(job: Job) -> Any:
+    """What to draw for the comparison, of noise that calibration has not seen."""
+    if isinstance(job.prompts, int):
+        return min(job.prompts, job.pictures)
+    return list(job.prompts)[: job.pictures]
+
+
+def _calls(pipe: Any, job: Job, folder: Path) -> Shards:
+    """The recorded calls, taken from an earlier try of the same job if it got so far."""
+    recording = record(
+        pipe,
+        job.prompts,
+        steps=job.steps,
+        batch=job.batch,
+        seed=job.seed,
+        progress=job.progress,
+        **job.call,
+    )
+    origin = {**recording.made_by, "model": job.model, "arguments": repr(recording.runs)}
+    recording = replace(recording, made_by=origin)
+    with contextlib.suppress(StorageError):
+        earlier = read_shards(folder)
+        if dict(earlier.index["made_by"]) == origin:
+            return earlier
+    return recording.save(folder)
+
+
+def _bytes(model: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())

@@ -1,0 +1,97 @@
+"""Adapters of peft on quantized layers: a float side branch while they are loaded, new codes when
+they are fused.
+
+peft adds a fused adapter to ``weight`` in place. On a live model that is right, for its quantizer
+rounds the weight at every call. A frozen layer has to get its codes and steps anew, and, when the
+adapter is taken out again, the very ones it had.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft.tuners.lora.model as lora
+from peft.tuners.lora.layer import Conv1d, Conv2d, Linear
+from torch import nn
+
+from tdquant.frozen import expand, requantize
+from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear
+from tdquant.quantizers import FrozenWeight
+
+
+class Requantizing:
+    """Mixin before a LoRA layer of peft whose base layer is a quantized one."""
+
+    _before: tuple[nn.Parameter, nn.Module, Any] | None = None
+    get_base_layer: Any
+    merged: bool
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Adds the active adapters to the weight and rounds the sum, with steps that fit it."""
+        base: QuantLayer = self.get_base_layer()
+        if not isinstance(base.weight_quantizer, FrozenWeight):
+            super().merge(safe_merge=safe_merge, adapter_names=adapter_names)  # type: ignore[misc]
+            return
+        before = base.weight, base.weight_quantizer, base.bias
+        base.bias = None if base.bias is None else nn.Parameter(base.bias.clone(), False)
+        expand(base)
+        base.weight = nn.Parameter(base.weight.clone(), requires_grad=False)
+        try:
+            super().merge(safe_merge=safe_merge, adapter_names=adapter_names)  # type: ignore[misc]
+            if self.merged:
+                requantize(base)
+        except BaseException:
+            base.weight, base.weight_quantizer, base.bias = before
+            raise
+        if not self.merged:
+            base.weight, base.weight_quantizer, base.bias = before
+        elif self._before is None:
+            self._before = before
+
+    def unmerge(self) -> None:
+        """Takes all adapters out again."""
+        super().unmerge()  # type: ignore[misc]
+        if self._before is not None:
+            base = self.get_base_layer()
+            base.weight, base.weight_quantizer, base.bias = self._before
+            self._before = None
+
+
+class QuantLinearAdapter(Requantizing, Linear):
+    """LoRA on a QuantLinear."""
+
+
+class QuantConv1dAdapter(Requantizing, Conv1d):
+    """LoRA on a QuantConv1d."""
+
+
+class QuantConv2dAdapter(Requantizing, Conv2d):
+    """LoRA on a QuantConv2d."""
+
+
+ADAPTERS: dict[type[nn.Module], Any] = {
+    QuantLinear: QuantLinearAdapter,
+    QuantConv1d: QuantConv1dAdapter,
+    QuantConv2d: QuantConv2dAdapter,
+}
+
+
+def register() -> None:
+    """Has peft put adapters of quantized layers into classes that know how to fuse them."""
+    default = lora.dispatch_default
+    if getattr(default, "tdquant", False):
+        return
+
+    def dispatch(target: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> Any:
+        inner: Any = getattr(target, "get_base_layer", None)
+        base: Any = target if inner is None else inner()
+        adapter = ADAPTERS.get(type(base))
+        if adapter is None or kwargs.get("parameter_name") is not None:
+            return default(target, adapter_name, config=config, **kwargs)
+        if config.use_dora:  # its formula reads the weight itself, which must be no codes
+            expand(base)
+        kwargs.pop("parameter_name", None)
+        return adapter(target, adapter_name, config=config, **kwargs)
+
+    dispatch.tdquant = True  # type: ignore[attr-defined]
+    lora.dispatch_default = dispatch  # type: ignore[assignment]
