@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdquant.calibrate.calls import Reservoir, batch_size, first_samples, run
+from tdquant.calibrate.calls import Reservoir, batch_size, few_samples, run
 from tdquant.errors import CalibrationError
 
 
@@ -37,10 +37,10 @@ def test_cutting_to_a_few_samples():
         "scalar": torch.tensor(3),
         "c": {"e": torch.ones(5)},
     }
-    cut = first_samples(call, 2)
+    cut = few_samples(call, 2)
     assert batch_size(call) == 5
     assert cut["x"].shape == (2, 3)
-    assert cut["t"].tolist() == [0, 1]
+    assert cut["t"].tolist() == [0, 4]  # of a guided batch one of each half
     assert cut["scalar"] == 3
     assert cut["c"]["e"].shape == (2,)
     assert cut["x"].data_ptr() != call["x"].data_ptr()

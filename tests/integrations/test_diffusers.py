@@ -22,6 +22,7 @@ import tdquant as tdq
 from tdquant.errors import FreezeError, RecipeError, StorageError
 from tdquant.integrations.diffusers import TDQConfig
 from tdquant.quantizers import CodedWeight, FrozenWeight
+from tdquant.storage import inspect_saved
 from tests.pipelines import PIPELINES, sample
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -335,3 +336,20 @@ def test_tdq_and_diffusers_save_the_same_numbers(frozen, saved, tmp_path):
     loaded.save_pretrained(saved / "unet")  # and from one way to the other
     pipe = DiffusionPipeline.from_pretrained(saved)
     assert equal(outputs(pipe.unet), outputs(frozen))
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "4KB"}, {"variant": "w4"}], ids=str)
+def test_tdq_loads_what_diffusers_saved(frozen, tmp_path, options):
+    frozen.save_pretrained(tmp_path, **options)
+    assert equal(outputs(tdq.load(tmp_path)), outputs(frozen))
+    assert "mid_block.resnets.0.conv1" in inspect_saved(tmp_path)
+
+
+def test_a_whole_pipeline_is_inspected_and_its_models_are_named(saved):
+    text = inspect_saved(saved)
+    assert text.startswith("unet: diffusers UNet2DModel, timestep argument 'timestep'")
+    with pytest.raises(StorageError, match=r"one of its models: .*unet"):
+        tdq.load(saved)
+    (saved / "unet" / "config.json").write_text("{")
+    with pytest.raises(StorageError, match="not JSON"):
+        tdq.load(saved / "unet")

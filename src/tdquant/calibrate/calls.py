@@ -51,13 +51,17 @@ def batch_size(call: Call) -> int:
     return next((len(v) for v in values if isinstance(v, Tensor) and v.ndim), 1)
 
 
-def first_samples(call: Call, count: int) -> Call:
-    """The call on its first ``count`` samples, detached copies."""
+def few_samples(call: Call, count: int) -> Call:
+    """The call on at most ``count`` of its samples, detached copies. They are spread evenly over
+    the batch, of which guidance makes one half the unconditional one.
+    """
     size = batch_size(call)
+    chosen = torch.linspace(0, size - 1, min(count, size)).round().long()
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return (value[:count] if value.ndim and len(value) == size else value).detach().clone()
+            batched = value.ndim and len(value) == size
+            return value.detach()[chosen.to(value.device)] if batched else value.detach().clone()
         if isinstance(value, Mapping):
             return {k: cut(v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):  # a ControlNet's residuals, say
@@ -91,11 +95,11 @@ class Reservoir:
         """Keeps the call with the probability that gives every call so far an equal chance."""
         self.seen += 1
         if len(self.calls) < self.capacity:
-            self.calls.append(first_samples(call, self.samples))
+            self.calls.append(few_samples(call, self.samples))
             return
         place = self._rng.randrange(self.seen)
         if place < self.capacity:
-            self.calls[place] = first_samples(call, self.samples)
+            self.calls[place] = few_samples(call, self.samples)
 
 
 @torch.no_grad()

@@ -4,8 +4,9 @@ know of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +30,16 @@ class Observations:
         times: The time axis.
         calls: Some of the calls, cut to a few samples each, for judging.
         parts: Path of a quantizer that is handed a concatenation -> its parts.
+        count: Calls that were seen.
+        made_by: What made the calls, as far as they tell.
     """
 
     seen: dict[str, TimeHistograms]
     times: TimeRange
     calls: list[Call]
     parts: dict[str, Concatenation] = field(default_factory=dict)
+    count: int = 0
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
 
 def observe(
@@ -100,7 +105,8 @@ def observe(
         "batches from real trajectories; a dead layer belongs in Recipe(exclude=...)",
     )
     parts, in_parts = observer.found()
-    return Observations(seen | in_parts, times, reservoir.calls, parts)
+    made_by = getattr(batches, "made_by", {})
+    return Observations(seen | in_parts, times, reservoir.calls, parts, reservoir.seen, made_by)
 
 
 def complain(names: list[str], what: str, fix: str) -> None:

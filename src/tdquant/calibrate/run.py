@@ -25,6 +25,7 @@ from tdquant.fakequant import expand_scale, fake_quantize
 from tdquant.grid import Grid
 from tdquant.layers import QuantLayer, SplitLayer, replace_module
 from tdquant.progress import track
+from tdquant.provenance import note
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
 from tdquant.scales import SCALES, DynamicScale, Scale, StaticScale, TableScale, TemporalScale
 from tdquant.scales.table import training_timesteps
@@ -227,7 +228,22 @@ def calibrate(
         quantizer.grid, quantizer.scale = grids[n], scale
     if bias_correction:
         correct_biases(model, calls)
+    _note(model, batches, report)
     return report
+
+
+def _note(model: nn.Module, seen: Observations, report: Calibration) -> None:
+    kinds = sorted({choice.kind for choice in report.layers})
+    low, high = seen.times.low, seen.times.high
+    facts = {
+        "calls": seen.count,
+        "times": [low, high],
+        "scales": {kind: sum(c.kind == kind for c in report.layers) for kind in kinds},
+        "split layers": len(report.splits),
+    }
+    if report.trials:
+        facts["error without rounded weights"] = report.trials[report.chosen]
+    note(model, "calibrate", data=dict(seen.made_by), **facts)
 
 
 def _install_splits(model: nn.Module, splits: list[SplitChoice]) -> None:

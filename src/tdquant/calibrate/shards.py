@@ -49,6 +49,11 @@ class Shards:
             )
         return Shards(self.folder, self.index, (name,))
 
+    @property
+    def made_by(self) -> Mapping[str, Any]:
+        """What made the calls."""
+        return self.index["made_by"]
+
     def __len__(self) -> int:
         return sum(self.index["denoisers"][name]["calls"] for name in self.names)
 

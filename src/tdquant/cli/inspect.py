@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
         help="the layer table of a saved model",
         description="Prints what every layer of a saved model is.",
     )
-    parser.add_argument("model", type=Path, help="folder that tdq.save wrote")
+    parser.add_argument("model", type=Path, help="folder that tdq.save or save_pretrained wrote")
     parser.set_defaults(run=run)
 
 

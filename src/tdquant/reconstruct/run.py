@@ -17,6 +17,7 @@ from tdquant.calibrate.calls import Call
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.progress import Bar
+from tdquant.provenance import note
 from tdquant.quantizers import RoundedWeight, WeightQuantizer, activation_quantizers
 from tdquant.reconstruct.adaround import Rates
 from tdquant.reconstruct.blocks import SCOPES, find_blocks, learned_layers
@@ -151,6 +152,8 @@ def reconstruct(
         finally:
             bar.close()
         keep()
+    facts = {"method": method, "scope": scope, "calls": len(calls), "blocks": len(reports)}
+    note(model, "reconstruct", **facts, **({"iterations": iterations} if learns else {}))
     return Reconstruction(reports, method, time.perf_counter() - started)
 
 

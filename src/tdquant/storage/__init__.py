@@ -7,7 +7,8 @@ Weight ``W`` is stored as codes (``<layer>.weight.codes``, uint8) and ``<layer>.
 loading multiplies them, which gives bit for bit the weights that were saved.
 """
 
-from tdquant.storage.files import INDEX, TENSORS, inspect_saved
+from tdquant.storage.files import INDEX, TENSORS
+from tdquant.storage.inspecting import inspect_saved
 from tdquant.storage.reading import load
 from tdquant.storage.writing import save
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdquant.errors import StorageError
+from tdquant.storage.diffusers_folder import (
+    CONFIG,
+    quantized_parts,
+    read_config,
+    weight_files,
+)
 
 FORMAT = "tdquant"
 VERSION = 1
@@ -18,19 +23,22 @@ INDEX, TENSORS = "tdquant.json", "model.safetensors"
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a saved model.
+    """The index of a model that ``tdq.save`` or diffusers' ``save_pretrained`` saved.
 
     Raises:
         StorageError: It is missing, damaged, foreign or of a newer format.
     """
+    if not (folder / INDEX).exists() and (index := read_config(folder)) is not None:
+        return _checked(index, folder, folder / CONFIG)
     try:
         index = json.loads((folder / INDEX).read_text())
     except FileNotFoundError as error:
+        parts = ", ".join(str(part) for part in quantized_parts(folder))
         raise StorageError(
             f"no {INDEX} here",
             where=str(folder),
-            why="it is not a folder that tdq.save wrote",
-            fix="check the path",
+            why="it is a whole pipeline" if parts else "it is not a folder that tdq.save wrote",
+            fix=f"one of its models: {parts}" if parts else "check the path",
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StorageError(
@@ -40,33 +48,44 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise StorageError(
             "a foreign format", where=str(folder / INDEX), fix="a folder that tdq.save wrote"
         )
+    return _checked(index, folder, folder / INDEX)
+
+
+def _checked(index: dict[str, Any], folder: Path, file: Path) -> dict[str, Any]:
     if index.get("version", 0) > VERSION:
         raise StorageError(
             f"format version {index['version']}, newer than {VERSION}",
             where=str(folder),
             fix="update tdquant",
         )
-    needed = {"model", "timestep", "layers", "attention", "tensors"} - set(index)
+    needed = {"model", "timestep", "layers", "attention"} - set(index)
     if needed:
         raise StorageError(
             f"the index lacks {sorted(needed)}",
-            where=str(folder / INDEX),
+            where=str(file),
             fix="save the model again",
         )
     return index
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a saved model.
 
     Raises:
-        StorageError: The file is missing or cut.
+        StorageError: A file is missing or cut.
     """
+    files = [folder / TENSORS] if (folder / INDEX).exists() else weight_files(folder)
+    if not files:
+        raise StorageError("no safetensors here", where=str(folder))
+    return {name: tensor for file in files for name, tensor in _read(file).items()}
+
+
+def _read(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise StorageError(f"no {TENSORS} here", where=str(file.parent)) from error
+        raise StorageError(f"no {file.name} here", where=str(file.parent)) from error
     except (SafetensorError, OSError) as error:
         raise StorageError(
             "the tensors cannot be read",
@@ -74,36 +93,3 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             why=str(error),
             fix="the file was cut; copy or save it again",
         ) from error
-
-
-def inspect_saved(directory: str | os.PathLike[str]) -> str:
-    """A table of what a saved folder holds, without building the model.
-
-    Raises:
-        StorageError: As ``load``.
-    """
-    folder = Path(directory)
-    index = read_index(folder)
-    model = index["model"] or {"source": "the caller's", "class": "model"}
-    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-    built = f"{model['source']} {model['class']}"
-    lines = [f"{built}, timestep argument {index['timestep']!r}, {size:.2f} MB"]
-    rows = [
-        (path, spec["type"], spec.get("weight"), spec.get("input"))
-        for path, spec in index["layers"].items()
-    ]
-    for path, operands in index["attention"].items():
-        rows += [(f"{path}.{name}", "attention", None, spec) for name, spec in operands.items()]
-    width = max([len(row[0]) for row in rows], default=0)
-    for path, kind, weight, activation in rows:
-        w = f"W{weight['bits']}" if weight else "W float"
-        a, scale = "A float", ""
-        if activation:
-            knots = activation.get("knots", 0)
-            a, scale = (
-                f"A{activation['bits']}",
-                f"table of {knots}" if knots > 1 else "static" if knots else "dynamic",
-            )
-            scale += f", zero {activation['zero_point']}" if activation["zero_point"] else ""
-        lines.append(f"{path:<{width}}  {kind:<12} {w:<8}{a:<8}{scale}".rstrip())
-    return "\n".join(lines)

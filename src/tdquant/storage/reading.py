@@ -11,7 +11,7 @@ from tdquant.announce import announce
 from tdquant.errors import StorageError
 from tdquant.footprint import give_back
 from tdquant.models import build
-from tdquant.storage.files import TENSORS, read_index, read_tensors
+from tdquant.storage.files import read_index, read_tensors
 from tdquant.storage.rebuilding import build_skeleton, settle, unpack_tensors
 
 
@@ -21,7 +21,7 @@ def load(
     """Loads a frozen model.
 
     Arguments:
-        directory: Folder that ``save`` wrote.
+        directory: Folder that ``save``, or ``save_pretrained`` of a diffusers model, wrote.
         model: A fresh float model of the same architecture, for one that cannot be built from its
             configuration. It is changed in place.
         compact: Hold weights as their codes, a quarter of the memory, for compiling: the frozen
@@ -38,9 +38,10 @@ def load(
     """
     folder = Path(directory)
     index = read_index(folder)
-    tensors = read_tensors(folder / TENSORS)
-    if set(tensors) != set(index["tensors"]):
-        odd = sorted(set(tensors) ^ set(index["tensors"]))
+    tensors = read_tensors(folder)
+    told = set(index.get("tensors", tensors))
+    if set(tensors) != told:
+        odd = sorted(set(tensors) ^ told)
         raise StorageError(
             f"index and tensors disagree on {len(odd)} names, such as {odd[0]!r}",
             where=str(folder),

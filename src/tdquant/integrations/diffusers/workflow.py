@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tdquant.announce import announce
 from tdquant.calibrate import calibrate, denoisers, observe
 from tdquant.calibrate.recording import record
 from tdquant.calibrate.shards import Shards, read_shards
@@ -160,6 +161,7 @@ def run_job(job: Job) -> Outcome:
         errors = compare(pictures, exact)
         for name in parts:
             note(pipe.components[name], "compare", pictures=len(exact), **errors)
+            announce(pipe.components[name])  # its card and configuration know of it
         lap("pictures")
     with replacing_folder(job.out, MARK) as fresh:
         pipe.save_pretrained(fresh)

@@ -1,0 +1,62 @@
+"""A model's folder in diffusers' layout, read without diffusers: config.json, whose
+``quantization_config`` is the description, and safetensors in one file or in shards.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tdquant.errors import StorageError
+
+CONFIG, PIPELINE = "config.json", "model_index.json"
+WEIGHTS = "diffusion_pytorch_model"
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The index that ``tdq.save`` would have written of a model that ``save_pretrained`` wrote, or
+    None if there is no such model.
+
+    Raises:
+        StorageError: The configuration is not JSON.
+    """
+    config = _json(folder / CONFIG)
+    saved = (config or {}).get("quantization_config") or {}
+    if config is None or saved.get("quant_method") != "tdquant":
+        return None
+    plain = {k: v for k, v in config.items() if k != "quantization_config" and k[0] != "_"}
+    return {
+        "format": "tdquant",
+        "version": saved.get("version", 0),
+        "model": {"source": "diffusers", "class": config.get("_class_name"), "config": plain},
+        **(saved.get("description") or {}),
+        "recipe": saved.get("recipe"),
+        "timestep": saved.get("timestep"),
+    }
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model: without a variant's name if there are such."""
+    whole = folder / f"{WEIGHTS}.safetensors"
+    if whole.exists():
+        return [whole]
+    shards = sorted(folder.glob(f"{WEIGHTS}-*.safetensors"))
+    return shards or sorted(folder.glob(f"{WEIGHTS}*.safetensors"))
+
+
+def quantized_parts(folder: Path) -> list[Path]:
+    """The folders of a pipeline's quantized models; none if it is no pipeline."""
+    if not (folder / PIPELINE).exists():
+        return []
+    return [part for part in sorted(folder.iterdir()) if part.is_dir() and read_config(part)]
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StorageError("the configuration is not JSON", where=str(file)) from error
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,144 @@
+"""``tdquant quantize``, from a float pipeline in a folder to a quantized one in another."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+
+import tdquant as tdq
+from tdquant.cli import main
+from tests.pipelines import PIPELINES, sample
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """An unconditional and a prompted pipeline."""
+    folder = tmp_path_factory.mktemp("float")
+    PIPELINES["ddim"]()[0].save_pretrained(folder / "ddim")
+    pipe, _ = PIPELINES["stable_diffusion_1"]()
+    pipe.scheduler = DDIMScheduler()
+    pipe.save_pretrained(folder / "sd")
+    (folder / "prompts.txt").write_text("a cat\n\n  a dog \n")
+    return folder
+
+
+def run(source, model, out, *words):
+    return main(
+        ["quantize", "--model", str(source / model), "--out", str(out), "--quiet", "--steps", "3"]
+        + [str(word) for word in words]
+    )
+
+
+def test_prompts_to_a_folder_that_samples(source, tmp_path, capsys):
+    prompts = ("--prompts", source / "prompts.txt", "height=8", "width=8", "guidance_scale=3.5")
+    assert run(source, "sd", tmp_path / "out", "--scale", "static", *prompts) == 0
+    said = capsys.readouterr().out
+    assert "PSNR" in said
+    assert "saved to" in said
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None)
+    assert pipe.unet.is_quantized
+    call = {"prompt": "a cat", "height": 8, "width": 8, "num_inference_steps": 3}
+    assert sample(pipe, call).isfinite().all()
+    card = (tmp_path / "out" / "unet" / "README.md").read_text()
+    assert "weights 4 bits" in card
+    assert "pipeline StableDiffusionPipeline" in card
+    assert "psnr" in card
+    with Image.open(tmp_path / "out" / "comparison.png") as picture:
+        assert picture.size == (2 * 12, 2 * 12)  # two samples of 8x8, float above quantized
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_searched_and_reconstructed(source, tmp_path, capsys):
+    words = ("--samples", 4, "--batch", 2, "--target-bits", 4.5, "--reconstruct", "gptq",
+             "--scale", "static")  # fmt: skip
+    assert run(source, "ddim", tmp_path / "out", *words, "--layers") == 0
+    said = capsys.readouterr().out
+    assert "weights of 4.50 bits on average" in said or "weights of 4.4" in said
+    assert "mid_block.resnets.0.conv1" in said
+    unet = DiffusionPipeline.from_pretrained(tmp_path / "out").unet
+    recipe = unet.tdq_recipe
+    assert recipe.overrides
+    assert [step["step"] for step in unet.tdq_history] == ["calibrate", "reconstruct", "compare"]
+    assert (tmp_path / "out" / "search-unet.png").exists()
+
+
+def test_a_whole_recipe_from_a_file(source, tmp_path):
+    recipe = tdq.Recipe(weights=8, activations=32, exclude=("mid_block.*",))
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe.to_dict()))
+    words = ("--samples", 1, "--recipe", file, "--pictures", 0)
+    assert run(source, "ddim", tmp_path / "out", *words) == 0
+    unet = DiffusionPipeline.from_pretrained(tmp_path / "out").unet
+    assert unet.tdq_recipe == recipe
+    assert not (tmp_path / "out" / "comparison.png").exists()
+
+
+def test_half_precision(source, tmp_path):
+    words = ("--prompts", source / "prompts.txt", "--dtype", "bfloat16", "--scale", "static")
+    assert run(source, "sd", tmp_path / "out", *words, "height=8", "width=8") == 0
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet", dtype=torch.bfloat16)
+    assert unet.conv_in.weight.dtype == torch.bfloat16
+
+
+def test_a_stopped_job_takes_the_calls_that_it_recorded(source, tmp_path, monkeypatch):
+    from tdquant.calibrate import recording
+    from tdquant.integrations.diffusers import workflow
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    words = ("--samples", 2, "--scale", "static", "--pictures", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(workflow, "calibrate", stop)
+        assert run(source, "ddim", tmp_path / "out", *words) == 130
+    assert (tmp_path / "out.work" / "calls" / "calls.json").exists()
+    assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recording, "save", stop)
+        assert run(source, "ddim", tmp_path / "other", *words) == 130  # another job records
+        assert run(source, "ddim", tmp_path / "out", *words, "--seed", 1) == 130
+        assert run(source, "ddim", tmp_path / "out", *words) == 0
+    assert not (tmp_path / "out.work").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--prompts", "missing.txt"), "prompts cannot be read"),
+        (("--samples", "0"), "0 samples"),
+        (("--samples", "1", "colour=red"), "takes no colour"),
+        (("--samples", "1", "--part", "transformer"), "no denoiser transformer"),
+        (("--samples", "1", "--weights", "77"), "bits"),
+        (("--samples", "1", "--recipe", "missing.json"), "recipe cannot be read"),
+        (("--samples", "1", "--target-bits", "1"), "target_bits"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-1],
+)
+def test_bad_input_is_explained_and_writes_nothing(source, tmp_path, capsys, words, said):
+    assert run(source, "ddim", tmp_path / "out", *words) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_cannot_be(source, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("words")
+    assert run(source, "ddim", tmp_path / "mine", "--samples", 1) == 1
+    assert "something else" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
+    assert run(source, "nowhere", tmp_path / "out", "--samples", 1) == 1
+    assert "no pipeline can be opened" in capsys.readouterr().err
+    done = ("--samples", 1, "--pictures", 0, "--scale", "static")
+    assert run(source, "ddim", tmp_path / "out", *done) == 0
+    assert run(tmp_path, "out", tmp_path / "twice", *done) == 1
+    assert "quantized already" in capsys.readouterr().err
+
+
+def test_prompts_for_a_pipeline_without(source, tmp_path, capsys):
+    words = ("--prompts", source / "prompts.txt")
+    assert run(source, "ddim", tmp_path / "out", *words) == 1
+    assert "takes none" in capsys.readouterr().err
+    assert run(source, "ddim", tmp_path / "out", *words, "--samples", 2) == 1
+    assert "one of them" in capsys.readouterr().err
