@@ -252,3 +252,30 @@ class Text(One):
 def test_a_model_that_returns_no_tensors(tmp_path):
     with pytest.raises(ExportError, match="returns a dict"):
         tdq.export(frozen(Text(nn.Linear(4, 4))), tmp_path / "m.xml", (torch.randn(3, 2, 4), 3))
+
+
+@pytest.mark.parametrize("suffix", EXPORTERS)
+def test_weights_held_as_codes(suffix, tmp_path):
+    model = tdq.quantize(Mixed(), tdq.Recipe(weights=4, activations=32), verbose=False)
+    tdq.save(tdq.freeze(model), tmp_path / "saved")
+    exact = tdq.load(tmp_path / "saved", model=Mixed())
+    compact = tdq.load(tmp_path / "saved", model=Mixed(), compact=True)
+    x = torch.randn(3, 6, 8, 8)
+    (session,) = sessions(compact, x, tmp_path, [suffix])
+    compare(exact, session, x)
+
+
+def test_openvino_runs_the_onnx_file(tmp_path):
+    """The engine that did not write it, without tdquant between."""
+    import openvino
+
+    layers = {k: v for k, v in LAYERS.items() if k != "circular"}  # its reader knows no such Pad
+    model = frozen(All(layers), 4, Grid.affine(8, 64))
+    x = torch.randn(2, 6, 8, 8)
+    file = tdq.export(model, tmp_path / "m.onnx", (x, torch.tensor([3, 700])))
+    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for t in (torch.tensor([3.0, 700.0]), torch.tensor([10.5, 998.9])):
+        found = compiled({0: x.numpy(), 1: t.numpy()})
+        for name, y, output in zip(layers, model(x, t), compiled.outputs, strict=True):
+            error = (torch.from_numpy(found[output]) - y).abs().max() / y.abs().max()
+            assert error <= 1e-5, (name, float(error))

@@ -28,7 +28,7 @@ from tdquant.clock import clock_of
 from tdquant.errors import FreezeError
 from tdquant.export.calls import Call
 from tdquant.fakequant import FLOOR, expand_scale
-from tdquant.frozen import is_frozen
+from tdquant.frozen import expand, is_frozen
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.quantizers import (
@@ -280,12 +280,12 @@ def float32_copy(frozen: nn.Module) -> nn.Module:
     rounded are codes times steps again.
     """
     model = copy.deepcopy(frozen).cpu()
-    weights = [
-        (layer, quantizer, quantizer.codes(layer.weight, path))
-        for path, layer in quantized_layers(model)
-        if isinstance(quantizer := layer.weight_quantizer, FrozenWeight)
-    ]
-    model = model.float()
+    weights = []
+    for path, layer in quantized_layers(model):
+        expand(layer)
+        if isinstance(quantizer := layer.weight_quantizer, FrozenWeight):
+            weights.append((layer, quantizer, quantizer.codes(layer.weight, path)))
+    nn.Module.float(model)  # diffusers' own refuses quantized models
     with torch.no_grad():
         for layer, quantizer, codes in weights:
             layer.weight.copy_(codes * quantizer.scale(codes))

@@ -211,15 +211,15 @@ def _narrow(one: Operand, other: Operand) -> bool:
 
 def _codes(operand: Operand, x: Tensor, step: Tensor) -> Tensor:
     """The codes of x as uint8, counted from the lowest."""
-    flat = step.reshape(-1)
-    zero = torch.full_like(flat, -operand.low, dtype=torch.uint8)
-    q = quantize(x - operand.offset if operand.offset else x, flat, zero)
+    zero = torch.tensor(-operand.low, dtype=torch.uint8)
+    q = quantize(operand.ratio(x, step), torch.tensor(1.0), zero)
     return q if operand.codes == INT8_CODES else q.clamp(0, operand.codes - 1)
 
 
 def _centred(operand: Operand, q: Tensor) -> Tensor:
     """Codes counted from zero, in float, of codes counted from the lowest."""
-    one = torch.ones((), dtype=torch.float32)
+    # A constant of the graph: of one that the graph expands, OpenVINO does not know the rank.
+    one = torch.tensor(1.0)
     return dequantize(q, one, torch.tensor(-operand.low, dtype=torch.uint8))
 
 
