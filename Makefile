@@ -16,11 +16,14 @@ venv: .venv/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# One process a core with one thread each: threads that share cores wait for each other.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 test: venv
-	$(BIN)/python -m pytest
+	$(TEST)
 
 test-slow: venv
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(TEST) -m "slow or not slow"
 
 lint: venv
 	$(BIN)/ruff check
@@ -40,6 +43,10 @@ bench: venv
 	$(BIN)/python benchmarks/ptq.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/integers.py
+	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/reconstruct.py
+	$(BIN)/python benchmarks/recording.py
 
 clean:
 	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -15,6 +13,7 @@ from tdquant.families import Family, family_of
 from tdquant.grid import Grid
 from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
+from tdquant.patterns import idle, matching
 from tdquant.quantizers import ActivationQuantizer, NoiseWeight, WeightQuantizer
 from tdquant.quantizers.weight import mse_step
 from tdquant.recipe import FLOAT, LayerRecipe, Recipe
@@ -63,8 +62,8 @@ def quantize(
         swaps: dict[str, nn.Module] = {}
         mistakes: list[ConversionError] = []
         for path in chosen:
-            time_path = _matches(path, family.time_path)
-            overridden = [p for p in recipe.overrides if fnmatchcase(path, p)]
+            time_path = bool(matching(path, family.time_path))
+            overridden = matching(path, recipe.overrides)
             plan = recipe.for_layer(overridden, path in first | last, time_path)
             if min(plan.weights, plan.activations) < FLOAT:
                 try:
@@ -170,17 +169,17 @@ def _quantizable(model: nn.Module, family: Family) -> dict[str, nn.Module]:
     return {
         path: module
         for path, module in model.named_modules()
-        if type(module) in QUANTIZED and path and not _matches(path, family.borrowed)
+        if type(module) in QUANTIZED and path and not matching(path, family.borrowed)
     }
 
 
 def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
     """The paths that the patterns leave; patterns that match nothing are mistakes."""
     patterns = [*recipe.include, *recipe.exclude, *recipe.overrides]
-    idle = [p for p in patterns if not any(fnmatchcase(path, p) for path in layers)]
-    if idle:
+    unknown = idle(patterns, layers)
+    if unknown:
         hints = {
-            p: difflib.get_close_matches(p.strip("*."), layers, n=2, cutoff=0.3) for p in idle
+            p: difflib.get_close_matches(p.strip("*."), layers, n=2, cutoff=0.3) for p in unknown
         }
         lines = [f"{p!r}" + (f" (near: {', '.join(h)})" if h else "") for p, h in hints.items()]
         raise RecipeError(
@@ -188,11 +187,7 @@ def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
             fix="patterns are globs over module paths, such as 'up_blocks.*.conv1'",
         )
 
-    return [p for p in layers if _matches(p, recipe.include) and not _matches(p, recipe.exclude)]
-
-
-def _matches(path: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(path, p) for p in patterns)
+    return [p for p in layers if matching(p, recipe.include) and not matching(p, recipe.exclude)]
 
 
 def edges(model: nn.Module, paths: list[str], family: Family) -> tuple[set[str], set[str]]:
@@ -204,7 +199,7 @@ def edges(model: nn.Module, paths: list[str], family: Family) -> tuple[set[str],
     ]
 
     def named(patterns: tuple[str, ...], otherwise: str) -> set[str]:
-        found = {path for path in everything if _matches(path, patterns)}
+        found = {path for path in everything if matching(path, patterns)}
         return found & set(paths) if found else {otherwise}
 
     return named(family.first, paths[0]), named(family.last, paths[-1])

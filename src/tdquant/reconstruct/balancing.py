@@ -18,7 +18,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -31,6 +30,7 @@ from tdquant.families import family_of
 from tdquant.grid import Grid
 from tdquant.layers import replace_module
 from tdquant.layers.balance import BalancedLayer
+from tdquant.patterns import idle, matching
 from tdquant.progress import track
 from tdquant.quantizers.weight import mse_step
 
@@ -143,13 +143,13 @@ def _choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Li
         for path, module in model.named_modules()
         if type(module) is nn.Linear
         and id(module) not in inside
-        and any(fnmatchcase(path, pattern) for pattern in wanted)
-        and not any(fnmatchcase(path, pattern) for pattern in left)
+        and matching(path, wanted)
+        and not matching(path, left)
     }
-    idle = [w for w in wanted if not any(fnmatchcase(path, w) for path in found)]
-    if idle:
+    unknown = idle(wanted, found)
+    if unknown:
         raise ConversionError(
-            "patterns that match no linear layer: " + ", ".join(map(repr, idle)),
+            "patterns that match no linear layer: " + ", ".join(map(repr, unknown)),
             where="balance(layers=)",
             fix="globs over module paths, such as 'transformer_blocks.*.ff.*'",
         )

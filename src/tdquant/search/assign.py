@@ -15,11 +15,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from tdquant.errors import RecipeError
+from tdquant.patterns import idle, matches, matching
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.search.frontier import Frontier, find_frontier
 from tdquant.search.sensitivity import KINDS, Sensitivity
@@ -169,10 +169,10 @@ class _Problem:
         self.sensitivity, self.base, self.margin = sensitivity, sensitivity.recipe, margin
         self.bits = sensitivity.bits
         layers = sensitivity.layers
-        idle = [a for a in also if not any(fnmatchcase(p, a) for p in layers)]
-        if idle:
+        unknown = idle(also, layers)
+        if unknown:
             raise RecipeError(
-                f"patterns that match no measured layer: {', '.join(map(repr, idle))}",
+                f"patterns that match no measured layer: {', '.join(map(repr, unknown))}",
                 where="also",
             )
         if self.base.activations != FLOAT and not sensitivity.activations["static"]:
@@ -182,7 +182,7 @@ class _Problem:
                 why="activations of the measured model are in float",
                 fix="tdq.sensitivity of a model with quantized activations, or activations=32",
             )
-        asked = {p for p in layers if any(fnmatchcase(p, a) for a in also)}
+        asked = {p for p in layers if matching(p, also)}
         apart = {p for p, facts in layers.items() if facts.role} - asked
         quantized = {
             "weights": list(sensitivity.weights),
@@ -199,7 +199,7 @@ class _Problem:
     def _given(self, path: str, operand: str) -> bool:
         """Whether an override of the base recipe has decided."""
         return any(
-            operand in changes and fnmatchcase(path, pattern)
+            operand in changes and matches(path, pattern)
             for pattern, changes in self.base.overrides.items()
         )
 

@@ -12,7 +12,6 @@ are the squared output errors, sample by sample (see ``tdquant.calibrate.judge``
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from tdquant.fakequant import fake_quantize
 from tdquant.families import family_of
 from tdquant.grid import MAX_BITS, MIN_BITS, Grid
 from tdquant.layers import QUANTIZED, QuantLayer, quantized_layers, structured_layers
+from tdquant.patterns import matching
 from tdquant.progress import track
 from tdquant.quantizers import ActivationQuantizer, WeightQuantizer, activation_quantizers
 from tdquant.quantizers.weight import mse_step
@@ -282,5 +282,5 @@ def _roles(model: nn.Module) -> dict[str, str]:
     ]
     first, last = edges(model, paths, family)
     roles = dict.fromkeys(first | last, EDGE)
-    timed = [p for p in paths if any(fnmatchcase(p, pattern) for pattern in family.time_path)]
+    timed = [p for p in paths if matching(p, family.time_path)]
     return roles | dict.fromkeys(timed, TIME)

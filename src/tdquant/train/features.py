@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tdquant.errors import TrainingError
+from tdquant.patterns import idle, matching
 
 
 class FeatureMatch:
@@ -31,14 +31,14 @@ class FeatureMatch:
 
     def __init__(self, teacher: nn.Module, patterns: Sequence[str]) -> None:
         paths = [name for name, _ in teacher.named_modules() if name]
-        idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in paths)]
-        if idle:
+        unknown = idle(patterns, paths)
+        if unknown:
             raise TrainingError(
-                f"patterns that match no module: {', '.join(idle)}",
+                f"patterns that match no module: {', '.join(unknown)}",
                 where="features",
                 fix="patterns are globs over module paths, such as 'up_blocks.*'",
             )
-        self.paths = [n for n in paths if any(fnmatchcase(n, p) for p in patterns)]
+        self.paths = [n for n in paths if matching(n, patterns)]
 
     @contextlib.contextmanager
     def listen(self, model: nn.Module) -> Iterator[list[Tensor]]:

@@ -1,0 +1,25 @@
+"""Glob patterns over module paths. A pattern without wildcards is the path itself, and compared as
+that: a searched recipe has one for each of hundreds of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
+
+_WILD = frozenset("*?[")
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a path is meant by a pattern, by case."""
+    return path == pattern or (not _WILD.isdisjoint(pattern) and fnmatchcase(path, pattern))
+
+
+def matching(path: str, patterns: Iterable[str]) -> list[str]:
+    """The patterns that mean a path, in their order."""
+    return [pattern for pattern in patterns if matches(path, pattern)]
+
+
+def idle(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
+    """The patterns that mean none of the paths: misspelt ones, as a rule."""
+    return [p for p in patterns if p not in paths and not any(matches(path, p) for path in paths)]
