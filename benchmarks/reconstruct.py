@@ -4,7 +4,7 @@
     python benchmarks/reconstruct.py --only cats-ddpm --methods plain adaround-model
 
 All models of one width start from one calibration (``auto`` scales, choices confirmed on generated
-samples), and all methods get the same calls: 16 trajectories of 50 DDIM steps. The paired error is
+samples), and all methods get the same calls: 32 trajectories of 50 DDIM steps. The paired error is
 that of the final samples against the float model's from the same noise, clamped to [-1, 1]; the
 noise of the test is not that of calibration. Rows are written as they come. Seconds are those of
 the wall, and of the processor: with one thread what the wall shows where nothing else runs.
@@ -32,10 +32,11 @@ METHODS = {
     "adaround-model": {"method": "adaround", "scope": "model"},
 }
 TEST_SEED = 77
+TRAJECTORIES = 32
 
 
 def calls(pipe):
-    return tdq.trajectories(pipe.unet, pipe.scheduler, 16, pipe.shape, batch=16, seed=1)
+    return tdq.trajectories(pipe.unet, pipe.scheduler, TRAJECTORIES, pipe.shape, batch=16, seed=1)
 
 
 def calibrated(pipe, bits, bias_correction=False):
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=64, help="of the paired error")
+    parser.add_argument("--images", type=int, default=192, help="of the paired error")
     parser.add_argument("--frechet", type=int, default=500, help="samples of the distance, or 0")
     parser.add_argument("--frechet-steps", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=300, help="of the whole model at once")

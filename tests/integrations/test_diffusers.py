@@ -356,10 +356,8 @@ def test_a_whole_pipeline_is_inspected_and_its_models_are_named(saved):
 
 
 def test_without_tdquant_diffusers_names_what_is_missing(saved):
-    code = "import sys; from diffusers import UNet2DModel; UNet2DModel.from_pretrained(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, saved / "unet"], capture_output=True, text=True
-    )
+    code = f"from diffusers import UNet2DModel as U; U.from_pretrained({str(saved / 'unet')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
     assert "tdquant" in done.stderr.splitlines()[-1]
     assert "import tdquant" in (saved / "unet" / "README.md").read_text()

@@ -81,12 +81,15 @@ def test_the_whole_model_learns_its_output():
     x, t = torch.cat([c[0] for c in batches]), torch.cat([c[1].expand(4) for c in batches])
     with torch.no_grad():
         target = exact(x, t)
-        before = float(mse(model(x, t), target).mean())
+        before = mse(model(x, t), target)
         done = reconstruct(model, batches, scope="model", iterations=80, batch=16, progress=False)
-        after = float(mse(model(x, t), target).mean())
-    assert after < 0.6 * before
-    assert done.blocks[0].before == pytest.approx(before, rel=1e-4)
-    assert done.blocks[0].after == pytest.approx(after, rel=1e-4)
+        after = mse(model(x, t), target)
+    assert after.mean() < 0.6 * before.mean()
+    assert done.blocks[0].before == pytest.approx(float(before.mean()), rel=1e-4)
+    start = torch.stack([before[t == time].mean() for time in t.unique()])
+    found = torch.stack([after[t == time].mean() for time in t.unique()])
+    share = float((found / start.sqrt()).sum() / start.sqrt().sum())
+    assert done.blocks[0].after == pytest.approx(float(before.mean()) * share, rel=1e-3)
 
 
 def test_temporal_scales_learn_in_the_loop(model):

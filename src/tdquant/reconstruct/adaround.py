@@ -1,9 +1,9 @@
 r"""Learns the rounding of a block so that its quantized output meets the float one.
 
-    L = |B_hat(x_hat, t) - B(x, t)|^2 / |B_0(x_hat, t) - B(x, t)|^2
+    L = mean_t w(t) |B_hat(x_hat, t) - B(x, t)|^2
 
 with B the float block on its float input, B_hat the quantized one on what the quantized layers
-before it give, and B_0 the block with rounding to nearest. So a block also makes up for errors
+before it give, and w(t) by ``tdquant.reconstruct.timing``. So a block also makes up for errors
 that were made before it. Beside the rounding learn the steps of weights, biases, and the laws of
 activation scales: a temporal scale's network by samples that are each at its own timestep. The
 learning rates fall to zero by half a cosine.
@@ -34,7 +34,9 @@ from tdquant.quantizers import (
 )
 from tdquant.quantizers.rounding import nearest
 from tdquant.reconstruct.batches import Batches
-from tdquant.reconstruct.capture import Part
+from tdquant.reconstruct.capture import TIME, Part
+from tdquant.reconstruct.samples import Record
+from tdquant.reconstruct.timing import TimeBins
 from tdquant.scales import TemporalScale
 
 
@@ -64,6 +66,7 @@ class Learning:
         part: The block.
         layers: Its quantized layers by path.
         batches: Its samples.
+        times: The bins of all times that occur.
         iterations: Updates in all.
         rates: Learning rates.
         reduce: Adds a tensor up over all processes.
@@ -75,12 +78,13 @@ class Learning:
         part: Part,
         layers: dict[str, QuantLayer],
         batches: Batches,
+        times: TimeBins,
         iterations: int,
         rates: Rates,
         reduce: Callable[[Tensor], Tensor],
         world: int = 1,
     ) -> None:
-        self.part, self.layers, self.batches = part, layers, batches
+        self.part, self.layers, self.batches, self.times = part, layers, batches, times
         self.iterations, self.rates = iterations, rates
         self.reduce, self.world = reduce, world
         self.done = 0
@@ -88,7 +92,9 @@ class Learning:
             path: nearest(_weight_quantizer(layer), layer.weight) for path, layer in layers.items()
         }
         self.install(self.start)
-        self.plain = self.error()
+        sums = self.errors()
+        self.plain = float(sums[0].sum() / sums[1].sum())
+        times.balance(sums)
         self.rounding = {
             path: LearnedRounding(q.grid, q.step.detach(), layers[path].weight)
             for path, q in self.start.items()
@@ -107,15 +113,23 @@ class Learning:
             self.layers[path].weight_quantizer = quantizer
 
     @torch.no_grad()
-    def error(self) -> float:
-        """Mean squared error of the block's output over all samples."""
-        total = torch.zeros(2, dtype=torch.float64)
+    def errors(self) -> Tensor:
+        """Sums of the squared error of all samples' outputs, and their number, by bins of time."""
+        nothing = torch.zeros(0)
+        total = self.times.sums(nothing, nothing)
         for inputs, targets in self.batches.all():
-            for name, y in self.part(inputs).items():
-                total[0] += (y.float() - targets[name].float()).square().sum().double().cpu()
-                total[1] += y.numel()
-        total = self.reduce(total)
-        return float(total[0] / total[1])
+            total += self.times.sums(inputs[TIME], self._by_row(inputs, targets))
+        return self.reduce(total)
+
+    def _by_row(self, inputs: Record, targets: Record) -> Tensor:
+        """Mean squared error of the block's output for each row ``(B,)``."""
+        found = self.part(inputs)
+        elements = sum(y[0].numel() for y in found.values())
+        squares = [
+            (y.float() - targets[name].float()).square().flatten(1).sum(1)
+            for name, y in found.items()
+        ]
+        return torch.stack(squares).sum(0) / elements
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that learns, by name."""
@@ -183,12 +197,8 @@ class Learning:
         loss = torch.zeros((), device=parameters[0].device)
         if drawn is not None:
             inputs, targets, part = drawn
-            outputs = self.part(inputs)
-            elements = sum(y[0].numel() for y in outputs.values())
-            for name, y in outputs.items():
-                loss = loss + (y.float() - targets[name].float()).square().sum()
-            rows = len(next(iter(outputs.values())))
-            loss = loss * (part / (rows * elements * max(self.plain, 1e-20)))
+            weights = self.times.of(inputs[TIME])
+            loss = part * (self._by_row(inputs, targets) * weights).mean()
         if loss.requires_grad:
             loss.backward()
         self._reduce_gradients(parameters)
@@ -207,18 +217,19 @@ class Learning:
         """Installs what was learned, or rounding to nearest where that is better.
 
         Returns:
-            The error of what was installed; it is not over ``plain``.
+            The error of what was installed, by the weights of time, as a share of that of rounding
+            to nearest: not over 1.
         """
         self.install({path: quantizer.rounded() for path, quantizer in self.rounding.items()})
-        error = self.error()
-        if error <= self.plain:
+        error = self.times.error(self.errors())
+        if error <= 1:
             return error
         with torch.no_grad():
             parameters = self.parameters()
             for name, value in self._before.items():
                 parameters[name].copy_(value)
         self.install(self.start)
-        return self.plain
+        return 1.0
 
     def tensors(self) -> dict[str, Tensor]:
         """What a learning that goes on later has to know, beside ``done``."""

@@ -177,6 +177,12 @@ class Part:
             return outputs(self.module(*args, **kwargs))
 
 
+def time_of(model: nn.Module, call: Call) -> Tensor:
+    """The timestep of a call, as it was given."""
+    argument, position = find_timestep(model, clock_of(model).argument)
+    return torch.as_tensor(call[argument] if isinstance(call, Mapping) else call[position])
+
+
 def each_time(model: nn.Module, call: Call) -> Call:
     """The call with one timestep a sample, so that rows of several calls make one."""
     size = batch_size(call)

@@ -15,11 +15,12 @@ from tdquant.quantizers import RoundedWeight, WeightQuantizer, activation_quanti
 from tdquant.reconstruct.adaround import Learning, Rates
 from tdquant.reconstruct.batches import Batches
 from tdquant.reconstruct.blocks import learned_layers
-from tdquant.reconstruct.capture import Part, in_float
+from tdquant.reconstruct.capture import Part, in_float, time_of
 from tdquant.reconstruct.gptq import ROWS, Hessian, gptq
 from tdquant.reconstruct.processes import Processes
 from tdquant.reconstruct.record import Folder
 from tdquant.reconstruct.samples import Samples
+from tdquant.reconstruct.timing import TimeBins
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class BlockReport:
         path: Its path; empty for the whole model.
         layers: Paths of its layers.
         before: Mean squared error of its output with rounding to nearest.
-        after: The same with what was learned.
+        after: The same with what was learned; of adaround its share by weights of time.
     """
 
     path: str
@@ -116,6 +117,10 @@ class Job:
             if number % self.world.count == self.world.rank:
                 yield number, call
 
+    def _times(self) -> Tensor:
+        """The times of all calls, of the other processes too."""
+        return torch.cat([time_of(self.model, call).reshape(-1) for call in self.calls])
+
     def _advance(self, words: str, updates: int = 1) -> None:
         for _ in range(updates):
             self.bar.advance(words)
@@ -138,7 +143,14 @@ class Job:
                 device=next(self.model.parameters()).device,
             )
             learning = Learning(
-                part, block.layers, batches, self.iterations, self.rates, world.sum, world.count
+                part,
+                block.layers,
+                batches,
+                TimeBins(self._times()),
+                self.iterations,
+                self.rates,
+                world.sum,
+                world.count,
             )
             found = folder.read(folder.learning) if folder else None
             if found is not None and found.facts["block"] == block.number:
@@ -152,7 +164,7 @@ class Job:
                     folder.write(folder.learning, learning.tensors(), facts)
 
             learning.run(told)
-            return learning.plain, learning.finish()
+            return learning.plain, learning.plain * learning.finish()
 
     @torch.no_grad()
     def _gptq(self, block: _Block) -> tuple[float, float]:
