@@ -30,13 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def replacing_folder(directory: str | os.PathLike[str], mark: str) -> Iterator[Path]:
-    """An empty folder beside ``directory``, which takes its place when the context ends well.
-
-    Arguments:
-        directory: The folder to write. It may be missing, empty, or an earlier one of its kind.
-        mark: Name of the file by which folders of its kind are known.
+def check_folder(directory: str | os.PathLike[str], mark: str) -> Path:
+    """The folder's path, if it may be written: see ``replacing_folder``.
 
     Raises:
         StorageError: There is something of another kind already.
@@ -50,6 +45,21 @@ def replacing_folder(directory: str | os.PathLike[str], mark: str) -> Iterator[P
             where=str(target),
             fix=f"an empty folder, a new name, or an older folder with {mark} in it",
         )
+    return target
+
+
+@contextlib.contextmanager
+def replacing_folder(directory: str | os.PathLike[str], mark: str) -> Iterator[Path]:
+    """An empty folder beside ``directory``, which takes its place when the context ends well.
+
+    Arguments:
+        directory: The folder to write. It may be missing, empty, or an earlier one of its kind.
+        mark: Name of the file by which folders of its kind are known.
+
+    Raises:
+        StorageError: There is something of another kind already.
+    """
+    target = check_folder(directory, mark)
     target.parent.mkdir(parents=True, exist_ok=True)
     suffix = uuid.uuid4().hex[:8]
     fresh, old = (

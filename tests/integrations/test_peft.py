@@ -7,6 +7,8 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 import tdquant as tdq
+from tdquant.errors import ConversionError
+from tdquant.layers import StructuredLayer
 from tdquant.quantizers import CodedWeight, FrozenWeight, WeightQuantizer
 from tests.pipelines import PIPELINES, sample
 
@@ -190,3 +192,10 @@ def test_adapters_of_another_architecture(made, pipe, tmp_path):
         pipe.load_lora_weights(tmp_path)
     pipe.unload_lora_weights()
     assert torch.equal(sample(pipe, call), before)
+
+
+def test_a_split_layer_takes_no_adapter(pipe):
+    split = {name for name, m in pipe.unet.named_modules() if isinstance(m, StructuredLayer)}
+    assert any(name.endswith("conv_shortcut") for name in split)
+    with pytest.raises(ConversionError, match="split=False"):
+        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["conv_shortcut"]))

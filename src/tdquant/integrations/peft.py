@@ -14,8 +14,15 @@ import peft.tuners.lora.model as lora
 from peft.tuners.lora.layer import Conv1d, Conv2d, Linear
 from torch import nn
 
+from tdquant.errors import ConversionError
 from tdquant.frozen import expand, requantize
-from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear
+from tdquant.layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantLayer,
+    QuantLinear,
+    StructuredLayer,
+)
 from tdquant.quantizers import FrozenWeight
 
 
@@ -85,6 +92,13 @@ def register() -> None:
     def dispatch(target: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> Any:
         inner: Any = getattr(target, "get_base_layer", None)
         base: Any = target if inner is None else inner()
+        if isinstance(base, StructuredLayer):
+            raise ConversionError(
+                f"an adapter for a layer that was rewritten ({base.structure})",
+                where=str(kwargs.get("current_key", type(base).__name__)),
+                why="its weight is in several layers now, and the adapter is for the one",
+                fix="tdq.calibrate(..., split=False), and no tdq.balance of this layer",
+            )
         adapter = ADAPTERS.get(type(base))
         if adapter is None or kwargs.get("parameter_name") is not None:
             return default(target, adapter_name, config=config, **kwargs)

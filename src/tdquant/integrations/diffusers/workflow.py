@@ -34,7 +34,7 @@ from tdquant.recipe import Recipe
 from tdquant.reconstruct import balance, reconstruct
 from tdquant.search import search, sensitivity
 from tdquant.summary import summary
-from tdquant.writing import replacing_folder
+from tdquant.writing import check_folder, replacing_folder
 
 MARK = "model_index.json"
 PICTURE, CURVE = "comparison.png", "search-{}.png"
@@ -126,7 +126,7 @@ def run_job(job: Job) -> Outcome:
         StorageError: The output folder holds something else.
         TDQError: Whatever a stage complains of. What was recorded stays for the next try.
     """
-    _check_out(job.out)
+    check_folder(job.out, MARK)  # before hours of work, and not after
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
 
@@ -252,16 +252,6 @@ def open_pipeline(job: Job) -> Any:
             fix="start from the float pipeline",
         )
     return pipe.to(job.device)
-
-
-def _check_out(out: Path) -> None:
-    """Complains before hours of work, and not after, that the output cannot be written."""
-    with contextlib.suppress(_Tried), replacing_folder(out, MARK):
-        raise _Tried
-
-
-class _Tried(Exception):  # noqa: N818 - no error
-    pass
 
 
 def _parts(pipe: Any, job: Job) -> list[str]:
