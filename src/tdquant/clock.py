@@ -254,12 +254,14 @@ class Clock:
         if timestep.device.type != "cpu" or self.coverage is None:
             return  # looking would make the host wait for the device at every call
         low, high = float(timestep.min()), float(timestep.max())
-        if low < self.coverage[0] or high > self.coverage[1]:
+        first, last = self.coverage
+        rounding = 1e-6 * (last - first)  # of a continuous time in another precision
+        if low < first - rounding or high > last + rounding:
             self._warned = True
-            outside = low if low < self.coverage[0] else high
+            outside = low if low < first - rounding else high
             warnings.warn(
                 f"timestep {outside:g} lies outside the scale tables' range "
-                f"[{self.coverage[0]:g}, {self.coverage[1]:g}] and is clamped to it (said once)",
+                f"[{first:g}, {last:g}] and is clamped to it (said once)",
                 stacklevel=3,
             )
 

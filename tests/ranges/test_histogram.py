@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tdquant.errors import CalibrationError
@@ -18,6 +18,8 @@ def histogram(*parts):
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50), st.integers(1, 49))
+@example([0.0, 2.1e-44], 1)
+@example([2.1e-44, -1.0], 1)
 def test_order_and_split_do_not_matter(values, cut):
     x = torch.tensor(values)
     parts = [p for p in (x[cut:], x[:cut]) if len(p)]

@@ -21,6 +21,8 @@ from torch import Tensor
 from tdquant.errors import CalibrationError
 
 BINS = 4096
+LEAST = 2.0**-100
+"""The least limit: narrower bins would have a width that float32 rounds to zero."""
 
 
 class Histogram:
@@ -62,7 +64,7 @@ class Histogram:
         self.total += x.numel()
         largest = max(-low, high)
         if largest >= self.limit and largest > 0:
-            self.widen(2.0 ** (math.floor(math.log2(largest)) + 1))
+            self.widen(max(2.0 ** (math.floor(math.log2(largest)) + 1), LEAST))
         half = BINS // 2
         width = self.limit / half or 1.0
         index = (x / width).floor_().clamp_(-half, half - 1).add_(half)
