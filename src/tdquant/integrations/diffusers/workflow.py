@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -286,7 +287,8 @@ def _calls(pipe: Any, job: Job, folder: Path) -> Shards:
         progress=job.progress,
         **job.call,
     )
-    origin = {**recording.made_by, "model": job.model, "arguments": repr(recording.runs)}
+    digest = hashlib.sha256(repr(recording.runs).encode()).hexdigest()[:16]
+    origin = {**recording.made_by, "model": job.model, "digest of arguments": digest}
     recording = replace(recording, made_by=origin)
     with contextlib.suppress(StorageError):
         earlier = read_shards(folder)
