@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tdquant import diffusion
 from tdquant.calibrate.observers import in_float
+from tdquant.calibrate.prompts import COUNT, FIRST, make_runs
 from tdquant.calibrate.shards import Shards, read_shards, write_shards
 from tdquant.clock import find_timestep
 from tdquant.diffusion.sampling import stream_of
@@ -116,7 +117,7 @@ class Recording:
         seeded = "generator" in inspect.signature(self.pipe.__call__).parameters
         for run in self.runs:
             given = dict(run)
-            first, count = given.pop("_first"), given.pop("_count")
+            first, count = given.pop(FIRST), given.pop(COUNT)
             if seeded and "generator" not in given:
                 streams = [stream_of(self.seed, first + i) for i in range(count)]
                 given["generator"] = streams if count > 1 else streams[0]
@@ -253,13 +254,7 @@ def record(
         raise ModelError(
             f"the pipeline takes no {', '.join(unknown)}", where=where, fix=f"of {list(taken)}"
         )
-    if prompts is None:
-        raise ModelError("no prompts and no number of samples", where="trajectories")
-    if isinstance(prompts, int):
-        runs = _counted(prompts, batch, taken)
-    else:
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        runs = _prompted(texts, batch, taken, where)
+    runs = make_runs(prompts, batch, taken, where)
     made_by = {
         "pipeline": where,
         "scheduler": type(getattr(pipe, "scheduler", None)).__name__,
@@ -270,43 +265,3 @@ def record(
     return Recording(
         pipe, tuple({**fixed, **run} for run in runs), tuple(found), seed, progress, made_by
     )
-
-
-def _counted(count: int, batch: int, taken: Mapping[str, Any]) -> list[KeywordCall]:
-    """Runs of ``count`` samples that no prompt distinguishes."""
-    if count < 1:
-        raise ModelError(f"{count} samples", where="trajectories", fix="at least 1")
-    if "batch_size" not in taken:  # then the other arguments decide how many samples a run has
-        return [{"_first": i, "_count": 1} for i in range(count)]
-    return [
-        {"batch_size": n, "_first": i, "_count": n}
-        for i, n in ((i, min(batch, count - i)) for i in range(0, count, batch))
-    ]
-
-
-def _prompted(
-    prompts: list[Any], batch: int, taken: Mapping[str, Any], where: str
-) -> list[KeywordCall]:
-    """Runs of prompts, or of whole dictionaries of arguments."""
-    if not prompts:
-        raise ModelError("there are no prompts", where="trajectories", fix="at least one")
-    if all(isinstance(p, Mapping) for p in prompts):
-        return [{**p, "_first": i, "_count": 1} for i, p in enumerate(prompts)]
-    odd = next((p for p in prompts if not isinstance(p, str)), None)
-    if odd is not None:
-        raise ModelError(
-            f"a prompt of type {type(odd).__name__}",
-            where="trajectories",
-            fix="all strings, or all dictionaries of arguments of the pipeline",
-        )
-    if "prompt" not in taken:
-        raise ModelError(
-            "prompts for a pipeline that takes none",
-            where=where,
-            fix="a number of samples, trajectories(pipe, 16); or dictionaries of its arguments, "
-            'trajectories(pipe, [{"class_labels": [207]}, ...])',
-        )
-    return [
-        {"prompt": prompts[i : i + batch], "_first": i, "_count": len(prompts[i : i + batch])}
-        for i in range(0, len(prompts), batch)
-    ]

@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
     require("diffusers", "pipelines")
     import torch
 
-    from tdquant.integrations.diffusers.workflow import Job, run_job
+    from tdquant.integrations.diffusers.job import Job
+    from tdquant.integrations.diffusers.workflow import run_job
 
     job = Job(
         model=options.model,

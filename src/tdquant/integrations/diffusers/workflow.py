@@ -14,12 +14,10 @@ import copy
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from tdquant.announce import announce
@@ -29,94 +27,16 @@ from tdquant.calibrate.shards import Shards, read_shards
 from tdquant.convert import quantize
 from tdquant.errors import ModelError, StorageError
 from tdquant.frozen import freeze
+from tdquant.integrations.diffusers.job import PICTURE, Job, Outcome
 from tdquant.integrations.diffusers.pictures import compare, draw_comparison, render
 from tdquant.provenance import note
-from tdquant.recipe import Recipe
 from tdquant.reconstruct import balance, reconstruct
 from tdquant.search import search, sensitivity
 from tdquant.summary import summary
 from tdquant.writing import check_folder, replacing_folder
 
 MARK = "model_index.json"
-PICTURE, CURVE = "comparison.png", "search-{}.png"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to do.
-
-    Arguments:
-        model: Folder of a diffusers pipeline, or its name on the hub.
-        out: Folder to write.
-        recipe: Bits and scales.
-        prompts: Prompts, dictionaries of the pipeline's arguments, or a number of samples.
-        call: Further arguments of the pipeline's call.
-        steps: Sampler steps of the recorded runs.
-        batch: Samples a run.
-        seed: Seed of everything that is drawn.
-        parts: Denoisers to quantize; all of them if empty.
-        balance: Share of ranges that moves from inputs of linear layers into weights, or None.
-        target_bits: Average bits of the weights to search a recipe for, or None.
-        max_error: Predicted output error to search a recipe for, or None.
-        reconstruct: ``"adaround"``, ``"gptq"``, or None.
-        iterations: Updates of each block while reconstructing.
-        pictures: Samples to compare with the float pipeline's.
-        dtype: Type to load the pipeline in.
-        device: Where to run it.
-        progress: Draw bars.
-    """
-
-    model: str
-    out: Path
-    recipe: Recipe
-    prompts: int | Sequence[str | dict[str, Any]]
-    call: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 50
-    batch: int = 1
-    seed: int = 0
-    parts: tuple[str, ...] = ()
-    balance: float | None = None
-    target_bits: float | None = None
-    max_error: float | None = None
-    reconstruct: str | None = None
-    iterations: int = 400
-    pictures: int = 4
-    dtype: torch.dtype | None = None
-    device: str = "cpu"
-    progress: bool = True
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a job.
-
-    Attributes:
-        out: The folder of the quantized pipeline.
-        layers: Denoiser -> its layer table.
-        sizes: Denoiser -> bytes of its tensors, float and quantized.
-        errors: Mean squared error and PSNR of pictures against those of the float pipeline, in
-            [0, 1]; None if none were compared.
-        seconds: Wall time by stage.
-    """
-
-    out: Path
-    layers: dict[str, str]
-    sizes: dict[str, tuple[int, int]]
-    errors: dict[str, float] | None
-    seconds: dict[str, float]
-
-    def __str__(self) -> str:
-        lines = [
-            f"{name}: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB on disk"
-            for name, (before, after) in self.sizes.items()
-        ]
-        if self.errors:
-            lines.append(
-                f"pictures: PSNR {self.errors['psnr']:.1f} dB against the float pipeline "
-                f"({self.out / PICTURE})"
-            )
-        took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items())
-        return "\n".join([*lines, f"time: {took}", f"saved to {self.out}"])
+CURVE = "search-{}.png"
 
 
 def run_job(job: Job) -> Outcome:
