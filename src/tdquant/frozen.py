@@ -50,6 +50,27 @@ def is_frozen(model: nn.Module) -> bool:
     )
 
 
+def check_calibrated(model: nn.Module, then: str) -> None:
+    """Refuses a model some of whose activation scales are pending.
+
+    Arguments:
+        model: A quantized model.
+        then: The call that wants them, for the error.
+
+    Raises:
+        CalibrationError: They are; the first are named.
+    """
+    pending = [
+        name for name, q in activation_quantizers(model) if isinstance(q.scale, PendingScale)
+    ]
+    if pending:
+        raise CalibrationError(
+            f"{len(pending)} activation scales are not calibrated",
+            where=", ".join(pending[:5]) + (", ..." if len(pending) > 5 else ""),
+            fix=f"tdq.calibrate(model, batches) before {then}",
+        )
+
+
 def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = None) -> nn.Module:
     """A frozen copy of a calibrated or trained model, with the same call.
 
@@ -65,15 +86,7 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
         ConversionError: The model is not quantized.
     """
     clock_of(model)
-    pending = [
-        name for name, q in activation_quantizers(model) if isinstance(q.scale, PendingScale)
-    ]
-    if pending:
-        raise CalibrationError(
-            f"{len(pending)} activation scales are not calibrated",
-            where=", ".join(pending[:5]) + (", ..." if len(pending) > 5 else ""),
-            fix="tdq.calibrate(model, batches) before tdq.freeze(model)",
-        )
+    check_calibrated(model, "tdq.freeze(model)")
     knots = _knots(timesteps)
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad():

@@ -18,6 +18,11 @@ def code_bits(bits: int) -> int:
     return next(width for width in (2, 4, 8, 16) if bits <= width)
 
 
+def code_dtype(bits: int) -> torch.dtype:
+    """The smallest integers that hold the codes of a symmetric grid."""
+    return torch.int8 if bits <= 8 else torch.int16
+
+
 def pack(codes: Tensor, qmin: int, bits: int) -> Tensor:
     """Integer codes of any shape as flat uint8.
 

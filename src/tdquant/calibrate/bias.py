@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call, run
+from tdquant.hooks import hooked
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers
 
 
@@ -45,12 +46,9 @@ def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
         layer.register_forward_hook(lambda m, args, y, name=name: measure(name, m, args[0], y))
         for name, layer in chosen.items()
     ]
-    try:
+    with hooked(hooks):
         for call in calls:
             run(model, call)
-    finally:
-        for hook in hooks:
-            hook.remove()
     moved = {}
     for name, layer in chosen.items():
         if name in sums and layer.bias is not None:

@@ -5,7 +5,7 @@ store of them.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -58,21 +58,22 @@ def few_samples(call: Call, count: int) -> Call:
     size = batch_size(call)
     chosen = torch.linspace(0, size - 1, min(count, size)).round().long()
 
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            batched = value.ndim and len(value) == size
-            return value.detach()[chosen.to(value.device)] if batched else value.detach().clone()
-        if isinstance(value, Mapping):
-            return {k: cut(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):  # a ControlNet's residuals, say
-            return type(value)(cut(v) for v in value)
-        return value
+    def cut(tensor: Tensor) -> Tensor:
+        tensor, batched = tensor.detach(), tensor.ndim and len(tensor) == size
+        return tensor[chosen.to(tensor.device)] if batched else tensor.clone()
 
-    return (
-        {k: cut(v) for k, v in call.items()}
-        if isinstance(call, Mapping)
-        else tuple(cut(v) for v in call)
-    )
+    return map_tensors(cut, call if isinstance(call, Mapping) else tuple(call))
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """A tree of dictionaries, lists and tuples with ``change`` of every tensor in its place."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(change, value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_tensors(change, value) for value in tree)
+    return tree
 
 
 class Reservoir:

@@ -7,6 +7,7 @@ that is handed that very tensor, concatenated along the channels that it sums ov
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +132,13 @@ class PartObserver:
             parts[name] = Concatenation(self._dimensions[name], sizes)
             seen |= dict(zip(parts[name].names(name), histograms, strict=True))
         return parts, seen
+
+
+def with_parts(
+    quantizers: Mapping[str, ActivationQuantizer], parts: Mapping[str, Concatenation]
+) -> dict[str, ActivationQuantizer]:
+    """Quantizers by path, and again under the path of each part of what they are handed."""
+    return dict(quantizers) | {p: quantizers[n] for n, c in parts.items() for p in c.names(n)}
 
 
 def splittable(

@@ -27,6 +27,7 @@ from tdquant.calibrate.observers import observing
 from tdquant.errors import CalibrationError
 from tdquant.fakequant import expand_scale, fake_quantize
 from tdquant.grid import Grid
+from tdquant.hooks import hooked
 from tdquant.layers import QuantLayer
 from tdquant.quantizers import ActivationQuantizer
 
@@ -118,35 +119,31 @@ def project(
         for name, layer in (layers or {}).items()
     ]
     samples = 0
-    try:
-        with observing(model, quantizers, look):
-            for call in calls:
-                inputs.clear()
-                outputs.clear()
-                with torch.enable_grad():
-                    y = run(model, call)
-                    r = torch.stack([_draw(y[0], seed, samples + i) for i in range(len(y))])
-                    samples += len(y)
-                    wanted = [x for _, x, _ in inputs] + [out for *_, out in outputs]
-                    found = torch.autograd.grad((y.float() * r).sum(), wanted, allow_unused=True)
-                at_inputs, at_outputs = found[: len(inputs)], found[len(inputs) :]
-                yield Projection(
-                    model.tdq_clock.last.detach().float().cpu().expand(len(y)),  # type: ignore[union-attr, operator]
-                    max(y[0].numel(), 1),
-                    [
-                        (n, x.detach(), t, g)
-                        for (n, x, t), g in zip(inputs, at_inputs, strict=True)
-                        if g is not None
-                    ],
-                    [
-                        (n, layer, x.detach(), out.detach(), g)
-                        for (n, layer, x, out), g in zip(outputs, at_outputs, strict=True)
-                        if g is not None
-                    ],
-                )
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), observing(model, quantizers, look):
+        for call in calls:
+            inputs.clear()
+            outputs.clear()
+            with torch.enable_grad():
+                y = run(model, call)
+                r = torch.stack([_draw(y[0], seed, samples + i) for i in range(len(y))])
+                samples += len(y)
+                wanted = [x for _, x, _ in inputs] + [out for *_, out in outputs]
+                found = torch.autograd.grad((y.float() * r).sum(), wanted, allow_unused=True)
+            at_inputs, at_outputs = found[: len(inputs)], found[len(inputs) :]
+            yield Projection(
+                model.tdq_clock.last.detach().float().cpu().expand(len(y)),  # type: ignore[union-attr, operator]
+                max(y[0].numel(), 1),
+                [
+                    (n, x.detach(), t, g)
+                    for (n, x, t), g in zip(inputs, at_inputs, strict=True)
+                    if g is not None
+                ],
+                [
+                    (n, layer, x.detach(), out.detach(), g)
+                    for (n, layer, x, out), g in zip(outputs, at_outputs, strict=True)
+                    if g is not None
+                ],
+            )
 
 
 def _leaf(x: Tensor) -> Tensor:

@@ -109,6 +109,24 @@ def observe(
     return Observations(seen | in_parts, times, reservoir.calls, parts, reservoir.seen, made_by)
 
 
+def observed(
+    model: nn.Module, batches: Iterable[Call] | Observations, seed: int, progress: bool
+) -> Observations:
+    """Observations of a model: those that are given, if they are of its layers, or new ones.
+
+    Raises:
+        CalibrationError: As ``observe``; or the given ones are of other layers.
+    """
+    if not isinstance(batches, Observations):
+        batches = observe(model, batches, seed=seed, progress=progress)
+    complain(
+        [name for name, _ in activation_quantizers(model) if name not in batches.seen],
+        "{} activations are not in the observations",
+        "observe a model with the same layers quantized",
+    )
+    return batches
+
+
 def complain(names: list[str], what: str, fix: str) -> None:
     """Raises CalibrationError if there are names, showing the first five."""
     if names:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant import diffusion
+from tdquant.calibrate.calls import map_tensors
 from tdquant.calibrate.observers import in_float
 from tdquant.calibrate.prompts import COUNT, FIRST, make_runs
 from tdquant.calibrate.shards import Shards, read_shards, write_shards
@@ -153,19 +154,13 @@ class _Keeper:
         for name, value in bound.arguments.items():
             kind = self._signature.parameters[name].kind
             call |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
-        self._calls.append(self._copy(call))
+        self._calls.append(map_tensors(self._copy, call))
 
-    def _copy(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            key = (id(value), value._version)
-            if key not in self._copies:  # the original is held too, so that its id stays its own
-                self._copies[key] = (value, value.detach().clone())
-            return self._copies[key][1]
-        if isinstance(value, Mapping):
-            return {k: self._copy(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._copy(v) for v in value)
-        return value
+    def _copy(self, tensor: Tensor) -> Tensor:
+        key = (id(tensor), tensor._version)
+        if key not in self._copies:  # the original is held too, so that its id stays its own
+            self._copies[key] = (tensor, tensor.detach().clone())
+        return self._copies[key][1]
 
 
 @contextlib.contextmanager

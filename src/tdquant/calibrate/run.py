@@ -14,10 +14,10 @@ from tdquant.calibrate.bias import correct_biases
 from tdquant.calibrate.calls import Call, outputs
 from tdquant.calibrate.candidates import NAMES, Candidate, choose_grid, make_candidates
 from tdquant.calibrate.choose import is_flat, list_choices, static_error, time_weights
-from tdquant.calibrate.concatenations import SUFFIX, Concatenation, splittable
+from tdquant.calibrate.concatenations import SUFFIX, Concatenation, splittable, with_parts
 from tdquant.calibrate.fit import fit
 from tdquant.calibrate.judge import Judgement, judge
-from tdquant.calibrate.observe import Observations, complain, observe
+from tdquant.calibrate.observe import Observations, observed
 from tdquant.calibrate.observers import observing
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
@@ -158,19 +158,13 @@ def calibrate(
             f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"
         )
     quantizers = dict(activation_quantizers(model))
-    if not isinstance(batches, Observations):
-        batches = observe(model, batches, seed=seed, progress=progress)
-    complain(
-        [n for n in quantizers if n not in batches.seen],
-        "{} activations are not in the observations",
-        "observe a model with the same layers quantized",
-    )
+    batches = observed(model, batches, seed, progress)
     seen, calls = batches.seen, batches.calls
     span = time_range or batches.times.resolve()
 
     pending = {n: q for n, q in quantizers.items() if not isinstance(q.scale, DynamicScale)}
     parts = splittable(model, pending, batches.parts) if split else {}
-    owners = quantizers | {p: quantizers[n] for n, c in parts.items() for p in c.names(n)}
+    owners = with_parts(quantizers, parts)
     grids = {n: choose_grid(seen[n], q.grid, q.symmetric) for n, q in owners.items()}
     scales: dict[str, Scale] = {n: q.scale for n, q in quantizers.items()}
     report = Calibration([])

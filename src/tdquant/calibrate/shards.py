@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tdquant.errors import StorageError
+from tdquant.formats import check_version
 from tdquant.writing import replacing_folder
 
 INDEX, FORMAT, VERSION = "calls.json", "tdquant-calls", 1
@@ -121,12 +122,7 @@ def read_shards(directory: str | Path) -> Shards:
         raise StorageError("the index is not JSON", where=str(folder / INDEX)) from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise StorageError("a foreign format", where=str(folder / INDEX))
-    if index.get("version", 0) > VERSION:
-        raise StorageError(
-            f"format version {index['version']}, newer than {VERSION}",
-            where=str(folder),
-            fix="update tdquant",
-        )
+    check_version(index.get("version", 0), VERSION, str(folder))
     return Shards(folder, index, tuple(index["denoisers"]))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.errors import ExportError
+from tdquant.formats import check_version
 
 FORMAT, VERSION = "tdquant", 1
 KEY = "tdquant"
@@ -87,12 +88,7 @@ def read_description(text: str | None, file: Path) -> dict[str, Any]:
         about = None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise _foreign(file, "it has no description of the model's call")
-    if about.get("version", 0) > VERSION:
-        raise ExportError(
-            f"format version {about['version']}, newer than {VERSION}",
-            where=str(file),
-            fix="update tdquant",
-        )
+    check_version(about.get("version", 0), VERSION, str(file), ExportError)
     missing = {"inputs", "parameters", "timestep", "sample", "output", "digest"} - set(about)
     if missing:
         raise ExportError(

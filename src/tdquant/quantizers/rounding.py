@@ -23,13 +23,9 @@ from torch import Tensor, nn
 
 from tdquant.fakequant import codes
 from tdquant.grid import Grid
-from tdquant.quantizers.weight import WeightQuantizer
+from tdquant.packing import code_dtype
+from tdquant.quantizers.weight import WeightQuantizer, along_channels
 from tdquant.scales.base import floored
-
-
-def code_dtype(grid: Grid) -> torch.dtype:
-    """The smallest integers that hold the codes of a symmetric grid."""
-    return torch.int8 if grid.bits <= 8 else torch.int16
 
 
 class RoundedWeight(WeightQuantizer):
@@ -45,7 +41,7 @@ class RoundedWeight(WeightQuantizer):
 
     def __init__(self, grid: Grid, step: Tensor, codes: Tensor) -> None:
         super().__init__(grid, step)
-        self.register_buffer("codes", codes.detach().to(code_dtype(grid)))
+        self.register_buffer("codes", codes.detach().to(code_dtype(grid.bits)))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The numbers that the codes stand for, in the dtype of the weight."""
@@ -73,14 +69,13 @@ class LearnedRounding(WeightQuantizer):
         v = torch.div(weight.detach().float(), self.scale(weight))
         # Beyond the grid there are two codes to choose from as well: the last and the one before.
         below = v.floor().clamp(grid.low, grid.high - 1)
-        self.register_buffer("below", below.to(code_dtype(grid)))
+        self.register_buffer("below", below.to(code_dtype(grid.bits)))
         self.choice = nn.Parameter((v - below).clamp(0, 1))
         self.growth = nn.Parameter(torch.zeros_like(self.step))
 
     def grown(self, weight: Tensor) -> Tensor:
         """The step ``s exp(g)``, shaped to broadcast over the weight."""
-        s = self.step * self.growth.exp()
-        return s.reshape(-1, *[1] * (weight.ndim - 1)) if s.ndim else s
+        return along_channels(self.step * self.growth.exp(), weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         straight = self.choice - self.choice.detach()

@@ -16,6 +16,12 @@ from tdquant.fakequant import FLOOR, codes, fake_quantize, noise_quantize
 from tdquant.grid import Grid
 from tdquant.scales.base import Float32, floored
 
+
+def along_channels(step: Tensor, weight: Tensor) -> Tensor:
+    """A step ``()`` or ``(C,)``, shaped to broadcast over a weight ``(C, *)``."""
+    return step.reshape(-1, *[1] * (weight.ndim - 1)) if step.ndim else step
+
+
 _SHRINKS = torch.linspace(1.0, 0.3, 29)
 
 
@@ -78,7 +84,7 @@ class WeightQuantizer(Float32):
         """The step shaped to broadcast over the weight."""
         count = weight.numel() / max(self.step.numel(), 1)
         s = floored(self.step, (count * self.grid.high) ** -0.5)
-        return s.reshape(-1, *[1] * (weight.ndim - 1)) if s.ndim else s
+        return along_channels(s, weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The nearest grid points of the weight, in its dtype."""
@@ -123,7 +129,7 @@ class FrozenWeight(Float32):
 
     def scale(self, weight: Tensor) -> Tensor:
         """The step shaped to broadcast over the weight."""
-        return self.step.reshape(-1, *[1] * (weight.ndim - 1)) if self.step.ndim else self.step
+        return along_channels(self.step, weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight itself."""

@@ -28,6 +28,7 @@ from tdquant.errors import CalibrationError, ConversionError
 from tdquant.fakequant import FLOOR, fake_quantize
 from tdquant.families import family_of
 from tdquant.grid import Grid
+from tdquant.hooks import hooked
 from tdquant.layers import replace_module
 from tdquant.layers.balance import BalancedLayer
 from tdquant.patterns import idle, matching
@@ -177,12 +178,11 @@ def _watch(
     was_training, count = model.training, 0
     model.eval()
     try:
-        for call in track(batches, "watching inputs", show=progress):
-            run(model, call)
-            count += 1
+        with hooked(hooks):
+            for call in track(batches, "watching inputs", show=progress):
+                run(model, call)
+                count += 1
     finally:
-        for hook in hooks:
-            hook.remove()
         model.train(was_training)
     if not count:
         raise CalibrationError("no batches", where="balance", fix="yield calls, such as (x, t)")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call, run
+from tdquant.hooks import hooked
 from tdquant.layers import QuantLayer, StructuredLayer, quantized_layers
 from tdquant.quantizers import WeightQuantizer
 
@@ -70,11 +71,8 @@ def called(model: nn.Module, call: Call) -> list[str]:
         )
         for path, module in model.named_modules()
     ]
-    try:
+    with hooked(hooks):
         run(model, call)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return list(found)
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call, batch_size, run
-from tdquant.calibrate.observers import observing
+from tdquant.calibrate.observers import in_float
 from tdquant.clock import clock_of, find_timestep
 from tdquant.errors import CalibrationError
-from tdquant.quantizers import activation_quantizers
+from tdquant.hooks import hooked
 from tdquant.reconstruct.samples import Record, Samples
 
 TIME = "time"
@@ -78,7 +78,7 @@ def outputs(result: Any) -> Record:
 
 
 @contextlib.contextmanager
-def in_float(model: nn.Module, biases: dict[nn.Module, Tensor]) -> Iterator[None]:
+def as_it_was(model: nn.Module, biases: dict[nn.Module, Tensor]) -> Iterator[None]:
     """The model as it was before it was quantized.
 
     Arguments:
@@ -90,7 +90,7 @@ def in_float(model: nn.Module, biases: dict[nn.Module, Tensor]) -> Iterator[None
         with torch.no_grad():
             for layer, bias in biases.items():
                 layer.bias.copy_(bias)  # type: ignore[operator]
-        with observing(model, dict(activation_quantizers(model)), lambda name, x, t: x):
+        with in_float(model):
             yield
     finally:
         with torch.no_grad():
@@ -158,15 +158,12 @@ class Part:
             self.module.register_forward_pre_hook(enter, with_kwargs=True),
             self.module.register_forward_hook(leave),
         )
-        try:
+        with hooked(hooks):
             for number, call in calls:
                 call = each_time(self.model, call)
                 now |= {"number": number, "size": batch_size(call)}
                 with contextlib.suppress(_ReachedError):
                     run(self.model, call)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def __call__(self, record: Record) -> Record:
         """What the block gives for rows of its inputs, each at its own timestep."""

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call, batch_size
+from tdquant.hooks import hooked
 from tdquant.layers import QuantLayer
 from tdquant.progress import Bar
 from tdquant.quantizers import RoundedWeight, WeightQuantizer, activation_quantizers
 from tdquant.reconstruct.adaround import Learning, Rates
 from tdquant.reconstruct.batches import Batches
 from tdquant.reconstruct.blocks import learned_layers
-from tdquant.reconstruct.capture import Part, in_float, time_of
+from tdquant.reconstruct.capture import Part, as_it_was, time_of
 from tdquant.reconstruct.gptq import ROWS, Hessian, gptq
 from tdquant.reconstruct.processes import Processes
 from tdquant.reconstruct.record import Folder
@@ -129,7 +130,7 @@ class Job:
         part, world, folder = Part(self.model, block.path), self.world, self.folder
         with Samples(self.memory // 2) as inputs, Samples(self.memory // 2) as targets:
             part.collect_inputs(self._mine(), inputs)
-            with in_float(self.model, self.biases):
+            with as_it_was(self.model, self.biases):
                 part.collect_targets(self._mine(), targets)
             batches = Batches(
                 inputs,
@@ -190,11 +191,8 @@ class Job:
             )
             for name, layer in layers.items()
         ]
-        try:
+        with hooked(hooks):
             Part(self.model, block.path).run(mine())
-        finally:
-            for hook in hooks:
-                hook.remove()
         before = after = 0.0
         for name, layer in layers.items():
             hessian = hessians[name]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call
 from tdquant.errors import StorageError
+from tdquant.formats import check_version
 from tdquant.train.structure import describe
 from tdquant.writing import replacing
 
@@ -111,7 +112,7 @@ class Folder:
                 tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"format {metadata.get('format')!r}")
-            newer = int(metadata["version"]) > VERSION
+            version = int(metadata["version"])
             facts, job = json.loads(metadata["facts"]), metadata["job"]
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise StorageError(
@@ -120,12 +121,7 @@ class Folder:
                 why=f"{type(error).__name__}: {error}",
                 fix="remove it, and its block is done again",
             ) from error
-        if newer:
-            raise StorageError(
-                f"format version {metadata['version']}, newer than {VERSION}",
-                where=str(file),
-                fix="update tdquant",
-            )
+        check_version(version, VERSION, str(file))
         if job != self.job:
             raise StorageError(
                 "the checkpoint belongs to another reconstruction",

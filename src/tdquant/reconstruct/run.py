@@ -16,6 +16,7 @@ from torch import nn
 from tdquant.calibrate.calls import Call
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
+from tdquant.frozen import check_calibrated
 from tdquant.progress import Bar
 from tdquant.provenance import note
 from tdquant.quantizers import RoundedWeight, WeightQuantizer, activation_quantizers
@@ -25,7 +26,6 @@ from tdquant.reconstruct.capture import each_time
 from tdquant.reconstruct.job import BlockReport, Job
 from tdquant.reconstruct.processes import Processes, launched
 from tdquant.reconstruct.record import Folder, job_digest
-from tdquant.scales import PendingScale
 
 METHODS = ("adaround", "gptq")
 
@@ -171,13 +171,7 @@ def _check(model: nn.Module, method: str, scope: str, iterations: int, batch: in
         raise CalibrationError(
             "\n  - ".join(["it cannot be done:", *mistakes]), where="reconstruct"
         )
-    pending = [n for n, q in activation_quantizers(model) if isinstance(q.scale, PendingScale)]
-    if pending:
-        raise CalibrationError(
-            f"{len(pending)} activation scales are not calibrated",
-            where=", ".join(pending[:5]) + (", ..." if len(pending) > 5 else ""),
-            fix="tdq.calibrate(model, batches) before tdq.reconstruct(model, batches)",
-        )
+    check_calibrated(model, "tdq.reconstruct(model, batches)")
 
 
 @contextlib.contextmanager

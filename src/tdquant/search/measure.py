@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call
 from tdquant.calibrate.candidates import Candidate, choose_grid, make_candidates
-from tdquant.calibrate.concatenations import SUFFIX, Concatenation, splittable
+from tdquant.calibrate.concatenations import SUFFIX, Concatenation, splittable, with_parts
 from tdquant.calibrate.judge import InputAt, LayerAt, input_effects, pieces, project
-from tdquant.calibrate.observe import Observations, complain, observe
+from tdquant.calibrate.observe import Observations, observed
 from tdquant.clock import clock_of
 from tdquant.convert import edges
 from tdquant.errors import CalibrationError, RecipeError
@@ -31,7 +31,7 @@ from tdquant.layers import QUANTIZED, QuantLayer, quantized_layers, structured_l
 from tdquant.patterns import matching
 from tdquant.progress import track
 from tdquant.quantizers import ActivationQuantizer, WeightQuantizer, activation_quantizers
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.weight import along_channels, mse_step
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.search.sensitivity import ATTENTION, EDGE, KINDS, TIME, LayerFacts, Sensitivity
 
@@ -87,13 +87,7 @@ def sensitivity(
             why="no weight and no activation is quantized, or the model is frozen",
             fix="tdq.quantize(model, recipe), and sensitivity before tdq.freeze",
         )
-    if not isinstance(batches, Observations):
-        batches = observe(model, batches, seed=seed, progress=progress)
-    complain(
-        [n for n in quantizers if n not in batches.seen],
-        "{} activations are not in the observations",
-        "observe a model with the same layers quantized",
-    )
+    batches = observed(model, batches, seed, progress)
     has = [weight.grid.bits for _, weight in layers.values()]
     has += [q.grid.bits for q in quantizers.values()]
     widths = tuple(sorted({*bits, *has}))
@@ -136,8 +130,8 @@ class _Weights:
         total = {p: torch.zeros(batch, len(steps)) for p, steps in self._steps.items()}
         for path, layer, x, y, g in outputs:
             for i, (grid, step) in enumerate(self._steps.get(path, ())):
-                s = step.reshape(-1, *[1] * (layer.weight.ndim - 1)) if step.ndim else step
-                rounded = fake_quantize(layer.weight, s, grid.low, grid.high)
+                scale = along_channels(step, layer.weight)
+                rounded = fake_quantize(layer.weight, scale, grid.low, grid.high)
                 change = layer.combine(x, rounded).sub_(y).mul_(g)
                 total[path][:, i] += change.reshape(batch, -1).sum(1).float().cpu()
         for path, effect in total.items():
@@ -159,9 +153,7 @@ class _Curves:
         progress: bool,
     ) -> None:
         self._parts = parts
-        owners = dict(quantizers) | {
-            p: quantizers[n] for n, c in parts.items() for p in c.names(n)
-        }
+        owners = with_parts(quantizers, parts)
         self._curves: dict[str, list[tuple[Grid, list[Candidate]]]] = {}
         self._rows: dict[str, list[list[Tensor]]] = {}
         for name, q in track(owners.items(), "making curves", len(owners), progress):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tdquant.errors import CalibrationError, StorageError
+from tdquant.formats import check_version
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.writing import replacing
 
@@ -202,12 +203,7 @@ class Sensitivity:
             raise StorageError(
                 "a foreign format", where=str(path), fix="a file that Sensitivity.save wrote"
             )
-        if content.get("version", 0) > VERSION:
-            raise StorageError(
-                f"format version {content['version']}, newer than {VERSION}",
-                where=str(path),
-                fix="update tdquant",
-            )
+        check_version(content.get("version", 0), VERSION, str(path))
 
         def tensors(tables: Mapping[str, Any]) -> dict[str, Tensor]:
             return {name: torch.tensor(table) for name, table in tables.items()}

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdquant.errors import StorageError
+from tdquant.formats import check_version
 from tdquant.storage.diffusers_folder import (
     CONFIG,
     quantized_parts,
@@ -52,12 +53,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def _checked(index: dict[str, Any], folder: Path, file: Path) -> dict[str, Any]:
-    if index.get("version", 0) > VERSION:
-        raise StorageError(
-            f"format version {index['version']}, newer than {VERSION}",
-            where=str(folder),
-            fix="update tdquant",
-        )
+    check_version(index.get("version", 0), VERSION, str(folder))
     needed = {"model", "timestep", "layers", "attention"} - set(index)
     if needed:
         raise StorageError(

@@ -20,7 +20,7 @@ from tdquant.frozen import expand
 from tdquant.grid import Grid
 from tdquant.layers import QUANTIZED, STRUCTURES, quantized_layers, replace_module
 from tdquant.layers.attention import QuantAttention
-from tdquant.packing import unpack
+from tdquant.packing import code_dtype, unpack
 from tdquant.quantizers import (
     ActivationQuantizer,
     CodedWeight,
@@ -109,7 +109,7 @@ def _put_layer(
         steps = saved.get("steps", shape[0])
         step = torch.ones(()) if steps is None else torch.ones(steps)
         layer.weight_quantizer = CodedWeight(grid, step, dtype or getattr(torch, saved["dtype"]))
-        codes = torch.empty(shape, dtype=_code_type(grid), device="meta")
+        codes = torch.empty(shape, dtype=code_dtype(grid.bits), device="meta")
         layer.weight = nn.Parameter(codes, requires_grad=False)
     if "input" in spec:
         layer.input_quantizer = _activation(spec["input"], clock)
@@ -127,10 +127,6 @@ def _activation(spec: Mapping[str, Any], clock: Clock) -> ActivationQuantizer:
     if "offset" in spec:
         return OffsetQuantizer(grid, scale, clock, spec["offset"], spec["scale"])
     return ActivationQuantizer(grid, scale, clock, wanted=spec["scale"])
-
-
-def _code_type(grid: Grid) -> torch.dtype:
-    return torch.int8 if grid.bits <= 8 else torch.int16
 
 
 def state_names(names: Iterable[str], description: Description) -> list[str]:
@@ -172,7 +168,9 @@ def unpack_tensors(stored: Mapping[str, Tensor], description: Description) -> di
         if first != name and name.endswith(CODES):
             spec = weights[name.removesuffix(CODES)]
             grid = weight_grid(spec)
-            tensor = unpack(tensor, tuple(spec["shape"]), grid.qmin, grid.bits, _code_type(grid))
+            tensor = unpack(
+                tensor, tuple(spec["shape"]), grid.qmin, grid.bits, code_dtype(grid.bits)
+            )
         out[first] = tensor
         for other in knots:
             spec = counted[name.removesuffix(TABLE)]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tdquant.hooks import hooked
+
 
 @torch.no_grad()
 def first_not_finite(model: nn.Module, call: Callable[[], Any]) -> str:
@@ -36,11 +38,8 @@ def first_not_finite(model: nn.Module, call: Callable[[], Any]) -> str:
 
     leaves = [(n, m) for n, m in model.named_modules() if not list(m.children()) or _owns(m)]
     hooks = [m.register_forward_hook(look(n)) for n, m in leaves if n]
-    try:
+    with hooked(hooks):
         call()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return f"{found[0]} gave them first" if found else "every layer's output is finite"
 
 

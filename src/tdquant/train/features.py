@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import TrainingError
+from tdquant.hooks import hooked
 from tdquant.patterns import idle, matching
 
 
@@ -56,10 +57,9 @@ class FeatureMatch:
         hooks = [root.get_submodule(p).register_forward_hook(keep(p)) for p in self.paths]
         collected: list[Tensor] = []
         try:
-            yield collected
+            with hooked(hooks):
+                yield collected
         finally:
-            for hook in hooks:
-                hook.remove()
             collected += [heard[p] for p in self.paths if p in heard]
 
     @staticmethod

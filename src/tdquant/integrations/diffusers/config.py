@@ -9,6 +9,7 @@ from typing import Any
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from tdquant.errors import RecipeError, StorageError
+from tdquant.formats import check_version
 from tdquant.recipe import Recipe
 from tdquant.storage.description import Description
 from tdquant.storage.files import VERSION
@@ -52,12 +53,7 @@ class TDQConfig(QuantizationConfigMixin):
         quant_method: str = METHOD.value,
         **fields: Any,
     ) -> None:
-        if version > VERSION:
-            raise StorageError(
-                f"format version {version}, newer than {VERSION}",
-                where="quantization_config",
-                fix="update tdquant",
-            )
+        check_version(version, VERSION, "quantization_config")
         if quant_method != METHOD.value:
             raise StorageError(f"a model quantized by {quant_method!r}", where="TDQConfig")
         if recipe is not None and fields:

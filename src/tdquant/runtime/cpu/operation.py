@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
+from tdquant.packing import code_dtype
 from tdquant.quantizers import ActivationQuantizer, CodedWeight, FrozenWeight, OffsetQuantizer
 from tdquant.runtime.native.product import Codes, Geometry
 
@@ -53,8 +54,7 @@ class Operation:
         if isinstance(layer.weight_quantizer, FrozenWeight):
             quantizer = layer.weight_quantizer
             if not isinstance(quantizer, CodedWeight):
-                weight = quantizer.codes(weight, path)
-                weight = weight.to(torch.int8 if quantizer.grid.bits <= 8 else torch.int16)
+                weight = quantizer.codes(weight, path).to(code_dtype(quantizer.grid.bits))
             scale = quantizer.step.detach().float()
         geometry, pad = Geometry(), None
         if isinstance(layer, (QuantConv1d, QuantConv2d)):

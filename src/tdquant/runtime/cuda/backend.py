@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import BackendError
+from tdquant.hooks import hooked
 from tdquant.layers import quantized_layers, replace_module
 from tdquant.quantizers import activation_quantizers
 from tdquant.runtime.compile import Example, register_backend, time_calls
@@ -99,11 +100,8 @@ def _measure(model: nn.Module, layers: list[CudaLayer], example: Example) -> Non
         layer.use(*known[key])
 
     hooks = [layer.register_forward_pre_hook(settle) for layer in layers if len(layer.options) > 1]
-    try:
+    with hooked(hooks):
         model(*example)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _fastest(layer: CudaLayer, x: Tensor) -> tuple[str, str]:
