@@ -17,7 +17,7 @@ FLOAT = 32
 KINDS = ("auto", "temporal", "static", "dynamic", "table", "pact", "nipq")
 GRANULARITIES = ("channel", "tensor")
 GRIDS = ("auto", "symmetric")
-_TEMPORAL_OPTIONS = ("features", "hidden", "depth", "dropout")
+_TEMPORAL_OPTIONS = ("features", "hidden", "depth", "dropout", "encoding")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Recipe:
         include: Glob patterns over module paths: which layers may be quantized.
         exclude: Patterns of layers that stay in float.
         overrides: Pattern -> fields of LayerRecipe to replace; later patterns win.
-        temporal: Options of TemporalScale: features, hidden, depth, dropout.
+        temporal: Options of TemporalScale: features, hidden, depth, dropout, encoding.
 
     Raises:
         RecipeError: Anything is out of range or misspelt; all mistakes are listed.

@@ -8,7 +8,8 @@ from tdquant.errors import CalibrationError, RecipeError
 from tdquant.grid import Grid
 from tdquant.scales import TemporalScale
 from tdquant.scales.base import inverse_softplus
-from tdquant.scales.temporal import evaluate, fourier_features
+from tdquant.scales.encodings import ENCODINGS, NOMINAL, fourier_features
+from tdquant.scales.temporal import evaluate
 
 GRID = Grid.signed(4)
 
@@ -73,7 +74,8 @@ def test_depth_counts_linear_layers(depth):
 
 
 @pytest.mark.parametrize(
-    "options", [{"features": 7}, {"hidden": 0}, {"depth": 0}, {"dropout": 1.0}]
+    "options",
+    [{"features": 7}, {"hidden": 0}, {"depth": 0}, {"dropout": 1.0}, {"encoding": "sine"}],
 )
 def test_options_that_cannot_be(options):
     with pytest.raises(RecipeError):
@@ -127,12 +129,36 @@ def test_a_timestep_has_one_scale_whoever_is_evaluated_with_it(rows):
         assert torch.equal(evaluate(scales, t), every[:, t])
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_tells_times_apart_and_is_bounded(encoding):
+    t = torch.linspace(0, NOMINAL, 200)
+    features = ENCODINGS[encoding](t, 16)
+    assert features.shape[0] == 200
+    assert features.isfinite().all()
+    assert features.abs().max() <= 2.0
+    assert len({tuple(row) for row in features.tolist()}) == 200
+    scale = TemporalScale(0.1, features=16, encoding=encoding)
+    s = scale(t, torch.empty(0), GRID)
+    assert ((s / 0.1 - 1).abs() < 0.1).all()
+
+
+def test_log_snr_is_that_of_the_cosine_schedule():
+    schedulers = pytest.importorskip("diffusers")
+    scheduler = schedulers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    a = scheduler.alphas_cumprod[50:950].double()
+    expected = (a / (1 - a)).log() / 8
+    found = ENCODINGS["log-snr"](torch.arange(50, 950), 1).squeeze(-1)
+    assert torch.allclose(found.double(), expected, atol=0.02)
+
+
 def test_different_architectures_and_ranges_go_ahead_together():
     scales = [
         TemporalScale(0.1),
         TemporalScale(0.2, time_range=(0.0, 1.0)),
         TemporalScale(0.3, hidden=16, depth=2),
         TemporalScale(0.4, features=32, depth=1),
+        TemporalScale(0.5, encoding="time"),
+        TemporalScale(0.6, encoding="log-snr"),
     ]
     t = torch.tensor([0.25, 0.5])
     ahead = TemporalScale.ahead(scales, t)

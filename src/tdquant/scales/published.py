@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from tdquant.diffusion.embedding import sinusoidal
 from tdquant.grid import Grid
-from tdquant.scales.temporal import NOMINAL, TemporalScale
+from tdquant.scales.encodings import NOMINAL
+from tdquant.scales.temporal import TemporalScale
 
 HIDDEN, DEPTH, DROPOUT = 64, 4, 0.2
 """The published network: width, linear layers, and rate before the last one in training."""

@@ -1,12 +1,11 @@
 r"""TDQ's temporal scale: a small network from the timestep to the step.
 
     s(t) = softplus(MLP(enc(t'))) + floor
-    enc(t') = [cos(t' w_i), sin(t' w_i)],    w_i = 10000^(-i / (d/2)),  i = 0 .. d/2 - 1
 
-with ``t' = (t - t_low) * 999 / (t_high - t_low)``: time normalised to the model's own range, or
-the sigmas of a flow model, all in [0, 1], would feed the network almost nothing. The last layer
-starts small and its bias at the inverse softplus of the first step, so that training starts from a
-calibrated static scale.
+with enc the Fourier features of ``tdquant.scales.encodings`` and ``t' = (t - t_low) * 999 /
+(t_high - t_low)``: time normalised to the model's own range, or the sigmas of a flow model, all in
+[0, 1], would feed the network almost nothing. The last layer starts small and its bias at the
+inverse softplus of the first step, so that training starts from a calibrated static scale.
 
 References:
     So et al., Temporal Dynamic Quantization for Diffusion Models, 2023
@@ -26,19 +25,7 @@ from tdquant.errors import RecipeError
 from tdquant.fakequant import FLOOR
 from tdquant.grid import Grid
 from tdquant.scales.base import Scale, check_step, inverse_softplus
-
-NOMINAL = 999.0
-"""Length of the range that time is normalised to: that of a model with 1000 training timesteps."""
-
-
-def fourier_features(t: Tensor, dim: int) -> Tensor:
-    """Geometric Fourier features of normalised times ``(*)``: ``(*, dim)``, cosines first."""
-    half = dim // 2
-    frequency = torch.exp(
-        torch.arange(half, device=t.device) * (-torch.log(torch.tensor(1e4)) / half)
-    )
-    angle = t.float().unsqueeze(-1) * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+from tdquant.scales.encodings import ENCODINGS, NOMINAL, encoded_width
 
 
 def normalised(t: Tensor, time_range: Tensor) -> Tensor:
@@ -58,9 +45,11 @@ class TemporalScale(Scale):
         depth: Number of linear layers; the published network has 4.
         dropout: Rate before the last layer in training. It makes training see other scales than
             sampling does, so it is off unless the published setting (0.2) is wanted.
+        encoding: How it sees time: ``"fourier"``, ``"time"`` or ``"log-snr"``, see ``ENCODINGS``.
+            The last two are one number, whatever ``features`` says.
 
     Raises:
-        RecipeError: A width, depth, rate or range that cannot be.
+        RecipeError: A width, depth, rate, range or encoding that cannot be.
     """
 
     kind = "temporal"
@@ -75,9 +64,14 @@ class TemporalScale(Scale):
         hidden: int = 64,
         depth: int = 4,
         dropout: float = 0.0,
+        encoding: str = "fourier",
     ) -> None:
         super().__init__()
         low, high = time_range
+        if encoding not in ENCODINGS:
+            raise RecipeError(
+                f"{encoding=}", where="TemporalScale", fix=f"one of {', '.join(ENCODINGS)}"
+            )
         if features < 2 or features % 2 or hidden < 1 or depth < 1 or not 0 <= dropout < 1:
             raise RecipeError(
                 f"{features=}, {hidden=}, {depth=}, {dropout=}",
@@ -89,9 +83,9 @@ class TemporalScale(Scale):
                 f"time range [{low}, {high}]", where="TemporalScale", fix="low < high"
             )
         self.features, self.hidden, self.depth = features, hidden, depth
-        self.dropout = dropout
+        self.dropout, self.encoding = dropout, encoding
         self.register_buffer("time_range", torch.tensor([low, high], dtype=torch.float32))
-        widths = [features] + [hidden] * (depth - 1)
+        widths = [encoded_width(encoding, features)] + [hidden] * (depth - 1)
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), nn.ReLU()]
@@ -113,7 +107,11 @@ class TemporalScale(Scale):
     def encode(self, timestep: Tensor) -> Tensor:
         """Features ``(B, d)`` of times ``(B,)``."""
         t = timestep.to(self.time_range.device, torch.float32)
-        return fourier_features(normalised(t, self.time_range), self.features)
+        return self.encode_normalised(normalised(t, self.time_range))
+
+    def encode_normalised(self, t: Tensor) -> Tensor:
+        """Features ``(*, d)`` of times ``(*)`` in 0 .. NOMINAL."""
+        return ENCODINGS[self.encoding](t, self.features)
 
     @property
     def layers(self) -> list[nn.Linear]:
@@ -141,7 +139,8 @@ class TemporalScale(Scale):
     def architecture(self) -> tuple[object, ...]:
         """What scales share that can be evaluated together."""
         dropout = self.dropout if self.training else 0.0
-        return self.features, self.hidden, self.depth, dropout, self.time_range.device
+        width = self.features, self.hidden, self.depth
+        return *width, self.encoding, dropout, self.time_range.device
 
 
 def evaluate(scales: Sequence[TemporalScale], timestep: Tensor) -> Tensor:
@@ -167,7 +166,7 @@ def evaluate(scales: Sequence[TemporalScale], timestep: Tensor) -> Tensor:
     t = F.pad(t, (0, -count % 8))
     with torch.autocast(device.type, enabled=False):
         # Times are columns: so gradients of weights come out in the layout of the weights.
-        h = fourier_features(t, first.features).double().mT
+        h = first.encode_normalised(t).double().mT
         parameters = zip(*(scale.layers for scale in scales), strict=True)
         for number, layers in enumerate(parameters, start=1):
             if number == first.depth and first.dropout:
