@@ -27,7 +27,7 @@ def test_every_command_has_help(command, capsys):
 def test_inspect(tmp_path, capsys):
     path = tdq.save(tdq.freeze(quantized(weights=4)), tmp_path / "m")
     assert main(["inspect", str(path)]) == 0
-    assert "table of 1000" in capsys.readouterr().out
+    assert "1000 knots" in capsys.readouterr().out
 
 
 def test_errors_are_explained_and_not_traced(tmp_path, capsys):

@@ -172,13 +172,6 @@ def test_codes_that_do_not_fit_their_shape(saved):
         tdq.load(saved, model=Mixed())
 
 
-def test_inspection_needs_no_model(saved):
-    text = storage.inspect_saved(saved)
-    assert "linear" in text
-    assert "W4" in text
-    assert "table of 1000" in text
-
-
 def test_compact_weights_are_codes_and_give_the_same_bits(frozen, saved, x):
     compact = tdq.load(saved, model=Mixed(), compact=True)
     assert compact.grouped.weight.dtype == torch.int8

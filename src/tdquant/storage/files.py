@@ -70,10 +70,19 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         StorageError: A file is missing or cut.
     """
+    return {n: tensor for file in model_files(folder) for n, tensor in _read(file).items()}
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The safetensors files of a saved model.
+
+    Raises:
+        StorageError: There are none.
+    """
     files = [folder / TENSORS] if (folder / INDEX).exists() else weight_files(folder)
     if not files:
         raise StorageError("no safetensors here", where=str(folder))
-    return {name: tensor for file in files for name, tensor in _read(file).items()}
+    return files
 
 
 def _read(file: Path) -> dict[str, Tensor]:

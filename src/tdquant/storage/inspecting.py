@@ -1,45 +1,148 @@
-"""What a saved model is, as a table, from its index alone."""
+"""What a file or folder holds, as text: from indices and the headers of tensors alone.
+
+Of a model's numbers only its tables are read. Nothing is built, and no pickle is opened.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import zipfile
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
+
+from tdquant.errors import StorageError
+from tdquant.recipe import Recipe
 from tdquant.storage.diffusers_folder import quantized_parts
-from tdquant.storage.files import read_index
+from tdquant.storage.files import model_files, read_index
+from tdquant.storage.layer_table import layer_table
+from tdquant.storage.tensor_files import TensorFiles
+
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
-def inspect_saved(directory: str | os.PathLike[str]) -> str:
-    """A table of what a saved folder holds, a model's or a whole pipeline's, without building it.
+def inspect_saved(path: str | os.PathLike[str]) -> str:
+    """What is saved at a path: a model of ``tdq.save`` or ``save_pretrained``, a whole pipeline, a
+    training run or a checkpoint of one, or a file of tensors.
 
     Raises:
-        StorageError: As ``load``.
+        StorageError: There is nothing, or nothing that can be told without running it.
     """
-    folder = Path(directory)
-    parts = quantized_parts(folder)
+    place = Path(path)
+    if not place.exists():
+        raise StorageError("there is nothing here", where=str(place), fix="check the path")
+    if place.is_file():
+        return _file(place)
+    parts = quantized_parts(place)
     if parts:
         return "\n\n".join(f"{part.name}: {inspect_saved(part)}" for part in parts)
+    if (place / "state.json").exists():
+        return _checkpoint(place)
+    if (place / "checkpoints").is_dir():
+        return _run(place)
+    return _model(place)
+
+
+def _model(folder: Path) -> str:
     index = read_index(folder)
+    files = TensorFiles(model_files(folder))
     model = index["model"] or {"source": "the caller's", "class": "model"}
-    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-    built = f"{model['source']} {model['class']}"
-    lines = [f"{built}, timestep argument {index['timestep']!r}, {size:.2f} MB"]
-    rows = [
-        (path, spec["type"], spec.get("weight"), spec.get("input"))
-        for path, spec in index["layers"].items()
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    lines = [
+        f"{model['source']} {model['class']}, timestep argument {index['timestep']!r}, "
+        f"{size / 1e6:.2f} MB"
     ]
-    for path, operands in index["attention"].items():
-        rows += [(f"{path}.{name}", "attention", None, spec) for name, spec in operands.items()]
-    width = max([len(row[0]) for row in rows], default=0)
-    for path, kind, weight, activation in rows:
-        w = f"W{weight['bits']}" if weight else "W float"
-        a, scale = "A float", ""
-        if activation:
-            knots = activation.get("knots", 0)
-            a, scale = (
-                f"A{activation['bits']}",
-                f"table of {knots}" if knots > 1 else "static" if knots else "dynamic",
-            )
-            scale += f", zero {activation['zero_point']}" if activation["zero_point"] else ""
-        lines.append(f"{path:<{width}}  {kind:<12} {w:<8}{a:<8}{scale}".rstrip())
+    if index.get("recipe"):
+        lines.append("recipe: " + _facts(_said(index["recipe"])))
+    for step in index.get("history", ()):
+        facts = {k: v for k, v in step.items() if k != "step" and v not in ({}, [], None)}
+        lines.append(f"{step.get('step')}: {_facts(facts)}")
+    return "\n".join([*lines, "", layer_table(index, files)])
+
+
+def _said(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe that are always of interest, and those that are not as by default."""
+    usual = json.loads(json.dumps(Recipe().to_dict()))
+    shown = ("weights", "activations", "scale")
+    return {k: v for k, v in recipe.items() if k in shown or v != usual.get(k)}
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    def word(value: Any) -> str:
+        if isinstance(value, dict):
+            return "(" + _facts(value) + ")"
+        if isinstance(value, list):
+            return " to ".join(map(word, value))
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{k} {word(v)}" for k, v in facts.items())
+
+
+def _run(folder: Path) -> str:
+    lines = [f"a training run, {_megabytes(folder):.2f} MB"]
+    kept = sorted((folder / "checkpoints").glob("step-*"))
+    lines += [_checkpoint(kept[-1])] if kept else ["no checkpoint yet"]
+    if (folder / "frozen").is_dir():
+        lines += ["", f"frozen: {_model(folder / 'frozen')}"]
     return "\n".join(lines)
+
+
+def _checkpoint(folder: Path) -> str:
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        done = f"step {state['step']}, {state['seconds'] / 60:.0f} minutes of training"
+        structure: dict[str, Any] = state.get("structure") or {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            "the state of a checkpoint is damaged",
+            where=str(folder / "state.json"),
+            why=str(error),
+            fix="the checkpoint before it",
+        ) from error
+    lines = [f"{folder.name}: {done}, {_megabytes(folder):.2f} MB"]
+    found = Counter(
+        f"{spec['kind']} at {spec['grid'][0]} bits"
+        for spec in structure.get("activations", {}).values()
+    )
+    if found:
+        lines.append("activations: " + ", ".join(f"{n} {kind}" for kind, n in found.items()))
+    return "\n".join(lines)
+
+
+def _file(file: Path) -> str:
+    if file.suffix in _PICKLES:
+        return _pickle(file)
+    try:
+        return TensorFiles([file]).listing()
+    except (SafetensorError, OSError) as error:
+        raise StorageError(
+            "no file that can be inspected",
+            where=str(file),
+            why=str(error),
+            fix="a safetensors file, a .ckpt, or a folder that tdquant wrote",
+        ) from error
+
+
+def _pickle(file: Path) -> str:
+    """The sizes in a pickled checkpoint's archive: what they belong to stands in the pickle."""
+    if not zipfile.is_zipfile(file):
+        raise StorageError(
+            "a pickle that cannot be told without running it",
+            where=str(file),
+            fix="load it where you trust it, and save it as safetensors",
+        )
+    with zipfile.ZipFile(file) as archive:
+        sizes = [e.file_size for e in archive.infolist() if "/data/" in e.filename]
+    return (
+        f"a pickled checkpoint, {file.stat().st_size / 1e6:.2f} MB: {len(sizes)} arrays of "
+        f"{sum(sizes) / 1e6:.2f} MB in all, the largest {max(sizes, default=0) / 1e6:.2f} MB\n"
+        "Their names stand in the pickle, which can run code and was not opened. "
+        "tdquant sample --ckpt reads it with PyTorch's restricted unpickler."
+    )
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6

@@ -1,0 +1,58 @@
+"""The tensors of safetensors files, known by their headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "BOOL": 8}
+
+
+class TensorFiles:
+    """Tensors over one or several files; a tensor's numbers are read when they are asked for.
+
+    Arguments:
+        files: The files.
+
+    Attributes:
+        shapes: Name -> shape.
+        sizes: Name -> bytes.
+
+    Raises:
+        SafetensorError: A file is cut or of another format.
+        OSError: A file cannot be read.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.sizes: dict[str, int] = {}
+        self._types: dict[str, str] = {}
+        self._where: dict[str, Path] = {}
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    header = opened.get_slice(name)
+                    self.shapes[name] = tuple(header.get_shape())
+                    self._types[name] = header.get_dtype()
+                    bits = _BITS.get(self._types[name], 8)
+                    self.sizes[name] = math.prod(self.shapes[name]) * bits // 8
+                    self._where[name] = file
+
+    def read(self, name: str) -> Tensor:
+        """The numbers of one tensor."""
+        with safe_open(self._where[name], framework="pt") as opened:
+            return opened.get_tensor(name)
+
+    def listing(self) -> str:
+        """A line for each tensor, and the whole."""
+        width = max(map(len, self.shapes), default=0)
+        lines = [
+            f"{name:<{width}}  {self._types[name]:<5} {'x'.join(map(str, shape)) or 'scalar'}"
+            for name, shape in self.shapes.items()
+        ]
+        total = sum(self.sizes.values()) / 1e6
+        return "\n".join([*lines, f"{len(lines)} tensors, {total:.2f} MB"])
