@@ -1,0 +1,197 @@
+"""f. What it costs: a training step and a sampling call, for each kind of scale and backend.
+
+    python studies/cost.py --threads 2                  # on a machine that does nothing else
+
+Times are taken in turns, so that whatever else runs disturbs all alike, and are given as ratios to
+the float model in the same process.
+"""
+
+import copy
+import statistics
+import time
+
+import torch
+
+import tdquant as tdq
+from ledger import Ledger, column, parser, use_threads
+from protocol import MODELS, Subject
+from tdquant.runtime.compile import time_calls
+from tdquant.train import DiffusionObjective
+from tdquant.train.groups import parameter_groups
+
+KINDS = ("static", "dynamic", "temporal", "table", "pact", "nipq")
+BITS = {"W4A8": (4, 8), "W4A4": (4, 4), "W8A8": (8, 8)}
+BACKENDS = ("reference", "cpu", "openvino")
+KEYS = ("model", "work", "batch", "bits", "scale", "backend", "seed")
+SETTINGS = {"rounds": 9, "training_batch": 32, "batches": [1, 32]}
+QUESTION = """\
+What does a scale that follows the timestep cost in training and in sampling?"""
+CLAIM = """\
+The paper argues that a temporal scale costs at inference what a static one does, since it is
+computed ahead. The published code computes it in every call."""
+COMMAND = "python studies/cost.py"
+LIMIT = 1.01
+
+
+def calibrated(subject, bits, scale):
+    model = subject.quantized(tdq.Recipe(*BITS[bits], scale=scale))
+    calls = list(subject.noised(8, 8, 0))
+    tdq.calibrate(model, calls, estimator="mse", split=False, progress=False)
+    return model
+
+
+def training_steps(subject, settings):
+    """Seconds of a training step for each kind of scale at W4A4, taken in turns."""
+    batch = settings["training_batch"]
+    objective = DiffusionObjective(subject.pipe.scheduler)
+    noised = objective.draw(
+        torch.stack([subject.data[i] for i in range(batch)]), 0, 0, range(batch), "cpu"
+    )
+    models = {"float": copy.deepcopy(subject.pipe.unet)}
+    models |= {kind: calibrated(subject, "W4A4", kind) for kind in KINDS}
+    optimizers = {
+        kind: torch.optim.AdamW(parameter_groups(model.train(), 1e-5), fused=True)
+        for kind, model in models.items()
+    }
+    times = {kind: [] for kind in models}
+    for _ in range(settings["rounds"] + 1):
+        for kind, model in models.items():
+            began = time.perf_counter()
+            loss, _ = objective(model, noised)
+            optimizers[kind].zero_grad()
+            loss.backward()
+            optimizers[kind].step()
+            times[kind].append(time.perf_counter() - began)
+    return {kind: statistics.median(found[1:]) for kind, found in times.items()}
+
+
+def calls(subject, batch, settings):
+    """Seconds of a call for each width, kind of scale and backend, taken in turns."""
+    rng = torch.Generator().manual_seed(0)
+    example = (torch.randn(batch, *subject.pipe.shape, generator=rng), torch.tensor(500))
+    models = {("float", "float", "eager"): subject.pipe.unet}
+    for bits in BITS:
+        for scale in ("static", "dynamic", "temporal"):
+            frozen = tdq.freeze(calibrated(subject, bits, scale))
+            for backend in BACKENDS if bits != "W4A4" else ("reference", "cpu"):
+                if scale == "dynamic" and backend == "openvino":
+                    continue  # constants only
+                models[bits, scale, backend] = tdq.compile(frozen, backend, example=example)
+    names = {" ".join(key): key for key in models}
+    seconds = time_calls(
+        {name: models[key] for name, key in names.items()}, example, runs=settings["rounds"]
+    )
+    return {names[name]: value for name, value in seconds.items()}
+
+
+def make_runs(ledger, args):
+    for name in args.model:
+        subject = Subject(name, 1, 1, 64)
+        if not ledger.select(model=name, work="training step"):
+            found = training_steps(subject, ledger.settings)
+            for kind, value in found.items():
+                key = {
+                    "model": name, "work": "training step",
+                    "batch": ledger.settings["training_batch"],
+                    "bits": "float" if kind == "float" else "W4A4", "scale": kind,
+                    "backend": "eager", "seed": 0,
+                }  # fmt: skip
+                ratio = value / found["float"]
+                ledger.make(key, lambda v=value, r=ratio: {"milliseconds": 1e3 * v, "ratio": r})
+        for batch in ledger.settings["batches"]:
+            if ledger.select(model=name, work="call", batch=batch):
+                continue
+            found = calls(subject, batch, ledger.settings)
+            base = found["float", "float", "eager"]
+            for (bits, scale, backend), value in found.items():
+                key = {
+                    "model": name, "work": "call", "batch": batch, "bits": bits, "scale": scale,
+                    "backend": backend, "seed": 0,
+                }  # fmt: skip
+                ratio = value / base
+                ledger.make(key, lambda v=value, r=ratio: {"milliseconds": 1e3 * v, "ratio": r})
+        tell(ledger)
+
+
+def tell(ledger):
+    rows = []
+    for run in ledger.runs:
+        row = {k: v for k, v in run.items() if k not in ("seed", "seconds")}
+        row["command"] = f"{COMMAND} --threads {ledger.machine['threads']} --model {run['model']}"
+        rows.append(row)
+    over, words = [], []
+    for run in ledger.select(work="call", scale="temporal"):
+        same = {k: run[k] for k in ("model", "batch", "bits", "backend")}
+        static = ledger.find(work="call", scale="static", **same)
+        if static:
+            over.append(run["milliseconds"] / static["milliseconds"])
+    for model in MODELS:
+        step = {
+            s: ledger.find(model=model, work="training step", scale=s)
+            for s in ("static", "temporal")
+        }
+        if all(step.values()):
+            words.append(
+                f"{model}: a training step with temporal scales takes "
+                f"{step['temporal']['ratio']:.2f}x of float's, with static ones "
+                f"{step['static']['ratio']:.2f}x"
+            )
+        fast = [
+            r
+            for r in ledger.select(model=model, work="call", scale="temporal")
+            if r["backend"] != "reference"
+        ]
+        if fast:
+            best = min(fast, key=lambda r: r["ratio"])
+            words.append(
+                f"the fastest call {1 / best['ratio']:.2f}x float's speed ({best['bits']}, "
+                f"{best['backend']}, batch {best['batch']})"
+            )
+    if over:
+        over.sort()
+        words.append(
+            f"temporal over static calls: {over[len(over) // 2]:.3f} in the median, "
+            f"{over[-1]:.3f} at most"
+        )
+    done = all(
+        ledger.select(model=m, work="call", batch=b) for m in MODELS for b in SETTINGS["batches"]
+    )
+    holds = bool(over) and over[len(over) // 2] <= LIMIT
+    ledger.write(
+        title="What temporal scales cost",
+        question=QUESTION,
+        claim=CLAIM,
+        measured=". ".join(words) + ".",
+        verdict="not finished" if not done else "holds" if holds else "holds in part",
+        command=COMMAND + " --threads 2",
+        tables=[
+            {
+                "title": "Time of a training step and of a call",
+                "note": f"Median of {ledger.settings['rounds']} rounds, "
+                f"{ledger.machine['threads']} threads; ratio to the float model in the same run.",
+                "group": ["model", "work", "batch"],
+                "columns": [
+                    column("bits", "Bits"),
+                    column("scale", "Scale"),
+                    column("backend", "Backend"),
+                    column("milliseconds", "ms", 1, "lower"),
+                    column("ratio", "of float's", 2, "lower"),
+                ],
+                "rows": rows,
+            }
+        ],
+        figures=[], plots=[], samples=[], layers=None,
+    )  # fmt: skip
+
+
+def main() -> None:
+    arguments = parser(__doc__, model=MODELS).parse_args()
+    use_threads(arguments.threads)
+    ledger = Ledger(arguments.name or "cost", KEYS, SETTINGS)
+    if not arguments.summary:
+        make_runs(ledger, arguments)
+    tell(ledger)
+
+
+if __name__ == "__main__":
+    main()

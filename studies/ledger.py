@@ -1,0 +1,186 @@
+"""What a study keeps: runs as they are made, tables over seeds, and one file that reports read.
+
+A run is a few words that say which it is (model, bits, method, seed) and the numbers it gave.
+Every run is written as soon as it is there; started again, a study makes those that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tdquant.machine import machine
+from tdquant.writing import replacing
+
+RESULTS = Path(__file__).parent / "results"
+FORMAT, VERSION = "tdquant-study", 1
+UNFINISHED = "not finished"
+
+Run = dict[str, Any]
+Column = dict[str, Any]
+
+
+class Ledger:
+    """The runs of one study.
+
+    Arguments:
+        name: Of the file, ``results/NAME.json``.
+        keys: What tells runs apart, in the order in which a table shows it; ``seed`` is one.
+        settings: What all runs share. Runs of other settings are not mixed with these.
+    """
+
+    def __init__(self, name: str, keys: Sequence[str], settings: Mapping[str, Any]) -> None:
+        self.name, self.keys = name, tuple(keys)
+        self.settings = json.loads(json.dumps(dict(settings)))
+        self.file = RESULTS / f"{name}.json"
+        self.runs: list[Run] = []
+        self.machine: dict[str, Any] = dict(machine())
+        self.kept: dict[str, Any] = {}
+        if self.file.exists():
+            before = json.loads(self.file.read_text())
+            if before["settings"] != self.settings:
+                raise SystemExit(
+                    f"{self.file} has runs of other settings:\n  {before['settings']}\nnot\n"
+                    f"  {self.settings}\nMove it away, or give these settings another --name."
+                )
+            self.runs, self.kept = before["runs"], before
+
+    def find(self, **key: Any) -> Run | None:
+        """The run of that key, if it was made."""
+        return next((r for r in self.runs if all(r.get(k) == v for k, v in key.items())), None)
+
+    def select(self, **key: Any) -> list[Run]:
+        """All runs with these values."""
+        return [r for r in self.runs if all(r.get(k) == v for k, v in key.items())]
+
+    def make(self, key: Mapping[str, Any], run: Callable[[], Mapping[str, Any]]) -> Run:
+        """The run of a key: from the file, or made now and written."""
+        found = self.find(**key)
+        if found is None:
+            began = time.perf_counter()
+            found = {**key, **run(), "seconds": round(time.perf_counter() - began, 1)}
+            self.runs.append(found)
+            plain = {k: v for k, v in found.items() if not isinstance(v, list)}
+            print(" ".join(f"{k}={_short(v)}" for k, v in plain.items()), flush=True)
+            self.write()
+        return found
+
+    def write(self, **study: Any) -> None:
+        """Writes the study: its runs, and whatever is said about them."""
+        self.kept |= {
+            "format": FORMAT,
+            "version": VERSION,
+            "study": self.name,
+            "settings": self.settings,
+            "machine": self.machine,
+            "updated": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": round(sum(r.get("seconds", 0.0) for r in self.runs), 1),
+            **study,
+            "runs": self.runs,
+        }
+        self.kept.setdefault("verdict", UNFINISHED)
+        for words in ("question", "claim", "measured"):
+            self.kept[words] = " ".join(self.kept.get(words, "").split())
+        with replacing(self.file) as fresh:
+            fresh.write_text(json.dumps(_finite(self.kept), indent=1) + "\n")
+
+    def over_seeds(self, runs: Iterable[Run], values: Sequence[str], command: str) -> list[Run]:
+        """One row for each key: mean, least and largest of each value over the seeds, and how to
+        make it again.
+        """
+        words = [k for k in self.keys if k != "seed"]
+        groups: dict[tuple[Any, ...], list[Run]] = {}
+        for run in runs:
+            groups.setdefault(tuple(run.get(k) for k in words), []).append(run)
+        rows = []
+        for key, group in groups.items():
+            row: Run = {**dict(zip(words, key, strict=True)), "seeds": len(group)}
+            for value in values:
+                found = [r[value] for r in group if r.get(value) is not None]
+                if found:
+                    row[value] = statistics.mean(found)
+                    if len(found) > 1:
+                        row[f"{value}_low"], row[f"{value}_high"] = min(found), max(found)
+            row["command"] = f"{command} " + " ".join(
+                f'--{k} "{v}"' for k, v in zip(words, key, strict=True)
+            )
+            rows.append(row)
+        return rows
+
+
+def grid(**axes: Sequence[Any]) -> list[dict[str, Any]]:
+    """Every combination of the axes' values, the last axis fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def parser(text: str | None, **axes: Sequence[Any]) -> argparse.ArgumentParser:
+    """A study's command line: a flag for each axis, by which runs are chosen."""
+    made = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for axis, values in axes.items():
+        kind = type(values[0])
+        made.add_argument(f"--{axis}", nargs="+", type=kind, default=list(values), choices=values)
+    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--name", help="of the file in results; the study's own by default")
+    made.add_argument("--summary", action="store_true", help="make nothing, write the tables anew")
+    return made
+
+
+def ratio(
+    rows: Sequence[Run], value: str, base: Mapping[str, Any], other: Mapping[str, Any]
+) -> float | None:
+    """Mean of a value over the runs of ``other``, divided by that over the runs of ``base``, on
+    the seeds that both have.
+    """
+
+    def by_seed(key: Mapping[str, Any]) -> dict[int, float]:
+        return {r["seed"]: r[value] for r in rows if all(r.get(k) == v for k, v in key.items())}
+
+    a, b = by_seed(base), by_seed(other)
+    both = sorted(a.keys() & b.keys())
+    if not both:
+        return None
+    return sum(b[s] for s in both) / sum(a[s] for s in both)
+
+
+def column(key: str, label: str, digits: int | None = None, better: str | None = None) -> Column:
+    """A column of a table: which value of a row, its words, decimals, and whether ``"lower"`` or
+    ``"higher"`` is better.
+    """
+    made = {"key": key, "label": label, "digits": digits, "better": better}
+    return {k: v for k, v in made.items() if v is not None}
+
+
+FRECHET = column("frechet", "Frechet EfficientNet-Lite0 distance", 1, "lower")
+
+
+def use_threads(count: int) -> None:
+    """Fixes the number of threads: numbers do not depend on who else runs, times a little."""
+    torch.set_num_threads(count)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

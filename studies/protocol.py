@@ -1,0 +1,122 @@
+"""What the studies share: the two models, their data, and how a quantized model is judged.
+
+A model is judged by samples from fixed noise: their Frechet EfficientNet-Lite0 distance to 5,000
+held-out cats, and their error against the float model's samples from the same noise, mean and
+median over the images, clamped to [-1, 1]. Latent models are judged on decoded images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import tdquant as tdq
+from tdquant.data import loader
+from tdquant.metrics import FrechetDistance, mse
+from tdquant.models import Pipe
+from tdquant.train import DiffusionObjective
+
+MODELS = ("cats-ddpm", "cats-ldm")
+NOISE = 77
+"""Seed of the noise that every model is judged on; calibration and training use others."""
+
+
+class Latents(Dataset):
+    """What the denoiser is trained on: images, or the latents of a first stage, encoded once."""
+
+    def __init__(self, pipe: Pipe, count: int) -> None:
+        images = tdq.data.Cats("train", count)
+        if pipe.vae is None:
+            self.items: Any = images
+        else:
+            with torch.no_grad():
+                parts = [
+                    pipe.encode(torch.stack([images[j] for j in range(i, min(i + 64, count))]))
+                    for i in range(0, count, 64)
+                ]
+            self.items = torch.cat(parts)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.items[index]
+
+
+@dataclass
+class Subject:
+    """One embedded model and what its quantized forms are compared with.
+
+    Attributes:
+        name: Of the embedded model.
+        images: Samples a judgement takes.
+        steps: DDIM steps of them.
+        items: Training images.
+    """
+
+    name: str
+    images: int
+    steps: int
+    items: int = 4096
+    distance: FrechetDistance = field(default_factory=FrechetDistance)
+
+    @cached_property
+    def pipe(self) -> Pipe:
+        return tdq.models.load_embedded(self.name)
+
+    @cached_property
+    def data(self) -> Latents:
+        return Latents(self.pipe, self.items)
+
+    @cached_property
+    def exact(self) -> Tensor:
+        """The float model's images."""
+        return self.pictures(self.pipe.unet)
+
+    def quantized(self, recipe: tdq.Recipe) -> nn.Module:
+        """A quantized copy of the float model, not calibrated."""
+        return tdq.quantize(copy.deepcopy(self.pipe.unet), recipe, verbose=False)
+
+    def noised(self, batch: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Calls as training makes them: noised items at random timesteps."""
+        objective = DiffusionObjective(self.pipe.scheduler)
+        items = iter(loader(self.data, batch, seed=seed))
+        for k in range(count):
+            drawn = objective.draw(next(items), seed + 1, k, range(batch), "cpu")
+            yield drawn.x_t, drawn.t
+
+    def pictures(
+        self,
+        model: nn.Module,
+        scheduler: Any = None,
+        steps: int | None = None,
+        count: int | None = None,
+    ) -> Tensor:
+        """Images in [-1, 1] from the fixed noise."""
+        samples = tdq.sample(
+            model, scheduler or self.pipe.scheduler, count or self.images, self.pipe.shape,
+            steps=steps or self.steps, batch=64, seed=NOISE, progress=False,
+        )  # fmt: skip
+        with torch.no_grad():
+            return torch.cat([self.pipe.decode(part) for part in samples.split(64)]).clamp(-1, 1)
+
+    def judge(self, frozen: nn.Module) -> dict[str, float]:
+        """Distance and paired error of a frozen model, run on integers where they hold exactly."""
+        images = self.pictures(tdq.compile(frozen, "cpu"))
+        each = mse(images, self.exact)
+        return {
+            "frechet": self.distance(images),
+            "paired_mse": float(each.mean()),
+            "paired_median": float(each.median()),
+        }
+
+    def judge_float(self) -> dict[str, float]:
+        """The distance of the float model."""
+        return {"frechet": self.distance(self.exact), "paired_mse": 0.0, "paired_median": 0.0}

@@ -1,0 +1,110 @@
+"""The ledger of the studies, and what was committed with it."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+STUDIES = Path(__file__).parents[2] / "studies"
+NAMES = ("qat", "ptq", "fast_forward", "ablations", "movement", "cost")
+VERDICTS = {"holds", "holds in part", "does not hold", "not finished"}
+WORDS = ("title", "question", "claim", "measured", "verdict", "command")
+
+
+@pytest.fixture
+def studies(monkeypatch, tmp_path):
+    """Imports a module of the studies, which writes to a folder of the test."""
+    monkeypatch.syspath_prepend(str(STUDIES))
+
+    def load(name):
+        ledger = importlib.import_module("ledger")
+        monkeypatch.setattr(ledger, "RESULTS", tmp_path)
+        return importlib.import_module(name)
+
+    yield load
+    for name in (*NAMES, "ledger", "protocol"):
+        sys.modules.pop(name, None)
+
+
+def test_a_run_is_made_once_and_survives(studies):
+    ledger = studies("ledger")
+    made = []
+
+    def run():
+        made.append(1)
+        return {"frechet": 3.0}
+
+    first = ledger.Ledger("some", ("model", "seed"), {"images": 4})
+    first.make({"model": "a", "seed": 0}, run)
+    again = ledger.Ledger("some", ("model", "seed"), {"images": 4})
+    assert again.make({"model": "a", "seed": 0}, run)["frechet"] == 3.0
+    assert len(made) == 1
+    again.make({"model": "a", "seed": 1}, run)
+    assert len(made) == 2
+    with pytest.raises(SystemExit, match="other settings"):
+        ledger.Ledger("some", ("model", "seed"), {"images": 5})
+
+
+def test_a_run_that_fails_loses_no_other(studies):
+    ledger = studies("ledger")
+    book = ledger.Ledger("some", ("model", "seed"), {})
+    book.make({"model": "a", "seed": 0}, lambda: {"frechet": 1.0})
+    with pytest.raises(ZeroDivisionError):
+        book.make({"model": "b", "seed": 0}, lambda: {"frechet": 1 / 0})
+    assert [r["model"] for r in ledger.Ledger("some", ("model", "seed"), {}).runs] == ["a"]
+
+
+def test_rows_over_seeds_and_ratios_on_the_seeds_that_both_have(studies):
+    ledger = studies("ledger")
+    book = ledger.Ledger("some", ("method", "seed"), {})
+    for seed, (a, b) in enumerate([(2.0, 1.0), (4.0, 3.0)]):
+        book.make({"method": "LSQ", "seed": seed}, lambda a=a: {"frechet": a})
+        book.make({"method": "TDQ", "seed": seed}, lambda b=b: {"frechet": b})
+    book.make({"method": "LSQ", "seed": 2}, lambda: {"frechet": 100.0})
+    rows = {r["method"]: r for r in book.over_seeds(book.runs, ("frechet",), "python x.py")}
+    assert rows["TDQ"]["frechet"] == 2.0
+    assert (rows["TDQ"]["frechet_low"], rows["TDQ"]["frechet_high"]) == (1.0, 3.0)
+    assert rows["LSQ"]["seeds"] == 3
+    assert rows["TDQ"]["command"] == 'python x.py --method "TDQ"'
+    found = ledger.ratio(book.runs, "frechet", {"method": "LSQ"}, {"method": "TDQ"})
+    assert found == pytest.approx(4 / 6)
+    assert ledger.ratio(book.runs, "frechet", {"method": "PACT"}, {"method": "TDQ"}) is None
+
+
+def test_no_infinity_reaches_a_file(studies, tmp_path):
+    ledger = studies("ledger")
+    book = ledger.Ledger("some", ("model", "seed"), {})
+    book.make({"model": "a", "seed": 0}, lambda: {"frechet": float("nan")})
+    assert json.loads((tmp_path / "some.json").read_text())["runs"][0]["frechet"] is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_says_what_is_missing_before_it_has_runs(studies, name, monkeypatch, tmp_path):
+    module = studies(name)
+    monkeypatch.setattr(sys, "argv", [name, "--summary"])
+    module.main()
+    study = json.loads((tmp_path / f"{name}.json").read_text())
+    assert study["verdict"] == "not finished"
+    assert study["format"] == "tdquant-study"
+    assert all(study[word] for word in WORDS if word != "measured")
+
+
+@pytest.mark.parametrize(
+    "file", sorted((STUDIES / "results").glob("*.json")), ids=lambda f: f.stem
+)
+def test_what_is_committed_can_be_reported(file):
+    study = json.loads(file.read_text())
+    assert study["verdict"] in VERDICTS
+    assert all(study[word] for word in WORDS)
+    assert study["machine"]["processor"]
+    for table in study["tables"]:
+        keys = {column["key"] for column in table["columns"]}
+        for row in table["rows"]:
+            assert set(table["group"]) <= set(row)
+            assert keys & set(row)
+            assert row["command"].startswith("python studies/")
+    for strip in study["samples"]:
+        for row in strip["rows"]:
+            assert all((file.parent / row["files"][value]).exists() for value in strip["values"])
