@@ -4,7 +4,8 @@ output.
 
 from tdquant.calibrate.observe import Observations, observe
 from tdquant.calibrate.recording import Recording, denoisers, trajectories
-from tdquant.calibrate.run import Calibration, LayerChoice, SplitChoice, calibrate
+from tdquant.calibrate.report import Calibration, LayerChoice, SplitChoice
+from tdquant.calibrate.run import calibrate
 
 __all__ = [
     "Calibration",

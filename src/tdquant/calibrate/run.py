@@ -5,7 +5,6 @@ the best.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from tdquant.calibrate.fit import fit
 from tdquant.calibrate.judge import Judgement, judge
 from tdquant.calibrate.observe import Observations, observed
 from tdquant.calibrate.observers import observing
+from tdquant.calibrate.report import Calibration, LayerChoice, SplitChoice
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.fakequant import expand_scale, fake_quantize
@@ -31,77 +31,6 @@ from tdquant.scales import SCALES, DynamicScale, Scale, StaticScale, TableScale,
 from tdquant.scales.table import training_timesteps
 
 ESTIMATORS = ("auto", *NAMES)
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """What one activation got, and why.
-
-    Attributes:
-        path: Its quantizer.
-        kind: Kind of its scale.
-        estimator: Where the curve comes from.
-        error: Mean squared output error that it causes alone, by the judge.
-        static_error: That of its best static scale.
-        spread: Largest over smallest step over time.
-        fit_error: Largest ``|log s - log s*|`` of the fitted network; 0 if none was fitted.
-    """
-
-    path: str
-    kind: str
-    estimator: str
-    error: float
-    static_error: float
-    spread: float
-    fit_error: float
-
-
-@dataclass(frozen=True)
-class SplitChoice:
-    """A layer that was split along the concatenation that it takes.
-
-    Attributes:
-        path: The layer.
-        sizes: Channels of each part.
-        error: Mean squared output error that the rounding of all parts causes, by the judge.
-        whole_error: That of the best scale for the whole.
-    """
-
-    path: str
-    sizes: tuple[int, ...]
-    error: float
-    whole_error: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What calibration did. ``str()`` gives a few lines.
-
-    Attributes:
-        layers: One LayerChoice for each activation.
-        trials: Geometric mean over samples of the squared error of the whole model's output, or of
-            generated samples, by the choice tried.
-        chosen: The name of the one that was taken.
-        splits: Layers that were split.
-    """
-
-    layers: list[LayerChoice]
-    trials: dict[str, float] = field(default_factory=dict)
-    chosen: str = ""
-    splits: list[SplitChoice] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        kinds = {
-            k: sum(c.kind == k for c in self.layers) for k in sorted({c.kind for c in self.layers})
-        }
-        lines = ["calibrated " + ", ".join(f"{n} {k}" for k, n in kinds.items())]
-        if self.splits:
-            lines.append(f"split along their concatenations: {len(self.splits)} layers")
-        lines += [
-            f"  {'*' if name == self.chosen else ' '} {name}: error {error:.3g}"
-            for name, error in self.trials.items()
-        ]
-        return "\n".join(lines)
 
 
 def calibrate(

@@ -43,5 +43,5 @@ def text_table(rows: list[DemoRow]) -> str:
 
 def markdown_table(rows: list[DemoRow]) -> str:
     """The same for a document."""
-    lines = ["| " + " | ".join(HEAD) + " |", "| --- | --- " + "| ---: " * 4 + "|"]
+    lines = ["| " + " | ".join(HEAD) + " |", "| --- | --- " + "| ---: " * (len(HEAD) - 2) + "|"]
     return "\n".join(lines + ["| " + " | ".join(_cells(row)) + " |" for row in rows])

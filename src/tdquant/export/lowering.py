@@ -27,83 +27,18 @@ from torch import Tensor, nn
 from tdquant.clock import clock_of
 from tdquant.errors import FreezeError
 from tdquant.export.calls import Call
-from tdquant.fakequant import FLOOR, expand_scale
+from tdquant.export.operand import INT8_CODES, Operand, Steps
 from tdquant.frozen import expand, is_frozen
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.quantizers import (
     ActivationQuantizer,
     FrozenWeight,
-    OffsetQuantizer,
     activation_quantizers,
 )
 from tdquant.recipe import FLOAT
 from tdquant.scales import BankedScale, ScaleBank, bank_tables
 from tdquant.summary import Row, summary
-
-INT8_CODES = 256
-"""Codes of an operand that integer kernels take; more are fake-quantized in float."""
-
-
-class Steps:
-    """The steps of the call in progress: the root looks them up, every operand reads its own."""
-
-    def __init__(self) -> None:
-        self.found: dict[int, tuple[Tensor, ...]] = {}
-
-
-class Operand(nn.Module):
-    """One quantized activation: its codes and its step, apart from each other.
-
-    Arguments:
-        quantizer: A frozen quantizer with a banked or a dynamic scale.
-        steps: Where the root leaves what it looked up.
-        banks: Banks of the model, in order.
-    """
-
-    def __init__(self, quantizer: ActivationQuantizer, steps: Steps, banks: list[Any]) -> None:
-        super().__init__()
-        self.low, self.high = quantizer.grid.low, quantizer.grid.high
-        self.offset = quantizer.offset if isinstance(quantizer, OffsetQuantizer) else 0.0
-        self.steps = steps
-        scale = quantizer.scale
-        self.place: tuple[int, int] | None = None
-        if isinstance(scale, BankedScale):
-            self.place = banks.index(scale.bank), scale.column
-
-    @property
-    def codes(self) -> int:
-        """Number of codes."""
-        return self.high - self.low + 1
-
-    def step(self, x: Tensor) -> Tensor:
-        """The step at the call's timesteps, shaped to broadcast over x."""
-        if self.place is None:
-            return expand_scale(self.dynamic_step(x), x)
-        bank, column = self.place
-        return expand_scale(self.steps.found[bank][column], x)
-
-    def dynamic_step(self, x: Tensor) -> Tensor:
-        """``DynamicScale`` without flattening x: OpenVINO moves what it takes for scales of
-        channels through a flattening, and fails.
-        """
-        axes = tuple(range(1, x.ndim))
-        steps = []
-        if self.high > 0:
-            steps.append(x.amax(axes) / self.high)
-        if self.low < 0:
-            steps.append(x.amin(axes) / self.low)
-        return (steps[0] if len(steps) == 1 else steps[0].maximum(steps[1])).clamp(min=FLOOR)
-
-    def ratio(self, x: Tensor, step: Tensor) -> Tensor:
-        """What is to be rounded."""
-        return (x - self.offset if self.offset else x) / step
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The nearest grid points, in float: for products that no integer kernel takes."""
-        step = self.step(x)
-        found = self.ratio(x, step).round().clamp(self.low, self.high) * step
-        return found + self.offset if self.offset else found
 
 
 class LoweredLayer(nn.Module):

@@ -2,10 +2,11 @@ r"""ONNX: a frozen model as ``.onnx`` of opset 21, operators of the standard alo
 
 Each quantized layer becomes
 
-    x -> QuantizeLinear(s, z) -> patches -> DequantizeLinear(1, z) -> MatMul -> Mul(s) -> Add(b)
+    x -> Div(s) -> QuantizeLinear(1, z) -> patches -> DequantizeLinear(1, z)
+      -> MatMul -> Mul(s) -> Add(b)
 
-with the weight behind a DequantizeLinear of its own. QuantizeLinear divides by the temporal step
-itself, one for each sample along axis 0; every other scale is constant. ONNX Runtime fuses
+with the weight behind a DequantizeLinear of its own. The division by the temporal step is a node
+of its own, so that every scale is constant: OpenVINO, too, runs the file. ONNX Runtime fuses
 ``MatMul`` between two DequantizeLinear into one product of int8 matrices with float output.
 
 **Convolutions** are matrix products over patches of codes, one byte an element: the integer
@@ -24,117 +25,30 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import logging
-import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdquant.errors import ExportError
 from tdquant.export.calls import Call
 from tdquant.export.exporters import register_exporter
-from tdquant.export.lowering import INT8_CODES, LoweredAttention, LoweredLayer, Operand, lower
+from tdquant.export.lowering import LoweredAttention, LoweredLayer, lower
+from tdquant.export.onnx_operators import OPSET, dequantize, patches, quantize, translations
+from tdquant.export.operand import INT8_CODES, Operand
 from tdquant.export.saturation import saturates
 from tdquant.export.sealing import KEY, description_text, sealed
 from tdquant.layers import QuantLayer
 from tdquant.optional import require
 
-OPSET = 21
-"""Version of ONNX's operators: the first with int4."""
-
 LARGEST = 2**31 - 2**24
 """Bytes of constants that a single file holds; protobuf ends at 2 GB."""
-
-
-END = 2**63 - 1
-"""The end of an axis, to ONNX's Slice."""
-
-UINT8 = 2
-"""ONNX's number of the type."""
-
-
-@torch.library.custom_op("tdquant::quantize", mutates_args=())
-def quantize(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    """``clip(round(x / s) + z, 0, 255)`` as uint8, with s and z ``(B,)`` along the first axis."""
-    shape = (-1, *[1] * (x.ndim - 1))
-    q = torch.div(x, step.reshape(shape)).round() + zero.reshape(shape)
-    return q.clamp(0, INT8_CODES - 1).to(torch.uint8)
-
-
-@quantize.register_fake
-def _(x: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    return torch.empty_like(x, dtype=torch.uint8)
-
-
-@torch.library.custom_op("tdquant::dequantize", mutates_args=())
-def dequantize(q: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    """``s (q - z)``, with s and z ``()``, or ``(n,)`` along the last axis."""
-    return (q.float() - zero.float()) * step
-
-
-@dequantize.register_fake
-def _(q: Tensor, step: Tensor, zero: Tensor) -> Tensor:
-    return torch.empty_like(q, dtype=torch.float32)
-
-
-@torch.library.custom_op("tdquant::patches", mutates_args=())
-def patches(
-    q: Tensor,
-    taps: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    padding: Sequence[int],
-    zero: int,
-) -> Tensor:
-    """What each output of a convolution sees, ``(B, C, *) -> (B, *', taps C)``; ``padding`` as
-    F.pad takes it, with the code ``zero``.
-    """
-    q = F.pad(q, list(padding), value=zero).movedim(1, -1)
-    parts = []
-    for windows in _windows(taps, stride, dilation):
-        part = q
-        for axis, window in enumerate(windows):
-            part = part[(slice(None),) * (axis + 1) + (slice(*window),)]
-        parts.append(part)
-    return torch.cat(parts, dim=-1)
-
-
-@patches.register_fake
-def _(
-    q: Tensor,
-    taps: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    padding: Sequence[int],
-    zero: int,
-) -> Tensor:
-    count = len(taps)
-    sizes = [
-        (q.shape[2 + i] + sum(padding[-2 * (i + 1) :][:2]) - dilation[i] * (taps[i] - 1) - 1)
-        // stride[i]
-        + 1
-        for i in range(count)
-    ]
-    return q.new_empty(q.shape[0], *sizes, q.shape[1] * math.prod(taps))
-
-
-def _windows(
-    taps: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> Iterator[list[tuple[int, int | None, int]]]:
-    """The slice along each axis that holds what one tap sees, tap by tap."""
-    for place in itertools.product(*map(range, taps)):
-        yield [
-            (i * d, -(n - 1 - i) * d or None, s)
-            for i, n, s, d in zip(place, taps, stride, dilation, strict=True)
-        ]
 
 
 class ONNXLayer(LoweredLayer):
@@ -212,7 +126,7 @@ def _narrow(one: Operand, other: Operand) -> bool:
 def _codes(operand: Operand, x: Tensor, step: Tensor) -> Tensor:
     """The codes of x as uint8, counted from the lowest."""
     zero = torch.tensor(-operand.low, dtype=torch.uint8)
-    q = quantize(operand.ratio(x, step), torch.tensor(1.0), zero)
+    q = quantize(operand.ratio(x, step), zero)
     return q if operand.codes == INT8_CODES else q.clamp(0, operand.codes - 1)
 
 
@@ -241,7 +155,7 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=(_free(call),),
-                custom_translation_table=_translations(),
+                custom_translation_table=translations(),
                 optimize=False,  # ONNX Runtime does that itself, and in seconds
                 verbose=False,
             )
@@ -292,54 +206,6 @@ def _free(call: Call) -> tuple[dict[int, Any], ...]:
         | (dict.fromkeys(range(2, tensor.ndim), auto) if name == call.sample else {})
         for name, tensor in call.tensors.items()
     )
-
-
-def _translations() -> dict[Any, Any]:
-    """Our operations in ONNX's."""
-    op = getattr(require("onnxscript", "onnx"), f"opset{OPSET}")
-
-    def quantize_linear(x: Any, step: Any, zero: Any) -> Any:
-        return op.QuantizeLinear(x, step, zero, axis=0)
-
-    def dequantize_linear(q: Any, step: Any, zero: Any) -> Any:
-        return op.DequantizeLinear(q, step, zero, axis=-1)
-
-    def windows(q: Any, taps: Any, stride: Any, dilation: Any, padding: Any, zero: int) -> Any:
-        axes = list(range(1, len(taps) + 1))
-        if any(padding):
-            ends = [padding[i : i + 2] for i in range(len(padding) - 2, -1, -2)]
-            pads = [0, 0, *(e[0] for e in ends), 0, 0, *(e[1] for e in ends)]
-            q = op.Pad(q, op.Constant(value_ints=pads), op.Cast(zero, to=UINT8))
-        q = op.Transpose(q, perm=[0, *(axis + 1 for axis in axes), 1])
-        parts = []
-        for ranges in _windows(taps, stride, dilation):
-            starts, stops, steps = zip(*ranges, strict=True)
-            last = [END if stop is None else stop for stop in stops]
-            bounds = (op.Constant(value_ints=list(v)) for v in (starts, last, axes, steps))
-            whole = all(part == (0, None, 1) for part in ranges)
-            parts.append(q if whole else op.Slice(q, *bounds))
-        return op.Concat(*parts, axis=-1) if len(parts) > 1 else parts[0]
-
-    def group_norm(
-        x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
-    ) -> Any:
-        # torch's own translation takes it apart where height and width are free.
-        ones, zeros = (op.Constant(value_floats=[v] * groups) for v in (1.0, 0.0))
-        rows = op.Reshape(x, op.Constant(value_ints=[0, groups, -1]))
-        y = op.InstanceNormalization(rows, ones, zeros, epsilon=eps)
-        y = op.Reshape(y, op.Shape(x))
-        if weight is None:
-            return y
-        shape = op.Constant(value_ints=[-1] + [1] * (len(x.shape) - 2))
-        return op.Add(op.Mul(y, op.Reshape(weight, shape)), op.Reshape(bias, shape))
-
-    names = torch.ops.tdquant
-    return {
-        torch.ops.aten.group_norm.default: group_norm,
-        names.quantize.default: quantize_linear,
-        names.dequantize.default: dequantize_linear,
-        names.patches.default: windows,
-    }
 
 
 @contextlib.contextmanager

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from tdquant.errors import ExportError
 from tdquant.export.calls import BATCH, Call
 from tdquant.export.exporters import register_exporter
-from tdquant.export.lowering import INT8_CODES, LoweredAttention, LoweredLayer, Operand, lower
+from tdquant.export.lowering import LoweredAttention, LoweredLayer, lower
+from tdquant.export.operand import INT8_CODES, Operand
 from tdquant.export.saturation import saturates
 from tdquant.export.sealing import KEY, description_text, sealed
 from tdquant.optional import require

@@ -11,7 +11,7 @@ with any of 7 bits or fewer; activations of 7 bits or fewer are safe with any we
 
 from __future__ import annotations
 
-from tdquant.export.lowering import Operand
+from tdquant.export.operand import Operand
 
 LIMIT = 2**15
 """What int16 cannot hold."""

@@ -26,6 +26,7 @@ from tdquant.calibrate.recording import record
 from tdquant.calibrate.shards import Shards, read_shards
 from tdquant.convert import quantize
 from tdquant.errors import ModelError, StorageError
+from tdquant.footprint import resident_bytes
 from tdquant.frozen import freeze
 from tdquant.integrations.diffusers.job import PICTURE, Job, Outcome
 from tdquant.integrations.diffusers.pictures import compare, draw_comparison, render
@@ -68,7 +69,7 @@ def run_job(job: Job) -> Outcome:
     lap("pictures")
     layers, sizes = {}, {}
     for name in parts:
-        before = _bytes(pipe.components[name])
+        before = resident_bytes(pipe.components[name])
         live = _quantize_part(pipe.components[name], name, calls[name], job, work, lap)
         frozen = freeze(live)
         layers[name] = str(summary(frozen))
@@ -215,7 +216,3 @@ def _calls(pipe: Any, job: Job, folder: Path) -> Shards:
         if dict(earlier.index["made_by"]) == origin:
             return earlier
     return recording.save(folder)
-
-
-def _bytes(model: Any) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
