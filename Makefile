@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo
+# What metrics are compared with in tests. Beside the environment: it wants a torchvision, which
+# the CPU build of torch does not have, and torchmetrics imports it where it is there.
+FIDELITY := .venv/lib/torch-fidelity
 
 .PHONY: demo venv test test-slow lint format docs bench clean
 
@@ -14,6 +17,7 @@ venv: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --target $(FIDELITY) --upgrade torch-fidelity
 	touch $@
 
 # One process a core with one thread each: threads that share cores wait for each other.

