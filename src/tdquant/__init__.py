@@ -21,10 +21,12 @@ from tdquant.calibrate import (
 from tdquant.convert import quantize
 from tdquant.diffusion import sample
 from tdquant.errors import TDQError
+from tdquant.evaluate import Record, evaluate, evaluate_images
 from tdquant.export import export
 from tdquant.frozen import freeze, is_frozen
 from tdquant.recipe import LayerRecipe, Recipe
 from tdquant.reconstruct import Reconstruction, balance, reconstruct
+from tdquant.report import report
 from tdquant.runtime import Session, compile, open_session
 from tdquant.search import Search, Sensitivity, search, sensitivity
 from tdquant.storage import load, save
@@ -41,6 +43,7 @@ __all__ = [
     "Observations",
     "Recipe",
     "Reconstruction",
+    "Record",
     "Search",
     "Sensitivity",
     "Session",
@@ -54,6 +57,8 @@ __all__ = [
     "denoisers",
     "diffusion",
     "errors",
+    "evaluate",
+    "evaluate_images",
     "export",
     "freeze",
     "is_frozen",
@@ -64,6 +69,7 @@ __all__ = [
     "open_session",
     "quantize",
     "reconstruct",
+    "report",
     "sample",
     "save",
     "search",

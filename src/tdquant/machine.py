@@ -1,9 +1,10 @@
-"""What machine a number was measured on."""
+"""What machine and version a number was measured on."""
 
 from __future__ import annotations
 
 import os
 import platform
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -31,3 +32,8 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "system": platform.system(),
     }
+
+
+def version() -> str:
+    """Version of tdquant."""
+    return metadata.version("tdquant")

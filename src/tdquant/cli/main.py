@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tdquant
-from tdquant.cli import bench, demo, export, inspect, quantize, sample, train
+from tdquant.cli import bench, demo, evaluate, export, inspect, quantize, report, sample, train
 from tdquant.errors import TDQError
 
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tdquant {tdquant.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo, quantize, train, sample, export, bench, inspect):
+    for command in (demo, quantize, train, sample, evaluate, report, export, bench, inspect):
         command.add(commands)
     return parser
 
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None, published: bool = False) -> int
     if strange:
         (overridden or parser).error(f"unrecognized arguments: {' '.join(strange)}")
     options.overrides, options.published = rest, published
+    options.words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _say_warning  # type: ignore[assignment]

@@ -9,6 +9,7 @@ and restarts, the same bytes come out, and exactly as many images as were asked 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def sample_pictures(
     world: int = 1,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    seen: Callable[[int], None] = lambda written: None,
 ) -> int:
     """Writes images ``start .. start + count - 1`` that are not there yet.
 
@@ -59,6 +61,7 @@ def sample_pictures(
         world: Number of processes that share the work.
         device: Where to sample.
         progress: Draw a bar.
+        seen: Called after every batch with the number of images that this process wrote so far.
 
     Returns:
         The number of images that this process wrote.
@@ -70,7 +73,7 @@ def sample_pictures(
     folder = Path(folder)
     if count < 1 or batch < 1:
         raise ModelError(f"{count} images in batches of {batch}", fix="both at least 1")
-    _claim(folder, {"seed": seed, "steps": steps, "eta": eta, **(settings or {})})
+    claim_folder(folder, {"seed": seed, "steps": steps, "eta": eta, **(settings or {})})
     size = min(batch, count)
     asked = range(start, start + count)
     missing = {i for i in asked if i % (size * world) // size == rank}
@@ -90,17 +93,24 @@ def sample_pictures(
         device=device,
         progress=progress and rank == 0,
     )
+    written = 0
     for indices, samples in batches:
         with torch.no_grad():
             images = to_uint8(pipe.decode(samples.to(device))).cpu()
         for index, image in zip(indices, images, strict=True):
             if index in missing:
                 save_png(image, picture_path(folder, index))
-    return len(missing)
+                written += 1
+        seen(written)
+    return written
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Notes what the images of a folder are made with, or checks that it is the same."""
+def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Notes what the images of a folder are made with, or checks that it is the same.
+
+    Raises:
+        StorageError: The folder has images of other settings.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "samples.json"
     settings = json.loads(json.dumps(settings))
@@ -116,7 +126,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             raise StorageError(
                 "the folder has images of other settings:\n  - " + "\n  - ".join(changed),
                 where=str(folder),
-                fix="another --name, or remove the folder",
+                fix="another folder (--name, --out), or remove this one",
             )
         return
     with replacing(file) as fresh:

@@ -1,0 +1,92 @@
+"""The folder of a run: whose it is, whether it is whole, and how a run ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tdquant.diffusion.pictures import grid, save_png
+from tdquant.errors import StorageError
+from tdquant.evaluate.progress import Progress, wait_for
+from tdquant.evaluate.reading import read_pictures
+from tdquant.evaluate.record import PROGRESS, RECORD, Record
+from tdquant.evaluate.references import Reference
+
+PREVIOUS = "record.previous.json"
+SHOWN = 36
+
+
+def check_out(out: Path) -> None:
+    """Refuses a folder with something else in it.
+
+    Raises:
+        StorageError: It is neither empty nor an earlier run.
+    """
+    marks = (RECORD, PROGRESS, PREVIOUS, "images/samples.json", "features")
+    if out.is_file() or (
+        out.is_dir() and any(out.iterdir()) and not any((out / m).exists() for m in marks)
+    ):
+        raise StorageError(
+            "there is something else already",
+            where=str(out),
+            fix="an empty folder, a new name, or the folder of an earlier evaluation",
+        )
+
+
+def lacking(files: Sequence[Path]) -> int:
+    """How many files are not there; one look at the folder, not one a file."""
+    folder = files[0].parent
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    return sum(file.name not in there for file in files)
+
+
+def finished(out: Path, asked: str, reference: Reference | None, state: Progress) -> Record | None:
+    """The record of a run that is whole and asked the same. Another one makes room."""
+    try:
+        record = Record.read(out)
+    except StorageError:
+        record = None
+    same = record is not None and record.asked == asked
+    if record is not None and reference is not None:
+        same = same and dict(record.reference or {}) == reference.to_dict()
+    if same:
+        return record
+    retire(out, state)
+    return None
+
+
+def retire(out: Path, state: Progress) -> None:
+    """Moves an earlier record out of the way; how long its images took stays known."""
+    file = out / RECORD
+    if not file.exists():
+        return
+    try:
+        state.facts.setdefault("seconds", Record.read(file).cost.get("sampling_seconds") or 0.0)
+    except StorageError:
+        state.facts.setdefault("seconds", 0.0)
+    file.replace(out / PREVIOUS)
+
+
+def awaited(out: Path, asked: str) -> Record:
+    """The record that the first process writes."""
+
+    def missing() -> int:
+        try:
+            return int(Record.read(out).asked != asked)
+        except StorageError:
+            return 1
+
+    wait_for(missing, "records", out)
+    return Record.read(out)
+
+
+def close(
+    record: Record, out: Path, files: Sequence[Path], state: Progress, resize: int | None = None
+) -> Record:
+    """Writes the grid and, last of all, the record."""
+    shown = read_pictures(files[:SHOWN], resize)
+    save_png(grid(shown), out / "grid.png")
+    record.write(out / RECORD)
+    state.end()
+    return Record.read(out)

@@ -1,0 +1,90 @@
+"""A quantized model against another one, image by image from the same noise, and over time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tdquant.errors import DataError
+from tdquant.evaluate.reading import read_pictures
+from tdquant.evaluate.sampling import Generator, Sampling
+from tdquant.metrics import PAIRED, sqnr_over_time
+from tdquant.metrics.bootstrap import bootstrap
+from tdquant.runs.pictures import picture_path
+
+TITLES = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM"}
+UNITS = {"psnr": "dB"}
+HIGHER = ("psnr", "ssim")
+CHECKED, CHECKS = 8, 10
+"""Samples and timesteps of which the denoisers' outputs are compared."""
+
+
+def pictures_of(against: Generator, sampling: Sampling, out: Path) -> Path:
+    """Folder of the other model's pictures: beside the run, where other runs find them too.
+
+    Its name is a digest of the model and of how they are sampled.
+    """
+    asked = {
+        "seed": sampling.seed,
+        "steps": sampling.steps,
+        "eta": sampling.eta,
+        **against.settings(sampling),
+    }
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    return out.resolve().parent / f".float-{key}"
+
+
+def paired_metrics(
+    own: Path, other: Path, count: int, *, resamples: int = 100, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Every paired metric of images 0 .. count - 1 of two folders, as a record has it.
+
+    Raises:
+        DataError: Images of two sizes.
+    """
+    sets = [read_pictures(_files(folder, count)) for folder in (own, other)]
+    if sets[0].shape != sets[1].shape:
+        raise DataError(
+            f"images of shapes {tuple(sets[0].shape)} and {tuple(sets[1].shape)}",
+            where="paired metrics",
+            fix="a model of the same image size for --against",
+        )
+    a, b = (images.float() / 127.5 - 1 for images in sets)
+    found = {}
+    for name, metric in PAIRED.items():
+        values = torch.cat([metric(x, y) for x, y in zip(a.split(64), b.split(64), strict=True)])
+        low, high = None, None
+        if resamples >= 2:
+            interval = bootstrap(values.double(), resamples=resamples, seed=seed)
+            low, high = interval.low, interval.high
+        found[name] = {
+            "title": TITLES.get(name, name.upper()),
+            "value": float(values.double().mean()),
+            "low": low,
+            "high": high,
+            "median": float(values.median()),
+            "images": count,
+            "better": "higher" if name in HIGHER else "lower",
+            "unit": UNITS.get(name, ""),
+        }
+    return found
+
+
+def _files(folder: Path, count: int) -> Sequence[Path]:
+    return [picture_path(folder, i) for i in range(count)]
+
+
+def sqnr(
+    model: Any, against: Generator, steps: int, seed: int, device: str
+) -> dict[str, list[float]]:
+    """SQNR of a denoiser's output against another one's on that one's trajectories."""
+    calls = against.calls(CHECKED, min(CHECKS, steps), seed)
+    exact = against.model.to(device).eval()
+    with torch.no_grad():
+        found = sqnr_over_time(model, exact, calls)
+    return {"times": list(found), "decibels": list(found.values())}

@@ -1,0 +1,172 @@
+"""Images of a diffusers pipeline, by prompts or without."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calibrate import denoisers
+from tdquant.calibrate.recording import Recording, quietly, record
+from tdquant.diffusion.pictures import save_png, to_uint8
+from tdquant.errors import ModelError
+from tdquant.evaluate.sampling import Sampling, Seen
+from tdquant.evaluate.subject import (
+    describe_model,
+    describe_scheduler,
+    digest_of,
+    frozen_of,
+    is_quantized,
+    running,
+)
+from tdquant.progress import Bar
+from tdquant.runs.pictures import claim_folder, picture_path
+
+
+class PipelineGenerator:
+    """Images of a diffusers pipeline.
+
+    Arguments:
+        pipeline: The pipeline; its denoisers may be quantized.
+        name: What it is called.
+        prompts: One image each, over and over if more are asked for; None for a pipeline that
+            takes none.
+        call: Further arguments of the pipeline's call.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        name: str,
+        prompts: Sequence[str] | None = None,
+        call: dict[str, Any] | None = None,
+    ) -> None:
+        self.pipeline, self.name, self.prompts = pipeline, name, prompts
+        self.call = dict(call or {})
+        self.parts = denoisers(pipeline)
+        for part, module in self.parts.items():
+            self.parts[part] = frozen_of(module)
+            setattr(pipeline, part, self.parts[part])
+        self.model = next(iter(self.parts.values()))
+        digests = [digest_of(part) for part in self.parts.values()]
+        together = hashlib.sha256("|".join(digests).encode()).hexdigest()[:16]
+        self.digest = digests[0] if len(digests) == 1 else together
+
+    def describe(self, source: str) -> dict[str, Any]:
+        found = describe_model(self.model, self.name, source)
+        return found | {"digest": self.digest}
+
+    def settings(self, sampling: Sampling) -> dict[str, Any]:
+        vae = getattr(self.pipeline, "vae", None)
+        texts = json.dumps(list(self.prompts)) if self.prompts is not None else None
+        return {
+            "model": self.digest,
+            "first_stage": digest_of(vae) if isinstance(vae, nn.Module) else None,
+            "scheduler": describe_scheduler(self.pipeline.scheduler),
+            "batch": sampling.batch,
+            "backend": sampling.backend if is_quantized(self.model) else "float",
+            "device": sampling.device.partition(":")[0],
+            "shape": None,
+            "prompts": texts and hashlib.sha256(texts.encode()).hexdigest()[:16],
+            "call": self.call,
+        }
+
+    def size(self) -> tuple[int, int] | None:
+        return None
+
+    def texts(self, count: int) -> list[str]:
+        """The prompt of every image."""
+        assert self.prompts is not None
+        return [self.prompts[i % len(self.prompts)] for i in range(count)]
+
+    def write(
+        self, folder: Path, count: int, sampling: Sampling, *, rank: int, world: int,
+        progress: bool, seen: Seen,
+    ) -> int:  # fmt: skip
+        if count < 1:
+            raise ModelError(f"{count} images", fix="at least 1")
+        own = {"seed": sampling.seed, "steps": sampling.steps, "eta": sampling.eta}
+        claim_folder(folder, own | self.settings(sampling))
+        recording = self._recording(count, sampling)
+        todo = []
+        for k, given in enumerate(recording.arguments()):
+            first = k * sampling.batch
+            files = [
+                picture_path(folder, i) for i in range(first, min(first + sampling.batch, count))
+            ]
+            if k % world == rank and not all(file.exists() for file in files):
+                todo.append((given, files))
+        if not todo:
+            return 0
+        bar, written = Bar("sampling", len(todo), show=progress and rank == 0), 0
+        self.pipeline.to(sampling.device)
+        with torch.no_grad(), quietly(self.pipeline), self._compiled(sampling):
+            for given, files in todo:
+                drawn = _pictures(self.pipeline(**given, return_dict=False)[0], self.name)
+                for file, image in zip(files, drawn, strict=True):
+                    if not file.exists():
+                        save_png(image, file)
+                        written += 1
+                bar.advance()
+                seen(written)
+        bar.close()
+        return written
+
+    def _recording(self, count: int, sampling: Sampling) -> Recording:
+        prompts: Any = count if self.prompts is None else self.texts(count)
+        eta = {"eta": sampling.eta} if sampling.eta else {}
+        return record(
+            self.pipeline,
+            prompts,
+            steps=sampling.steps,
+            batch=sampling.batch,
+            seed=sampling.seed,
+            progress=False,
+            **{"output_type": "np", **eta, **self.call},
+        )
+
+    def _compiled(self, sampling: Sampling) -> Any:
+        return _Lowered(self.pipeline, self.parts, sampling)
+
+    def calls(self, count: int, steps: int, seed: int) -> Any:
+        prompts: Any = count if self.prompts is None else self.texts(count)
+        found = record(self.pipeline, prompts, steps=steps, seed=seed, progress=False, **self.call)
+        return found[next(iter(self.parts))]
+
+    def milliseconds(self, sampling: Sampling) -> float | None:
+        return None
+
+
+class _Lowered:
+    """While it is entered, the frozen denoisers of a pipeline run on a backend."""
+
+    def __init__(self, pipeline: Any, parts: dict[str, nn.Module], sampling: Sampling) -> None:
+        self.pipeline, self.parts, self.sampling = pipeline, parts, sampling
+
+    def __enter__(self) -> None:
+        for name, part in self.parts.items():
+            if is_quantized(part):
+                lowered, _ = running(part, self.sampling.backend, None, 1, self.sampling.device)
+                setattr(self.pipeline, name, lowered)
+
+    def __exit__(self, *error: object) -> None:
+        for name, part in self.parts.items():
+            setattr(self.pipeline, name, part)
+
+
+def _pictures(drawn: Any, name: str) -> Tensor:
+    """What a pipeline gave as uint8 images ``(N, C, H, W)``."""
+    pictures = torch.as_tensor(drawn)
+    if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3):
+        raise ModelError(
+            f"the pipeline gives {tuple(pictures.shape)}",
+            where=name,
+            why="images are (N, H, W, 3)",
+            fix="a pipeline of images",
+        )
+    return to_uint8(pictures.permute(0, 3, 1, 2).float() * 2 - 1)

@@ -1,0 +1,199 @@
+"""The record of an evaluation: what was judged, how, against what, and the numbers with their
+intervals. One JSON file, written last, so that where it is the run is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tdquant.errors import StorageError
+from tdquant.formats import check_version
+from tdquant.writing import replacing
+
+FORMAT, VERSION = "tdquant-record", 1
+RECORD, PROGRESS = "record.json", "progress.json"
+WARNING = "warning: "
+"""Before a reason that asks for care and does not forbid a comparison."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluated model. Every part is JSON: dictionaries as docs/evaluation.md lists them.
+
+    Attributes:
+        tdquant: Version that wrote it.
+        created: ISO time.
+        model: What was judged: name, source, digest, recipe, bits, scale, history.
+        sampling: How its images were made: images, seed, batch, steps, eta, scheduler, ...
+        reference: The set that they are compared with, or None.
+        network: The feature network: name, digest, title.
+        metrics: Name -> title, value, low, high, images, better, unit.
+        cost: Seconds, images a second, milliseconds a call, megabytes.
+        machine: What it ran on.
+        paired: Comparison with another model from the same noise, or None.
+        sqnr: Times and decibels of the denoiser's output, or None.
+        command: The command that made it.
+        asked: Digest of everything that was asked for, by which a finished run is known again.
+        complete: Whether every image and metric that was asked for is in it.
+    """
+
+    tdquant: str
+    created: str
+    model: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    reference: Mapping[str, Any] | None
+    network: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Any]]
+    cost: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    paired: Mapping[str, Any] | None = None
+    sqnr: Mapping[str, Any] | None = None
+    command: str = ""
+    asked: str = ""
+    complete: bool = field(default=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; numbers that are not finite become None."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return json_safe({"format": FORMAT, "version": VERSION, **own})
+
+    @classmethod
+    def from_dict(cls, spec: Any, where: str = "") -> Record:
+        """Reads what ``to_dict`` gave.
+
+        Raises:
+            StorageError: It is foreign, of a newer format, or lacks parts.
+        """
+        if not isinstance(spec, dict) or spec.get("format") != FORMAT:
+            raise StorageError(
+                "not the record of an evaluation",
+                where=where,
+                fix="a folder that tdquant evaluate wrote",
+            )
+        version = spec.get("version")
+        if not isinstance(version, int):
+            raise StorageError(f"format version {version!r}", where=where, fix="evaluate again")
+        check_version(version, VERSION, where)
+        optional = {"paired", "sqnr", "command", "asked", "complete"}
+        names = {f.name for f in fields(cls)}
+        odd = sorted(names - optional - set(spec))
+        sections = names - {"tdquant", "created", "command", "asked", "complete"}
+        odd += sorted(
+            name
+            for name in sections & set(spec)
+            if not isinstance(spec[name], dict)
+            and not (spec[name] is None and name in ("reference", "paired", "sqnr"))
+        )
+        if odd:
+            raise StorageError(
+                f"the record lacks {', '.join(odd)}", where=where, fix="evaluate again"
+            )
+        return cls(**{name: spec[name] for name in names & set(spec)})
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON file, whole or not at all."""
+        with replacing(Path(path)) as fresh:
+            fresh.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Record:
+        """Reads a record.
+
+        Arguments:
+            path: The file, or the folder of a run.
+
+        Raises:
+            StorageError: There is none, it is damaged, foreign or newer, or the run is still being
+                written.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / RECORD
+        try:
+            spec = json.loads(file.read_text())
+        except FileNotFoundError as error:
+            raise _missing(file) from error
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                "the record is damaged", where=str(file), why=str(error), fix="evaluate again"
+            ) from error
+        return cls.from_dict(spec, str(file))
+
+
+def _missing(file: Path) -> StorageError:
+    try:
+        state = json.loads((file.parent / PROGRESS).read_text())
+        return StorageError(
+            "the run is still being written, or was stopped",
+            where=str(file.parent),
+            why=f"{state['stage']}: {state['done']} of {state['of']} at {state['updated']}",
+            fix="let it end, or repeat its command: it goes on where it was",
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return StorageError(
+            "no record here", where=str(file), fix="a folder that tdquant evaluate wrote"
+        )
+
+
+def json_safe(value: Any) -> Any:
+    """The value with plain dictionaries and lists, and None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(k): json_safe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def incomparable(a: Record, b: Record) -> list[str]:
+    """Every reason why the numbers of two records must not stand in one table.
+
+    What asks for care only, such as another sampler where samplers are what is compared, begins
+    with ``WARNING``.
+    """
+    reasons = []
+    if a.network.get("digest") != b.network.get("digest"):
+        reasons.append(f"feature networks {_network(a)} and {_network(b)}")
+    if (a.reference is None) != (b.reference is None):
+        reasons.append("one has no reference set")
+    elif a.reference is not None and b.reference is not None:
+        for key in ("name", "images", "preprocessing", "digest"):
+            if a.reference.get(key) != b.reference.get(key):
+                found = f"{a.reference.get(key)} and {b.reference.get(key)}"
+                reasons.append(f"reference {key} {found}")
+    if a.sampling.get("images") != b.sampling.get("images"):
+        reasons.append(f"{a.sampling.get('images')} and {b.sampling.get('images')} images")
+    if a.sampling.get("shape") != b.sampling.get("shape"):
+        reasons.append(f"images of {a.sampling.get('shape')} and {b.sampling.get('shape')}")
+    if a.sampling.get("prompts") != b.sampling.get("prompts"):
+        reasons.append("other prompts")
+    if a.paired and b.paired:
+        if a.paired["against"].get("digest") != b.paired["against"].get("digest"):
+            reasons.append("paired errors against other models")
+        if a.sampling.get("seed") != b.sampling.get("seed"):
+            reasons.append("paired errors from other seeds")
+        if a.paired["images"] != b.paired["images"]:
+            reasons.append(
+                f"paired errors of {a.paired['images']} and {b.paired['images']} images"
+            )
+    for key in ("steps", "eta"):
+        if a.sampling.get(key) != b.sampling.get(key):
+            found = f"{a.sampling.get(key)} and {b.sampling.get(key)}"
+            reasons.append(f"{WARNING}sampler {key} {found}")
+    schedulers = [(r.sampling.get("scheduler") or {}) for r in (a, b)]
+    if schedulers[0].get("digest") != schedulers[1].get("digest"):
+        reasons.append(
+            f"{WARNING}schedulers {' and '.join(str(s.get('name')) for s in schedulers)}"
+        )
+    if a.tdquant != b.tdquant:
+        reasons.append(f"{WARNING}tdquant {a.tdquant} and {b.tdquant}")
+    return reasons
+
+
+def _network(record: Record) -> str:
+    return f"{record.network.get('title')} ({record.network.get('digest')})"

@@ -1,0 +1,238 @@
+"""``evaluate``: samples a model, judges the images, and leaves a folder that says everything.
+
+    RUN/images/000000.png ...        the images, and samples.json, what they depend on
+    RUN/features/                    their features, in shards
+    RUN/layers.json                  of a quantized model: what rounding does to each layer
+    RUN/grid.png                     the first images
+    RUN/record.json                  the record; written last
+    RUN/progress.json                while there is no record: how far it is
+
+What is there and whole is not made again, so a run that was stopped goes on, and several processes
+share one by its folder alone. Images of other settings are never taken: that is an error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tdquant.errors import ModelError
+from tdquant.evaluate.folder import awaited, check_out, close, finished, lacking
+from tdquant.evaluate.generators import generator_of
+from tdquant.evaluate.judges import make_judges
+from tdquant.evaluate.layers import layer_report, write_layers
+from tdquant.evaluate.pairing import paired_metrics, pictures_of, sqnr
+from tdquant.evaluate.pipes import PipeGenerator
+from tdquant.evaluate.progress import Progress, now, wait_for
+from tdquant.evaluate.reading import check_pictures
+from tdquant.evaluate.record import Record
+from tdquant.evaluate.references import HELDOUT
+from tdquant.evaluate.sampling import Generator, Sampling
+from tdquant.evaluate.subject import (
+    default_device,
+    digest_of_json,
+    is_quantized,
+    megabytes,
+)
+from tdquant.machine import machine, version
+from tdquant.metrics import FeatureNetwork
+from tdquant.runs.pictures import claim_folder, picture_path
+
+LAYER_SAMPLES, LAYER_STEPS = 4, 25
+
+
+def evaluate(
+    pipe: Any,
+    out: str | Path,
+    *,
+    images: int = 5000,
+    steps: int = 50,
+    seed: int = 0,
+    batch: int = 64,
+    eta: float = 0.0,
+    reference: str | Path | None = HELDOUT,
+    against: Any = None,
+    paired: int = 256,
+    metrics: Sequence[str] | None = None,
+    network: str | FeatureNetwork = "efficientnet-lite0",
+    weights: str | Path | None = None,
+    backend: str = "auto",
+    resamples: int = 100,
+    resize: int | None = None,
+    prompts: Sequence[str] | None = None,
+    clip: str | Path | None = None,
+    call: dict[str, Any] | None = None,
+    source: str = "",
+    rank: int = 0,
+    world: int = 1,
+    device: str | None = None,
+    command: str = "",
+    progress: bool = True,
+) -> Record:
+    """Samples a model, judges its images, and writes a record of all that.
+
+    Arguments:
+        pipe: A pipe of ``tdquant.models``, its denoiser float, quantized or frozen; or a diffusers
+            pipeline of images.
+        out: Folder of the run.
+        images: Number of images.
+        steps: Sampler steps.
+        seed: Seed of all noise.
+        batch: Images at a time.
+        eta: Share of DDIM's noise.
+        reference: What to compare with: see ``tdquant.evaluate.references``; None leaves out the
+            metrics that need one.
+        against: A pipe or pipeline whose images from the same noise these are compared with,
+            mostly the float model; None compares with nothing.
+        paired: Number of images that are compared so.
+        metrics: Names of ``tdquant.metrics.SET_METRICS``; None takes the usual ones.
+        network: Feature network, or its name.
+        weights: File of its weights.
+        backend: What runs a frozen model: a backend, ``"auto"``, or ``"simulated"``.
+        resamples: Draws of the bootstrap; fewer than 2 leave intervals out.
+        resize: Side that reference images in a folder are resized to.
+        prompts: One image each, over and over, for pipelines that take them.
+        clip: Folder of a CLIP model, to score images with their prompts.
+        call: Further arguments of a diffusers pipeline's call.
+        source: Where the model comes from, for the record.
+        rank: This process.
+        world: Number of processes that share the work, on one machine or on several that share
+            the folder.
+        device: Where to run; the process's GPU if there is one, else the CPU.
+        command: The command that asked for it, for the record.
+        progress: Draw bars.
+
+    Returns:
+        The record, in every process.
+
+    Raises:
+        StorageError: The folder holds something else, or images of other settings.
+        DataError: Metrics, reference set and images do not go together.
+        ModelError: Something about the model or the sampler does not fit.
+    """
+    out = Path(out)
+    check_out(out)
+    count = min(paired, images) if against is not None else 0
+    if images < 1 or batch < 1 or paired < 1:
+        raise ModelError(f"{images=}, {batch=}, {paired=}", where="evaluate", fix="at least 1")
+    generator = generator_of(pipe, prompts, call)
+    other = None if against is None else generator_of(against, prompts, call)
+    place = device or default_device()
+    texts = None if prompts is None else [prompts[i % len(prompts)] for i in range(images)]
+    judges = make_judges(
+        network, weights, place, metrics, reference, images, resamples, resize, clip, texts
+    )
+    sampling = Sampling(steps, seed, batch, eta, backend, place).cut(images)
+    settings = generator.settings(sampling)
+    if (out / "images" / "samples.json").exists():  # refused before a record makes room
+        claim_folder(out / "images", {"seed": seed, "steps": steps, "eta": eta, **settings})
+    asked = digest_of_json(
+        {"sampling": settings, "images": images, "steps": steps, "seed": seed, "eta": eta}
+        | judges.asked()
+        | {"against": other and other.digest, "paired": count}
+    )
+    state = Progress(out, writes=rank == 0)
+    size, opened = generator.size(), None
+    if rank == 0:
+        if size is not None:
+            opened = judges.open(size, progress)
+        found = finished(out, asked, opened, state)
+        if found is not None:
+            return found
+    files = _sample(generator, sampling, out, images, state, rank, world, progress)
+    # Whatever runs the model that is judged, the other one runs as it would by itself.
+    theirs, pictures = replace(sampling.cut(max(count, 1)), backend="auto"), None
+    if other is not None:
+        pictures = pictures_of(other, theirs, out)
+        other.write(
+            pictures, count, theirs, rank=rank, world=world, progress=progress,
+            seen=lambda written: state.at("pictures to compare with", min(written, count), count),
+        )  # fmt: skip
+    if rank == 0:
+        wait_for(lambda: lacking(files), "images", out,
+                 lambda left: state.at("sampling", images - left, images))  # fmt: skip
+        size = check_pictures(files[:1])
+        opened = opened or judges.open(size, progress)
+    measured = judges.judge(files, out, opened, state, rank, world, progress)
+    if measured is None:
+        return awaited(out, asked)
+    compared, decibels = None, None
+    if other is not None and pictures is not None:
+        compared = _compare(out, other, pictures, count, resamples)
+        if isinstance(generator, PipeGenerator) and isinstance(other, PipeGenerator):
+            decibels = sqnr(generator.run(sampling)[0], other, steps, seed + 1, place)
+    if is_quantized(generator.model):
+        state.at("layers", 0, 1)
+        calls = (other or generator).calls(LAYER_SAMPLES, min(LAYER_STEPS, steps), seed + 2)
+        report = layer_report(generator.model, calls, other.model if other else None)
+        write_layers(report, out / "layers.json")
+    seconds = float(state.facts.get("seconds", 0.0))
+    assert size is not None
+    record = Record(
+        tdquant=version(),
+        created=now(),
+        model=generator.describe(source or generator.name),
+        sampling={
+            "images": images,
+            "seed": seed,
+            "batch": sampling.batch,
+            "steps": steps,
+            "eta": eta,
+            "scheduler": settings["scheduler"],
+            "backend": settings["backend"],
+            "shape": settings["shape"] or [3, *size],
+            "prompts": settings["prompts"],
+        },
+        reference=None if opened is None else opened.to_dict(),
+        network=judges.described(),
+        metrics=measured,
+        paired=compared,
+        sqnr=decibels,
+        cost={
+            "sampling_seconds": seconds,
+            "images_per_second": images / seconds if seconds else None,
+            "milliseconds_a_call": generator.milliseconds(sampling),
+            "megabytes": megabytes(generator.model),
+        },
+        machine=machine(),
+        command=command,
+        asked=asked,
+    )
+    return close(record, out, files, state)
+
+
+def _sample(
+    generator: Generator, sampling: Sampling, out: Path, images: int, state: Progress,
+    rank: int, world: int, progress: bool,
+) -> list[Path]:  # fmt: skip
+    """The files of all images, this process's share of them made."""
+    folder, began = out / "images", time.perf_counter()
+    files = [picture_path(folder, i) for i in range(images)]
+    before = float(state.facts.get("seconds", 0.0))
+
+    def seen(written: int) -> None:
+        if written:
+            state.facts["seconds"] = round(before + time.perf_counter() - began, 3)
+        state.at("sampling", images - lacking(files), images)
+
+    seen(0)
+    seen(generator.write(
+        folder, images, sampling, rank=rank, world=world, progress=progress, seen=seen
+    ))  # fmt: skip
+    return files
+
+
+def _compare(
+    out: Path, other: Generator, pictures: Path, count: int, resamples: int
+) -> dict[str, Any]:
+    """What a record says of the first images and those of another model."""
+    files = [picture_path(pictures, i) for i in range(count)]
+    wait_for(lambda: lacking(files), "pictures to compare with", pictures)
+    return {
+        "against": other.describe(other.name),
+        "images": count,
+        "metrics": paired_metrics(out / "images", pictures, count, resamples=resamples),
+    }

@@ -1,0 +1,393 @@
+"use strict";
+// The page is whole without this script, which adds sorting, filters, sliders, readouts and themes.
+// It asks for nothing, and keeps nothing but the theme.
+
+const SVG = "http://www.w3.org/2000/svg";
+const COLOURS = 8;
+const KEY = "tdquant-theme";
+
+// The theme comes first, before anything is drawn. Pages from files may be denied storage.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+function recall() {
+  try { return localStorage.getItem(KEY); } catch { return null; }
+}
+function remember(theme) {
+  try { localStorage.setItem(KEY, theme); } catch { /* it is forgotten, then */ }
+}
+const kept = recall();
+if (kept === "dark" || kept === "light") document.documentElement.dataset.theme = kept;
+
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const content = (root) => JSON.parse(root.querySelector(':scope > script[type="application/json"]').textContent);
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+const show = (element) => { element.hidden = false; return element; };
+
+function make(name, words = "", classes = "") {
+  const element = document.createElement(name);
+  element.textContent = words;
+  if (classes) element.className = classes;
+  return element;
+}
+
+function say(words) {
+  document.getElementById("said").textContent = words;
+}
+
+function numeral(value) {
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replaceAll("-", "\u2212");
+  return String(Number(value.toPrecision(4))).replace("-", "\u2212");
+}
+
+function setUpTheme() {
+  const button = show(document.querySelector(".theme"));
+  const root = document.documentElement;
+  const current = () => root.dataset.theme ?? (dark.matches ? "dark" : "light");
+  const other = () => (current() === "dark" ? "light" : "dark");
+  const label = () => { button.textContent = other() === "dark" ? "Dark theme" : "Light theme"; };
+  button.addEventListener("click", () => {
+    root.dataset.theme = other();
+    remember(root.dataset.theme);
+    label();
+  });
+  dark.addEventListener("change", label);
+  label();
+}
+
+// Contents: the section in view is marked.
+function setUpContents() {
+  const links = new Map(all("nav a").map((link) => [link.hash.slice(1), link]));
+  const watch = new IntersectionObserver((entries) => {
+    const seen = entries.find((entry) => entry.isIntersecting);
+    if (!seen) return;
+    for (const [id, link] of links) {
+      if (id === seen.target.getAttribute("aria-labelledby")) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  }, { rootMargin: "0px 0px -75% 0px" });
+  for (const section of all("main > section")) watch.observe(section);
+}
+
+async function copy(button) {
+  const label = button.textContent;
+  let done = true;
+  try {
+    await navigator.clipboard.writeText(button.dataset.copy);
+  } catch {
+    // Browsers deny the clipboard to some pages; the old way needs a selection.
+    const area = make("textarea", button.dataset.copy);
+    document.body.append(area);
+    area.select();
+    done = document.execCommand("copy");
+    area.remove();
+    button.focus();
+  }
+  button.textContent = done ? "Copied" : "Not allowed";
+  say(done ? "Command copied" : "The browser does not allow copying");
+  setTimeout(() => { button.textContent = label; }, 1500);
+}
+
+// Tables: rows are sorted within their group; what has no value stays last either way.
+function keyOf(row, column) {
+  const cell = row.cells[column];
+  const number = Number(cell.dataset.value ?? NaN);
+  return Number.isNaN(number) ? (cell.dataset.value ?? cell.textContent).trim() : number;
+}
+
+function compare(a, b, sign) {
+  const none = (value) => value === "\u2013" || value === "";
+  if (none(a) || none(b)) return none(a) - none(b);
+  if (typeof a === "number" && typeof b === "number") return sign * (a - b);
+  return sign * String(a).localeCompare(String(b), undefined, { numeric: true });
+}
+
+function sort(table, head) {
+  const column = head.cellIndex;
+  const ascending = head.getAttribute("aria-sort") !== "ascending";
+  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+  for (const body of table.tBodies) {
+    const rows = [...body.rows].filter((row) => !row.classList.contains("group"));
+    const keys = new Map(rows.map((row) => [row, keyOf(row, column)]));
+    rows.sort((a, b) => compare(keys.get(a), keys.get(b), ascending ? 1 : -1));
+    body.append(...rows);
+  }
+}
+
+function setUpTable(table) {
+  for (const head of table.tHead.rows[0].cells) {
+    const label = head.querySelector(".label");
+    if (!label) continue;
+    const cells = all(`tbody tr:not(.group) > :nth-child(${head.cellIndex + 1})`, table);
+    if (cells.some((cell) => cell.classList.contains("number"))) head.classList.add("right");
+    const button = make("button", label.textContent, "label");
+    button.type = "button";
+    button.addEventListener("click", () => sort(table, head));
+    label.replaceWith(button);
+  }
+}
+
+// Samples: a slider shows one position of each row.
+function setUpSamples(figure) {
+  const slider = figure.querySelector(":scope > .slider");
+  if (!slider) return;
+  const input = slider.querySelector("input");
+  const words = input.dataset.words.split("\n");
+  const view = figure.querySelector(".view");
+  const single = () => !view || view.getAttribute("aria-pressed") === "true";
+  const update = () => {
+    input.setAttribute("aria-valuetext", words[input.value]);
+    slider.querySelector("output").textContent = words[input.value];
+    for (const each of all("[data-value]", figure)) each.hidden = single() && each.dataset.value !== input.value;
+  };
+  input.addEventListener("input", update);
+  if (view) {
+    show(view).addEventListener("click", () => {
+      view.setAttribute("aria-pressed", String(!single()));
+      slider.hidden = !single();
+      figure.querySelector(".grids").classList.toggle("single", single());
+      update();
+    });
+  } else {
+    show(slider);
+  }
+  update();
+}
+
+function tell(output, head, items) {
+  output.replaceChildren(make("b", head), ...items.map(([k, words]) => make("span", words, `c${k % COLOURS}`)));
+}
+
+function hint(output, words) {
+  output.replaceChildren(make("i", words));
+}
+
+// Plots: the slider beneath a plot is what reads it; a pointer moves the slider.
+function setUpPlot(figure) {
+  const drawing = figure.querySelector(".drawing");
+  const svg = drawing.querySelector("svg");
+  const reader = drawing.querySelector(".reader");
+  const cursor = svg.querySelector(".cursor");
+  const output = figure.querySelector(".readout");
+  const plot = content(figure);
+  hint(output, "Point at the plot to read values.");
+  plot.figure = figure;
+  const read = () => {
+    const row = plot.rows[reader.value];
+    if (!row) return;
+    cursor.setAttribute("x1", row.at);
+    cursor.setAttribute("x2", row.at);
+    drawing.classList.add("reading");
+    tell(output, row.head, row.items);
+    reader.setAttribute("aria-valuetext", [row.head, ...row.items.map((item) => item[1])].join("; "));
+  };
+  reader.addEventListener("input", read);
+  reader.addEventListener("focus", read);
+  const point = (event) => {
+    const x = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
+    let best = 0;
+    plot.rows.forEach((row, i) => {
+      if (Math.abs(row.at - x) < Math.abs(plot.rows[best].at - x)) best = i;
+    });
+    reader.value = best;
+    read();
+  };
+  svg.addEventListener("pointermove", point);
+  svg.addEventListener("pointerdown", point);
+  svg.addEventListener("pointerleave", () => {
+    if (document.activeElement !== reader) drawing.classList.remove("reading");
+  });
+  reader.addEventListener("blur", () => drawing.classList.remove("reading"));
+  return plot;
+}
+
+// Layers: ticks in the table, a click or Enter in the heat map choose whose curve is drawn.
+class Layers {
+  constructor(root) {
+    this.root = root;
+    this.setUpFilter();
+    // Where no step moves, there is a table and nothing to draw.
+    if (!root.querySelector(".heat")) return;
+    this.data = content(root);
+    this.chosen = this.data.chosen;
+    this.plot = setUpPlot(root.querySelector(".curves"));
+    this.relative = this.data.steps.map((steps) => {
+      const mean = steps.reduce((sum, step) => sum + Math.log(step), 0) / steps.length;
+      return steps.map((step) => step / Math.exp(mean));
+    });
+    this.ticks = new Map(all("input[data-layer]", root).map((tick) => [Number(tick.dataset.layer), show(tick)]));
+    for (const [layer, tick] of this.ticks) tick.addEventListener("change", () => this.toggle(layer));
+    this.setUpHeat();
+    this.mark();
+  }
+
+  toggle(layer) {
+    const at = this.chosen.indexOf(layer);
+    if (at >= 0) this.chosen.splice(at, 1);
+    else this.chosen.push(layer);
+    if (this.chosen.length > COLOURS) this.chosen.shift();
+    this.mark();
+    this.draw();
+  }
+
+  mark() {
+    for (const [layer, tick] of this.ticks) tick.checked = this.chosen.includes(layer);
+    this.names.forEach((name, layer) => name.classList.toggle("chosen", this.chosen.includes(layer)));
+  }
+
+  draw() {
+    const { figure, axes, box: [left, right, top, bottom] } = this.plot;
+    const { times, paths } = this.data;
+    // The axis grows with what is chosen, in the script as in the page: see axes.py.
+    const ends = this.chosen.flatMap((layer) => this.relative[layer]);
+    const place = (value, [low, high, log], start, end) => {
+      const f = log ? Math.log : Number;
+      return start + (f(value) - f(low)) / (f(high) - f(low)) * (end - start);
+    };
+    const low = Math.min(0.9, ...ends) / 1.05;
+    const high = Math.max(1.1, ...ends) * 1.05;
+    axes.y = [low, high, true];
+    this.rules([left, right, top, bottom], (value) => place(value, axes.y, bottom, top), low, high);
+    const at = times.map((time) => Number(place(time, axes.x, left, right).toFixed(1)));
+    const lines = this.chosen.map((layer, k) => {
+      const path = document.createElementNS(SVG, "path");
+      const points = this.relative[layer].map((v, i) => `${at[i]} ${place(v, axes.y, bottom, top).toFixed(1)}`);
+      path.setAttribute("d", `M${points.join("L")}`);
+      path.setAttribute("class", `stroke c${k % COLOURS}`);
+      return path;
+    });
+    figure.querySelector(".lines").replaceChildren(...lines);
+    figure.querySelector(".legend").replaceChildren(...this.chosen.map((layer, k) => {
+      const entry = make("li");
+      const swatch = document.createElementNS(SVG, "svg");
+      swatch.setAttribute("viewBox", "0 0 26 14");
+      swatch.setAttribute("aria-hidden", "true");
+      const stroke = document.createElementNS(SVG, "path");
+      stroke.setAttribute("d", "M1 7H25");
+      stroke.setAttribute("class", `stroke c${k % COLOURS}`);
+      swatch.append(stroke);
+      entry.append(swatch, paths[layer]);
+      return entry;
+    }));
+    this.plot.rows = times.map((time, i) => ({
+      at: at[i],
+      head: `timestep ${numeral(time)}`,
+      items: this.chosen.map((layer, k) => [k, `${paths[layer]}: ${numeral(this.relative[layer][i])}`]),
+    }));
+    this.tabulate();
+  }
+
+  rules([left, right], place, low, high) {
+    const svg = this.plot.figure.querySelector(".drawing svg");
+    for (const old of all(".rule, .tick.end", svg)) old.remove();
+    let values = [];
+    for (const mantissas of [[1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
+      values = [];
+      for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power += 1) {
+        for (const m of mantissas) values.push(m * 10 ** power);
+      }
+      values = values.filter((value) => value >= low && value <= high);
+      if (values.length <= 6) break;
+    }
+    for (const value of values) {
+      const y = place(value).toFixed(1);
+      const rule = document.createElementNS(SVG, "path");
+      rule.setAttribute("d", `M${left} ${y}H${right}`);
+      rule.setAttribute("class", "rule");
+      const tick = document.createElementNS(SVG, "text");
+      tick.setAttribute("x", left - 7);
+      tick.setAttribute("y", Number(y) + 4);
+      tick.setAttribute("class", "tick end");
+      tick.textContent = numeral(value);
+      svg.prepend(rule, tick);
+    }
+  }
+
+  tabulate() {
+    const table = this.plot.figure.querySelector("details table");
+    const head = make("tr");
+    const heads = ["timestep", ...this.chosen.map((layer) => this.data.paths[layer])].map((name) => make("th", name));
+    for (const each of heads) each.scope = "col";
+    head.append(...heads);
+    table.tHead.replaceChildren(head);
+    table.tBodies[0].replaceChildren(...this.data.times.map((time, i) => {
+      const row = make("tr");
+      const first = make("th", numeral(time));
+      first.scope = "row";
+      row.append(first, ...this.chosen.map((layer) => make("td", numeral(this.relative[layer][i]))));
+      return row;
+    }));
+  }
+
+  setUpHeat() {
+    const heat = this.root.querySelector(".heat");
+    const field = heat.querySelector(".field");
+    const cross = field.querySelector(".cross");
+    const output = heat.querySelector(".readout");
+    const [row, column] = [".row", ".column"].map((name) => field.querySelector(name));
+    const { times, paths, steps } = this.data;
+    this.names = all(".names li", heat);
+    hint(output, "Point at the map to read steps; click to draw a layer.");
+    const read = () => {
+      const [i, j] = [Number(row.value), Number(column.value)];
+      field.classList.add("reading");
+      Object.assign(cross.style, {
+        left: `${100 * j / times.length}%`, width: `${100 / times.length}%`,
+        top: `${100 * i / paths.length}%`, height: `${100 / paths.length}%`,
+      });
+      const words = `s = ${numeral(steps[i][j])}, ${numeral(this.relative[i][j])} times its geometric mean`;
+      output.replaceChildren(make("b", paths[i]), make("i", `timestep ${numeral(times[j])}: ${words}`));
+      for (const input of [row, column]) {
+        input.setAttribute("aria-valuetext", `${paths[i]}, timestep ${numeral(times[j])}: ${words}`);
+      }
+    };
+    // One slider is for up and down, one for left and right: any arrow works on either.
+    const keys = { ArrowUp: [row, -1], ArrowDown: [row, 1], ArrowLeft: [column, -1], ArrowRight: [column, 1] };
+    for (const input of [row, column]) {
+      input.addEventListener("focus", read);
+      input.addEventListener("input", read);
+      input.addEventListener("blur", () => field.classList.remove("reading"));
+      input.addEventListener("keydown", (event) => {
+        if (event.key === "Enter") this.toggle(Number(row.value));
+        else if (event.key in keys) {
+          const [moved, by] = keys[event.key];
+          moved.value = Number(moved.value) + by;
+          read();
+        } else return;
+        event.preventDefault();
+      });
+    }
+    const point = (event) => {
+      const box = field.getBoundingClientRect();
+      column.value = clamp(Math.floor((event.clientX - box.left) / box.width * times.length), 0, times.length - 1);
+      row.value = clamp(Math.floor((event.clientY - box.top) / box.height * paths.length), 0, paths.length - 1);
+      read();
+    };
+    field.addEventListener("pointermove", point);
+    field.addEventListener("pointerleave", () => field.classList.remove("reading"));
+    field.addEventListener("click", (event) => { point(event); this.toggle(Number(row.value)); });
+    this.names.forEach((name, layer) => name.addEventListener("click", () => this.toggle(layer)));
+  }
+
+  setUpFilter() {
+    const box = show(this.root.querySelector(".filter"));
+    const rows = all(".tabular tbody tr", this.root);
+    const input = box.querySelector("input");
+    input.addEventListener("input", () => {
+      const words = input.value.toLowerCase().split(/\s+/);
+      for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+      const left = rows.filter((row) => !row.hidden).length;
+      box.querySelector("output").textContent = `${left} of ${rows.length} layers`;
+    });
+  }
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  setUpTheme();
+  setUpContents();
+  for (const button of all(".copy")) show(button).addEventListener("click", () => copy(button));
+  for (const table of all(".sortable")) setUpTable(table);
+  for (const figure of all("figure.samples")) setUpSamples(figure);
+  for (const figure of all("figure.plot:not(.curves)")) setUpPlot(figure);
+  for (const root of all(".layers")) new Layers(root);
+});

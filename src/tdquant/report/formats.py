@@ -1,0 +1,77 @@
+"""What the files of a report look like: see ``shapes.mistakes`` for how to read it."""
+
+from __future__ import annotations
+
+from tdquant.report.shapes import GAP, NUMBER
+
+VERDICTS = ("holds", "holds in part", "does not hold", "not finished")
+
+LAYERS = {
+    "times": [NUMBER],
+    "layers": [
+        {
+            "path": str, "type": str, "weight_bits?": int, "input_bits?": int, "scale": str,
+            "steps": [NUMBER], "error?": NUMBER, "error_static?": NUMBER, "saved?": NUMBER,
+            "weight_error?": NUMBER, "range?": NUMBER, "correlation?": NUMBER, "parameters?": int,
+        }
+    ],
+}  # fmt: skip
+
+_AXIS = {"label": str, "log?": bool}
+STUDY = {
+    "study": str,
+    "title": str,
+    "question": str,
+    "claim?": str,
+    "measured": str,
+    "verdict": str,
+    "machine?": dict,
+    "seconds?": NUMBER,
+    "command?": str,
+    "tables?": [
+        {
+            "title": str,
+            "note?": str,
+            "group?": [str],
+            "columns": [{"key": str, "label": str, "better?": str, "digits?": int}],
+            "rows": [dict],
+        }
+    ],
+    "figures?": [{"file": str, "title": str, "alt": str}],
+    "plots?": [
+        {
+            "title": str,
+            "x": _AXIS,
+            "y": _AXIS,
+            "lines": [
+                {"name": str, "x": [NUMBER], "y": [GAP], "low?": [GAP], "high?": [GAP],
+                 "dashed?": bool}
+            ],
+            "points?": bool,
+        }
+    ],
+    "samples?": [
+        {
+            "title": str,
+            "axis": str,
+            "values": [(str, int, float)],
+            "rows": [{"name": str, "files": dict}],
+            "tile": int,
+            "note?": str,
+            "credit?": str,
+        }
+    ],
+    "layers?": {"title": str, **LAYERS},
+}  # fmt: skip
+
+METRIC = {"title": str, "value": GAP, "low?": NUMBER, "high?": NUMBER, "better?": str,
+            "unit?": str}  # fmt: skip
+_SCHEDULER = {"name?": str}
+RECORD = {
+    "model": {"name?": str, "bits?": str, "scale?": str},
+    "sampling": {"images": int, "steps?": int, "scheduler?": _SCHEDULER},
+    "paired?": {"against": {"bits?": str}, "images": int, "metrics": dict},
+    "sqnr?": {"times": [NUMBER], "decibels": [GAP]},
+    "command?": str,
+}
+PROGRESS = {"stage": str, "done": NUMBER, "of": NUMBER, "updated?": (str, int, float)}

@@ -1,0 +1,255 @@
+"""Plots as SVG: lines with bands, points with whiskers; a readout; the same numbers as a table.
+
+Colours are classes of the style sheet, so a plot follows the theme. A hidden slider under each
+plot is what keyboards and screen readers read it with; the script moves it for a pointer too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tdquant.report.axes import Axis, fit_axis
+from tdquant.report.markup import Markup, data, join, tag
+from tdquant.report.numerals import interval, is_number, numeral
+
+WIDTH, HEIGHT = 480, 300
+LEFT, RIGHT, TOP, BOTTOM = 52, 466, 34, 256
+COLOURS = 8
+
+Number = float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series of a plot.
+
+    Attributes:
+        name: What the legend says.
+        x: Where.
+        y: Values; None leaves a gap.
+        low: Lower end of an interval around each value, or empty.
+        high: Upper end.
+        labels: A word at each point, or empty.
+        dashed: For what others are compared with.
+        joined: Whether a stroke goes through the values.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[Number]
+    low: Sequence[Number] = ()
+    high: Sequence[Number] = ()
+    labels: Sequence[str] = ()
+    dashed: bool = False
+    joined: bool = True
+
+    def interval(self, index: int) -> tuple[float, float] | None:
+        """The interval around value ``index``, if there is one."""
+        if index >= min(len(self.low), len(self.high)):
+            return None
+        low, high = self.low[index], self.high[index]
+        return (float(low), float(high)) if is_number(low) and is_number(high) else None  # type: ignore[arg-type]
+
+    def points(self) -> list[int]:
+        """Indices of the values that are there."""
+        return [i for i, (x, y) in enumerate(zip(self.x, self.y, strict=True))
+                if is_number(x) and is_number(y)]  # fmt: skip
+
+
+def plot(
+    title: str,
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Line],
+    *,
+    x_log: bool = False,
+    y_log: bool = False,
+    points: bool = False,
+    note: str = "",
+    heading: int = 4,
+    name: str = "",
+) -> Markup:
+    """A figure: title, legend, drawing, readout, and the numbers in a table that unfolds.
+
+    Arguments:
+        title: What is plotted.
+        x_label: Name and unit of the horizontal axis.
+        y_label: Of the vertical one.
+        lines: The series, told apart by colour, mark and name.
+        x_log: Logarithmic, where all numbers are positive.
+        y_log: The same upwards.
+        points: Mark every value.
+        note: A line underneath.
+        heading: Level of the title.
+        name: A class by which the script knows this plot.
+    """
+    reach = [v for s in lines for v in (*s.y, *s.low, *s.high)]
+    x_axis = fit_axis([v for s in lines for v in s.x], LEFT, RIGHT, x_log, 0.06 if points else 0.0)
+    y_axis = fit_axis(reach, BOTTOM, TOP, y_log)
+    rows = readings(lines, x_axis, x_label)
+    about = f"{title}. {y_label} against {x_label}, for {', '.join(s.name for s in lines)}."
+    drawing = tag(
+        "svg",
+        _frame(x_axis, y_axis, x_label, y_label),
+        tag("g", *(_line(s, k, x_axis, y_axis, points) for k, s in enumerate(lines)),
+            class_="lines"),
+        _labels(lines, x_axis, y_axis),
+        tag("line", class_="cursor", x1=0, x2=0, y1=TOP, y2=BOTTOM),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=about,
+    )  # fmt: skip
+    axes = {"x": [x_axis.low, x_axis.high, x_axis.log], "y": [y_axis.low, y_axis.high, y_axis.log]}
+    return tag(
+        "figure",
+        tag(f"h{heading}", title),
+        legend(lines, points),
+        tag("div", drawing, _reader(title, len(rows)), class_="drawing"),
+        tag("output", "", class_="readout"),
+        tag("figcaption", note) if note else None,
+        _numbers(title, x_label, lines),
+        data({"rows": rows, "axes": axes, "box": [LEFT, RIGHT, TOP, BOTTOM]}),
+        class_=f"plot {name}".strip(),
+    )
+
+
+def legend(lines: Sequence[Line], points: bool = False) -> Markup:
+    """The names of the series beside what they are drawn with."""
+    entries = []
+    for k, line in enumerate(lines):
+        stroke = tag("path", d="M1 7H25", class_=_classes("stroke", k, line.dashed))
+        mark = _mark(13, 7, k) if points or len(line.points()) == 1 else None
+        swatch = tag("svg", stroke if line.joined else None, mark, viewBox="0 0 26 14",
+                     aria_hidden="true")  # fmt: skip
+        entries.append(tag("li", swatch, line.name))
+    return tag("ul", *entries, class_="legend")
+
+
+def readings(lines: Sequence[Line], axis: Axis, label: str) -> list[dict[str, Any]]:
+    """What the readout says at every x: its position, and the values of the series there."""
+    found: dict[float, list[list[Any]]] = {}
+    for k, line in enumerate(lines):
+        for i in line.points():
+            ends = line.interval(i)
+            words = f"{line.name}: " if len(lines) > 1 or line.labels else ""
+            words += f"{line.labels[i]}, " if i < len(line.labels) else ""
+            words += numeral(line.y[i])
+            if ends:
+                words += f" ({interval(*ends)})"
+            found.setdefault(float(line.x[i]), []).append([k, words])
+    return [
+        {"at": round(axis.at(x), 1), "head": f"{label} {numeral(x)}", "items": found[x]}
+        for x in sorted(found)
+    ]
+
+
+def _reader(title: str, count: int) -> Markup:
+    return tag(
+        "input", type="range", class_="reader", min=0, max=max(count - 1, 0), value=0,
+        aria_label=f"Read values of: {title}", aria_valuetext="",
+    )  # fmt: skip
+
+
+def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> Markup:
+    parts = [tag("text", y_label, x=4, y=16, class_="axis")]
+    for value in y_axis.ticks():
+        y = round(y_axis.at(value), 1)
+        parts.append(tag("path", d=f"M{LEFT} {y}H{RIGHT}", class_="rule"))
+        parts.append(tag("text", numeral(value), x=LEFT - 7, y=y + 4, class_="tick end"))
+    for value in x_axis.ticks():
+        x = round(x_axis.at(value), 1)
+        parts.append(tag("path", d=f"M{x} {BOTTOM}v5", class_="base"))
+        parts.append(tag("text", numeral(value), x=x, y=BOTTOM + 19, class_="tick middle"))
+    parts.append(tag("path", d=f"M{LEFT} {BOTTOM}H{RIGHT}", class_="base"))
+    parts.append(tag("text", x_label, x=RIGHT, y=HEIGHT - 4, class_="axis end"))
+    return join(parts)
+
+
+def _line(line: Line, k: int, x_axis: Axis, y_axis: Axis, points: bool) -> Markup:
+    there = line.points()
+    place = {i: (round(x_axis.at(line.x[i]), 1), round(y_axis.at(line.y[i]), 1)) for i in there}  # type: ignore[arg-type]
+    spans: dict[int, tuple[float, float]] = {}
+    for i in there:
+        ends = line.interval(i)
+        if ends and (ends[0] > 0 or not y_axis.log):
+            spans[i] = (round(y_axis.at(ends[0]), 1), round(y_axis.at(ends[1]), 1))
+    parts = []
+    if spans and points:
+        whiskers = "".join(f"M{place[i][0]} {low}V{high}" for i, (low, high) in spans.items())
+        parts.append(tag("path", d=whiskers, class_=_classes("whisker", k)))
+    elif spans:
+        up = [f"{place[i][0]} {spans[i][1]}" for i in spans]
+        down = [f"{place[i][0]} {spans[i][0]}" for i in reversed(list(spans))]
+        band = f"M{'L'.join(up + down)}Z"
+        parts.append(tag("path", d=band, class_=_classes("band", k)))
+    path, previous = "", None
+    for i in there if line.joined else ():
+        path += f"{'L' if previous == i - 1 else 'M'}{place[i][0]} {place[i][1]}"
+        previous = i
+    parts.append(tag("path", d=path, class_=_classes("stroke", k, line.dashed)))
+    if points or len(there) == 1:
+        parts += [_mark(*place[i], k) for i in there]
+    return tag("g", *parts)
+
+
+def _labels(lines: Sequence[Line], x_axis: Axis, y_axis: Axis) -> Markup:
+    """The words at points: each at the first of four corners where it covers nothing, or nowhere.
+
+    What is left out is still said by the readout.
+    """
+    words = [
+        (x_axis.at(line.x[i]), y_axis.at(line.y[i]), line.labels[i])  # type: ignore[arg-type]
+        for line in lines
+        for i in line.points()
+        if i < len(line.labels) and line.labels[i]
+    ]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y, _ in words]
+    parts = []
+    for x, y, word in words:
+        wide = 9 * len(word)
+        for right, up in ((True, True), (False, True), (True, False), (False, False)):
+            left, top = (x + 6 if right else x - 6 - wide), (y - 17 if up else y + 5)
+            box = (left, top, left + wide, top + 12)
+            inside = box[0] > LEFT and box[2] < WIDTH and box[1] > TOP - 12 and box[3] < BOTTOM
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                place = {"x": round(x + 6 if right else x - 6, 1), "y": round(top + 10, 1)}
+                parts.append(tag("text", word, class_="label" if right else "label end", **place))
+                break
+    return tag("g", *parts)
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _mark(x: float, y: float, k: int) -> Markup:
+    """A mark: circle, square, diamond, triangle, so that colour is not needed to tell lines."""
+    shapes = (
+        f"M{x - 4} {y}a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
+        f"M{x - 3.6} {y - 3.6}h7.2v7.2h-7.2Z",
+        f"M{x} {y - 5}l5 5l-5 5l-5-5Z",
+        f"M{x} {y - 5}l4.8 8.6h-9.6Z",
+    )
+    return tag("path", d=shapes[k % len(shapes)], class_=_classes("mark", k))
+
+
+def _classes(kind: str, k: int, dashed: bool = False) -> str:
+    return f"{kind} c{k % COLOURS}{' dashed' if dashed else ''}"
+
+
+def _numbers(title: str, x_label: str, lines: Sequence[Line]) -> Markup:
+    """The table that says the same."""
+    at = [{float(line.x[i]): numeral(line.y[i]) for i in line.points()} for line in lines]
+    head = tag(
+        "tr", *(tag("th", name, scope="col") for name in (x_label, *[s.name for s in lines]))
+    )
+    rows = [
+        tag("tr", tag("th", numeral(x), scope="row"), *(tag("td", v.get(x, "")) for v in at))
+        for x in sorted({x for values in at for x in values})
+    ]
+    table = tag("table", tag("caption", title, class_="unseen"), tag("thead", head),
+                tag("tbody", *rows))  # fmt: skip
+    region = tag("div", table, class_="scroller", tabindex=0, role="region",
+                 aria_label=f"Numbers: {title}")  # fmt: skip
+    return tag("details", tag("summary", "Numbers"), region)

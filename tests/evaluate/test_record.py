@@ -1,0 +1,108 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from tdquant.errors import StorageError
+from tdquant.evaluate import Record, comparison_table, incomparable, record_table
+from tdquant.evaluate.record import WARNING
+
+
+def test_a_record_reads_back_equal(whole, tmp_path):
+    _, record = whole
+    record.write(tmp_path / "r.json")
+    assert Record.read(tmp_path / "r.json") == record
+    assert Record.from_dict(record.to_dict()) == record
+
+
+def test_numbers_that_are_not_finite_become_null(whole, tmp_path):
+    _, record = whole
+    record = replace(record, sqnr={"times": [1.0], "decibels": [math.inf]})
+    record.write(tmp_path / "r.json")
+    assert "Infinity" not in (tmp_path / "r.json").read_text()
+    assert Record.read(tmp_path / "r.json").sqnr == {"times": [1.0], "decibels": [None]}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"version": 99}, "newer"),
+        ({"version": "1"}, "version"),
+        ({"format": "other"}, "not the record"),
+        ({"metrics": None}, "metrics"),
+        ({"network": 3}, "network"),
+    ],
+)
+def test_other_files_are_refused(whole, tmp_path, change, word):
+    file = tmp_path / "record.json"
+    file.write_text(json.dumps(whole[1].to_dict() | change))
+    with pytest.raises(StorageError, match=word):
+        Record.read(tmp_path)
+
+
+def test_damaged_and_lacking_records(whole, tmp_path):
+    text = json.dumps(whole[1].to_dict())
+    (tmp_path / "cut.json").write_text(text[: len(text) // 2])
+    with pytest.raises(StorageError, match="damaged"):
+        Record.read(tmp_path / "cut.json")
+    spec = whole[1].to_dict()
+    del spec["cost"]
+    (tmp_path / "lacks.json").write_text(json.dumps(spec))
+    with pytest.raises(StorageError, match="cost"):
+        Record.read(tmp_path / "lacks.json")
+    with pytest.raises(StorageError, match="no record"):
+        Record.read(tmp_path)
+
+
+def test_a_run_still_being_written_is_told(tmp_path):
+    state = {"stage": "sampling", "done": 3, "of": 12, "updated": "2026-01-01"}
+    (tmp_path / "progress.json").write_text(json.dumps(state))
+    with pytest.raises(StorageError, match="still being written") as caught:
+        Record.read(tmp_path)
+    assert "sampling: 3 of 12" in str(caught.value)
+
+
+def changed(record, section, **fields):
+    return replace(record, **{section: {**getattr(record, section), **fields}})
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "word"),
+    [
+        ("network", {"digest": "0"}, "networks"),
+        ("reference", {"digest": "0"}, "reference digest"),
+        ("reference", {"preprocessing": "resized"}, "preprocessing"),
+        ("sampling", {"images": 5}, "12 and 5 images"),
+        ("sampling", {"seed": 5}, "seeds"),
+        ("paired", {"images": 5}, "paired"),
+    ],
+)
+def test_what_must_not_be_compared(whole, section, fields, word):
+    a = whole[1]
+    b = changed(a, section, **fields)
+    reasons = incomparable(a, b)
+    assert len(reasons) == 1
+    assert word in reasons[0]
+    assert not reasons[0].startswith(WARNING)
+    assert "not comparable: a and b: " + reasons[0] in comparison_table([a, b], ["a", "b"])
+
+
+def test_another_sampler_is_a_warning_and_equals_are_comparable(whole):
+    a = whole[1]
+    assert incomparable(a, a) == []
+    b = changed(a, "sampling", steps=7)
+    assert incomparable(a, b) == [f"{WARNING}sampler steps 2 and 7"]
+    table = comparison_table([a, b], ["a", "b"])
+    assert "with care: a and b: sampler steps 2 and 7" in table
+    assert "not comparable" not in table
+    c = replace(a, reference=None)
+    assert incomparable(a, c) == ["one has no reference set"]
+
+
+def test_tables_show_every_metric_with_its_interval(whole):
+    text = record_table(whole[1])
+    for measured in whole[1].metrics.values():
+        assert measured["title"] in text
+        assert f"{measured['low']:.4g}, {measured['high']:.4g}" in text
+    assert "dB" in text

@@ -1,0 +1,215 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tdquant.data import Cats
+from tdquant.diffusion.pictures import save_png
+from tdquant.errors import DataError, StorageError
+from tdquant.evaluate import evaluate_images, open_reference
+from tdquant.evaluate.references import cache_folder
+from tdquant.metrics import Statistics
+
+from .small import OPTIONS, Random
+
+GIVEN = {key: OPTIONS[key] for key in ("resamples", "device", "progress")}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "references"
+
+
+def folder_of(path, sides, mode="RGB", seed=0):
+    from PIL import Image
+
+    path.mkdir()
+    rng = np.random.default_rng(seed)
+    for i, (height, width) in enumerate(sides):
+        pixels = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        image = Image.fromarray(pixels if mode == "RGBA" else pixels[..., :3]).convert(mode)
+        image.save(path / f"{i}.png")
+    return path
+
+
+def reference(spec, **options):
+    return open_reference(spec, Random(), ("pooled",), progress=False, **options)
+
+
+def test_features_are_those_of_the_set(cache):
+    found = reference("cats:heldout:12", size=(16, 16))
+    images = Cats("heldout", 12, 16).images
+    assert torch.equal(found.features["pooled"], Random()(images))
+    assert (found.name, found.images) == ("cats:heldout:12", 12)
+    assert reference("cats:heldout:13", size=(16, 16)).digest != found.digest
+
+
+def test_the_cache_is_used(cache, monkeypatch):
+    found = reference("cats:heldout:12", size=(16, 16))
+    assert len(list(cache.glob("*.safetensors"))) == 1
+    monkeypatch.setattr(Random, "run", None)
+    again = reference("cats:heldout:12", size=(16, 16))
+    assert torch.equal(again.features["pooled"], found.features["pooled"])
+
+
+def test_a_cache_of_another_network_or_set_is_not_used(cache, tmp_path):
+    mine = folder_of(tmp_path / "mine", [(8, 8)] * 6)
+    first = reference(mine)
+    other = open_reference(mine, Random(seed=1), ("pooled",), progress=False)
+    assert not torch.equal(first.features["pooled"], other.features["pooled"])
+    assert torch.equal(reference(mine).features["pooled"], first.features["pooled"])
+    # Another network's features under this one's name, as after a careless copy.
+    theirs, own = sorted(cache.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)[::-1]
+    own.write_bytes(theirs.read_bytes())
+    with pytest.warns(UserWarning, match="of something else: network"):
+        again = reference(mine)
+    assert torch.equal(again.features["pooled"], first.features["pooled"])
+    (mine / "0.png").write_bytes((mine / "1.png").read_bytes())  # same names, another picture
+    with pytest.warns(UserWarning, match="digest .* computed again"):
+        changed = reference(mine)
+    assert not torch.equal(changed.features["pooled"], first.features["pooled"])
+    assert changed.digest != first.digest
+
+
+def test_a_damaged_cache_is_not_used(cache):
+    good = reference("cats:heldout:12", size=(16, 16))
+    (file,) = cache.glob("*.safetensors")
+    whole = bytearray(file.read_bytes())
+    whole[-3] ^= 0x40  # one bit of one number
+    file.write_bytes(whole)
+    with pytest.warns(UserWarning, match="damaged"):
+        again = reference("cats:heldout:12", size=(16, 16))
+    assert torch.equal(again.features["pooled"], good.features["pooled"])
+    file.write_bytes(b"not safetensors")
+    with pytest.warns(UserWarning, match="damaged"):
+        reference("cats:heldout:12", size=(16, 16))
+    save_file({"pooled": torch.zeros(12, 6)}, file, metadata={"facts": json.dumps({})})
+    with pytest.warns(UserWarning, match="something else"):
+        reference("cats:heldout:12", size=(16, 16))
+
+
+@pytest.mark.parametrize(
+    ("spec", "word"),
+    [
+        ("dogs", "no reference set"),
+        ("dogs:heldout:4", "no reference set"),
+        ("cats:heldout:0", "NAME:SPLIT:COUNT"),
+        ("cats:a:b", "NAME:SPLIT:COUNT"),
+        ("cats:nowhere:4", "split"),
+        ("nofile.npz", "no such file"),
+    ],
+)
+def test_what_is_no_reference_set(spec, word):
+    with pytest.raises(DataError, match=word):
+        reference(spec, size=(16, 16))
+
+
+def test_the_shipped_statistics_are_of_32_pixels():
+    with pytest.raises(DataError, match="32x32 for images of 16x16"):
+        reference("cats-heldout", size=(16, 16))
+
+
+def test_statistics_from_files(tmp_path):
+    features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    found = Statistics.of(features)
+    np.savez(tmp_path / "a.npz", mu=found.mean.numpy(), sigma=found.covariance.numpy(), count=40)
+    (tmp_path / "b.safetensors").write_bytes(found.to_bytes())
+    for name in ("a.npz", "b.safetensors"):
+        read = reference(tmp_path / name)
+        assert read.images == 40
+        assert torch.allclose(read.of("pooled", False).mean, found.mean, atol=1e-6)
+        with pytest.raises(DataError, match="statistics"):
+            read.of("pooled", True)
+    np.savez(tmp_path / "c.npz", mu=np.zeros(7), sigma=np.eye(7))
+    with pytest.raises(DataError, match="7 features for a network with 6"):
+        reference(tmp_path / "c.npz")
+    np.savez(tmp_path / "d.npz", mu=np.zeros(7), sigma=np.eye(6))
+    with pytest.raises(DataError, match="shape"):
+        reference(tmp_path / "d.npz")
+    np.savez(tmp_path / "e.npz", mu=np.array([None]), sigma=np.eye(6))  # a pickle inside
+    with pytest.raises(DataError, match="no feature statistics"):
+        reference(tmp_path / "e.npz")
+
+
+def test_given_images_are_judged(tmp_path, cache):
+    images = Cats("heldout", 16, 16).images
+    for i, image in enumerate(images):
+        save_png(image, tmp_path / "in" / f"{i}.png")
+    options = {"reference": "cats:heldout:16", "network": Random(), **GIVEN}
+    record = evaluate_images(tmp_path / "in", tmp_path / "out", **options)
+    assert record.metrics["frechet"]["value"] == pytest.approx(0, abs=1e-6)
+    assert record.metrics["precision"]["value"] == 1
+    assert record.sampling["images"] == 16
+    assert record.paired is None
+    assert (tmp_path / "out" / "grid.png").exists()
+    # Changed images are seen.
+    save_png(images[3], tmp_path / "in" / "0.png")
+    again = evaluate_images(tmp_path / "in", tmp_path / "out", **options)
+    assert again.metrics["frechet"]["value"] > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("sides", "mode", "word"),
+    [
+        ([(8, 8), (8, 8), (9, 9)], "RGB", "2 sizes: 2 of 8x8, 1 of 9x9"),
+        ([(8, 12)] * 3, "RGB", "12x8"),
+        ([(8, 8)] * 3, "RGBA", "transparency"),
+    ],
+)
+def test_images_that_cannot_be_judged_as_they_are(tmp_path, cache, sides, mode, word):
+    given = folder_of(tmp_path / "in", sides, mode)
+    with pytest.raises(DataError, match=word):
+        evaluate_images(given, tmp_path / "out", network=Random(), **GIVEN)
+
+
+def test_resizing_cuts_squares_and_says_so(tmp_path, cache):
+    given = folder_of(tmp_path / "in", [(8, 8), (8, 12), (20, 16), (16, 16)])
+    record = evaluate_images(
+        given, tmp_path / "out", reference=given, resize=8, network=Random(), **GIVEN
+    )
+    assert record.reference["preprocessing"] == "RGB 8x8, centred squares resized, bicubic"
+    assert record.metrics["frechet"]["value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_grey_images_are_their_channel_three_times(tmp_path, cache):
+    grey = folder_of(tmp_path / "grey", [(8, 8)] * 6, "L")
+    colour = tmp_path / "colour"
+    colour.mkdir()
+    from PIL import Image
+
+    for file in grey.iterdir():
+        Image.open(file).convert("RGB").save(colour / file.name)
+    found = [reference(folder).features["pooled"] for folder in (grey, colour)]
+    assert torch.equal(*found)
+
+
+def test_damaged_few_and_no_images(tmp_path, cache):
+    given = folder_of(tmp_path / "in", [(8, 8)] * 3)
+    options = {"network": Random(), "reference": "cats:heldout:16", **GIVEN}
+    with pytest.raises(DataError, match="precision: 3 images, and 4 are needed"):
+        evaluate_images(given, tmp_path / "out", **options)
+    (given / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="1 cannot be read: 1"):
+        evaluate_images(given, tmp_path / "out", **options)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        evaluate_images(tmp_path / "empty", tmp_path / "out", **options)
+    with pytest.raises(DataError, match="no such folder"):
+        evaluate_images(tmp_path / "nowhere", tmp_path / "out", **options)
+
+
+def test_given_images_do_not_go_into_the_run_of_a_model(whole, tmp_path, cache):
+    given = folder_of(tmp_path / "in", [(8, 8)] * 6)
+    with pytest.raises(StorageError, match="run of a model"):
+        evaluate_images(given, whole[0], network=Random(), **GIVEN)
+
+
+def test_the_cache_folder_is_that_of_the_environment(monkeypatch):
+    monkeypatch.setenv("TDQUANT_CACHE", "/somewhere")
+    assert cache_folder() == Path("/somewhere")
+    monkeypatch.delenv("TDQUANT_CACHE")
+    assert cache_folder() == Path.home() / ".cache" / "tdquant"

@@ -1,0 +1,307 @@
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from tdquant.errors import DataError, ModelError, StorageError
+from tdquant.evaluate import Record, evaluate
+from tdquant.evaluate.pairing import paired_metrics
+from tdquant.evaluate.reading import read_pictures
+from tdquant.models import load_embedded
+
+from ..conftest import THREADS
+from ..train.test_distributed import free_port
+from . import small
+
+ROOT = Path(__file__).parents[2]
+
+
+def pictures(out):
+    files = sorted((out / "images").glob("*.png"))
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def numbers(record):
+    return {**record.metrics, **record.paired["metrics"]}, record.sqnr
+
+
+def test_what_a_run_leaves(whole):
+    out, record = whole
+    assert len(pictures(out)) == 12
+    assert {p.name for p in out.iterdir()} == {
+        "images", "features", "grid.png", "layers.json", "record.json",
+    }  # fmt: skip
+    assert Record.read(out) == record
+    assert record.model["bits"] == "W4A4"
+    assert record.paired["against"]["bits"] == "float"
+    assert record.model["history"][0]["step"] == "calibrate"
+    assert list(record.metrics) == ["frechet", "kid", "precision", "recall"]
+    for measured in (*record.metrics.values(), *record.paired["metrics"].values()):
+        assert measured["low"] <= measured["value"] <= measured["high"]
+    assert record.metrics["frechet"]["images"] == 12
+    assert record.paired["metrics"]["mse"]["images"] == 6
+    assert record.cost["images_per_second"] > 0
+    assert record.sqnr["times"] == [0.0, 500.0]
+
+
+def test_a_finished_run_is_not_done_again(whole, monkeypatch):
+    out, record = whole
+    monkeypatch.setattr(import_module("tdquant.evaluate.run"), "_sample", None)
+    assert small.run(out) == record
+
+
+def test_other_judges_take_the_same_images(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    before = pictures(whole[0])
+    record = small.run(tmp_path / "run", metrics=["frechet", "is"], images=20, paired=3)
+    after = pictures(tmp_path / "run")
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 20
+    assert list(record.metrics) == ["frechet", "is"]
+    assert record.cost["sampling_seconds"] > whole[1].cost["sampling_seconds"]
+    assert Record.read(tmp_path / "run" / "record.previous.json") == whole[1]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 1}, {"steps": 3}, {"batch": 6}, {"backend": "reference"}]
+)
+def test_images_of_other_settings_are_refused(whole, tmp_path, changes):
+    shutil.copytree(whole[0], tmp_path / "run")
+    with pytest.raises(StorageError, match="other settings"):
+        small.run(tmp_path / "run", **changes)
+    assert pictures(tmp_path / "run") == pictures(whole[0])
+    assert Record.read(tmp_path / "run") == whole[1]  # which is as good as before
+
+
+def test_images_of_another_model_are_refused(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    with pytest.raises(StorageError, match="model: "):
+        small.run(tmp_path / "run", load_embedded("tiny"), backend="auto")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(StorageError, match="something else"):
+        small.run(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_float_pictures_are_shared_by_runs_of_one_float_model(whole, tmp_path):
+    folders = list(whole[0].parent.glob(".float-*"))
+    assert len(folders) == 1
+    assert len(list(folders[0].glob("*.png"))) == 6
+    stamps = {p: p.stat().st_mtime_ns for p in folders[0].glob("*.png")}
+    small.run(whole[0].parent / "float", load_embedded("tiny"), backend="auto")
+    assert list(whole[0].parent.glob(".float-*")) == folders
+    assert {p: p.stat().st_mtime_ns for p in folders[0].glob("*.png")} == stamps
+
+
+def test_a_model_against_itself_has_no_error(tmp_path):
+    record = small.run(tmp_path / "run", load_embedded("tiny"), backend="auto", batch=6)
+    found = record.paired["metrics"]
+    assert found["mse"]["value"] == 0
+    assert found["ssim"]["value"] == pytest.approx(1)
+    assert found["psnr"]["value"] is None  # infinite
+    assert not (tmp_path / "run" / "layers.json").exists()
+
+
+@pytest.mark.parametrize("missing", ["record", "features", "half", "cut"])
+def test_a_run_goes_on_from_wherever_it_stopped(whole, tmp_path, missing):
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    (out / "record.json").unlink()
+    if missing in ("features", "half", "cut"):
+        shutil.rmtree(out / "features")
+    if missing in ("half", "cut"):
+        for i in (3, 4, 9, 10, 11):
+            (out / "images" / f"{i:06d}.png").unlink()
+    if missing == "cut":  # killed while it wrote
+        (out / "images" / ".000003.png.ab.new").write_bytes(b"half")
+        (out / "features").mkdir()
+        (out / "features" / "random-00000.safetensors").write_bytes(b"half")
+    record = small.run(out)
+    assert numbers(record) == numbers(whole[1])
+    assert pictures(out) == pictures(whole[0])
+
+
+def test_a_killed_run_ends_like_one_that_was_not(whole, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    command = [sys.executable, "-m", "tests.evaluate.small", str(tmp_path / "run"), "12"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and process.poll() is None:
+        if len(list((tmp_path / "run").glob("images/*.png"))) >= 4:
+            process.kill()
+            break
+        time.sleep(0.01)
+    process.wait()
+    if not (tmp_path / "run" / "record.json").exists():
+        with pytest.raises(StorageError, match="still being written"):
+            Record.read(tmp_path / "run")
+    record = small.run(tmp_path / "run")
+    assert pictures(tmp_path / "run") == pictures(whole[0])
+    assert numbers(record) == numbers(whole[1])
+
+
+def test_two_processes_judge_like_one(tmp_path):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+        "--master_port", str(free_port()), "-m", "tests.evaluate.small",
+        str(tmp_path / "both"), "24",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    torch.set_num_threads(1)  # other numbers of threads round otherwise
+    try:
+        alone = small.run(tmp_path / "alone", images=24)
+    finally:
+        torch.set_num_threads(THREADS)
+    assert pictures(tmp_path / "both") == pictures(tmp_path / "alone")
+    assert numbers(Record.read(tmp_path / "both")) == numbers(alone)
+
+
+def test_a_process_whose_companions_are_gone_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("tdquant.evaluate.features"), "SHARD", 5)
+    monkeypatch.setattr(import_module("tdquant.evaluate.progress"), "PATIENCE", 0.2)
+    out = tmp_path / "run"
+    with pytest.raises(StorageError, match="images are missing"):
+        small.run(out, rank=1, world=2)  # its features need images of the other process
+    assert len(pictures(out)) == 4  # the second of three batches
+    assert not (out / "record.json").exists()
+    assert not (out / "progress.json").exists()
+    with pytest.raises(StorageError, match="images are missing"):
+        small.run(out, rank=0, world=3)
+    with pytest.raises(StorageError, match="still being written"):
+        Record.read(out)
+
+
+def test_mistakes_are_told_before_anything_is_sampled(tmp_path):
+    with pytest.raises(DataError, match="nonsense") as caught:
+        small.run(tmp_path / "a", images=3, metrics=["precision", "is", "nonsense"])
+    assert "precision: 3 images, and 4 are needed" in str(caught.value)
+    assert "is: 3 images" in str(caught.value)
+    with pytest.raises(DataError, match="no reference set"):
+        small.run(tmp_path / "a", reference=None, metrics=["frechet"])
+    with pytest.raises(DataError, match="prompts"):
+        small.run(tmp_path / "a", clip=tmp_path)
+    with pytest.raises(ModelError, match="at least 1"):
+        small.run(tmp_path / "a", images=0)
+    with pytest.raises(ModelError, match="takes none"):
+        small.run(tmp_path / "a", prompts=["a cat"])
+    with pytest.raises(ModelError, match="float model"):
+        small.run(tmp_path / "a", load_embedded("tiny"), backend="cpu")
+    assert not list(tmp_path.glob("a/images/*.png"))
+
+
+def test_without_reference_and_resamples(tmp_path):
+    record = small.run(
+        tmp_path / "a", images=20, reference=None, against=None, metrics=["is"], resamples=0
+    )
+    assert record.reference is None
+    assert record.paired is None
+    assert record.metrics["is"]["low"] is None
+
+
+def test_the_cpu_backend_gives_the_same_images_again(tmp_path):
+    options = {"backend": "cpu", "against": None, "images": 8, "metrics": ["frechet"]}
+    first = small.run(tmp_path / "a", **options)
+    again = small.run(tmp_path / "b", **options)
+    assert first.sampling["backend"] == "cpu"
+    assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
+    assert first.metrics == again.metrics
+
+
+def test_paired_errors_of_two_sizes_are_refused(whole, tmp_path):
+    from tdquant.diffusion.pictures import save_png
+
+    save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), tmp_path / "000000.png")
+    with pytest.raises(DataError, match="shapes"):
+        paired_metrics(whole[0] / "images", tmp_path, 1)
+
+
+def test_paired_errors_are_those_of_the_pictures(whole):
+    other = next(whole[0].parent.glob(".float-*"))
+    sets = [
+        read_pictures([folder / f"{i:06d}.png" for i in range(6)])
+        for folder in (whole[0] / "images", other)
+    ]
+    error = ((sets[0].double() - sets[1].double()) / 127.5).square().mean()
+    assert whole[1].paired["metrics"]["mse"]["value"] == pytest.approx(float(error), rel=1e-5)
+
+
+def test_a_latent_model_is_judged_by_its_decoded_images(tmp_path):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        latent_channels=12,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    pipe = load_embedded("tiny")
+    pipe = replace(pipe, unet=pipe.unet.unet, vae=vae.eval(), shape=(12, 8, 8))
+    record = evaluate(
+        pipe, tmp_path / "a", **small.OPTIONS | {
+            "network": small.Random(), "backend": "auto", "images": 4, "metrics": ["frechet"],
+            "resamples": 0, "reference": small.reference(),
+        }
+    )  # fmt: skip
+    assert record.sampling["shape"] == [12, 8, 8]
+    assert record.reference["preprocessing"] == "RGB 16x16, as they are"
+    assert json.loads((tmp_path / "a/images/samples.json").read_text())["first_stage"]
+
+
+def test_prompts_draw_one_image_each(tmp_path):
+    from ..pipelines.unets import stable_diffusion_1
+
+    pipe, call = stable_diffusion_1()
+    options = {
+        "prompts": ["a cat", "two cats", "no cat"], "images": 5, "batch": 2, "steps": 2,
+        "call": {key: call[key] for key in ("guidance_scale", "height", "width")},
+        "reference": None, "metrics": [], "backend": "auto",
+    }  # fmt: skip
+    record = small.run(tmp_path / "a", pipe, against=pipe, **options)
+    assert record.sampling["prompts"]
+    assert record.paired["metrics"]["mse"]["value"] == 0
+    drawn = pictures(tmp_path / "a")
+    assert len(drawn) == len(set(drawn.values())) == 5
+    (tmp_path / "a" / "record.json").unlink()
+    (tmp_path / "a" / "images" / "000003.png").unlink()
+    again = small.run(tmp_path / "a", pipe, against=None, **options)
+    assert pictures(tmp_path / "a") == drawn
+    assert again.paired is None
+    with pytest.raises(StorageError, match="prompts: "):
+        small.run(tmp_path / "a", pipe, against=None, **options | {"prompts": ["a dog"]})
+
+
+def test_any_number_of_shards_gives_the_same_numbers(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("tdquant.evaluate.features"), "SHARD", 5)
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "run" / "record.json").unlink()
+    record = small.run(tmp_path / "run")
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 3
+    for name, measured in record.metrics.items():
+        assert measured["value"] == pytest.approx(whole[1].metrics[name]["value"], rel=1e-3)
+
+
+def test_the_usual_network(tmp_path):
+    record = small.run(
+        tmp_path / "a", load_embedded("tiny"), network="efficientnet-lite0", backend="auto",
+        images=4, against=None, metrics=["frechet"], resamples=0,
+    )  # fmt: skip
+    assert record.metrics["frechet"]["title"] == "Frechet EfficientNet-Lite0 distance"
+    assert record.metrics["frechet"]["value"] > 10

@@ -1,0 +1,122 @@
+"""Which runs stand together, what they are called, and in which order."""
+
+import numpy as np
+
+from tdquant.report.heatmap import relative_steps
+from tdquant.report.labels import bits_of, in_order, label_runs
+from tdquant.report.layers import brief, explorer, moves
+from tdquant.report.pictures import Pictures
+from tdquant.report.reading import read_inputs
+from tdquant.report.runs import comparable, section
+
+from .made_up import MODELS, layers, record, write_run
+
+
+def opened(tmp_path, *specs):
+    for i, (model, changed) in enumerate(specs):
+        write_run(tmp_path / f"run{i}", model, 1, with_layers=False, **changed)
+    return read_inputs([tmp_path]).runs
+
+
+def sampling(**changed):
+    return {"sampling": {**record(*MODELS[0]).sampling, **changed}}
+
+
+def test_runs_that_may_not_be_compared_are_apart_and_the_reason_is_said(tmp_path):
+    runs = opened(tmp_path, (MODELS[2], {}), (MODELS[3], sampling(images=100)), (MODELS[4], {}))
+    assert [[r.path.name for r in g] for g in comparable(runs)] == [["run0", "run2"], ["run1"]]
+    made = section(runs, Pictures())
+    assert "Table 1 of 2" in made
+    assert "5000 and 100 images" in made
+    assert made.count("Not to be compared with the other tables") == 2
+
+
+def test_what_asks_for_care_stays_in_one_table(tmp_path):
+    runs = opened(tmp_path, (MODELS[4], {}), (MODELS[4], sampling(steps=20)))
+    assert len(comparable(runs)) == 1
+    made = section(runs, Pictures())
+    assert "Compare with care: sampler steps 50 and 20" in made
+    assert "Table 1" not in made
+
+
+def test_runs_are_called_by_what_differs(tmp_path):
+    runs = opened(tmp_path, (MODELS[3], {}), (MODELS[4], {}), (MODELS[4], sampling(steps=20)),
+                  (MODELS[4], sampling(steps=20)))  # fmt: skip
+    assert label_runs(runs) == [
+        "W4A4 static 50 steps",
+        "W4A4 temporal 50 steps",
+        "W4A4 temporal 20 steps (run2)",
+        "W4A4 temporal 20 steps (run3)",
+    ]
+    assert label_runs(runs[:1]) == ["cats-ddpm W4A4 static"]
+    assert label_runs([]) == []
+
+
+def test_runs_are_ordered_by_bits_then_steps(tmp_path):
+    runs = opened(tmp_path, (MODELS[4], sampling(steps=10)), (MODELS[4], {}), (MODELS[0], {}),
+                  (MODELS[1], {}))  # fmt: skip
+    assert [run.path.name for run in in_order(runs)] == ["run2", "run3", "run1", "run0"]
+    assert bits_of("W4A8") == (4, 8)
+    assert bits_of("float") > bits_of("W8A8") > bits_of("mixed") > bits_of("W4A4")
+
+
+def test_samples_of_other_noise_are_apart(tmp_path):
+    runs = opened(tmp_path, (MODELS[0], {}), (MODELS[1], sampling(seed=7)), (MODELS[2], {}))
+    made = section(runs, Pictures())
+    assert "Samples from the same noise (seed 0)" in made
+    assert "Samples of W8A8 static seed 7<" in made
+    assert made.count("The same place is the same noise") == 1
+
+
+def test_pictures_from_elsewhere_share_their_noise_with_nobody(tmp_path):
+    elsewhere = {"model": {"name": "folder", "bits": "", "scale": "", "history": []},
+                 **sampling(seed=None, steps=None, eta=None, scheduler=None)}  # fmt: skip
+    runs = opened(tmp_path, (MODELS[0], elsewhere), (MODELS[0], elsewhere))
+    assert label_runs(runs) == ["folder (run0)", "folder (run1)"]
+    made = section(runs, Pictures())
+    assert "The same place is the same noise" not in made
+
+
+def test_a_layer_that_is_seldom_called_has_a_row_and_no_curve():
+    content = layers(4)
+    content["layers"][1]["steps"] = content["layers"][1]["steps"][:3]
+    content["layers"][2]["steps"] = []
+    made = explorer(content, "x")
+    assert made.count("data-layer=") == 2
+    assert made.count('<th scope="row"><label>') == 4
+
+
+def test_a_run_without_pictures_or_costs_is_shown(tmp_path):
+    write_run(tmp_path / "run", MODELS[4], 0, cost={}, sqnr=None, paired=None, reference=None)
+    made = section(read_inputs([tmp_path]).runs, Pictures())
+    assert "Quality and cost" in made
+    assert "Samples" not in made
+    assert "Speed" not in made
+
+
+def test_relative_steps_have_no_mean_and_no_size():
+    content = layers(5)["layers"]
+    relative = relative_steps(content)
+    assert np.abs(relative.mean(axis=1)).max() < 1e-12
+    larger = [{**layer, "steps": [7 * s for s in layer["steps"]]} for layer in content]
+    assert np.allclose(relative, relative_steps(larger))
+
+
+def test_layers_that_do_not_move_have_a_table_and_no_map():
+    still = layers(4, temporal=False)
+    assert not moves(still)
+    assert brief(still) == "4 layers"
+    made = explorer(still, "x")
+    assert "the same at every timestep" in made
+    assert "heat" not in made
+    assert made.count("<tr>") == 5
+    assert "No quantized layer" in explorer({**still, "layers": []}, "x")
+
+
+def test_layers_are_listed_by_error():
+    content = layers(6)
+    made = explorer(content, "x")
+    order = sorted(content["layers"], key=lambda layer: -layer["error"])
+    places = [made.rindex(f"<span>{layer['path']}</span>") for layer in order]
+    assert places == sorted(places)
+    assert 'aria-sort="descending"' in made
