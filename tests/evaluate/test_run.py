@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from tdquant.errors import DataError, ModelError, StorageError
-from tdquant.evaluate import Record, evaluate
+from tdquant.evaluate import Record, evaluate, evaluate_images
 from tdquant.evaluate.pairing import paired_metrics
 from tdquant.evaluate.reading import read_pictures
+from tdquant.metrics import clip_score
 from tdquant.models import load_embedded
 
+from ..clip import save_clip
 from ..conftest import THREADS
 from ..train.test_distributed import free_port
 from . import small
@@ -239,6 +241,43 @@ def test_paired_errors_are_those_of_the_pictures(whole):
     ]
     error = ((sets[0].double() - sets[1].double()) / 127.5).square().mean()
     assert whole[1].paired["metrics"]["mse"]["value"] == pytest.approx(float(error), rel=1e-5)
+
+
+def test_a_metric_with_weights_stands_beside_the_others(whole):
+    other = next(whole[0].parent.glob(".float-*"))
+    found = paired_metrics(
+        whole[0] / "images",
+        other,
+        6,
+        more={"lpips": lambda a, b: (a - b).abs().flatten(1).amax(1)},
+    )
+    assert found["lpips"]["title"] == "LPIPS"
+    assert found["lpips"]["low"] <= found["lpips"]["value"] <= found["lpips"]["high"]
+    assert found["mse"]["value"] == whole[1].paired["metrics"]["mse"]["value"]
+
+
+def test_lpips_without_its_weights_says_where_they_are_to_be_had(tmp_path):
+    with pytest.raises(DataError, match=r"alexnet.*(?s:.)*download.pytorch.org"):
+        small.run(tmp_path, lpips=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_images_with_prompts_get_a_clip_score(tmp_path, whole):
+    clip = save_clip(tmp_path / "clip")
+    texts = [f"{chr(97 + i)} cat" for i in range(12)]
+    options = {"network": small.Random(), "reference": small.reference(), "clip": clip}
+    record = evaluate_images(
+        whole[0] / "images", tmp_path / "run", prompts=texts, progress=False, **options
+    )
+    score = record.metrics["clip"]
+    assert score["low"] <= score["value"] <= score["high"]
+    assert score["images"] == 12
+    files = [whole[0] / "images" / f"{i:06d}.png" for i in range(12)]
+    assert score["value"] == pytest.approx(
+        float(clip_score(read_pictures(files), texts, clip).mean())
+    )
+    with pytest.raises(DataError, match="without prompts"):
+        evaluate_images(whole[0] / "images", tmp_path / "other", progress=False, **options)
 
 
 def test_a_latent_model_is_judged_by_its_decoded_images(tmp_path):

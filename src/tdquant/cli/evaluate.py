@@ -78,6 +78,14 @@ def add(commands: Any) -> None:
          "float one, where a saved model's is known)")  # fmt: skip
     flag("--paired", type=int, help="images to compare so (default: 256)")
     flag("--no-paired", action="store_true", help="compare with no other model")
+    flag(
+        "--lpips",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="FILE",
+        help="compare by LPIPS too, with AlexNet's weights from FILE or from a cache",
+    )
 
     flag = parser.add_argument_group("opening models").add_argument
     flag("--pipe", metavar="MODEL", help="for a folder of tdq.save: the model that it was made "
@@ -226,6 +234,7 @@ def _evaluate(model: str, out: Path, options: argparse.Namespace, judging: dict[
         eta=options.eta,
         against=against,
         paired=_setting(options, "paired"),
+        lpips=options.lpips,
         backend=options.backend,
         call=None if isinstance(pipe, Pipe) else dict(_argument(word) for word in words),
         source=str(Path(model).resolve()) if Path(model).exists() else model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from tdquant.metrics import PAIRED, sqnr_over_time
 from tdquant.metrics.bootstrap import bootstrap
 from tdquant.runs.pictures import picture_path
 
-TITLES = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM"}
+PairedMetric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Two batches of images to one value a pair."""
+
 UNITS = {"psnr": "dB"}
 HIGHER = ("psnr", "ssim")
 CHECKED, CHECKS = 8, 10
@@ -40,9 +42,23 @@ def pictures_of(against: Generator, sampling: Sampling, out: Path) -> Path:
 
 
 def paired_metrics(
-    own: Path, other: Path, count: int, *, resamples: int = 100, seed: int = 0
+    own: Path,
+    other: Path,
+    count: int,
+    *,
+    resamples: int = 100,
+    seed: int = 0,
+    more: Mapping[str, PairedMetric] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Every paired metric of images 0 .. count - 1 of two folders, as a record has it.
+
+    Arguments:
+        own: A folder of images.
+        other: The folder that they are compared with.
+        count: Number of images.
+        resamples: Draws of the bootstrap.
+        seed: Its seed.
+        more: Metrics beside ``PAIRED``: those that have weights.
 
     Raises:
         DataError: Images of two sizes.
@@ -56,14 +72,14 @@ def paired_metrics(
         )
     a, b = (images.float() / 127.5 - 1 for images in sets)
     found = {}
-    for name, metric in PAIRED.items():
+    for name, metric in {**PAIRED, **(more or {})}.items():
         values = torch.cat([metric(x, y) for x, y in zip(a.split(64), b.split(64), strict=True)])
         low, high = None, None
         if resamples >= 2:
             interval = bootstrap(values.double(), resamples=resamples, seed=seed)
             low, high = interval.low, interval.high
         found[name] = {
-            "title": TITLES.get(name, name.upper()),
+            "title": name.upper(),
             "value": float(values.double().mean()),
             "low": low,
             "high": high,

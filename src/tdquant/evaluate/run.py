@@ -14,7 +14,7 @@ share one by its folder alone. Images of other settings are never taken: that is
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tdquant.evaluate.folder import awaited, check_out, close, finished, lacking
 from tdquant.evaluate.generators import generator_of
 from tdquant.evaluate.judges import make_judges
 from tdquant.evaluate.layers import layer_report, write_layers
-from tdquant.evaluate.pairing import paired_metrics, pictures_of, sqnr
+from tdquant.evaluate.pairing import PairedMetric, paired_metrics, pictures_of, sqnr
 from tdquant.evaluate.pipes import PipeGenerator
 from tdquant.evaluate.progress import Progress, now, wait_for
 from tdquant.evaluate.reading import check_pictures
@@ -38,7 +38,7 @@ from tdquant.evaluate.subject import (
     megabytes,
 )
 from tdquant.machine import machine, version
-from tdquant.metrics import FeatureNetwork
+from tdquant.metrics import FeatureNetwork, Lpips
 from tdquant.runs.pictures import claim_folder, picture_path
 
 LAYER_SAMPLES, LAYER_STEPS = 4, 25
@@ -64,6 +64,7 @@ def evaluate(
     resize: int | None = None,
     prompts: Sequence[str] | None = None,
     clip: str | Path | None = None,
+    lpips: str | Path | bool = False,
     call: dict[str, Any] | None = None,
     source: str = "",
     rank: int = 0,
@@ -96,6 +97,7 @@ def evaluate(
         resize: Side that reference images in a folder are resized to.
         prompts: One image each, over and over, for pipelines that take them.
         clip: Folder of a CLIP model, to score images with their prompts.
+        lpips: Whether pairs are compared by LPIPS as well, or the file of its AlexNet's weights.
         call: Further arguments of a diffusers pipeline's call.
         source: Where the model comes from, for the record.
         rank: This process.
@@ -125,6 +127,7 @@ def evaluate(
     judges = make_judges(
         network, weights, place, metrics, reference, images, resamples, resize, clip, texts
     )
+    more = {"lpips": Lpips(None if lpips is True else lpips)} if lpips and count else {}
     sampling = Sampling(steps, seed, batch, eta, backend, place).cut(images)
     settings = generator.settings(sampling)
     if (out / "images" / "samples.json").exists():  # refused before a record makes room
@@ -132,7 +135,7 @@ def evaluate(
     asked = digest_of_json(
         {"sampling": settings, "images": images, "steps": steps, "seed": seed, "eta": eta}
         | judges.asked()
-        | {"against": other and other.digest, "paired": count}
+        | {"against": other and other.digest, "paired": count, "more": sorted(more)}
     )
     state = Progress(out, writes=rank == 0)
     size, opened = generator.size(), None
@@ -161,7 +164,7 @@ def evaluate(
         return awaited(out, asked)
     compared, decibels = None, None
     if other is not None and pictures is not None:
-        compared = _compare(out, other, pictures, count, resamples)
+        compared = _compare(out, other, pictures, count, resamples, more)
         if isinstance(generator, PipeGenerator) and isinstance(other, PipeGenerator):
             decibels = sqnr(generator.run(sampling)[0], other, steps, seed + 1, place)
     if is_quantized(generator.model):
@@ -226,7 +229,12 @@ def _sample(
 
 
 def _compare(
-    out: Path, other: Generator, pictures: Path, count: int, resamples: int
+    out: Path,
+    other: Generator,
+    pictures: Path,
+    count: int,
+    resamples: int,
+    more: Mapping[str, PairedMetric],
 ) -> dict[str, Any]:
     """What a record says of the first images and those of another model."""
     files = [picture_path(pictures, i) for i in range(count)]
@@ -234,5 +242,5 @@ def _compare(
     return {
         "against": other.describe(other.name),
         "images": count,
-        "metrics": paired_metrics(out / "images", pictures, count, resamples=resamples),
+        "metrics": paired_metrics(out / "images", pictures, count, resamples=resamples, more=more),
     }
