@@ -1,7 +1,6 @@
 """The programs in the documentation run as they are printed."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from tdquant.models.pipe import Pipe
 from tests.denoisers import Mixed
 from tests.pipelines import PIPELINES, sample
 
-DOCS = Path(__file__).parents[2] / "docs"
-README = DOCS.parent / "README.md"
+from .programs import DOCS, README, programs, run
+
 FEW = {"steps=20": "steps=4"}
 """Fewer steps than a reader would take."""
 FAST = {
@@ -23,26 +22,6 @@ FAST = {
     ", calls)": ', calls, estimator="minmax")',
 }
 """No networks to fit and no choices to try, as the tutorial does already."""
-
-
-def programs(page, section=""):
-    """The Python blocks of a page, or of one section of it."""
-    text = page.read_text()
-    if section:
-        text = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.M | re.S)[1]
-    found = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    assert found, f"no program in {page.name}, {section}"
-    return found
-
-
-def run(program, namespace=None, **changed):
-    """Runs a program with some words of it changed; gives its variables."""
-    for word, other in changed.items():
-        assert word in program
-        program = program.replace(word, other)
-    variables = {} if namespace is None else namespace
-    exec(compile(program, "documentation", "exec"), variables)
-    return variables
 
 
 @pytest.fixture(scope="module")

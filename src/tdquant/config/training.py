@@ -26,7 +26,7 @@ SECTION = "tdquant"
 class Option(NamedTuple):
     """One key of the section.
 
-    Arguments:
+    Attributes:
         default: Its value where the section does not give it.
         kind: int, float, or the strings that are allowed.
         meaning: What it does.
