@@ -7,7 +7,7 @@ OUT ?= demo
 # the CPU build of torch does not have, and torchmetrics imports it where it is there.
 FIDELITY := .venv/lib/torch-fidelity
 
-.PHONY: demo venv test test-slow lint format docs bench clean
+.PHONY: demo venv test test-slow lint format docs bench study clean
 
 demo: venv
 	$(BIN)/tdquant demo --out $(OUT)
@@ -51,6 +51,11 @@ bench: venv
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/reconstruct.py
 	$(BIN)/python benchmarks/recording.py
+
+# Days on two cores if nothing is there yet; each study makes the runs that are missing.
+study: venv
+	for name in movement qat ptq fast_forward ablations cost; do $(BIN)/python studies/$$name.py || exit 1; done
+	$(BIN)/tdquant report studies/results --out studies/report.html
 
 clean:
 	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -209,7 +209,7 @@ def tell(ledger):
         ]
         if shown
         else [],
-        layers=None,
+        layers=[],
     )  # fmt: skip
 
 

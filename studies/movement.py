@@ -38,9 +38,9 @@ def spread(histogram):
     return float((((centres - mean).square() * mass).sum() / mass.sum()).sqrt())
 
 
-def saved(histograms, grid):
-    """Share of the mean squared error, each time relative to its power, that steps of their own
-    save.
+def errors(histograms, grid):
+    """Mean squared error relative to the power at each time, with a step for each time and with
+    the best single one.
     """
     single = estimate(pooled(histograms), grid, "mse")
     one = own = 0.0
@@ -48,9 +48,9 @@ def saved(histograms, grid):
         centres, mass = histogram.centres(), histogram.counts
         power = float((centres.square() * mass).sum() / mass.sum()) or 1.0
         steps = torch.tensor([single, estimate(histogram, grid, "mse")])
-        errors = squared_error(histogram, steps, grid.low, grid.high) / power
-        one, own = one + float(errors[0]), own + float(errors[1])
-    return 1 - own / one if one else 0.0
+        found = squared_error(histogram, steps, grid.low, grid.high) / power
+        one, own = one + float(found[0]), own + float(found[1])
+    return own / len(histograms), one / len(histograms)
 
 
 def layers_of(name, settings, seed):
@@ -68,6 +68,7 @@ def layers_of(name, settings, seed):
         spreads = torch.tensor([spread(h) for h in histograms], dtype=torch.float64)
         row = {
             "layer": path.removesuffix(".input_quantizer"),
+            "type": type(probe.get_submodule(path.rpartition(".")[0])).__name__,
             "r": float(torch.corrcoef(torch.stack([times, spreads]))[0, 1]),
             "times": times.tolist(),
         }
@@ -75,13 +76,14 @@ def layers_of(name, settings, seed):
             grid = choose_grid(seen[path], type(quantizer.grid).signed(bits), quantizer.symmetric)
             steps = torch.tensor([estimate(h, grid, "mse") for h in histograms])
             row[f"range{bits}"] = float(steps.max() / steps.min())
-            row[f"saved{bits}"] = saved(histograms, grid)
+            row[f"error{bits}"], row[f"static{bits}"] = errors(histograms, grid)
+            row[f"saved{bits}"] = 1 - row[f"error{bits}"] / row[f"static{bits}"]
             row[f"steps{bits}"] = steps.tolist()
         yield row
 
 
 def tell(ledger):
-    rows, plots, words = [], [], []
+    rows, maps, words = [], [], []
     shares = {}
     for model in MODELS:
         found = ledger.select(model=model)
@@ -99,24 +101,22 @@ def tell(ledger):
         for run in best:
             kept = ("model", "layer", "r", "range8", "range4", "saved8", "saved4")
             rows.append({k: run[k] for k in kept} | {"command": f"{COMMAND} --model {model}"})
-        plots.append(
+        maps.append(
             {
-                "title": f"{model}: 4-bit steps over time, the six layers that gain most",
-                "x": {"label": "timestep t (0 is the image)", "log": False},
-                "y": {"label": "mse step over its geometric mean", "log": True},
-                "points": False,
-                "lines": [
+                "title": f"{model}: the best 4-bit step over time",
+                "times": found[0]["times"],
+                "layers": [
                     {
-                        "name": run["layer"],
-                        "x": run["times"],
-                        "y": (
-                            (s := torch.tensor(run["steps4"]).double()) / s.log().mean().exp()
-                        ).tolist(),
+                        "path": run["layer"], "type": run["type"], "input_bits": 4, "scale": "mse",
+                        "steps": run["steps4"], "error": run["error4"],
+                        "error_static": run["static4"], "saved": run["saved4"],
+                        "range": run["range4"], "correlation": run["r"],
                     }
-                    for run in best[:6]
+                    for run in found
                 ],
             }
-        )
+        )  # fmt: skip
+    gain = [row for row in rows if row["saved4"] > 0.1]
     done = len(shares) == len(MODELS)
     part = done and shares["cats-ddpm"][0] > 0.5 and shares["cats-ldm"][0] < shares["cats-ddpm"][0]
     close = done and abs(shares["cats-ddpm"][0] - 0.62) < 0.15
@@ -133,7 +133,8 @@ def tell(ledger):
         title="Which layers move with the timestep",
         question=QUESTION,
         claim=CLAIM,
-        measured=". ".join(words) + ".",
+        measured=". ".join(words) + f". A step for each time saves more than a tenth of the error "
+        f"at 4 bits in {len(gain)} of {len(rows)} layers, all in all.",
         verdict=verdict,
         command=COMMAND,
         tables=[
@@ -147,15 +148,15 @@ def tell(ledger):
                 "columns": [
                     column("layer", "Layer"),
                     column("r", "r", 2),
-                    column("range8", "Range, 8 bits", 2, "higher"),
-                    column("range4", "Range, 4 bits", 2, "higher"),
-                    column("saved8", "Saved, 8 bits", 3, "higher"),
-                    column("saved4", "Saved, 4 bits", 3, "higher"),
+                    column("range8", "Range, 8 bits", 2),
+                    column("range4", "Range, 4 bits", 2),
+                    column("saved8", "Saved, 8 bits", 3),
+                    column("saved4", "Saved, 4 bits", 3),
                 ],
                 "rows": rows,
             }
         ],
-        figures=[], plots=plots, samples=[], layers=None,
+        figures=[], plots=[], samples=[], layers=maps,
     )  # fmt: skip
 
 

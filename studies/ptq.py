@@ -180,7 +180,7 @@ def tell(ledger):
                 "rows": rows,
             }
         ],
-        figures=[], plots=plots(rows), samples=[], layers=None,
+        figures=[], plots=plots(rows), samples=[], layers=[],
     )  # fmt: skip
 
 

@@ -147,7 +147,7 @@ def tell(ledger):
                 "rows": rows,
             }
         ],
-        figures=[], plots=[], samples=[], layers=None,
+        figures=[], plots=[], samples=[], layers=[],
     )  # fmt: skip
 
 

@@ -218,7 +218,7 @@ def study(name="qat", verdict="holds", **changed):
         ],
         "figures": [],
         "samples": [],
-        "layers": None,
+        "layers": [],
         **changed,
     }  # fmt: skip
 
@@ -261,7 +261,7 @@ def write_everything(folder):
     write_study(results, "a-qat")
     write_study(results, "b-ptq", pictures=False, verdict="holds in part",
                 title="Calibrating without training",
-                layers={"title": "Layers of the calibrated model", **layers(40)},
+                layers=[{"title": "Layers of the calibrated model", **layers(40)}],
                 measured="Temporal scales halve the distance at W8A5; at W8A8 nothing is left to "
                 "gain.")  # fmt: skip
     write_study(

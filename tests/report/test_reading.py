@@ -57,7 +57,10 @@ def test_nothing_is_no_report():
         ),
         ({"figures": [{"file": "../../x.png", "title": "", "alt": ""}]}, "outside the study"),
         ({"figures": [{"file": "x.png", "title": "", "alt": ""}]}, "there is no x.png"),
-        ({"layers": {**layers(2), "title": "x", "times": [1]}}, "steps is not at most 1 positive"),
+        (
+            {"layers": [{**layers(2), "title": "x", "times": [1]}]},
+            "steps is not at most 1 positive",
+        ),
     ],
 )  # fmt: skip
 def test_a_damaged_study_is_named(tmp_path, change, words):

@@ -61,7 +61,7 @@ STUDY = {
             "credit?": str,
         }
     ],
-    "layers?": {"title": str, **LAYERS},
+    "layers?": [{"title": str, **LAYERS}],
 }  # fmt: skip
 
 METRIC = {"title": str, "value": GAP, "low?": NUMBER, "high?": NUMBER, "better?": str,

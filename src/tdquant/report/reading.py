@@ -176,8 +176,8 @@ def read_study(path: Path) -> Study:
             sizes = {len(line[key]) for key in ("x", "y", "low", "high") if line.get(key)}
             if len(sizes) > 1:
                 wrong.append(f"plots[{i}].lines[{j}] has lists of different lengths")
-    if content.get("layers"):
-        wrong += _ragged(content["layers"])
+    for each in content.get("layers") or []:
+        wrong += _ragged(each)
     _refuse(path, wrong)
     return Study(path, content)
 

@@ -82,9 +82,8 @@ def section(study: Study, index: int, pictures: Pictures) -> Markup:
     for figure in content.get("figures") or []:
         image = pictures.figure(study.file(figure["file"]), figure["alt"])
         parts.append(tag("figure", tag("h3", figure["title"]), image))
-    if content.get("layers"):
-        parts.append(tag("h3", content["layers"]["title"]))
-        parts.append(explorer(content["layers"], f"{anchor(index)}-layers"))
+    for i, each in enumerate(content.get("layers") or []):
+        parts += [tag("h3", each["title"]), explorer(each, f"{anchor(index)}-layers-{i}")]
     return tag(
         "section",
         tag("h2", content["title"], id=anchor(index)),
