@@ -1,11 +1,13 @@
+import pytest
 import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.calibrate.candidates import make_candidates
-from tdquant.calibrate.judge import judge
+from tdquant.calibrate.candidates import Candidate, make_candidates
+from tdquant.calibrate.judge import Judgement, judge
 from tdquant.fakequant import fake_quantize
 from tdquant.quantizers import activation_quantizers
+from tdquant.scales import TableScale
 
 
 class Linear(nn.Module):
@@ -73,3 +75,23 @@ def test_how_samples_are_divided_into_calls_plays_no_part():
     assert torch.equal(whole.times, split.times)
     for name in quantizers:
         assert torch.allclose(whole.errors(name), split.errors(name), rtol=1e-3, atol=1e-9)
+
+
+def test_balanced_times_count_by_the_inverse_root_of_the_error_there():
+    times = torch.tensor([0.0, 0.0, 900.0, 900.0])
+    flat, moving = TableScale(torch.zeros(1), torch.ones(1)), TableScale(times[1:3], torch.ones(2))
+    candidates = {"a": [Candidate("mse", moving), Candidate("mse", flat)]}
+    effects = {"a": torch.tensor([[9.0, 10.0], [9.0, 10.0], [0.1, 1.0], [0.1, 1.0]])}
+    plain = Judgement(times, effects)
+    found = plain.balanced(candidates)
+    assert found.weights[0] / found.weights[2] == pytest.approx(0.1)
+    # The baseline keeps its error; the rest follows the weights.
+    assert found.mean("a")[1] == pytest.approx(float(plain.mean("a")[1]))
+    assert found.mean("a")[0] / found.mean("a")[1] < plain.mean("a")[0] / plain.mean("a")[1]
+    assert found.together({"a": 0}) == pytest.approx(float(found.mean("a")[0]))
+
+
+def test_no_error_at_all_is_left_as_it_is():
+    flat = Candidate("mse", TableScale(torch.zeros(1), torch.ones(1)))
+    found = Judgement(torch.zeros(3), {"a": torch.zeros(3, 1)}).balanced({"a": [flat]})
+    assert found.mean("a") == 0

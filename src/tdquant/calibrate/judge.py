@@ -9,13 +9,13 @@ random normal projection r of the output,
 and ``g = J^T r`` comes for all layers from one backward pass. So one forward and one backward of
 the float model per call, and then elementwise work, measure all candidates; local squared error
 does not tell clipping, whose errors agree in sign and add up, from rounding, whose errors cancel.
-This does.
+This does. Errors of different times are added by the weights of ``tdquant.calibrate.timing``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from tdquant.calibrate.calls import Call, run
 from tdquant.calibrate.candidates import Candidate
 from tdquant.calibrate.concatenations import Concatenation
 from tdquant.calibrate.observers import observing
+from tdquant.calibrate.timing import TimeBins
 from tdquant.errors import CalibrationError
 from tdquant.fakequant import expand_scale, fake_quantize
 from tdquant.grid import Grid
@@ -41,14 +42,39 @@ class Judgement:
         effects: path -> ``r^T J dx / sqrt(elements of the output)`` of each of its C candidates
             alone, ``(S, C)``: their squares are squared output errors per element, and those of
             roundings that come together add up before they are squared.
+        weights: How much each sample counts, ``(S,)``; alike if None.
     """
 
     times: Tensor
     effects: dict[str, Tensor]
+    weights: Tensor | None = None
+
+    def balanced(self, candidates: dict[str, list[Candidate]]) -> Judgement:
+        """The same with every time weighed by the error that the best static scales make there
+        together. That error as a whole stays what it is.
+
+        Arguments:
+            candidates: What was judged, of the layers that count.
+        """
+        total = torch.zeros(len(self.times))
+        for name, found in candidates.items():
+            static = [i for i, c in enumerate(found) if c.kind == "static"]
+            errors = self.effects[name][:, static].square()
+            total += errors[:, errors.mean(0).argmin()]
+        bins = TimeBins(self.times)
+        sums = bins.sums(self.times, total)
+        bins.balance(sums)
+        mean = float(total.mean())
+        return replace(self, weights=bins.of(self.times) * mean if mean else None)
 
     def errors(self, name: str) -> Tensor:
-        """Squared output error of each candidate of a layer by sample, ``(S, C)``."""
-        return self.effects[name].square()
+        """Squared output error of each candidate of a layer by sample, weighted, ``(S, C)``."""
+        return self._weighted(self.effects[name].square())
+
+    def _weighted(self, squares: Tensor) -> Tensor:
+        if self.weights is None:
+            return squares
+        return squares * self.weights.reshape(-1, *[1] * (squares.ndim - 1))
 
     def mean(self, name: str) -> Tensor:
         """Mean error of each candidate of a layer, ``(C,)``."""
@@ -56,7 +82,8 @@ class Judgement:
 
     def together(self, choice: dict[str, int]) -> float:
         """Mean error of one candidate of each of several quantizers at once."""
-        return float(sum(self.effects[n][:, i] for n, i in choice.items()).square().mean())  # type: ignore[union-attr]
+        added: Tensor = sum(self.effects[n][:, i] for n, i in choice.items())  # type: ignore[assignment]
+        return float(self._weighted(added.square()).mean())
 
 
 InputAt = tuple[str, Tensor, Tensor, Tensor]

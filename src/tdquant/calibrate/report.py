@@ -13,7 +13,7 @@ class LayerChoice:
         path: Its quantizer.
         kind: Kind of its scale.
         estimator: Where the curve comes from.
-        error: Mean squared output error that it causes alone, by the judge.
+        error: Mean squared output error that it causes alone, by the judge, which weighs times.
         static_error: That of its best static scale.
         spread: Largest over smallest step over time.
         fit_error: Largest ``|log s - log s*|`` of the fitted network; 0 if none was fitted.

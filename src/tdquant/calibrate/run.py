@@ -105,6 +105,7 @@ def calibrate(
         }
         shown = track(calls, "judging scales", len(calls), progress)
         judgement = judge(model, pending, grids, candidates, shown, seed, parts)
+        judgement = judgement.balanced({n: candidates[n] for n in pending})
         wanted = {n: q.wanted for n, q in pending.items()}
         choices = list_choices(wanted, candidates, judgement, margin, parts)
         trials = {}

@@ -3,7 +3,7 @@ r"""Learns the rounding of a block so that its quantized output meets the float 
     L = mean_t w(t) |B_hat(x_hat, t) - B(x, t)|^2
 
 with B the float block on its float input, B_hat the quantized one on what the quantized layers
-before it give, and w(t) by ``tdquant.reconstruct.timing``. So a block also makes up for errors
+before it give, and w(t) by ``tdquant.calibrate.timing``. So a block also makes up for errors
 that were made before it. Beside the rounding learn the steps of weights, biases, and the laws of
 activation scales: a temporal scale's network by samples that are each at its own timestep. The
 learning rates fall to zero by half a cosine.
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tdquant.calibrate.timing import TimeBins
 from tdquant.layers import QuantLayer
 from tdquant.quantizers import (
     ActivationQuantizer,
@@ -36,7 +37,6 @@ from tdquant.quantizers.rounding import nearest
 from tdquant.reconstruct.batches import Batches
 from tdquant.reconstruct.capture import TIME, Part
 from tdquant.reconstruct.samples import Record
-from tdquant.reconstruct.timing import TimeBins
 from tdquant.scales import TemporalScale
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call, batch_size
+from tdquant.calibrate.timing import TimeBins
 from tdquant.hooks import hooked
 from tdquant.layers import QuantLayer
 from tdquant.progress import Bar
@@ -21,7 +22,6 @@ from tdquant.reconstruct.gptq import ROWS, Hessian, gptq
 from tdquant.reconstruct.processes import Processes
 from tdquant.reconstruct.record import Folder
 from tdquant.reconstruct.samples import Samples
-from tdquant.reconstruct.timing import TimeBins
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tdquant.reconstruct.timing import BINS, LEAST, TimeBins
+from tdquant.calibrate.timing import BINS, LEAST, TimeBins
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 17, 1000])

@@ -1,11 +1,11 @@
-r"""How much each time counts while a block learns.
+r"""How much each time counts where errors of several times are added.
 
     w(t) = 1 / sqrt(e_0(t))
 
-with e_0 the mean squared error of rounding to nearest, over samples near t. A denoiser errs a
-hundred times more near the image than in the noise, but in the noise it is decided which picture
-it becomes: by plain means learning would serve the last few steps alone. The root lies between
-plain means and all times alike, and was best of the three where we measured.
+with e_0 the mean squared error of a baseline, over samples near t: rounding to nearest while a
+block learns, static scales while scales are chosen. A denoiser errs a hundred times more near the
+image than in the noise, but in the noise it is decided which picture it becomes: by plain means
+the last few steps alone would count. The root lies between plain means and all times alike.
 """
 
 from __future__ import annotations
