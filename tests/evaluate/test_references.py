@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from tdquant.data import Cats
 from tdquant.diffusion.pictures import save_png
 from tdquant.errors import DataError, StorageError
 from tdquant.evaluate import evaluate_images, open_reference
-from tdquant.evaluate.references import cache_folder
 from tdquant.metrics import Statistics
 
 from .small import OPTIONS, Random
@@ -206,10 +204,3 @@ def test_given_images_do_not_go_into_the_run_of_a_model(whole, tmp_path, cache):
     given = folder_of(tmp_path / "in", [(8, 8)] * 6)
     with pytest.raises(StorageError, match="run of a model"):
         evaluate_images(given, whole[0], network=Random(), **GIVEN)
-
-
-def test_the_cache_folder_is_that_of_the_environment(monkeypatch):
-    monkeypatch.setenv("TDQUANT_CACHE", "/somewhere")
-    assert cache_folder() == Path("/somewhere")
-    monkeypatch.delenv("TDQUANT_CACHE")
-    assert cache_folder() == Path.home() / ".cache" / "tdquant"

@@ -6,7 +6,7 @@ from tdquant.data import Cats
 from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
 from tdquant.metrics import FrechetDistance, Statistics
-from tdquant.metrics.frechet import cached_statistics, heldout_cats
+from tdquant.metrics.frechet import heldout_cats
 from tdquant.metrics.gaussians import frechet_distance
 
 
@@ -55,35 +55,6 @@ def test_batches_and_repetition_do_not_matter(cats):
     part = cats[:100]
     assert first(part) == pytest.approx(second(part), rel=1e-6)
     assert first(part) == first(part)
-
-
-def test_cache_computes_once_and_survives_damage(cats, tmp_path, monkeypatch):
-    monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path / "cache"))
-    distance, asked = FrechetDistance(reference(cats), Channels()), []
-
-    def images():
-        asked.append(1)
-        return cats[:50]
-
-    first = cached_statistics("cats-50", images, distance)
-    second = cached_statistics("cats-50", images, distance)
-    assert len(asked) == 1
-    assert torch.allclose(first.mean, second.mean)
-    (file,) = (tmp_path / "cache").iterdir()
-    file.write_bytes(b"cut")
-    cached_statistics("cats-50", images, distance)
-    assert len(asked) == 2
-    cached_statistics("cats-other", images, distance)
-    assert len(asked) == 3
-
-
-def test_cache_tells_networks_of_unequal_weights_apart(cats, tmp_path, monkeypatch):
-    monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path))
-    for digest in ("aa", "bb", "aa"):
-        network = Channels()
-        network.digest = digest
-        cached_statistics("cats", lambda: cats[:50], FrechetDistance(reference(cats), network))
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_too_few_images(cats):

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tdquant.caching import cache_folder
 from tdquant.data import DATASETS
 from tdquant.data.registry import make_dataset
 from tdquant.diffusion.pictures import to_uint8
@@ -223,11 +223,6 @@ def _dataset(spec: str, side: int | None) -> _Source:
         digest.hexdigest()[:16],
         part,
     )
-
-
-def cache_folder() -> Path:
-    """Where features are kept: ``$TDQUANT_CACHE``, or ``~/.cache/tdquant``."""
-    return Path(os.environ.get("TDQUANT_CACHE") or Path.home() / ".cache" / "tdquant")
 
 
 def _cached(

@@ -6,8 +6,6 @@ package, others go to a cache folder, by what they were computed from.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from importlib import resources
 
 import torch
@@ -15,18 +13,14 @@ from torch import Tensor, nn
 
 from tdquant.data.cats import Cats
 from tdquant.diffusion.pictures import to_uint8
-from tdquant.errors import DataError
 from tdquant.metrics.efficientnet import EfficientNetLite0
 from tdquant.metrics.gaussians import Statistics, frechet_distance
-from tdquant.metrics.weights import cache_folder
 from tdquant.progress import track
-from tdquant.writing import replacing
 
 __all__ = [
     "CATS_HELDOUT",
     "FrechetDistance",
     "Statistics",
-    "cached_statistics",
     "compute_heldout_cats",
     "heldout_cats",
 ]
@@ -86,31 +80,6 @@ def heldout_cats() -> Statistics:
         / f"cats-heldout-{CATS_HELDOUT}.safetensors"
     )
     return Statistics.from_bytes(file.read_bytes())
-
-
-def cached_statistics(
-    name: str, images: Callable[[], Tensor], distance: FrechetDistance
-) -> Statistics:
-    """Statistics kept under ``$TDQUANT_CACHE`` (``~/.cache/tdquant``), computed the first time.
-
-    Arguments:
-        name: What tells this set from all others: data set, split, count, size.
-        images: Gives the images when they are needed.
-        distance: Whose features to use.
-    """
-    network = type(distance.features).__name__
-    digest = getattr(distance.features, "digest", "")
-    key = hashlib.sha256(f"{name}|{network}|{digest}|v2".encode()).hexdigest()[:16]
-    file = cache_folder() / f"{network}-{key}.safetensors"
-    if file.exists():
-        try:
-            return Statistics.from_bytes(file.read_bytes())
-        except DataError:
-            file.unlink()
-    found = distance.statistics(images(), progress=True)
-    with replacing(file) as fresh:
-        fresh.write_bytes(found.to_bytes())
-    return found
 
 
 def compute_heldout_cats() -> Statistics:

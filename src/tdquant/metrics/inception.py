@@ -29,9 +29,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from tdquant.caching import cache_folder
 from tdquant.errors import DataError
 from tdquant.metrics.features import FeatureNetwork, spatial_slice
-from tdquant.metrics.weights import cache_folder, checksum, find_weights, read_state
+from tdquant.metrics.weights import checksum, find_weights, read_state
 from tdquant.optional import require
 from tdquant.writing import replacing
 

@@ -20,9 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tdquant.caching import cache_folder
 from tdquant.errors import DataError
 from tdquant.metrics.paired import clamped
-from tdquant.metrics.weights import cache_folder, check_state, find_weights, read_state
+from tdquant.metrics.weights import check_state, find_weights, read_state
 from tdquant.optional import require
 
 SHIFT = (-0.030, -0.088, -0.188)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tdquant.caching import cache_folder
 from tdquant.errors import DataError
-
-
-def cache_folder() -> Path:
-    """``$TDQUANT_CACHE``, else ``~/.cache/tdquant``."""
-    return Path(os.environ.get("TDQUANT_CACHE") or Path.home() / ".cache" / "tdquant")
 
 
 def find_weights(names: Sequence[str]) -> Path | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch  # loaded first: its OpenMP runtime serves the kernels too
 
+from tdquant.caching import cache_folder
 from tdquant.runtime.instructions import instructions
 
 _SOURCES = Path(__file__).parent
@@ -24,14 +25,6 @@ _FLAGS = ("-O2", "-mavx2", "-mfma", "-ffp-contract=off", "-fPIC", "-shared")
 _THREADED = "-fopenmp"
 _FUNCTIONS = {"tdq_quantize": 3, "tdq_round": 3, "tdq_multiply": 1, "tdq_normalize": 3}
 """Name -> number of arguments, all of them pointers."""
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    own = os.environ.get("TDQUANT_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tdquant"
 
 
 @functools.cache
