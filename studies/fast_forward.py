@@ -31,7 +31,7 @@ SCHEDULERS = ("ddim", "dpm++", "euler")
 STEPS = (100, 50, 20, 10, 5)
 KEYS = ("method", "scheduler", "steps", "seed")
 TRAINING = {"steps": 5000, "batch": 32, "rate": 1e-3, "schedule": "cosine", "ema": 0.999}
-SETTINGS = {"training": TRAINING, "images": 512, "tiles": 16}
+SETTINGS = {"training": TRAINING, "images": 256, "tiles": 16}
 QUESTION = """\
 Does a model with temporal scales, trained over all timesteps, lose more than the float model
 does when it is sampled with fewer steps?"""

@@ -34,7 +34,7 @@ ALONE = {"tdquant's default": "auto", "input-dynamic": "dynamic"}
 KEYS = ("model", "bits", "method", "scale", "seed")
 VALUES = ("frechet", "paired_mse", "paired_median")
 SETTINGS = {
-    "images": 128, "sampler_steps": 20, "trajectories": 16, "calls": 16, "updates": 60,
+    "images": 96, "sampler_steps": 20, "trajectories": 16, "calls": 16, "updates": 40,
     "items": 64,
 }  # fmt: skip
 QUESTION = """\

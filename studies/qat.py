@@ -26,7 +26,7 @@ BITS = {"W4A4": (4, 4), "W3A3": (3, 3), "W8A4": (8, 4), "W4A8": (4, 8), "W8A8": 
 KEYS = ("model", "bits", "method", "seed")
 VALUES = ("frechet", "paired_mse", "paired_median", "loss")
 SETTINGS = {
-    "steps": 100, "batch": 16, "rate": 1e-3, "ema": 0.98, "images": 256, "sampler_steps": 20,
+    "steps": 80, "batch": 16, "rate": 1e-3, "ema": 0.98, "images": 192, "sampler_steps": 20,
     "calibration": 8, "items": 4096,
 }  # fmt: skip
 QUESTION = """\
