@@ -6,8 +6,11 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 from tdquant.errors import StorageError
 
@@ -28,6 +31,23 @@ def replacing(path: Path) -> Iterator[Path]:
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """A safetensors file that others may read as they may read any new file here: the library
+    makes it the writer's alone.
+
+    Arguments:
+        tensors: Name -> tensor, contiguous, none sharing memory.
+        path: The file.
+        metadata: Words for its header.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    path.chmod(mode)
 
 
 def check_folder(directory: str | os.PathLike[str], mark: str) -> Path:

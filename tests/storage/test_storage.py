@@ -100,7 +100,7 @@ def test_a_failed_save_leaves_the_old_one(saved, frozen, x, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("tdquant.storage.writing.save_file", full)
+    monkeypatch.setattr("tdquant.storage.writing.write_tensors", full)
     with pytest.raises(OSError, match="space"):
         tdq.save(tdq.freeze(quantized(weights=8)), saved)
     assert torch.equal(tdq.load(saved, model=Mixed())(x, 3), frozen(x, 3))

@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "write_tensors", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert save(store, 10) is None
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]

@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tdquant.errors import StorageError
 from tdquant.formats import check_version
-from tdquant.writing import replacing_folder
+from tdquant.writing import replacing_folder, write_tensors
 
 INDEX, FORMAT, VERSION = "calls.json", "tdquant-calls", 1
 _TENSOR = "__tensor__"
@@ -153,7 +152,7 @@ def _write(file: Path, calls: Sequence[Mapping[str, Any]]) -> None:
     tensors = {
         k: v.clone() if v.untyped_storage().nbytes() != v.nbytes else v for k, v in tensors.items()
     }
-    save_file(tensors, file, metadata={"calls": json.dumps(described)})
+    write_tensors(tensors, file, metadata={"calls": json.dumps(described)})
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:

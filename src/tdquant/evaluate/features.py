@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tdquant.evaluate.progress import wait_for
 from tdquant.evaluate.reading import read_pictures, signature
 from tdquant.metrics.features import FeatureNetwork
 from tdquant.progress import Bar
-from tdquant.writing import replacing
+from tdquant.writing import replacing, write_tensors
 
 SHARD = 500
 _PART = 50
@@ -129,4 +128,4 @@ class FeatureShards:
             seen(first + len(images))
         tensors = {kind: torch.cat(rows) for kind, rows in parts.items()}
         with replacing(self._path(k)) as fresh:
-            save_file(tensors, fresh, metadata={"facts": json.dumps(facts)})
+            write_tensors(tensors, fresh, metadata={"facts": json.dumps(facts)})

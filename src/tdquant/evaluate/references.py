@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tdquant.caching import cache_folder
@@ -43,7 +42,7 @@ from tdquant.evaluate.statistics import read_statistics
 from tdquant.metrics.features import FeatureNetwork
 from tdquant.metrics.frechet import CATS_HELDOUT, Statistics, heldout_cats
 from tdquant.progress import track
-from tdquant.writing import replacing
+from tdquant.writing import replacing, write_tensors
 
 HELDOUT = "cats-heldout"
 KEPT = 10_000
@@ -255,7 +254,7 @@ def _cached(
     tensors = {kind: torch.cat(rows) for kind, rows in parts.items() if kind in kinds}
     with replacing(file) as fresh:
         sealed = {"facts": json.dumps(facts), "tensors": _digest(tensors)}
-        save_file(tensors, fresh, metadata=sealed)
+        write_tensors(tensors, fresh, metadata=sealed)
     return tensors
 
 

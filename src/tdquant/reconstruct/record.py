@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call
 from tdquant.errors import StorageError
 from tdquant.formats import check_version
 from tdquant.train.structure import describe
-from tdquant.writing import replacing
+from tdquant.writing import replacing, write_tensors
 
 FORMAT = "tdquant-reconstruction"
 VERSION = 1
@@ -96,7 +95,7 @@ class Folder:
         }  # fmt: skip
         plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         with replacing(file) as fresh:
-            save_file(plain, fresh, metadata=metadata)
+            write_tensors(plain, fresh, metadata=metadata)
 
     def read(self, file: Path) -> Entry | None:
         """One file, or None if it is not there.

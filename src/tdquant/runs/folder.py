@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from tdquant.errors import StorageError
 from tdquant.models import Pipe
 from tdquant.optional import require
 from tdquant.train.checkpoints import Checkpoints
-from tdquant.writing import replacing
+from tdquant.writing import replacing, write_tensors
 
 FORMAT = "tdquant-run"
 
@@ -67,7 +67,7 @@ class RunFolder:
         if pipe.vae is not None:
             tensors = {k: v.cpu().contiguous() for k, v in pipe.vae.state_dict().items()}
             with replacing(self.path / "first_stage.safetensors") as fresh:
-                save_file(tensors, fresh)
+                write_tensors(tensors, fresh)
         index = {"format": FORMAT, "scale_factor": pipe.scale_factor, "asked": asked}
         with replacing(self.path / "run.json") as fresh:
             fresh.write_text(json.dumps(index, indent=1) + "\n")

@@ -6,13 +6,12 @@ import json
 import os
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import nn
 
 from tdquant.models import build
 from tdquant.storage.description import describe, pack_tensors
 from tdquant.storage.files import FORMAT, INDEX, TENSORS, VERSION
-from tdquant.writing import replacing_folder
+from tdquant.writing import replacing_folder, write_tensors
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
@@ -39,6 +38,6 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
         "tensors": sorted(tensors),
     }
     with replacing_folder(directory, INDEX) as fresh:
-        save_file(tensors, fresh / TENSORS, metadata={"format": "pt"})
+        write_tensors(tensors, fresh / TENSORS, metadata={"format": "pt"})
         (fresh / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return Path(directory)

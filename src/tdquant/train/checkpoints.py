@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tdquant.errors import StorageError
+from tdquant.writing import write_tensors
 
 FORMAT = "tdquant-training"
 VERSION = 1
@@ -75,7 +76,7 @@ class Checkpoints:
             digests = {}
             for name, content in tensors.items():
                 file = fresh / f"{name}.safetensors"
-                save_file({k: v.contiguous() for k, v in content.items()}, file)
+                write_tensors({k: v.contiguous() for k, v in content.items()}, file)
                 digests[file.name] = _digest(file)
                 _flush(file)
             index = {"format": FORMAT, "version": VERSION, "step": step, **state}

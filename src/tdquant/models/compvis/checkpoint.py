@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tdquant.errors import ModelError, StorageError
-from tdquant.writing import replacing
+from tdquant.writing import replacing, write_tensors
 
 UNET, EMA, FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 CONDITION = "cond_stage_model."
@@ -211,7 +211,7 @@ def write_checkpoint(state: Mapping[str, Tensor], file: str | os.PathLike[str]) 
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     with replacing(path) as fresh:
         if path.suffix == ".safetensors":
-            save_file(tensors, fresh, metadata={"format": "pt"})
+            write_tensors(tensors, fresh, metadata={"format": "pt"})
         else:
             torch.save({"state_dict": tensors}, fresh)
     return path
