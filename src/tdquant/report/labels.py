@@ -37,6 +37,7 @@ def _facts(run: Run) -> list[str]:
     steps, eta = sampling.get("steps"), sampling.get("eta")
     seed = sampling.get("seed")
     scheduler = (sampling.get("scheduler") or {}).get("name")
+    backend = str(sampling.get("backend") or "")
     return [
         str(model.get("name") or "model"),
         bits,
@@ -44,7 +45,7 @@ def _facts(run: Run) -> list[str]:
         f"{steps} steps" if steps else "",
         f"eta {eta}" if eta is not None else "",
         str(scheduler or ""),
-        str(sampling.get("backend") or ""),
+        backend if backend != bits else "",
         f"seed {seed}" if seed is not None else "",
     ]
 
