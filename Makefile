@@ -52,7 +52,7 @@ bench: venv
 	$(BIN)/python benchmarks/reconstruct.py
 	$(BIN)/python benchmarks/recording.py
 
-# Days on two cores if nothing is there yet; each study makes the runs that are missing.
+# Hours of two cores if nothing is there yet; each study makes the runs that are missing.
 study: venv
 	for name in movement qat ptq fast_forward ablations cost; do $(BIN)/python studies/$$name.py || exit 1; done
 	$(BIN)/tdquant report studies/results --out studies/report.html

@@ -12,7 +12,7 @@ import tdquant as tdq
 from ledger import FRECHET, Ledger, column, parser, use_threads
 from protocol import Subject
 from qat import SETTINGS as QAT
-from qat import observed
+from qat import finished, observed
 from tdquant.quantizers import activation_quantizers
 from tdquant.scales import StaticScale, TemporalScale
 
@@ -74,13 +74,7 @@ def trained(
                 quantizers[path].clock.forget_laws()
             elif start == "flat" and isinstance(scale_there, TemporalScale):
                 scale_there.reset(float(q.scale.step))
-    done = tdq.train(
-        model, subject.data, subject.pipe.scheduler, steps=settings["steps"],
-        batch=settings["batch"], rate=settings["rate"], rates="equal", schedule="cosine",
-        ema=settings["ema"], seed=seed, progress=False,
-    )  # fmt: skip
-    tail = done.losses[-max(len(done.losses) // 5, 1) :]
-    return tdq.freeze(done.average), sum(tail) / len(tail)
+    return finished(subject, model, settings, seed)
 
 
 def make_runs(ledger, args):

@@ -19,11 +19,9 @@ import torch
 import tdquant as tdq
 from ledger import FRECHET, Ledger, column, parser, use_threads
 from protocol import Subject
-from tdquant.data import loader
 from tdquant.diffusion import make_scheduler
 from tdquant.diffusion.pictures import save_png, to_uint8
 from tdquant.metrics import mse
-from tdquant.train import DiffusionObjective
 
 HERE = Path(__file__).parent
 METHODS = {"float": None, "LSQ": "static", "TDQ": "temporal"}
@@ -42,21 +40,17 @@ COMMAND = "python studies/fast_forward.py"
 LIMIT = 1.15
 
 
-def trained(pipe, method):
+def trained(subject, method):
     """The frozen model of a method: from studies/models, or trained now."""
     folder = HERE / "models" / f"cats-ddpm-w4a4-{method.lower()}"
     if (folder / "tdquant.json").exists():
         return tdq.load(folder)
-    data = tdq.data.Cats("train", 50_000)
-    model = copy.deepcopy(pipe.unet)
-    tdq.quantize(model, tdq.Recipe(4, 4, scale=METHODS[method]), verbose=False)
-    objective = DiffusionObjective(pipe.scheduler)
-    items = iter(loader(data, 16, seed=0))
-    drawn = [objective.draw(next(items), 1, k, range(16), "cpu") for k in range(32)]
-    tdq.calibrate(model, [(b.x_t, b.t) for b in drawn], seed=0)
+    pipe = subject.pipe
+    model = subject.quantized(tdq.Recipe(4, 4, scale=METHODS[method]))
+    tdq.calibrate(model, list(subject.noised(16, 32, 0)), seed=0)
     done = tdq.train(
-        model, data, pipe.scheduler, **TRAINING, teacher=copy.deepcopy(pipe.unet), distill=1.0,
-        seed=0, out=HERE.parent / "runs" / f"study-{method.lower()}", save_every=250,
+        model, subject.data, pipe.scheduler, **TRAINING, teacher=copy.deepcopy(pipe.unet),
+        distill=1.0, seed=0, out=HERE.parent / "runs" / f"study-{method.lower()}", save_every=250,
     )  # fmt: skip
     if not done.finished:
         raise SystemExit("stopped; start again to go on")
@@ -65,13 +59,13 @@ def trained(pipe, method):
 
 
 def make_runs(ledger, args):
-    subject = Subject("cats-ddpm", ledger.settings["images"], 50)
+    subject = Subject("cats-ddpm", ledger.settings["images"], 50, items=50_000)
     pipe = subject.pipe
     models, exact = {"float": pipe.unet}, {}
 
     def pictures(method, scheduler, steps):
         if method not in models:
-            models[method] = tdq.compile(trained(pipe, method), "cpu")
+            models[method] = tdq.compile(trained(subject, method), "cpu")
         return subject.pictures(models[method], make_scheduler(scheduler, pipe.scheduler), steps)
 
     def run(method, scheduler, steps, seed):

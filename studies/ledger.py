@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,11 +18,12 @@ from typing import Any
 
 import torch
 
+from tdquant.evaluate.record import json_safe
 from tdquant.machine import machine
+from tdquant.report.reading import STUDY_FORMAT, VERSION
 from tdquant.writing import replacing
 
 RESULTS = Path(__file__).parent / "results"
-FORMAT, VERSION = "tdquant-study", 1
 UNFINISHED = "not finished"
 
 Run = dict[str, Any]
@@ -78,7 +78,7 @@ class Ledger:
     def write(self, **study: Any) -> None:
         """Writes the study: its runs, and whatever is said about them."""
         self.kept |= {
-            "format": FORMAT,
+            "format": STUDY_FORMAT,
             "version": VERSION,
             "study": self.name,
             "settings": self.settings,
@@ -92,7 +92,7 @@ class Ledger:
         for words in ("question", "claim", "measured"):
             self.kept[words] = " ".join(self.kept.get(words, "").split())
         with replacing(self.file) as fresh:
-            fresh.write_text(json.dumps(_finite(self.kept), indent=1) + "\n")
+            fresh.write_text(json.dumps(json_safe(self.kept), indent=1) + "\n")
 
     def over_seeds(self, runs: Iterable[Run], values: Sequence[str], command: str) -> list[Run]:
         """One row for each key: mean, least and largest of each value over the seeds, and how to
@@ -173,14 +173,3 @@ def use_threads(count: int) -> None:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

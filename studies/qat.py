@@ -40,12 +40,17 @@ On CIFAR-10 at W4A4 the paper reports an FID of 4.48 for TDQ, 7.3 for LSQ, 30.73
 COMMAND = "python studies/qat.py"
 
 
-def trained(subject, observations, bits, method, seed, settings, **temporal):
+def trained(subject, observations, bits, method, seed, settings):
     """The frozen moving average, and the loss of the last fifth of the steps."""
     options = {"rates": "equal", **METHODS[method]}
     rates = options.pop("rates")
-    model = subject.quantized(tdq.Recipe(*BITS[bits], **options, temporal=temporal))
+    model = subject.quantized(tdq.Recipe(*BITS[bits], **options))
     tdq.calibrate(model, observations, estimator="mse", split=False, seed=seed, progress=False)
+    return finished(subject, model, settings, seed, rates)
+
+
+def finished(subject, model, settings, seed, rates="equal"):
+    """Trains a calibrated model: the frozen moving average, and the loss of the last fifth."""
     done = tdq.train(
         model, subject.data, subject.pipe.scheduler, steps=settings["steps"],
         batch=settings["batch"], rate=settings["rate"], rates=rates, schedule="cosine",

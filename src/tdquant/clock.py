@@ -269,6 +269,11 @@ class Clock:
         self._set(None)
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Whether the model was quantized: then it has a clock."""
+    return isinstance(getattr(model, "tdq_clock", None), Clock)
+
+
 def clock_of(model: nn.Module) -> Clock:
     """The clock of a quantized model.
 

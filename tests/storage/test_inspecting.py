@@ -115,6 +115,14 @@ def test_what_cannot_be_told(tmp_path, name, capsys):
     assert str(tmp_path / name) in capsys.readouterr().err
 
 
+def test_a_model_whose_tensors_were_cut(saved):
+    whole = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(StorageError, match="tensors cannot be read") as error:
+        inspect_saved(saved)
+    assert str(saved / "model.safetensors") in str(error.value)
+
+
 def test_sparkline_follows_the_curve_in_log_scale():
     rising = sparkline(torch.logspace(0, 3, 64), 8)
     assert rising == BARS

@@ -1,14 +1,31 @@
-"""From prompts, or their number, to the runs of a pipeline."""
+"""Prompts from a file; and from prompts, or their number, to the runs of a pipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from tdquant.errors import ModelError
+from tdquant.errors import DataError, ModelError
 
 FIRST, COUNT = "_first", "_count"
 """Entries of a run that are no arguments: its samples, which decide its random numbers."""
+
+
+def read_prompts(file: str | Path) -> list[str]:
+    """Prompts from a text file, one a line, empty lines left out.
+
+    Raises:
+        DataError: It cannot be read, or has none.
+    """
+    try:
+        lines = [line.strip() for line in Path(file).read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("the prompts cannot be read", where=str(file), why=str(error)) from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise DataError("there are no prompts", where=str(file), fix="one a line")
+    return prompts
 
 
 def make_runs(

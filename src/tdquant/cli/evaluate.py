@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 from tdquant.cli.launch import spread
-from tdquant.cli.switches import overrides_among, shape_of
+from tdquant.cli.switches import argument_of, overrides_among, shape_of
 
 QUICK = {
     "images": 200,
@@ -117,8 +116,8 @@ def run(options: argparse.Namespace) -> int:
         return status
     import torch
 
+    from tdquant.calibrate.prompts import read_prompts
     from tdquant.evaluate import comparison_table, evaluate_images, record_table
-    from tdquant.evaluate.prompted import read_prompts
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -236,16 +235,7 @@ def _evaluate(model: str, out: Path, options: argparse.Namespace, judging: dict[
         paired=_setting(options, "paired"),
         lpips=options.lpips,
         backend=options.backend,
-        call=None if isinstance(pipe, Pipe) else dict(_argument(word) for word in words),
+        call=None if isinstance(pipe, Pipe) else dict(argument_of(word) for word in words),
         source=str(Path(model).resolve()) if Path(model).exists() else model,
         **judging,
     )
-
-
-def _argument(word: str) -> tuple[str, Any]:
-    """``KEY=VALUE`` as an argument of a pipeline, the value JSON or a word."""
-    key, _, value = word.partition("=")
-    try:
-        return key.lstrip("-"), json.loads(value)
-    except ValueError:
-        return key.lstrip("-"), value

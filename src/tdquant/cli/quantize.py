@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tdquant.cli.switches import argument_of
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -69,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         out=options.out,
         recipe=_recipe(options),
         prompts=_prompts(options),
-        call=dict(_argument(word) for word in options.overrides),
+        call=dict(argument_of(word) for word in options.overrides),
         steps=options.steps,
         batch=options.batch,
         seed=options.seed,
@@ -106,28 +108,14 @@ def _recipe(options: argparse.Namespace) -> Any:
 
 
 def _prompts(options: argparse.Namespace) -> Any:
+    from tdquant.calibrate.prompts import read_prompts
     from tdquant.errors import TDQError
 
     if options.prompts is None:
         return 16 if options.samples is None else options.samples
     if options.samples is not None:
         raise TDQError("--prompts and --samples", fix="one of them: a prompt gives one sample")
-    try:
-        lines = options.prompts.read_text().splitlines()
-    except OSError as error:
-        raise TDQError("the prompts cannot be read", where=str(options.prompts)) from error
-    lines = [line.strip() for line in lines if line.strip()]
-    if not lines:
-        raise TDQError("there are no prompts", where=str(options.prompts), fix="one a line")
+    lines = read_prompts(options.prompts)
     if all(line.startswith("{") for line in lines):
         return [json.loads(line) for line in lines]
     return lines
-
-
-def _argument(word: str) -> tuple[str, Any]:
-    """``KEY=VALUE`` as an argument of the pipeline."""
-    key, _, value = word.partition("=")
-    try:
-        return key.lstrip("-"), json.loads(value)
-    except ValueError:
-        return key.lstrip("-"), value

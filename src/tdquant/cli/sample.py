@@ -112,7 +112,7 @@ def _ready(pipe: Any, options: argparse.Namespace) -> Any:
     """The pipe with the scheduler that was asked for and, if quantized, its scales as tables."""
     from dataclasses import replace
 
-    from tdquant.clock import Clock
+    from tdquant.clock import is_quantized
     from tdquant.diffusion import make_scheduler
     from tdquant.errors import ModelError
     from tdquant.frozen import freeze, is_frozen
@@ -121,7 +121,7 @@ def _ready(pipe: Any, options: argparse.Namespace) -> Any:
     kind = "ddpm" if options.vanilla else options.scheduler
     if kind:
         pipe = replace(pipe, scheduler=make_scheduler(kind, pipe.scheduler))
-    if not isinstance(getattr(pipe.unet, "tdq_clock", None), Clock):
+    if not is_quantized(pipe.unet):
         return pipe
     layers = [layer for _, layer in quantized_layers(pipe.unet)]
     for name, operand in (("n_bit_w", "weight_quantizer"), ("n_bit_a", "input_quantizer")):

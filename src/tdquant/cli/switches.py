@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tdquant.errors import TDQError
 
@@ -23,6 +25,15 @@ def overrides_among(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits words into files and ``key.path=value`` overrides."""
     changes = [w for w in words if "=" in w and not Path(w).exists()]
     return [w for w in words if w not in changes], changes
+
+
+def argument_of(word: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` as an argument of a pipeline, the value JSON or a word."""
+    key, _, value = word.partition("=")
+    try:
+        return key.lstrip("-"), json.loads(value)
+    except ValueError:
+        return key.lstrip("-"), value
 
 
 def shape_of(text: str | None) -> tuple[int, ...] | None:

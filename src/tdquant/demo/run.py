@@ -26,6 +26,7 @@ from tdquant.quantizers import activation_quantizers
 from tdquant.recipe import Recipe
 from tdquant.runtime import compile
 from tdquant.runtime.compile import time_calls
+from tdquant.runtime.layout import channels_last
 from tdquant.scales import TableScale
 from tdquant.storage import save
 
@@ -144,7 +145,7 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
     exact = images["float", ""]
     rows = [DemoRow("float", "", distance(exact), 0.0, float("inf"), _megabytes_float(pipe.unet))]
     curves: dict[str, tuple[Tensor, Tensor]] = {}
-    running: list[nn.Module] = [_channels_last(pipe.unet)]
+    running: list[nn.Module] = [channels_last(pipe.unet)]
     for weights, activations in WIDTHS:
         for scale in SCALES:
             recipe = Recipe(weights=weights, activations=activations, scale=scale)
@@ -215,15 +216,6 @@ def _sample(
 def _timed_call(pipe: Pipe) -> tuple[Tensor, Tensor]:
     """The call by which models are timed."""
     return torch.zeros(TIMED, *pipe.shape).normal_(generator=stream_of(0, 0)), torch.tensor(500)
-
-
-def _channels_last(model: nn.Module) -> nn.Module:
-    """A copy with the layout in which the CPU convolves fastest: the float model at its best."""
-    model = copy.deepcopy(model)
-    for p in model.parameters():
-        if p.ndim == 4:
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
-    return model
 
 
 def _with_costs(

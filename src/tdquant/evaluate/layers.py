@@ -28,9 +28,9 @@ from tdquant.evaluate.record import json_safe
 from tdquant.fakequant import fake_quantize
 from tdquant.hooks import hooked
 from tdquant.layers import QuantLayer, quantized_layers
-from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
-from tdquant.recipe import FLOAT
+from tdquant.quantizers import ActivationQuantizer, OffsetQuantizer
 from tdquant.scales import TableScale
+from tdquant.summary import layer_row
 from tdquant.writing import replacing
 
 FORMAT, VERSION = "tdquant-layers", 1
@@ -77,18 +77,17 @@ class _Watch:
 
     def row(self, exact: Tensor | None) -> dict[str, Any]:
         """What was found, as layers.json has it."""
-        quantizer, weight = self.layer.input_quantizer, self.layer.weight_quantizer
+        layer = layer_row(self.path, self.layer)
         calls = max(len(self.spread), 1)
         steps = [_geometric_mean(found) for _, found in sorted(self.steps.items())]
-        grid = getattr(quantizer, "grid", None)
         error, static = self.error / calls, float(self.static.min()) / calls
         return {
             "path": self.path,
-            "type": type(self.layer).__name__,
-            "weight_bits": weight.grid.bits if isinstance(weight, FrozenWeight) else FLOAT,
-            "input_bits": grid.bits if grid is not None else FLOAT,
-            "scale": _kind(quantizer),
-            "zero_point": grid.zero_point if grid is not None else None,
+            "type": layer.layer,
+            "weight_bits": layer.weight_bits,
+            "input_bits": layer.input_bits,
+            "scale": layer.scale or "float",
+            "zero_point": layer.zero_point,
             "steps": steps,
             "error": error,
             "error_static": static,
@@ -145,15 +144,6 @@ def _middle(quantizer: ActivationQuantizer, step: float) -> float:
     if not isinstance(scale, TableScale):
         return step
     return math.sqrt(float(scale.table.min()) * float(scale.table.max()))
-
-
-def _kind(quantizer: nn.Module) -> str:
-    if not isinstance(quantizer, ActivationQuantizer):
-        return "float"
-    scale = quantizer.scale
-    if isinstance(scale, TableScale):
-        return "static" if scale.static else "table"
-    return scale.kind
 
 
 def _weight_error(layer: QuantLayer, exact: Tensor | None) -> float | None:

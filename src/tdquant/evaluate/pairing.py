@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from tdquant.errors import DataError
 from tdquant.evaluate.reading import read_pictures
 from tdquant.evaluate.sampling import Generator, Sampling
+from tdquant.evaluate.subject import digest_of_json
 from tdquant.metrics import PAIRED, sqnr_over_time
 from tdquant.metrics.bootstrap import bootstrap
 from tdquant.runs.pictures import picture_path
@@ -37,8 +36,7 @@ def pictures_of(against: Generator, sampling: Sampling, out: Path) -> Path:
         "eta": sampling.eta,
         **against.settings(sampling),
     }
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    return out.resolve().parent / f".float-{key}"
+    return out.resolve().parent / f".float-{digest_of_json(asked)}"
 
 
 def paired_metrics(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tdquant.calibrate import denoisers
 from tdquant.calibrate.recording import Recording, quietly, record
+from tdquant.clock import is_quantized
 from tdquant.diffusion.pictures import save_png, to_uint8
 from tdquant.errors import ModelError
 from tdquant.evaluate.sampling import Sampling, Seen
@@ -21,7 +22,6 @@ from tdquant.evaluate.subject import (
     describe_scheduler,
     digest_of,
     frozen_of,
-    is_quantized,
     running,
 )
 from tdquant.progress import Bar
@@ -56,17 +56,17 @@ class PipelineGenerator:
         digests = [digest_of(part) for part in self.parts.values()]
         together = hashlib.sha256("|".join(digests).encode()).hexdigest()[:16]
         self.digest = digests[0] if len(digests) == 1 else together
+        vae = getattr(pipeline, "vae", None)
+        self._first_stage = digest_of(vae) if isinstance(vae, nn.Module) else None
 
     def describe(self, source: str) -> dict[str, Any]:
-        found = describe_model(self.model, self.name, source)
-        return found | {"digest": self.digest}
+        return describe_model(self.model, self.name, source, self.digest)
 
     def settings(self, sampling: Sampling) -> dict[str, Any]:
-        vae = getattr(self.pipeline, "vae", None)
         texts = json.dumps(list(self.prompts)) if self.prompts is not None else None
         return {
             "model": self.digest,
-            "first_stage": digest_of(vae) if isinstance(vae, nn.Module) else None,
+            "first_stage": self._first_stage,
             "scheduler": describe_scheduler(self.pipeline.scheduler),
             "batch": sampling.batch,
             "backend": sampling.backend if is_quantized(self.model) else "float",

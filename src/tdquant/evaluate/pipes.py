@@ -34,16 +34,16 @@ class PipeGenerator:
         self.pipe = replace(pipe, unet=frozen_of(pipe.unet))
         self.name, self.model = pipe.name, self.pipe.unet
         self.digest = digest_of(self.model)
+        self._first_stage = None if pipe.vae is None else digest_of(pipe.vae)
         self._running: dict[Sampling, tuple[nn.Module, str]] = {}
 
     def describe(self, source: str) -> dict[str, Any]:
-        return describe_model(self.model, self.name, source)
+        return describe_model(self.model, self.name, source, self.digest)
 
     def settings(self, sampling: Sampling) -> dict[str, Any]:
-        first_stage = None if self.pipe.vae is None else digest_of(self.pipe.vae)
         return {
             "model": self.digest,
-            "first_stage": first_stage,
+            "first_stage": self._first_stage,
             "scheduler": describe_scheduler(self.pipe.scheduler),
             "batch": sampling.batch,
             "backend": self.run(sampling)[1],

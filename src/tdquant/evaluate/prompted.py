@@ -8,28 +8,11 @@ from typing import Any
 
 import torch
 
-from tdquant.errors import DataError
 from tdquant.evaluate.reading import read_pictures
 from tdquant.evaluate.subject import digest_of
 from tdquant.metrics import ClipScore, bootstrap
 
 _PART = 50
-
-
-def read_prompts(file: str | Path) -> list[str]:
-    """Prompts from a text file, one a line, empty lines left out.
-
-    Raises:
-        DataError: It cannot be read, or has none.
-    """
-    try:
-        lines = [line.strip() for line in Path(file).read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("the prompts cannot be read", where=str(file), why=str(error)) from error
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise DataError("there are no prompts", where=str(file), fix="one a line")
-    return prompts
 
 
 def clip_metric(

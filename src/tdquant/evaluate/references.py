@@ -30,6 +30,7 @@ from tdquant.caching import cache_folder
 from tdquant.data import DATASETS
 from tdquant.data.registry import make_dataset
 from tdquant.diffusion.pictures import to_uint8
+from tdquant.digests import file_digest
 from tdquant.errors import DataError
 from tdquant.evaluate.reading import (
     check_pictures,
@@ -141,7 +142,7 @@ def open_reference(
     path = Path(spec)
     if path.suffix in (".npz", ".safetensors"):
         found = read_statistics(path, network)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        digest = file_digest(path)[:16]
         return Reference(path.name, found.count, "unknown", digest, {}, {"pooled": found})
     side = size[0] if size and size[0] == size[1] else None
     source = _folder(path, resize) if path.is_dir() else _dataset(str(spec), side)

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tdquant.clock import is_quantized
 from tdquant.errors import ModelError
 from tdquant.evaluate.folder import awaited, check_out, close, finished, lacking
 from tdquant.evaluate.generators import generator_of
@@ -34,7 +35,6 @@ from tdquant.evaluate.sampling import Generator, Sampling
 from tdquant.evaluate.subject import (
     default_device,
     digest_of_json,
-    is_quantized,
     megabytes,
 )
 from tdquant.machine import machine, version

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tdquant.clock import Clock
+from tdquant.clock import is_quantized
+from tdquant.digests import hash_tensors
 from tdquant.errors import ModelError
 from tdquant.evaluate.record import json_safe
 from tdquant.frozen import freeze, is_frozen
 from tdquant.layers import quantized_layers
 from tdquant.provenance import history
-from tdquant.quantizers import FrozenWeight, activation_quantizers
-from tdquant.recipe import FLOAT, Recipe
+from tdquant.quantizers import activation_quantizers
+from tdquant.recipe import Recipe
 from tdquant.runtime import compile
+from tdquant.runtime.layout import channels_last
 from tdquant.scales import DynamicScale, TableScale
 from tdquant.storage.description import describe, pack_tensors
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether ``quantize`` was applied to the model."""
-    return isinstance(getattr(model, "tdq_clock", None), Clock)
+from tdquant.summary import layer_row
 
 
 def frozen_of(model: nn.Module) -> nn.Module:
@@ -38,20 +35,15 @@ def digest_of(model: nn.Module) -> str:
     """First 16 hex digits of a SHA-256 of every tensor of a float or frozen model, and of what its
     layers are. How it came about is not part of it.
     """
-    found = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
-            found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-            plain = value.detach().cpu().contiguous().reshape(-1)
-            found.update(plain.view(torch.uint8).numpy().data)
+    found = hash_tensors(model.state_dict())
     if is_quantized(model):
         described = describe(model) | {"history": None}
         found.update(json.dumps(described, sort_keys=True, default=str).encode())
     return found.hexdigest()[:16]
 
 
-def describe_model(model: nn.Module, name: str, source: str) -> dict[str, Any]:
-    """What a record says of a float or frozen model."""
+def describe_model(model: nn.Module, name: str, source: str, digest: str) -> dict[str, Any]:
+    """What a record says of a float or frozen model of a known digest."""
     bits, scale = "float", ""
     recipe = getattr(model, "tdq_recipe", None)
     if is_quantized(model):
@@ -60,7 +52,7 @@ def describe_model(model: nn.Module, name: str, source: str) -> dict[str, Any]:
         {
             "name": name,
             "source": source,
-            "digest": digest_of(model),
+            "digest": digest,
             "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
             "bits": bits,
             "scale": scale,
@@ -74,15 +66,8 @@ def _bits(model: nn.Module, recipe: Any) -> str:
     if isinstance(recipe, Recipe):
         mixed = any({"weights", "activations"} & set(c) for c in recipe.overrides.values())
         return "mixed" if mixed else f"W{recipe.weights}A{recipe.activations}"
-    widths = {
-        (
-            layer.weight_quantizer.grid.bits
-            if isinstance(layer.weight_quantizer, FrozenWeight)
-            else FLOAT,
-            getattr(getattr(layer.input_quantizer, "grid", None), "bits", FLOAT),
-        )
-        for _, layer in quantized_layers(model)
-    }
+    rows = [layer_row(path, layer) for path, layer in quantized_layers(model)]
+    widths = {(row.weight_bits, row.input_bits) for row in rows}
     return "W{}A{}".format(*next(iter(widths))) if len(widths) == 1 else "mixed"
 
 
@@ -133,7 +118,7 @@ def running(
                 f"backend {backend!r} for a float model",
                 fix="leave it out: backends run frozen models",
             )
-        return (_channels_last(model) if device == "cpu" else model), "float"
+        return (channels_last(model) if device == "cpu" else model), "float"
     if backend == "simulated":
         return model, backend
     example = None
@@ -141,15 +126,6 @@ def running(
         example = (torch.zeros(batch, *shape, device=device), torch.tensor(1, device=device))
     compiled = compile(model, backend, example=example, verbose=False)
     return compiled, str(getattr(compiled, "tdq_backend").backend)  # noqa: B009
-
-
-def _channels_last(model: nn.Module) -> nn.Module:
-    """A copy with the layout in which a CPU convolves fastest."""
-    model = copy.deepcopy(model)
-    for p in model.parameters():
-        if p.ndim == 4:
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
-    return model
 
 
 def megabytes(model: nn.Module) -> float:

@@ -13,7 +13,6 @@ network tells its name, a title for tables, and the digest of its weights.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -22,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.diffusion.pictures import to_uint8
+from tdquant.digests import hash_tensors
 from tdquant.errors import DataError
+from tdquant.hooks import hooked
 from tdquant.progress import track
 
 KINDS = ("pooled", "logits", "spatial")
@@ -53,11 +54,7 @@ class FeatureNetwork(nn.Module, ABC):
     @cached_property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of names, types, shapes and bytes of all weights."""
-        found = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()[:16]
+        return hash_tensors(self.state_dict()).hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:
@@ -112,11 +109,8 @@ def spatial_slice(layer: nn.Module, channels: int) -> Iterator[list[Tensor]]:
     def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         found.append(output[:, :channels].flatten(1))
 
-    handle = layer.register_forward_hook(keep)
-    try:
+    with hooked([layer.register_forward_hook(keep)]):
         yield found
-    finally:
-        handle.remove()
 
 
 def rgb(images: Tensor, where: str) -> Tensor:

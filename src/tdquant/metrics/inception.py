@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from tdquant.caching import cache_folder
+from tdquant.digests import file_digest
 from tdquant.errors import DataError
 from tdquant.metrics.features import FeatureNetwork, spatial_slice
-from tdquant.metrics.weights import checksum, find_weights, read_state
+from tdquant.metrics.weights import find_weights, read_state
 from tdquant.optional import require
 from tdquant.writing import replacing
 
@@ -89,7 +90,7 @@ class InceptionV3(FeatureNetwork):
                 fix=f"those of torch-fidelity, {FILES[0]}",
             ) from error
         self.eval().requires_grad_(False)
-        self.standard = checksum(file).startswith(CHECKSUM)
+        self.standard = file_digest(file).startswith(CHECKSUM)
         if not self.standard:
             self.title = f"Inception v3 (weights {self.digest[:8]})"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tdquant.caching import cache_folder
+from tdquant.digests import file_digest
 from tdquant.errors import DataError
 
 
@@ -28,22 +28,13 @@ def find_weights(names: Sequence[str]) -> Path | None:
     folders = (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints")
     files = (folder / name for folder in folders for name in names)
     file = next((file for file in files if file.is_file()), None)
-    if file is not None and not checksum(file).startswith(file.stem.rpartition("-")[2]):
+    if file is not None and not file_digest(file).startswith(file.stem.rpartition("-")[2]):
         raise DataError(
             "damaged weights: their SHA-256 is not that of their name",
             where=str(file),
             fix="delete the file",
         )
     return file
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            found.update(part)
-    return found.hexdigest()
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.errors import StorageError
-from tdquant.evaluate.record import Record
+from tdquant.evaluate.layers import FORMAT as LAYERS_FORMAT
+from tdquant.evaluate.record import PROGRESS, RECORD, Record
 from tdquant.formats import check_version
 from tdquant.report import formats
 from tdquant.report.shapes import mistakes
 
-RECORD, PROGRESS, LAYERS = "record.json", "progress.json", "layers.json"
-STUDY_FORMAT, LAYERS_FORMAT, VERSION = "tdquant-study", "tdquant-layers", 1
+LAYERS = "layers.json"
+STUDY_FORMAT, VERSION = "tdquant-study", 1
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calibrate import calibrate
-from tdquant.clock import Clock
+from tdquant.clock import is_quantized
 from tdquant.convert import quantize
 from tdquant.data import dataset_from_config
 from tdquant.data.order import loader
@@ -126,7 +126,7 @@ def run_training(
         flip=data.flip,
     )
     unet = pipe.unet.to(accelerator.device)
-    quantized = isinstance(getattr(unet, "tdq_clock", None), Clock)
+    quantized = is_quantized(unet)
     if quantized and found is None:
         say("the checkpoint is of a quantized model: its own grids and scales train on")
     elif found is None and recipe is not None:
@@ -201,7 +201,7 @@ def _pipe(config: dict[str, Any], checkpoint: str | Path | None, allow_pickle: b
     if checkpoint is None or Path(checkpoint).is_file():
         return load_compvis(config, checkpoint, allow_pickle=allow_pickle)
     pipe = open_pipe(checkpoint)
-    if isinstance(getattr(pipe.unet, "tdq_clock", None), Clock):
+    if is_quantized(pipe.unet):
         raise ModelError(
             f"{checkpoint} is quantized already",
             fix="start from the float model; --resume goes on with a quantized run",

@@ -12,8 +12,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from tdquant.errors import StorageError
 from tdquant.recipe import Recipe
 from tdquant.storage.diffusers_folder import quantized_parts
@@ -115,15 +113,7 @@ def _checkpoint(folder: Path) -> str:
 def _file(file: Path) -> str:
     if file.suffix in _PICKLES:
         return _pickle(file)
-    try:
-        return TensorFiles([file]).listing()
-    except (SafetensorError, OSError) as error:
-        raise StorageError(
-            "no file that can be inspected",
-            where=str(file),
-            why=str(error),
-            fix="a safetensors file, a .ckpt, or a folder that tdquant wrote",
-        ) from error
+    return TensorFiles([file]).listing()
 
 
 def _pickle(file: Path) -> str:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from tdquant.errors import StorageError
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "BOOL": 8}
 
@@ -23,8 +25,7 @@ class TensorFiles:
         sizes: Name -> bytes.
 
     Raises:
-        SafetensorError: A file is cut or of another format.
-        OSError: A file cannot be read.
+        StorageError: A file cannot be read, is cut or of another format.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -33,14 +34,25 @@ class TensorFiles:
         self._types: dict[str, str] = {}
         self._where: dict[str, Path] = {}
         for file in files:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118
-                    header = opened.get_slice(name)
-                    self.shapes[name] = tuple(header.get_shape())
-                    self._types[name] = header.get_dtype()
-                    bits = _BITS.get(self._types[name], 8)
-                    self.sizes[name] = math.prod(self.shapes[name]) * bits // 8
-                    self._where[name] = file
+            try:
+                self._take(file)
+            except (SafetensorError, OSError) as error:
+                raise StorageError(
+                    "the tensors cannot be read",
+                    where=str(file),
+                    why=str(error),
+                    fix="a whole safetensors file: copy or save it again if it was cut",
+                ) from error
+
+    def _take(self, file: Path) -> None:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                header = opened.get_slice(name)
+                self.shapes[name] = tuple(header.get_shape())
+                self._types[name] = header.get_dtype()
+                bits = _BITS.get(self._types[name], 8)
+                self.sizes[name] = math.prod(self.shapes[name]) * bits // 8
+                self._where[name] = file
 
     def read(self, name: str) -> Tensor:
         """The numbers of one tensor."""

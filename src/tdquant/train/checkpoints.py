@@ -9,7 +9,6 @@ is found again. There is no pickle in it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tdquant.digests import file_digest
 from tdquant.errors import StorageError
+from tdquant.formats import check_version
 from tdquant.writing import write_tensors
 
 FORMAT = "tdquant-training"
@@ -77,7 +78,7 @@ class Checkpoints:
             for name, content in tensors.items():
                 file = fresh / f"{name}.safetensors"
                 write_tensors({k: v.contiguous() for k, v in content.items()}, file)
-                digests[file.name] = _digest(file)
+                digests[file.name] = file_digest(file)
                 _flush(file)
             index = {"format": FORMAT, "version": VERSION, "step": step, **state}
             (fresh / "state.json").write_text(json.dumps(index | {"files": digests}, indent=1))
@@ -124,8 +125,8 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         step = int(state["step"])
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']!r}")
-        newer = int(state["version"]) > VERSION
-        bad = [name for name, digest in files.items() if _digest(folder / name) != digest]
+        version = int(state["version"])
+        bad = [name for name, digest in files.items() if file_digest(folder / name) != digest]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
             "a damaged checkpoint", where=str(folder), why=f"{type(error).__name__}: {error}"
@@ -136,22 +137,8 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
             where=str(folder),
             why=f"{', '.join(bad)}: not what was written",
         )
-    if newer:
-        raise StorageError(
-            f"a checkpoint of format version {state['version']}",
-            where=str(folder),
-            why=f"this tdquant reads versions up to {VERSION}",
-            fix="update tdquant",
-        )
+    check_version(version, VERSION, str(folder))
     return Checkpoint(folder, step, state)
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tdquant.clock import Clock
+from tdquant.clock import is_quantized
 from tdquant.errors import StorageError
 from tdquant.grid import Grid
 from tdquant.layers import SplitLayer, quantized_layers, replace_module, structured_layers
@@ -22,7 +22,7 @@ from tdquant.scales import SCALES, PendingScale, Scale, TableScale, TemporalScal
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
     """The structure of a quantized model, JSON-safe, or None for a float one."""
-    if not isinstance(getattr(model, "tdq_clock", None), Clock):
+    if not is_quantized(model):
         return None
     recipe = getattr(model, "tdq_recipe", None)
     return {

@@ -1,0 +1,33 @@
+"""Digests by which files and weights are known again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal, in memory that does not grow with it."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            found.update(block)
+    return found.hexdigest()
+
+
+def hash_tensors(state: Mapping[str, Any]) -> Any:
+    """A SHA-256 over names, types, shapes and bytes of the tensors in a state dict, by their names
+    in order; more can be added to it.
+    """
+    found = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        if isinstance(value, Tensor):
+            found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+            plain = value.detach().cpu().contiguous().reshape(-1)
+            found.update(plain.view(torch.uint8).numpy().data)
+    return found
