@@ -19,6 +19,7 @@ from tdquant.calibrate import (
     trajectories,
 )
 from tdquant.convert import quantize
+from tdquant.correct import correct
 from tdquant.diffusion import sample
 from tdquant.errors import TDQError
 from tdquant.evaluate import Record, evaluate, evaluate_images
@@ -53,6 +54,7 @@ __all__ = [
     "balance",
     "calibrate",
     "compile",
+    "correct",
     "data",
     "denoisers",
     "diffusion",

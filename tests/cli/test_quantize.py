@@ -52,7 +52,7 @@ def test_prompts_to_a_folder_that_samples(source, tmp_path, capsys):
 
 def test_searched_and_reconstructed(source, tmp_path, capsys):
     words = ("--samples", 4, "--batch", 2, "--target-bits", 4.5, "--reconstruct", "gptq",
-             "--scale", "static")  # fmt: skip
+             "--correct", "--scale", "static")  # fmt: skip
     assert run(source, "ddim", tmp_path / "out", *words, "--layers") == 0
     said = capsys.readouterr().out
     assert "weights of 4.50 bits on average" in said or "weights of 4.4" in said
@@ -60,7 +60,9 @@ def test_searched_and_reconstructed(source, tmp_path, capsys):
     unet = DiffusionPipeline.from_pretrained(tmp_path / "out").unet
     recipe = unet.tdq_recipe
     assert recipe.overrides
-    assert [step["step"] for step in unet.tdq_history] == ["calibrate", "reconstruct", "compare"]
+    steps = [step["step"] for step in unet.tdq_history]
+    assert steps == ["calibrate", "reconstruct", "correct", "compare"]
+    assert unet.tdq_gain.scale.table.min() > 0.5
     assert (tmp_path / "out" / "search-unet.png").exists()
 
 

@@ -1,5 +1,7 @@
 """Every registered backend through one contract: a lowering of the frozen model."""
 
+import copy
+
 import pytest
 import torch
 
@@ -19,7 +21,23 @@ SETTINGS = {
     "float weights A8": {"weights": 32, "activations": 8},
     "W4A6 per tensor": {"weights": 4, "activations": 6, "granularity": "tensor"},
     "W4A8 symmetric": {"weights": 4, "activations": 8, "grid": "symmetric"},
+    "W4A4 corrected": {"weights": 4, "activations": 4, "corrected": True},
 }
+
+
+def frozen_by(setting):
+    """A frozen Mixed model of one of the settings."""
+    recipe = dict(SETTINGS[setting])
+    corrected = recipe.pop("corrected", False)
+    frozen = tdq.freeze(quantized(calibrated=recipe.get("activations") != 32, **recipe))
+    if corrected:
+        plain = copy.deepcopy(frozen)
+
+        def louder(x, t):
+            return (1 + torch.as_tensor(t).reshape(-1, 1, 1, 1) / 1500) * plain(x, t)
+
+        tdq.correct(frozen, louder, calls(), progress=False)
+    return frozen
 
 
 def lowered(model, backend):
@@ -36,8 +54,7 @@ def call(model, x, t):
 
 @pytest.fixture(params=SETTINGS, scope="module")
 def frozen_model(request):
-    recipe = dict(SETTINGS[request.param])
-    return tdq.freeze(quantized(calibrated=recipe.get("activations") != 32, **recipe))
+    return frozen_by(request.param)
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])

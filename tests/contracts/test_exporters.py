@@ -8,10 +8,9 @@ import torch
 import tdquant as tdq
 from tdquant.export import EXPORTERS
 
-from ..conftest import quantized
-from .test_backends import SETTINGS
+from .test_backends import SETTINGS, frozen_by
 
-QUICK = {".xml": ("W4A4 temporal", "W8A8 dynamic"), ".onnx": ("W4A4 temporal",)}
+QUICK = {".xml": ("W4A4 corrected", "W8A8 dynamic"), ".onnx": ("W4A4 corrected",)}
 """What is not left to the slow tests; the backend of OpenVINO goes through all settings, too."""
 
 CASES = [
@@ -23,8 +22,7 @@ CASES = [
 
 @pytest.mark.parametrize(("suffix", "setting"), CASES)
 def test_equals_the_frozen_model(suffix, setting, x, tmp_path):
-    recipe = dict(SETTINGS[setting])
-    frozen = tdq.freeze(quantized(calibrated=recipe.get("activations") != 32, **recipe))
+    frozen = frozen_by(setting)
     before = {k: v.clone() for k, v in frozen.state_dict().items()}
     file = tdq.export(frozen, tmp_path / f"model{suffix}", (x, torch.tensor(7)))
     session = tdq.open_session(file)

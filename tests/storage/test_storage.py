@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import pickle
@@ -11,9 +12,10 @@ import tdquant as tdq
 from tdquant import storage
 from tdquant.errors import FreezeError, ModelError, StorageError
 from tdquant.models import build
+from tdquant.storage.inspecting import inspect_saved
 
 from ..conftest import quantized
-from ..denoisers import Mixed, Plain
+from ..denoisers import Mixed, Plain, calls
 
 INDEX, TENSORS = storage.INDEX, storage.TENSORS
 
@@ -33,6 +35,17 @@ def test_bit_equal(weights, scale, tmp_path, x):
     assert tdq.is_frozen(again)
     assert tdq.summary(again) == tdq.summary(frozen)
     assert again.tdq_recipe == frozen.tdq_recipe
+
+
+def test_the_gain_of_the_output_is_saved(frozen, tmp_path, x):
+    plain = copy.deepcopy(frozen)
+    tdq.correct(frozen, lambda x, t: 1.25 * plain(x, t), calls(), progress=False)
+    back = tdq.load(tdq.save(frozen, tmp_path / "m"), model=Mixed())
+    with torch.no_grad():
+        for t in (torch.tensor(3), torch.tensor([0, 431, 999]), torch.tensor(10.5)):
+            assert torch.equal(back(x, t), frozen(x, t))
+        assert not torch.allclose(back(x, 3), plain(x, 3), rtol=0.1)
+    assert "correct: gain 1.25" in inspect_saved(tmp_path / "m")
 
 
 def test_static_and_half_precision(tmp_path, x):

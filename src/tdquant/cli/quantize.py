@@ -47,6 +47,8 @@ def add(commands: Any) -> None:
     flag("--iterations", type=int, default=400, help="updates a block of adaround (default: 400)")
     flag("--balance", type=float, metavar="ALPHA", help="first move this share of outlier "
          "channels' range into the weights, for transformers: 0.5")  # fmt: skip
+    flag("--correct", action="store_true", help="unbias predictions by a gain over time, fitted "
+         "on the quantized pipeline's own samples: less grain at few bits")  # fmt: skip
     flag("--pictures", type=int, default=4, help="samples to compare with float (default: 4)")
     flag("--dtype", choices=DTYPES, help="type to load the pipeline in (default: its own)")
     flag("--device", default="cpu", help="where to run: cpu (default) or cuda")
@@ -81,6 +83,7 @@ def run(options: argparse.Namespace) -> None:
         max_error=options.max_error,
         reconstruct=options.reconstruct,
         iterations=options.iterations,
+        correct=options.correct,
         pictures=options.pictures,
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         device=options.device,

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from tdquant.clock import clock_of
 from tdquant.errors import FreezeError
 from tdquant.export.calls import Call
-from tdquant.export.operand import INT8_CODES, Operand, Steps
+from tdquant.export.operand import INT8_CODES, FoundScale, Operand, Steps
 from tdquant.frozen import expand, is_frozen
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
+from tdquant.layers.gain import gain_of
 from tdquant.quantizers import (
     ActivationQuantizer,
     FrozenWeight,
@@ -243,12 +244,15 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
     clock = clock_of(model)
     clock.remove()
     del model.tdq_clock
-    quantizers = [q for _, q in activation_quantizers(model)]
-    bank_tables(quantizers)
-    found = dict.fromkeys(q.scale.bank for q in quantizers if isinstance(q.scale, BankedScale))
+    gain = gain_of(model)
+    holders = [q for _, q in activation_quantizers(model)] + ([gain] if gain else [])
+    bank_tables(holders)
+    found = dict.fromkeys(h.scale.bank for h in holders if isinstance(h.scale, BankedScale))
     banks, steps = list(found), Steps()
     for bank in banks:
         _keep_variable(bank)
+    if gain is not None:
+        gain.scale = FoundScale(gain.scale, steps, banks)  # type: ignore[arg-type]
 
     def operand(quantizer: nn.Module) -> Operand | None:
         if isinstance(quantizer, ActivationQuantizer):

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tdquant.fakequant import FLOOR, expand_scale
+from tdquant.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, OffsetQuantizer
-from tdquant.scales import BankedScale
+from tdquant.scales import BankedScale, Scale
 
 INT8_CODES = 256
 """Codes of an operand that integer kernels take; more are fake-quantized in float."""
@@ -19,6 +20,18 @@ class Steps:
 
     def __init__(self) -> None:
         self.found: dict[int, tuple[Tensor, ...]] = {}
+
+
+class FoundScale(Scale):
+    """A column of what the root looked up."""
+
+    def __init__(self, scale: BankedScale, steps: Steps, banks: list[Any]) -> None:
+        super().__init__()
+        self.steps, self.place = steps, (banks.index(scale.bank), scale.column)
+
+    def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
+        bank, column = self.place
+        return self.steps.found[bank][column]
 
 
 class Operand(nn.Module):

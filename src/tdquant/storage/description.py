@@ -21,6 +21,7 @@ from tdquant.frozen import is_frozen
 from tdquant.grid import Grid
 from tdquant.layers import quantized_layers, structured_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
+from tdquant.layers.gain import gain_of
 from tdquant.packing import pack
 from tdquant.provenance import history
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
@@ -57,6 +58,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
             path: {"type": type(layer).__name__} | _operands(layer)
             for path, layer in quantized_layers(model)
         },
+        "gain": _describe_gain(model),
         "history": history(model),
         "attention": {
             path.removesuffix(".processor"): {
@@ -99,6 +101,13 @@ def _describe_activation(quantizer: Any) -> dict[str, Any]:
     if isinstance(scale, TableScale):
         out |= {"knots": len(scale.knots), "first": scale.first}
     return out
+
+
+def _describe_gain(model: nn.Module) -> dict[str, Any] | None:
+    gain = gain_of(model)
+    if gain is None:
+        return None
+    return {"knots": len(gain.scale.knots), "channels": gain.channels}  # type: ignore[arg-type]
 
 
 def activations(description: Description) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,12 +20,12 @@ from tdquant.frozen import expand
 from tdquant.grid import Grid
 from tdquant.layers import QUANTIZED, STRUCTURES, quantized_layers, replace_module
 from tdquant.layers.attention import QuantAttention
+from tdquant.layers.gain import OutputGain
 from tdquant.packing import code_dtype, unpack
 from tdquant.quantizers import (
     ActivationQuantizer,
     CodedWeight,
     OffsetQuantizer,
-    activation_quantizers,
 )
 from tdquant.recipe import Recipe
 from tdquant.scales import DynamicScale, Scale, TableScale
@@ -58,6 +58,8 @@ def build_skeleton(
         _restructure(model, dict(entry))
     for path, spec in description["layers"].items():
         _put_layer(model, path, spec, clock, dtype)
+    if gain := description.get("gain"):
+        OutputGain(_table(gain["knots"]), clock, gain["channels"]).attach(model)
     for path, operands in description["attention"].items():
         block: Any = _at(model, path)
         block.set_processor(
@@ -122,11 +124,15 @@ def _activation(spec: Mapping[str, Any], clock: Clock) -> ActivationQuantizer:
     if spec["scale"] == "dynamic":
         scale = DynamicScale()
     else:
-        knots = torch.arange(spec["knots"], dtype=torch.float32) + (spec.get("first") or 0)
-        scale = TableScale(knots, torch.ones(spec["knots"]))
+        scale = _table(spec["knots"], spec.get("first") or 0)
     if "offset" in spec:
         return OffsetQuantizer(grid, scale, clock, spec["offset"], spec["scale"])
     return ActivationQuantizer(grid, scale, clock, wanted=spec["scale"])
+
+
+def _table(count: int, first: int = 0) -> TableScale:
+    knots = torch.arange(count, dtype=torch.float32) + first
+    return TableScale(knots, torch.ones(count))
 
 
 def state_names(names: Iterable[str], description: Description) -> list[str]:
@@ -182,9 +188,9 @@ def settle(model: nn.Module, compact: bool) -> nn.Module:
     """The frozen model, once all tensors are in place: ready to run, its weights numbers unless
     ``compact``.
     """
-    for _, quantizer in activation_quantizers(model):
-        if isinstance(quantizer.scale, TableScale):
-            quantizer.scale.index_knots()
+    for module in model.modules():
+        if isinstance(module, TableScale):
+            module.index_knots()
     if not compact:
         for _, layer in quantized_layers(model):
             expand(layer)

@@ -33,6 +33,7 @@ class Job:
         max_error: Predicted output error to search a recipe for, or None.
         reconstruct: ``"adaround"``, ``"gptq"``, or None.
         iterations: Updates of each block while reconstructing.
+        correct: Whether to put a gain over time behind each denoiser's output.
         pictures: Samples to compare with the float pipeline's.
         dtype: Type to load the pipeline in.
         device: Where to run it.
@@ -53,6 +54,7 @@ class Job:
     max_error: float | None = None
     reconstruct: str | None = None
     iterations: int = 400
+    correct: bool = False
     pictures: int = 4
     dtype: torch.dtype | None = None
     device: str = "cpu"

@@ -2,7 +2,7 @@
 in one job that can be stopped and started again.
 
     record calls -> (balance) -> (search bits) -> quantize -> calibrate -> (reconstruct) -> freeze
-    -> compare pictures -> save
+    -> (correct) -> compare pictures -> save
 
 Recorded calls and unfinished reconstruction stay in a folder beside the output until the job ends.
 """
@@ -21,10 +21,11 @@ from typing import Any
 from torch import nn
 
 from tdquant.announce import announce
-from tdquant.calibrate import calibrate, denoisers, observe
+from tdquant.calibrate import Recording, calibrate, denoisers, observe
 from tdquant.calibrate.recording import record
 from tdquant.calibrate.shards import Shards, read_shards
 from tdquant.convert import quantize
+from tdquant.correct import correct
 from tdquant.errors import ModelError, StorageError
 from tdquant.footprint import resident_bytes
 from tdquant.frozen import freeze
@@ -62,12 +63,13 @@ def run_job(job: Job) -> Outcome:
     parts = _parts(pipe, job)
     lap("load")
     work = job.out.with_name(f"{job.out.name}.work")
-    calls = _calls(pipe, job, work / "calls")
+    calls = _calls(_recording(pipe, job), work / "calls")
     lap("record")
     shown = _shown(job)
     exact = render(pipe, shown, **_sampling(job)) if shown else None
     lap("pictures")
     layers, sizes = {}, {}
+    teachers = {name: copy.deepcopy(pipe.components[name]) for name in parts if job.correct}
     for name in parts:
         before = resident_bytes(pipe.components[name])
         live = _quantize_part(pipe.components[name], name, calls[name], job, work, lap)
@@ -76,6 +78,13 @@ def run_job(job: Job) -> Outcome:
         setattr(pipe, name, frozen)
         sizes[name] = (before, 0)
         lap("freeze")
+    for name, teacher in teachers.items():
+        # The calls that the quantized pipeline makes, which are not those that were recorded.
+        own = _recording(pipe, job)[name]
+        correct(pipe.components[name], teacher, own, progress=job.progress)
+        announce(pipe.components[name])
+        lap("correct")
+    del teachers
     errors, pictures = None, None
     if exact is not None:
         pictures = render(pipe, shown, **_sampling(job))
@@ -197,8 +206,8 @@ def _shown(job: Job) -> Any:
     return list(job.prompts)[: job.pictures]
 
 
-def _calls(pipe: Any, job: Job, folder: Path) -> Shards:
-    """The recorded calls, taken from an earlier try of the same job if it got so far."""
+def _recording(pipe: Any, job: Job) -> Recording:
+    """What the pipeline, as it is now, will be seen to do."""
     recording = record(
         pipe,
         job.prompts,
@@ -210,9 +219,13 @@ def _calls(pipe: Any, job: Job, folder: Path) -> Shards:
     )
     digest = hashlib.sha256(repr(recording.runs).encode()).hexdigest()[:16]
     origin = {**recording.made_by, "model": job.model, "digest of arguments": digest}
-    recording = replace(recording, made_by=origin)
+    return replace(recording, made_by=origin)
+
+
+def _calls(recording: Recording, folder: Path) -> Shards:
+    """The recorded calls, taken from an earlier try of the same job if it got so far."""
     with contextlib.suppress(StorageError):
         earlier = read_shards(folder)
-        if dict(earlier.index["made_by"]) == origin:
+        if dict(earlier.index["made_by"]) == dict(recording.made_by):
             return earlier
     return recording.save(folder)
