@@ -8,7 +8,8 @@ step from what a layer saw; ``PTQ4DM's draw`` is mse on calls drawn from a norma
 time; ``Q-Diffusion's`` splits layers along the concatenations that they take, and learns the
 rounding of the weights (AdaRound on the model's output, a small budget of updates). Each stands
 beside itself with temporal scales in the place of static ones, and nothing else changed.
-``tdquant's default`` is what ``quantize`` and ``calibrate`` do when nothing is said.
+``tdquant's default`` is what ``quantize`` and ``calibrate`` do when nothing is said; *corrected*,
+it has a gain over time behind its output (``tdq.correct``).
 """
 
 import tdquant as tdq
@@ -25,10 +26,15 @@ METHODS = {
     "PTQ4DM's draw": {"estimator": "mse", "law": "normal"},
     "Q-Diffusion's": {"estimator": "mse", "split": True, "reconstruct": True},
     "tdquant's default": {"estimator": "auto", "split": True},
+    "tdquant's default, corrected": {"estimator": "auto", "split": True, "correct": True},
     "input-dynamic": {"estimator": "auto"},
 }
 SCALES = ("static", "temporal")
-ALONE = {"tdquant's default": "auto", "input-dynamic": "dynamic"}
+ALONE = {
+    "tdquant's default": "auto",
+    "tdquant's default, corrected": "auto",
+    "input-dynamic": "dynamic",
+}
 """Methods that come with a kind of scale of their own."""
 
 KEYS = ("model", "bits", "method", "scale", "seed")
@@ -86,6 +92,7 @@ class Calibrations:
         """The model that a method makes."""
         options = dict(METHODS[method])
         learned, law = options.pop("reconstruct", False), options.pop("law", "uniform")
+        corrected = options.pop("correct", False)
         model = self.subject.quantized(tdq.Recipe(*BITS[bits], scale=scale))
         tdq.calibrate(
             model, self.observed(law), **{"split": False, **options}, seed=self.seed,
@@ -96,7 +103,15 @@ class Calibrations:
                 model, self.calls(), scope="model", iterations=self.settings["updates"],
                 seed=self.seed, progress=False,
             )  # fmt: skip
-        return tdq.freeze(model)
+        frozen = tdq.freeze(model)
+        if corrected:
+            pipe = self.subject.pipe
+            own = tdq.trajectories(
+                frozen, pipe.scheduler, self.settings["trajectories"], pipe.shape, batch=16,
+                steps=self.settings["sampler_steps"], seed=2000 + self.seed,
+            )  # fmt: skip
+            tdq.correct(frozen, pipe.unet, own, progress=False)
+        return frozen
 
 
 def make_runs(ledger, args):

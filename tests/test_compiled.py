@@ -9,6 +9,7 @@ import tdquant as tdq
 from tdquant.runtime.cuda import lower_on
 
 from .conftest import quantized
+from .denoisers import Mixed, calls
 
 TIMES = [torch.tensor(5), torch.tensor(900), torch.tensor([1, 2, 990]), torch.tensor(3.5), 7]
 
@@ -17,7 +18,13 @@ KINDS = {
     "frozen": lambda live, frozen: frozen,
     "reference": lambda live, frozen: tdq.compile(frozen, "reference"),
     "cuda": lambda live, frozen: lower_on(frozen, "cpu"),
+    "corrected": lambda live, frozen: corrected(frozen),
 }
+
+
+def corrected(frozen):
+    """The frozen model with a gain behind its output."""
+    return tdq.correct(frozen, Mixed().eval(), list(calls()), progress=False)
 
 
 @pytest.fixture(autouse=True)
