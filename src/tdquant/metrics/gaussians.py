@@ -111,7 +111,8 @@ def resampled_frechet(features: Tensor, reference: Statistics, drawn: Tensor) ->
 
     With `Y = (X - mean X) C_2^(1/2)` and weights w, how often each image was drawn, the matrix
     under the root is the weighted covariance of Y: one product a selection, in float32, and its
-    eigenvalues. With fewer images than features, the same eigenvalues come from the smaller Gram
+    eigenvalues. Where most images were drawn once, `Y^T Y` less the others' share is the smaller
+    product. With fewer images than features, the same eigenvalues come from the smaller Gram
     matrix.
 
     Arguments:
@@ -127,6 +128,7 @@ def resampled_frechet(features: Tensor, reference: Statistics, drawn: Tensor) ->
     lengths = x.square().sum(1)
     gram = (y @ y.T).float() if k < y.shape[1] else None
     small, found = y.float(), []
+    whole = (y.T @ y).float() if gram is None else y
     for w in counts(drawn, len(x)):
         shift = w @ x / k
         spread = (w @ lengths - k * shift.square().sum()) / (k - 1)
@@ -135,7 +137,7 @@ def resampled_frechet(features: Tensor, reference: Statistics, drawn: Tensor) ->
         matrix = (
             _gram_covariance(gram, kept, weights, k)
             if gram is not None
-            else _covariance(small, kept, weights, k)
+            else _covariance(small, whole, w.float(), k)
         )
         mixed = torch.linalg.eigvalsh(matrix).clamp_min(0).sqrt().sum(dtype=torch.float64)
         mean = (centre + shift - reference.mean).square().sum()
@@ -143,10 +145,16 @@ def resampled_frechet(features: Tensor, reference: Statistics, drawn: Tensor) ->
     return torch.stack(found)
 
 
-def _covariance(y: Tensor, kept: Tensor, weights: Tensor, k: int) -> Tensor:
-    rows = y[kept]
-    rows = (rows - weights @ rows / k) * weights.sqrt()[:, None]
-    return rows.T @ rows / (k - 1)
+def _covariance(y: Tensor, whole: Tensor, weights: Tensor, k: int) -> Tensor:
+    """Of rows y, whose mean is zero and whose products add to ``whole``, by weights."""
+    kept, odd = (weights != 0).nonzero().flatten(), (weights != 1).nonzero().flatten()
+    if len(odd) < len(kept):
+        rows, factor = y[odd], weights[odd] - 1
+        total, products = factor @ rows, whole + (rows.T * factor) @ rows
+    else:
+        rows, factor = y[kept], weights[kept]
+        total, products = factor @ rows, (rows.T * factor) @ rows
+    return (products - torch.outer(total, total) / k) / (k - 1)
 
 
 def _gram_covariance(gram: Tensor, kept: Tensor, weights: Tensor, k: int) -> Tensor:
