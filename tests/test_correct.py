@@ -10,7 +10,6 @@ from tdquant.correct import KNOTS, LIMIT
 from tdquant.errors import CalibrationError, FreezeError
 from tdquant.layers.gain import gain_of
 
-from .conftest import quantized
 from .denoisers import Mixed, calls
 
 TIMES = (0, 300, 999)
@@ -43,20 +42,48 @@ def test_finds_the_gain_that_is_missing(frozen, corrected, x):
     assert step["gain"] == pytest.approx([0.8, 1.5], rel=2e-2)
 
 
-def test_predictions_are_unbiased_on_other_noise():
-    model = Mixed().eval()
-    frozen = tdq.freeze(quantized(weights=3, activations=3))
+class Given(nn.Module):
+    """A denoiser that predicts what a function makes of noise, quantized or not."""
 
-    def bias(seed):
-        rng = torch.Generator().manual_seed(seed)
-        x, t = torch.randn(64, 6, 8, 8, generator=rng), torch.full((64,), 200)
-        with torch.no_grad():
-            y, z = model(x, t), frozen(x, t)
-        return abs(float((z * y).sum() / (y * y).sum()) - 1)
+    def __init__(self, change):
+        super().__init__()
+        self.layer, self.change = nn.Conv2d(6, 6, 1), change
 
-    before = bias(1)
-    tdq.correct(frozen, model, calls(), progress=False)
-    assert bias(1) < 0.5 * before
+    def forward(self, x, t):
+        return self.change(x) + 0 * self.layer(x)
+
+
+def fitted(change, teacher=lambda x, t: x):
+    """The gain that a model of given predictions gets."""
+    model = Given(change).eval()
+    tdq.quantize(model, tdq.Recipe(8, 32, edges=8), verbose=False)
+    frozen = tdq.freeze(model)
+    x = torch.randn(64, 6, 8, 8, generator=torch.Generator().manual_seed(1))
+    tdq.correct(frozen, teacher, [(x, torch.tensor(5))], progress=False)
+    return float(gain_of(frozen).scale.table)
+
+
+def noise(x):
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+
+
+def test_what_was_lost_comes_back():
+    """A prediction as training to the least squared error leaves it: E[z y] = E[z^2]."""
+    kept = 0.7
+    gain = fitted(lambda x: kept * x + (kept * (1 - kept)) ** 0.5 * noise(x))
+    assert gain == pytest.approx(1 / kept, rel=2e-2)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_what_was_added_is_not_multiplied(share):
+    """A prediction of full energy, a part of which is noise that rounding added."""
+    gain = fitted(lambda x: share * x + (1 - share**2) ** 0.5 * noise(x))
+    assert gain == pytest.approx(1, abs=2e-2)
+    assert fitted(lambda x: x + noise(x)) == pytest.approx(1, abs=2e-2)
+
+
+def test_predictions_that_are_too_loud():
+    assert fitted(lambda x: 1.25 * x) == pytest.approx(0.8, rel=1e-4)
 
 
 def test_correcting_again_fits_anew(frozen, corrected, x):

@@ -2,14 +2,16 @@ r"""``correct``: takes back what quantization systematically takes off a denoise
 
 With y the float model's prediction and z the quantized one's for the same input,
 
-    z = (1 + k(t)) y + d,    E[d y] = 0,    and so    g(t) = 1 / (1 + k(t)) = <y, y> / <z, y>
+    z = (1 + k(t)) y + d,    E[d y] = 0,    g(t) = <y, y> / max(<z, y>, min(<z, z>, <y, y>))
 
-over all samples at timestep t. Rounding makes k negative near the image: x holds little noise
-there, coarse codes lose some of it, and a model that is trained to the least squared error then
-predicts less, as it should for that error alone. But noise that is not predicted is not removed;
-it stays in the sample, and in the next input beside the noise that the timestep stands for. Times
-g(t), the prediction is unbiased again. Its squared error is a little larger, the samples' distance
-to the data smaller.
+over all samples at timestep t. Near the image, x holds little noise, coarse codes lose some of it,
+and a model that is trained to the least squared error then predicts less, as it should for that
+error alone: k is negative. But noise that is not predicted is not removed; it stays in the sample,
+and in the next input beside the noise that the timestep stands for. For such a model
+<z, z> <= <z, y>, and g = 1 / (1 + k) makes the prediction unbiased. Its squared error is a little
+larger, the samples' distance to the data smaller. Rounding that no training has seen adds as much
+as it takes: where z has the energy of y in spite of k, multiplying would multiply what was added,
+and the gain stays at 1.
 
 References:
     He et al., PTQD: Accurate Post-Training Quantization for Diffusion Models, 2023
@@ -52,8 +54,8 @@ def correct(
     rounds: int = 2,
     progress: bool = True,
 ) -> nn.Module:
-    """Puts a gain over time behind a frozen model's output, in place, so that its predictions are
-    unbiased against the float model's.
+    """Puts a gain over time behind a frozen model's output, in place, that takes back what its
+    predictions have lost against the float model's.
 
     Arguments:
         frozen: What ``freeze`` or ``load`` returned. A gain that it has already is fitted anew.
@@ -115,7 +117,7 @@ class _Fit:
             with self.clock.at(self.clock.last):
                 z = z / expand_scale(gain.factor(z), z)
         z, y = z[:, :own].flatten(1).double(), y[:, :own].flatten(1).double()
-        pairs = torch.stack([(y * y).sum(1), (z * y).sum(1)], dim=1).cpu()
+        pairs = torch.stack([(y * y).sum(1), (z * y).sum(1), (z * z).sum(1)], dim=1).cpu()
         if not bool(pairs.isfinite().all()):
             raise CalibrationError(
                 "a prediction that is not finite",
@@ -133,11 +135,12 @@ class _Fit:
         known, place = times.unique(return_inverse=True)
         if len(known) > KNOTS:
             place = place * KNOTS // len(known)
-        count = int(place.max()) + 1
+        bins = int(place.max()) + 1
         each = torch.stack([torch.ones_like(times), times, *products.unbind(1)], dim=1)
-        sums = torch.zeros(count, 4).double().index_add_(0, place, each)
-        kept = sums[:, 3] / sums[:, 2].clamp(min=1e-300)
-        return sums[:, 1] / sums[:, 0], 1 / kept.clamp(1 / LIMIT, LIMIT), self.channels
+        sums = torch.zeros(bins, 5).double().index_add_(0, place, each)
+        count, total, yy, zy, zz = sums.unbind(1)
+        kept = zy.maximum(zz.minimum(yy)) / yy.clamp(min=1e-300)
+        return total / count, 1 / kept.clamp(1 / LIMIT, LIMIT), self.channels
 
 
 def _predicted(call: Call, z: Tensor) -> int:

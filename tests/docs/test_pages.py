@@ -68,6 +68,7 @@ def test_training(capsys):
         "8, pipe.shape, steps=10": "2, pipe.shape, steps=4",
         "count=512": "count=16",
         "steps=20,": "steps=2,",
+        "32, pipe.shape, steps=20": "2, pipe.shape, steps=2",
         "batch=8": "batch=2",
         "save_every=10": "save_every=2",
     }

@@ -12,6 +12,7 @@ import tdquant as tdq
 from tdquant.cli import main
 from tdquant.errors import StorageError
 from tdquant.frozen import is_frozen
+from tdquant.layers.gain import gain_of
 from tdquant.models.compvis.checkpoint import read_checkpoint
 from tdquant.runs import RunFolder, open_pipe, sample_pictures
 
@@ -85,6 +86,21 @@ def test_more_steps_go_on_and_other_arguments_are_refused(place, tmp_path, capsy
     # The folder alone is enough to go on.
     assert main(["train", "--resume", str(tmp_path / "run"), "--max_steps", "7", "--quiet"]) == 0
     assert RunFolder(tmp_path / "run").checkpoints.latest().step == 7
+
+
+def test_correcting_at_the_end_or_later(place, tmp_path):
+    frozen = RunFolder(tmp_path / "run").frozen
+    assert train(place, tmp_path, "--max_steps", "2", "--correct", "2") == 0
+    assert gain_of(tdq.load(frozen)) is not None
+    assert main(["train", "--resume", str(tmp_path / "run"), "--correct", "0", "--quiet"]) == 0
+    assert gain_of(tdq.load(frozen)) is None
+
+
+def test_nothing_to_correct_against(place, trained, tmp_path, capsys):
+    base = ["train", "--base", str(place / "config.yaml"), "--logdir", str(tmp_path), "--quiet"]
+    assert main([*base, "--name", "new", "--correct"]) == 1
+    assert "no float model to correct against" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_going_on_ends_like_one_run(place, trained, tmp_path):

@@ -70,6 +70,15 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="learn from the float model's output, 0 to 1",
     )
+    flag(
+        "--correct",
+        type=int,
+        nargs="?",
+        const=32,
+        metavar="SAMPLES",
+        help="in the end fit a gain of the output over time, which takes grain out of samples of "
+        "few bits (on 32 samples)",
+    )
     flag("--recompute", action="store_true", help="gradient checkpointing: less memory, more time")
     flag("--workers", type=int, help="processes that read data (default: data.params.num_workers)")
     flag("--threads", type=int, help="threads of torch")
@@ -120,6 +129,7 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
         "steps": options.max_steps,
         "rates": options.rates,
         "scale": options.scale or ("temporal" if options.use_dynamic else None),
+        "correct": options.correct,
     }
     given = {k: v for k, v in flags.items() if v is not None}
     settings = training_options(config | {"tdquant": (config.get("tdquant") or {}) | given}, where)
@@ -149,7 +159,9 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _resumed(options: argparse.Namespace) -> dict[str, Any]:
-    """What a run was started with; only the number of steps may be another."""
+    """What a run was started with; only the number of steps and the correction at the end
+    may be others.
+    """
     from tdquant.errors import ConfigError
     from tdquant.recipe import Recipe
     from tdquant.runs import RunFolder
@@ -168,6 +180,8 @@ def _resumed(options: argparse.Namespace) -> dict[str, Any]:
     job = asked | {"out": options.resume, "recipe": recipe and Recipe.from_dict(recipe)}
     if options.max_steps is not None:
         job["options"]["steps"] = options.max_steps
+    if options.correct is not None:
+        job["options"]["correct"] = options.correct
     return job
 
 

@@ -92,6 +92,9 @@ TRAINING: dict[str, Option] = {
         "published: learned steps at a tenth of the rate, scales' networks at the whole; "
         "equal: all at the rate.",
     ),
+    "correct": Option(
+        0, int, "Samples on which a gain of the output over time is fitted at the end; 0: none."
+    ),
     "calibration_batches": Option(16, int, "Batches from which the scales start.", low=1),
 }
 """Every key of the section ``tdquant``, its default, its type and its meaning."""

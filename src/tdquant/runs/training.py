@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.calibrate import calibrate
+from tdquant.calibrate import calibrate, trajectories
 from tdquant.clock import is_quantized
 from tdquant.convert import quantize
+from tdquant.correct import correct
 from tdquant.data import dataset_from_config
 from tdquant.data.order import loader
 from tdquant.diffusion.sampling import sample
@@ -112,15 +113,23 @@ def run_training(
         pipe.vae.to(accelerator.device).eval().requires_grad_(False)
     if checkpoint is None and found is None:
         pipe = _with_unit_variance(pipe, config, data, options["seed"], say)
-    teacher = None
-    if distill is not None:
+    samples = options.get("correct", 0) if recipe is not None else 0
+    start = None
+    if distill is not None or samples:
         source = _pipe(config, checkpoint, allow_pickle) if found else pipe
-        teacher = copy.deepcopy(source.unet).to(accelerator.device)
+        start = copy.deepcopy(source.unet).to(accelerator.device).eval()
+    if samples and (checkpoint is None or start is None or is_quantized(start)):
+        raise ConfigError(
+            "there is no float model to correct against",
+            where="tdquant.correct",
+            why="the run starts from random weights or from a quantized model",
+            fix="--ckpt with the float model, or no --correct",
+        )
     objective = DiffusionObjective(
         pipe.scheduler,
         loss=options["loss"] or config["model"]["params"].get("loss_type", "l2"),
         min_snr=options["min_snr"],
-        teacher=teacher,
+        teacher=None if distill is None else start,
         distill=distill or 0.0,
         encode=None if pipe.vae is None else pipe.encode,
         flip=data.flip,
@@ -158,7 +167,14 @@ def run_training(
             say(f"stopped after step {trained.step}; the same command goes on from there")
             return trained
     if recipe is not None and accelerator.is_main_process:
-        save(freeze((trained.average if trained else unet).cpu()), folder.frozen)
+        frozen = freeze(trained.average if trained else unet)
+        if samples and start is not None:
+            own = trajectories(
+                frozen, pipe.scheduler, samples, pipe.shape, steps=20, seed=options["seed"],
+                device=accelerator.device,
+            )  # fmt: skip
+            correct(frozen, start, own, progress=progress)
+        save(frozen.cpu(), folder.frozen)
         say(f"frozen model: {folder.frozen}")
     return trained
 
@@ -175,7 +191,7 @@ _FOR_TRAIN = (
     "seed",
     "save_every",
 )
-_MAY_CHANGE = ("steps", "save_every", "sample_every", "accumulate")
+_MAY_CHANGE = ("steps", "save_every", "sample_every", "accumulate", "correct")
 
 
 def _quiet(words: str) -> None:
