@@ -32,7 +32,7 @@ CHOICES = {
 }
 KEYS = ("part", "choice", "seed")
 VALUES = ("frechet", "paired_mse", "paired_median", "loss")
-SETTINGS = {**QAT, "bits": [4, 4], "model": "cats-ddpm"}
+SETTINGS = {**QAT, "rate": 3e-4, "bits": [4, 4], "model": "cats-ddpm"}
 QUESTION = """\
 How much do depth, width, the encoding of time, dropout, the start, the network itself and the
 share of temporal layers matter?"""
@@ -74,7 +74,7 @@ def trained(
                 quantizers[path].clock.forget_laws()
             elif start == "flat" and isinstance(scale_there, TemporalScale):
                 scale_there.reset(float(q.scale.step))
-    return finished(subject, model, settings, seed)
+    return finished(subject, model, settings, settings["rate"], seed)
 
 
 def make_runs(ledger, args):
@@ -145,7 +145,7 @@ def tell(ledger):
                     FRECHET,
                     column("ratio", "of the published form's", 2, "lower"),
                     column("paired_mse", "Paired MSE", 4, "lower"),
-                    column("loss", "Training loss", 4, "lower"),
+                    column("loss", "Distillation loss", 4, "lower"),
                 ],
                 "rows": rows,
             }

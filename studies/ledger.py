@@ -25,6 +25,7 @@ from tdquant.writing import replacing
 
 RESULTS = Path(__file__).parent / "results"
 UNFINISHED = "not finished"
+NOTHING = (None, "float", "-")
 
 Run = dict[str, Any]
 Column = dict[str, Any]
@@ -111,9 +112,9 @@ class Ledger:
                     row[value] = statistics.mean(found)
                     if len(found) > 1:
                         row[f"{value}_low"], row[f"{value}_high"] = min(found), max(found)
-            row["command"] = f"{command} " + " ".join(
-                f'--{k} "{v}"' for k, v in zip(words, key, strict=True)
-            )
+            # The float model has no bits, method or rate to choose: every call makes it.
+            flags = [(k, v) for k, v in zip(words, key, strict=True) if v not in NOTHING]
+            row["command"] = " ".join([command, *(f'--{k} "{v}"' for k, v in flags)])
             rows.append(row)
         return rows
 
