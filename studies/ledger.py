@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tdquant.evaluate.record import json_safe
+from tdquant.formats import json_safe
 from tdquant.machine import machine
 from tdquant.report.reading import STUDY_FORMAT, VERSION
 from tdquant.writing import replacing

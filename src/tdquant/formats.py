@@ -1,6 +1,10 @@
-"""Versions of the formats that tdquant writes."""
+"""What the files that tdquant writes have in common: versions, and what JSON can hold."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from tdquant.errors import StorageError, TDQError
 
@@ -23,3 +27,12 @@ def check_version(
         raise error(
             f"format version {found}, newer than {known}", where=where, fix="update tdquant"
         )
+
+
+def json_safe(value: Any) -> Any:
+    """The value with plain dictionaries and lists, and None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(k): json_safe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

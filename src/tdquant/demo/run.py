@@ -17,6 +17,7 @@ from tdquant.convert import quantize
 from tdquant.diffusion import sample, trajectories
 from tdquant.diffusion.sampling import stream_of
 from tdquant.footprint import resident_bytes
+from tdquant.formats import json_safe
 from tdquant.frozen import freeze
 from tdquant.machine import machine
 from tdquant.metrics import FrechetDistance, mse, sqnr_over_time
@@ -115,7 +116,7 @@ class DemoResult:
             "seconds": round(self.seconds, 1),
             "rows": [asdict(row) for row in self.rows],
         }
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        path.write_text(json.dumps(json_safe(record), indent=2, allow_nan=False) + "\n")
 
 
 def run_demo(settings: Settings, progress: bool = True) -> DemoResult:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from tdquant.calibrate.calls import Call, run
 from tdquant.clock import clock_of
 from tdquant.errors import DataError
-from tdquant.evaluate.record import json_safe
 from tdquant.fakequant import fake_quantize
+from tdquant.formats import json_safe
 from tdquant.hooks import hooked
 from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.quantizers import ActivationQuantizer, OffsetQuantizer

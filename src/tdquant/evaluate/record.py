@@ -5,7 +5,6 @@ intervals. One JSON file, written last, so that where it is the run is whole.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.errors import StorageError
-from tdquant.formats import check_version
+from tdquant.formats import check_version, json_safe
 from tdquant.writing import replacing
 
 FORMAT, VERSION = "tdquant-record", 1
@@ -139,15 +138,6 @@ def _missing(file: Path) -> StorageError:
         return StorageError(
             "no record here", where=str(file), fix="a folder that tdquant evaluate wrote"
         )
-
-
-def json_safe(value: Any) -> Any:
-    """The value with plain dictionaries and lists, and None for numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {str(k): json_safe(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_safe(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def incomparable(a: Record, b: Record) -> list[str]:

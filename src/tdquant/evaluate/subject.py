@@ -13,7 +13,7 @@ from torch import nn
 from tdquant.clock import is_quantized
 from tdquant.digests import hash_tensors
 from tdquant.errors import ModelError
-from tdquant.evaluate.record import json_safe
+from tdquant.formats import json_safe
 from tdquant.frozen import freeze, is_frozen
 from tdquant.layers import quantized_layers
 from tdquant.provenance import history
