@@ -157,9 +157,10 @@ def tell(ledger):
 def main() -> None:
     every = [choice for choices in CHOICES.values() for choice in choices]
     axes = {"part": list(CHOICES), "choice": list(dict.fromkeys(every))}
-    arguments = parser(__doc__, **axes).parse_args()
+    arguments = parser(__doc__, shared=True, **axes).parse_args()
     use_threads(arguments.threads)
     ledger = Ledger(arguments.name or "ablations", KEYS, SETTINGS)
+    ledger.share = arguments.share
     if not arguments.summary:
         make_runs(ledger, arguments)
     tell(ledger)

@@ -194,6 +194,7 @@ def tell(ledger):
                         "dashed": method == "float",
                     }
                     for method in METHODS
+                    if any(m == method and s == scheduler for m, s, _ in frechet)
                 ],
             }
             for scheduler in SCHEDULERS

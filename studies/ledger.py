@@ -2,15 +2,19 @@
 
 A run is a few words that say which it is (model, bits, method, seed) and the numbers it gave.
 Every run is written as soon as it is there; started again, a study makes those that are missing.
+Several processes may make one study: ``--share 0/2`` and ``--share 1/2`` take half of the runs
+each.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import itertools
 import json
 import statistics
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -47,14 +51,25 @@ class Ledger:
         self.runs: list[Run] = []
         self.machine: dict[str, Any] = dict(machine())
         self.kept: dict[str, Any] = {}
-        if self.file.exists():
-            before = json.loads(self.file.read_text())
-            if before["settings"] != self.settings:
-                raise SystemExit(
-                    f"{self.file} has runs of other settings:\n  {before['settings']}\nnot\n"
-                    f"  {self.settings}\nMove it away, or give these settings another --name."
-                )
-            self.runs, self.kept = before["runs"], before
+        self.share = (0, 1)
+        self._read()
+
+    def _read(self) -> None:
+        """Takes in what the file has: runs of earlier times and of other processes."""
+        if not self.file.exists():
+            return
+        before = json.loads(self.file.read_text())
+        if before["settings"] != self.settings:
+            raise SystemExit(
+                f"{self.file} has runs of other settings:\n  {before['settings']}\nnot\n"
+                f"  {self.settings}\nMove it away, or give these settings another --name."
+            )
+        known = {self._key(run) for run in self.runs}
+        self.runs += [run for run in before["runs"] if self._key(run) not in known]
+        self.kept = before | self.kept
+
+    def _key(self, run: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(run.get(k) for k in self.keys)
 
     def find(self, **key: Any) -> Run | None:
         """The run of that key, if it was made."""
@@ -64,10 +79,14 @@ class Ledger:
         """All runs with these values."""
         return [r for r in self.runs if all(r.get(k) == v for k, v in key.items())]
 
-    def make(self, key: Mapping[str, Any], run: Callable[[], Mapping[str, Any]]) -> Run:
-        """The run of a key: from the file, or made now and written."""
+    def make(self, key: Mapping[str, Any], run: Callable[[], Mapping[str, Any]]) -> Run | None:
+        """The run of a key: from the file, or made now and written; None if it is missing and
+        another process's share.
+        """
+        self._read()
         found = self.find(**key)
-        if found is None:
+        mine, of = self.share
+        if found is None and zlib.crc32(repr(self._key(key)).encode()) % of == mine:
             began = time.perf_counter()
             found = {**key, **run(), "seconds": round(time.perf_counter() - began, 1)}
             self.runs.append(found)
@@ -78,6 +97,13 @@ class Ledger:
 
     def write(self, **study: Any) -> None:
         """Writes the study: its runs, and whatever is said about them."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._read()
+            self._write(study)
+
+    def _write(self, study: Mapping[str, Any]) -> None:
         self.kept |= {
             "format": STUDY_FORMAT,
             "version": VERSION,
@@ -124,8 +150,12 @@ def grid(**axes: Sequence[Any]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def parser(text: str | None, **axes: Sequence[Any]) -> argparse.ArgumentParser:
-    """A study's command line: a flag for each axis, by which runs are chosen."""
+def parser(
+    text: str | None, shared: bool = False, **axes: Sequence[Any]
+) -> argparse.ArgumentParser:
+    """A study's command line: a flag for each axis, by which runs are chosen, and where several
+    processes may share them a flag for that.
+    """
     made = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -133,10 +163,21 @@ def parser(text: str | None, **axes: Sequence[Any]) -> argparse.ArgumentParser:
         kind = type(values[0])
         made.add_argument(f"--{axis}", nargs="+", type=kind, default=list(values), choices=values)
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    if shared:
+        made.add_argument(
+            "--share", type=_share, default=(0, 1), metavar="I/N", help="part I of N, from 0"
+        )
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--name", help="of the file in results; the study's own by default")
     made.add_argument("--summary", action="store_true", help="make nothing, write the tables anew")
     return made
+
+
+def _share(text: str) -> tuple[int, int]:
+    mine, of = map(int, text.split("/"))
+    if not 0 <= mine < of:
+        raise ValueError(text)
+    return mine, of
 
 
 def ratio(

@@ -237,10 +237,11 @@ def plots(rows):
 
 def main() -> None:
     axes = {"model": MODELS, "bits": list(BITS), "method": list(METHODS)}
-    arguments = parser(__doc__, **axes, scale=[*SCALES, *ALONE.values()]).parse_args()
+    arguments = parser(__doc__, shared=True, **axes, scale=[*SCALES, *ALONE.values()]).parse_args()
     arguments.scale = [scale for scale in arguments.scale if scale in SCALES]
     use_threads(arguments.threads)
     ledger = Ledger(arguments.name or "ptq", KEYS, SETTINGS)
+    ledger.share = arguments.share
     if not arguments.summary:
         make_runs(ledger, arguments)
     tell(ledger)

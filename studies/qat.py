@@ -179,9 +179,10 @@ def tell(ledger):
 
 def main() -> None:
     axes = {"model": MODELS, "bits": list(BITS), "method": list(METHODS), "rate": RATES}
-    arguments = parser(__doc__, **axes).parse_args()
+    arguments = parser(__doc__, shared=True, **axes).parse_args()
     use_threads(arguments.threads)
     ledger = Ledger(arguments.name or "qat", KEYS, SETTINGS)
+    ledger.share = arguments.share
     if not arguments.summary:
         make_runs(ledger, arguments)
     tell(ledger)

@@ -47,6 +47,21 @@ def test_a_run_is_made_once_and_survives(studies):
         ledger.Ledger("some", ("model", "seed"), {"images": 5})
 
 
+def test_two_processes_share_the_runs_and_one_file(studies):
+    ledger = studies("ledger")
+    books = [ledger.Ledger("some", ("model", "seed"), {}) for _ in range(2)]
+    made = []
+    for i, book in enumerate(books):
+        book.share = (i, 2)
+    for seed in range(12):
+        for i, book in enumerate(books):
+            key = {"model": "a", "seed": seed}
+            book.make(key, lambda i=i, seed=seed: made.append((seed, i)) or {"frechet": 1.0})
+    assert sorted(seed for seed, _ in made) == list(range(12))
+    assert {i for _, i in made} == {0, 1}
+    assert {r["seed"] for r in ledger.Ledger("some", ("model", "seed"), {}).runs} == set(range(12))
+
+
 def test_a_run_that_fails_loses_no_other(studies):
     ledger = studies("ledger")
     book = ledger.Ledger("some", ("model", "seed"), {})
