@@ -47,15 +47,11 @@ def trained(subject, method):
     folder = HERE / "models" / f"cats-ddpm-w4a4-{slug(method)}"
     if (folder / "tdquant.json").exists():
         return tdq.load(folder)
-    pipe = subject.pipe
     if method not in SCALES:
         frozen = trained(subject, method.removesuffix(", corrected"))
-        own = tdq.trajectories(
-            frozen, pipe.scheduler, CORRECTION["trajectories"], pipe.shape, batch=32,
-            steps=CORRECTION["steps"], seed=CORRECTION["seed"],
-        )  # fmt: skip
-        tdq.save(tdq.correct(frozen, pipe.unet, own), folder)
+        tdq.save(subject.corrected(frozen, **CORRECTION), folder)
         return frozen
+    pipe = subject.pipe
     model = subject.quantized(tdq.Recipe(4, 4, scale=SCALES[method]))
     tdq.calibrate(model, list(subject.noised(16, 32, 0)), seed=0)
     done = tdq.train(

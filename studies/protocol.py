@@ -107,6 +107,14 @@ class Subject:
         with torch.no_grad():
             return torch.cat([self.pipe.decode(part) for part in samples.split(64)]).clamp(-1, 1)
 
+    def corrected(self, frozen: nn.Module, trajectories: int, steps: int, seed: int) -> nn.Module:
+        """The frozen model with a gain that was fitted on samples of its own, in place."""
+        own = tdq.trajectories(
+            frozen, self.pipe.scheduler, trajectories, self.pipe.shape, batch=trajectories,
+            steps=steps, seed=seed,
+        )  # fmt: skip
+        return tdq.correct(frozen, self.pipe.unet, own, progress=False)
+
     def judge(self, frozen: nn.Module) -> dict[str, float]:
         """Distance and paired error of a frozen model, run on integers where they hold exactly."""
         images = self.pictures(tdq.compile(frozen, "cpu"))

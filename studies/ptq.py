@@ -104,14 +104,12 @@ class Calibrations:
                 seed=self.seed, progress=False,
             )  # fmt: skip
         frozen = tdq.freeze(model)
-        if corrected:
-            pipe = self.subject.pipe
-            own = tdq.trajectories(
-                frozen, pipe.scheduler, self.settings["trajectories"], pipe.shape, batch=16,
-                steps=self.settings["sampler_steps"], seed=2000 + self.seed,
-            )  # fmt: skip
-            tdq.correct(frozen, pipe.unet, own, progress=False)
-        return frozen
+        if not corrected:
+            return frozen
+        return self.subject.corrected(
+            frozen, self.settings["trajectories"], self.settings["sampler_steps"],
+            seed=2000 + self.seed,
+        )  # fmt: skip
 
 
 def make_runs(ledger, args):

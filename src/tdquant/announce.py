@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import nn
 
 LISTENERS: list[Callable[[nn.Module], None]] = []
-"""Called with every root model that was quantized, frozen or loaded."""
+"""Called with every root model that was quantized, frozen, corrected or loaded."""
 
 
 def announce(model: nn.Module) -> nn.Module:

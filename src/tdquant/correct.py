@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tdquant.announce import announce
 from tdquant.calibrate.calls import Call, run
 from tdquant.clock import Clock, clock_of
 from tdquant.errors import CalibrationError, FreezeError
@@ -93,7 +94,7 @@ def correct(
         knots, gains, channels = fit.solve()
         _put(frozen, clock, knots, gains, channels)
     note(frozen, "correct", gain=[float(gains.min()), float(gains.max())])
-    return frozen
+    return announce(frozen)
 
 
 class _Fit:
@@ -114,8 +115,7 @@ class _Fit:
         if own < z.shape[1]:
             self.channels = own
         if gain is not None:
-            with self.clock.at(self.clock.last):
-                z = z / expand_scale(gain.factor(z), z)
+            z = z / expand_scale(values_of(gain.scale, self.clock.last), z)
         z, y = z[:, :own].flatten(1).double(), y[:, :own].flatten(1).double()
         pairs = torch.stack([(y * y).sum(1), (z * y).sum(1), (z * z).sum(1)], dim=1).cpu()
         if not bool(pairs.isfinite().all()):
@@ -156,10 +156,9 @@ def _put(frozen: nn.Module, clock: Clock, knots: Tensor, gains: Tensor, channels
     if clock.coverage is not None:
         knots = training_timesteps(*clock.coverage)
         scale = TableScale(knots, values_of(scale, knots))
-    device = next(frozen.parameters()).device
-    gain = OutputGain(scale.requires_grad_(False).to(device), clock, channels)
-    before = gain_of(frozen)
-    if before is None:
-        gain.attach(frozen)
+    scale = scale.requires_grad_(False).to(next(frozen.parameters()).device)
+    gain = gain_of(frozen)
+    if gain is None:
+        OutputGain(scale, clock, channels).attach(frozen)
     else:
-        before.scale, before.channels = gain.scale, channels
+        gain.scale, gain.channels = scale, channels

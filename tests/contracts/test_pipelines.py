@@ -104,7 +104,9 @@ def brief(value):
 
 
 @torch.no_grad()
-def test_compiled_for_the_cpu(proof):
+def test_compiled_for_the_cpu(proof, monkeypatch):
+    # Which kernels are fastest depends on the hour, and with them which values fall elsewhere.
+    monkeypatch.setattr("tdquant.runtime.cpu.layer._fastest", lambda call: 1.0)
     fast = {n: tdq.compile(m, "cpu", verbose=False) for n, m in proof.frozen.items()}
     for name, model in fast.items():
         for call in proof.calls[name]:
@@ -115,10 +117,8 @@ def test_compiled_for_the_cpu(proof):
             assert error.median() <= 1e-4 * y.abs().max()
     images = sample(put(proof.pipe, fast), proof.call)
     put(proof.pipe, proof.frozen)
-    # Over the steps that grows, but to no more than a few times what the grid itself does. Which
-    # values fall elsewhere depends on the kernels that were fastest, and so on the hour.
-    grid = distance(proof.frozen_images, proof.images)
-    assert distance(images, proof.frozen_images) < 3 * grid
+    # Over the steps that grows, but to no more than what the grid itself does.
+    assert distance(images, proof.frozen_images) < distance(proof.frozen_images, proof.images)
 
 
 def test_other_schedulers(proof):

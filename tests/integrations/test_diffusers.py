@@ -1,5 +1,6 @@
 """Quantized models through diffusers' own ways of loading and saving."""
 
+import copy
 import json
 import os
 import shutil
@@ -69,6 +70,18 @@ def test_a_pipeline_saved_and_reloaded_gives_the_same_images(frozen, saved):
     assert config["recipe"]["weights"] == 4
     assert tdq.Recipe.from_dict(config["recipe"]) == frozen.tdq_recipe
     assert "quantization_config" in pipe.unet.config
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_corrected_model_saved_and_reloaded(frozen, tmp_path, dtype):
+    corrected = copy.deepcopy(frozen)
+    tdq.correct(corrected, lambda x, t: 1.5 * frozen(x, t).sample, unet_calls(), progress=False)
+    corrected.save_pretrained(tmp_path)
+    unet = UNet2DModel.from_pretrained(tmp_path, dtype=dtype)
+    assert torch.equal(unet.tdq_gain.scale.table, corrected.tdq_gain.scale.table)
+    if dtype == torch.float32:
+        assert equal(outputs(unet), outputs(corrected))
+    assert not equal(outputs(corrected), outputs(frozen))
 
 
 def test_saved_again_from_what_was_loaded(frozen, saved, tmp_path):

@@ -29,9 +29,13 @@ class FoundScale(Scale):
         super().__init__()
         self.steps, self.place = steps, (banks.index(scale.bank), scale.column)
 
-    def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
+    def now(self) -> Tensor:
+        """What the column has at the timesteps of the call in progress, ``()`` or ``(B,)``."""
         bank, column = self.place
         return self.steps.found[bank][column]
+
+    def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
+        return self.now()
 
 
 class Operand(nn.Module):
@@ -47,11 +51,8 @@ class Operand(nn.Module):
         super().__init__()
         self.low, self.high = quantizer.grid.low, quantizer.grid.high
         self.offset = quantizer.offset if isinstance(quantizer, OffsetQuantizer) else 0.0
-        self.steps = steps
         scale = quantizer.scale
-        self.place: tuple[int, int] | None = None
-        if isinstance(scale, BankedScale):
-            self.place = banks.index(scale.bank), scale.column
+        self.scale = FoundScale(scale, steps, banks) if isinstance(scale, BankedScale) else None
 
     @property
     def codes(self) -> int:
@@ -60,10 +61,7 @@ class Operand(nn.Module):
 
     def step(self, x: Tensor) -> Tensor:
         """The step at the call's timesteps, shaped to broadcast over x."""
-        if self.place is None:
-            return expand_scale(self.dynamic_step(x), x)
-        bank, column = self.place
-        return expand_scale(self.steps.found[bank][column], x)
+        return expand_scale(self.dynamic_step(x) if self.scale is None else self.scale.now(), x)
 
     def dynamic_step(self, x: Tensor) -> Tensor:
         """``DynamicScale`` without flattening x: OpenVINO moves what it takes for scales of

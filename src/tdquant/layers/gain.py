@@ -14,7 +14,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -67,8 +66,6 @@ class OutputGain(nn.Module):
             return self(output)
         if isinstance(output, tuple):
             return (self(output[0]), *output[1:])
-        if isinstance(output, Mapping):  # diffusers' outputs are, and keep their fields as items
-            return type(output)(**{**output, "sample": self(output["sample"])})
         output.sample = self(output.sample)
         return output
 
@@ -80,5 +77,5 @@ def gain_of(model: nn.Module) -> OutputGain | None:
 
 
 def values_of(scale: Scale, times: Tensor) -> Tensor:
-    """The gains at times ``(K,)``."""
+    """The gains at times ``()`` or ``(K,)``."""
     return scale(times, torch.empty(0), _NO_GRID)

@@ -126,18 +126,15 @@ def resampled_frechet(features: Tensor, reference: Statistics, drawn: Tensor) ->
     x = x - centre
     y = x @ reference.root
     lengths = x.square().sum(1)
-    gram = (y @ y.T).float() if k < y.shape[1] else None
-    small, found = y.float(), []
-    whole = (y.T @ y).float() if gram is None else y
+    few = k < y.shape[1]
+    products, rows, found = (y @ y.T if few else y.T @ y).float(), y.float(), []
     for w in counts(drawn, len(x)):
         shift = w @ x / k
         spread = (w @ lengths - k * shift.square().sum()) / (k - 1)
-        kept = w.nonzero().flatten()
-        weights = w[kept].float()
         matrix = (
-            _gram_covariance(gram, kept, weights, k)
-            if gram is not None
-            else _covariance(small, whole, w.float(), k)
+            _gram_covariance(products, w.float(), k)
+            if few
+            else _covariance(rows, products, w.float(), k)
         )
         mixed = torch.linalg.eigvalsh(matrix).clamp_min(0).sqrt().sum(dtype=torch.float64)
         mean = (centre + shift - reference.mean).square().sum()
@@ -157,7 +154,9 @@ def _covariance(y: Tensor, whole: Tensor, weights: Tensor, k: int) -> Tensor:
     return (products - torch.outer(total, total) / k) / (k - 1)
 
 
-def _gram_covariance(gram: Tensor, kept: Tensor, weights: Tensor, k: int) -> Tensor:
+def _gram_covariance(gram: Tensor, weights: Tensor, k: int) -> Tensor:
+    kept = weights.nonzero().flatten()
+    weights = weights[kept]
     inner = gram[kept][:, kept]
     means = inner @ weights / k
     inner = inner - means - means[:, None] + weights @ means / k

@@ -21,7 +21,7 @@ from tdquant.frozen import is_frozen
 from tdquant.grid import Grid
 from tdquant.layers import quantized_layers, structured_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
-from tdquant.layers.gain import gain_of
+from tdquant.layers.gain import OutputGain, gain_of
 from tdquant.packing import pack
 from tdquant.provenance import history
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
@@ -45,7 +45,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
             where=type(model).__name__,
             fix="tdq.calibrate it if that is not done, then save tdq.freeze(model)",
         )
-    recipe = getattr(model, "tdq_recipe", None)
+    recipe, gain = getattr(model, "tdq_recipe", None), gain_of(model)
+    behind = {} if gain is None else {"gain": _describe_gain(gain)}
     return {
         "timestep": clock.argument,
         "coverage": list(clock.coverage) if clock.coverage else None,
@@ -58,7 +59,6 @@ def describe(model: nn.Module) -> dict[str, Any]:
             path: {"type": type(layer).__name__} | _operands(layer)
             for path, layer in quantized_layers(model)
         },
-        "gain": _describe_gain(model),
         "history": history(model),
         "attention": {
             path.removesuffix(".processor"): {
@@ -67,6 +67,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
             for path, module in model.named_modules()
             if isinstance(module, QuantAttention)
         },
+        **behind,
     }
 
 
@@ -103,10 +104,7 @@ def _describe_activation(quantizer: Any) -> dict[str, Any]:
     return out
 
 
-def _describe_gain(model: nn.Module) -> dict[str, Any] | None:
-    gain = gain_of(model)
-    if gain is None:
-        return None
+def _describe_gain(gain: OutputGain) -> dict[str, Any]:
     return {"knots": len(gain.scale.knots), "channels": gain.channels}  # type: ignore[arg-type]
 
 

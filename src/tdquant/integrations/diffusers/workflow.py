@@ -82,7 +82,6 @@ def run_job(job: Job) -> Outcome:
         # The calls that the quantized pipeline makes, which are not those that were recorded.
         own = _recording(pipe, job)[name]
         correct(pipe.components[name], teacher, own, progress=job.progress)
-        announce(pipe.components[name])
         lap("correct")
     del teachers
     errors, pictures = None, None
