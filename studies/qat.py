@@ -11,8 +11,6 @@ the larger one, and what is near is only damaged by it. Published rates: learned
 tenth of the network's rate, as in the published code, where TDQ's networks learn at the whole.
 """
 
-import copy
-
 import tdquant as tdq
 from ledger import FRECHET, Ledger, column, grid, parser, ratio, use_threads
 from protocol import MODELS, Subject
@@ -59,7 +57,7 @@ def finished(subject, model, settings, rate, seed, rates="equal"):
     done = tdq.train(
         model, subject.data, subject.pipe.scheduler, steps=settings["steps"],
         batch=settings["batch"], rate=rate, rates=rates, schedule="cosine", ema=settings["ema"],
-        teacher=copy.deepcopy(subject.pipe.unet), distill=settings["distill"], seed=seed,
+        teacher=subject.teacher, distill=settings["distill"], seed=seed,
         progress=False,
     )  # fmt: skip
     tail = done.losses[-max(len(done.losses) // 5, 1) :]
