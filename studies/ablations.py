@@ -126,6 +126,7 @@ def tell(ledger):
             else "does not hold"
         )
     ledger.write(
+        position=4,
         title="Ablations: what the parts of a temporal scale are worth",
         question=QUESTION,
         claim=CLAIM,

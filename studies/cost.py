@@ -158,6 +158,7 @@ def tell(ledger):
     )
     holds = bool(over) and over[len(over) // 2] <= LIMIT
     ledger.write(
+        position=6,
         title="What temporal scales cost",
         question=QUESTION,
         claim=CLAIM,

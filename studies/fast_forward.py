@@ -118,6 +118,7 @@ def tell(ledger):
             {
                 **{k: v for k, v in run.items() if k != "seconds"},
                 "ratio": run["frechet"] / base if base else None,
+                "baseline": method == "float",
                 "command": f'{COMMAND} --method "{method}" '
                 f"--scheduler {scheduler} --steps {steps}",
             }
@@ -148,6 +149,7 @@ def tell(ledger):
     rows.sort(key=lambda r: (r["scheduler"], -r["steps"], METHODS.index(r["method"])))
     shown = [m for m in METHODS if all(sample_file(m, n).exists() for n in STEPS)]
     ledger.write(
+        position=3,
         title="Fast-forward: fewer sampling steps with the same scales",
         question=QUESTION,
         claim=CLAIM,

@@ -130,6 +130,7 @@ def tell(ledger):
         else "does not hold"
     )
     ledger.write(
+        position=5,
         title="Which layers move with the timestep",
         question=QUESTION,
         claim=CLAIM,

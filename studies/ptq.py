@@ -168,6 +168,7 @@ def tell(ledger):
     else:
         verdict = "holds in part" if better > len(gains) / 2 else "does not hold"
     ledger.write(
+        position=2,
         title="Post-training quantization: temporal scales on top of other methods",
         question=QUESTION,
         claim=CLAIM,

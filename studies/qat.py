@@ -146,6 +146,7 @@ def tell(ledger):
     else:
         verdict = "holds in part" if min(low) < 0.95 else "does not hold"
     ledger.write(
+        position=1,
         title="Quantization-aware training: learned scales of every kind",
         question=QUESTION,
         claim=CLAIM,

@@ -24,6 +24,15 @@ def test_everything_in_folders_is_found(tmp_path):
     assert record.runs[0].path.name == "W4A4-temporal"
 
 
+def test_studies_stand_by_their_position(tmp_path):
+    write_everything(tmp_path)
+    for name, position in (("d-large", 1), ("b-ptq", 2)):
+        file = tmp_path / "studies" / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"position": position}))
+    found = read_inputs([tmp_path / "studies"]).studies
+    assert [s.path.stem for s in found] == ["d-large", "b-ptq", "a-qat", "c-dynamic"]
+
+
 def test_every_input_that_cannot_be_shown_is_named(tmp_path):
     write_run(tmp_path / "good")
     (tmp_path / "broken.json").write_text('{"format": "tdquant-st')

@@ -18,6 +18,12 @@ def test_nothing_is_best_where_nothing_is_compared():
     assert best([{"d": "x"}, {"d": float("nan")}], LOWER) == set()
 
 
+def test_a_baseline_is_not_the_best():
+    rows = [{"d": 1.0, "baseline": True}, {"d": 2.0}, {"d": 3.0}]
+    assert best(rows, LOWER) == {1}
+    assert best(rows[:2], LOWER) == set()
+
+
 def test_groups_keep_the_order_of_rows():
     rows = [{"m": "a", "b": 4}, {"m": "b", "b": 4}, {"m": "a", "b": 4}, {"b": 8}]
     assert [(name, len(found)) for name, found in groups(rows, ["m", "b"])] == [

@@ -25,6 +25,7 @@ STUDY = {
     "claim?": str,
     "measured": str,
     "verdict": str,
+    "position?": NUMBER,
     "machine?": dict,
     "seconds?": NUMBER,
     "command?": str,

@@ -5,6 +5,7 @@ before anything is shown, with every mistake in every file told at once.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -77,8 +78,9 @@ class Inputs:
     """What was found.
 
     Attributes:
-        studies: In the order of the arguments, by name within a folder.
-        runs: The same.
+        studies: By their position; those of one in the order of the arguments, by name within a
+            folder.
+        runs: In the order of the arguments, by name within a folder.
         unfinished: The same.
     """
 
@@ -117,6 +119,7 @@ def read_inputs(inputs: Sequence[str | os.PathLike[str]]) -> Inputs:
             f"{len(wrong)} inputs cannot be shown:\n{listed}" if wrong else "nothing to report",
             fix="run folders of tdquant evaluate, study files, or folders of them",
         )
+    found.studies.sort(key=lambda study: study.content.get("position", math.inf))
     return found
 
 

@@ -133,6 +133,7 @@ def _comparison(group: list[Run], label: dict[Any, str]) -> Markup:
     for run in group:
         record = run.record
         row: dict[str, Any] = {"label": label[run.path], "bits": record.model.get("bits")}
+        row["baseline"] = row["bits"] == "float"
         row["command"] = record.command
         measured = {**record.metrics}
         for key, value in (record.paired or {"metrics": {}})["metrics"].items():

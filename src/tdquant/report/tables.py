@@ -34,9 +34,14 @@ class Column:
 def best(rows: Sequence[dict[str, Any]], column: Column) -> set[int]:
     """Indices of the best rows as they are printed; none where nothing is compared.
 
-    Rows that print the same share the mark.
+    Rows that print the same share the mark. A ``baseline`` is what others are measured against,
+    and takes no part.
     """
-    values = {i: row[column.key] for i, row in enumerate(rows) if is_number(row.get(column.key))}
+    values = {
+        i: row[column.key]
+        for i, row in enumerate(rows)
+        if is_number(row.get(column.key)) and not row.get("baseline")
+    }
     if column.better not in DIRECTIONS or len(values) < 2:
         return set()
     top = (min if column.better == "lower" else max)(values.values())
