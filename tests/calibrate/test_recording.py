@@ -174,3 +174,13 @@ def test_a_run_that_fails_leaves_no_folder(guided, tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         recording.save(tmp_path / "c")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_number_of_samples_may_be_named():
+    pipe = tdq.models.load_embedded("cats-ddpm")
+    assert same(tdq.trajectories(pipe, count=1, steps=2), tdq.trajectories(pipe, 1, steps=2))
+    with pytest.raises(ModelError, match="a number of samples is wanted, not None"):
+        tdq.trajectories(pipe, steps=2)
+    pipe, call = PIPELINES["ddim"]()
+    options = {k: v for k, v in call.items() if k != "num_inference_steps"} | {"steps": 2}
+    assert same(tdq.trajectories(pipe, count=1, **options), tdq.trajectories(pipe, 1, **options))

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -206,6 +208,31 @@ def test_the_card_says_what_was_done(frozen, saved):
     mine.write_text("# my own words\n")
     frozen.save_pretrained(saved / "unet")
     assert mine.read_text() == "# my own words\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "sent"), [(None, "weights 4 bits"), ("# my own words on tdquant\n", "my own words")]
+)
+def test_the_card_goes_to_the_hub(frozen, monkeypatch, there, sent):
+    from diffusers.utils import hub_utils
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def load(*args, **kwargs):
+        if there is None:
+            raise EntryNotFoundError("no card")
+        return ModelCard(there, ignore_metadata_errors=True)
+
+    def upload(folder_path, **kwargs):
+        return (Path(folder_path) / "README.md").read_text()
+
+    created = types.SimpleNamespace(repo_id="me/cats-w4")
+    monkeypatch.setattr(hub_utils, "create_repo", lambda *args, **kwargs: created)
+    monkeypatch.setattr(hub_utils.ModelCard, "load", load)
+    monkeypatch.setattr(hub_utils, "upload_folder", upload)
+    text = frozen.push_to_hub("me/cats-w4")
+    assert sent in text
+    assert ("weights 4 bits" in text) == (there is None)
 
 
 def test_a_float_model_is_saved_without_a_card(tmp_path):

@@ -46,7 +46,7 @@ def make_runs(
         raise ModelError(
             "no prompts and no number of samples",
             where="trajectories",
-            fix="trajectories(pipe, prompts), or trajectories(pipe, 16) if it takes none",
+            fix="trajectories(pipe, prompts), or trajectories(pipe, count=16) if it takes none",
         )
     if isinstance(prompts, int):
         return _counted(prompts, batch, taken)

@@ -185,8 +185,8 @@ def trajectories(
         source: A diffusers pipeline, recorded as it runs; a pipe of ``tdquant.models``; a folder
             of recorded calls; or a denoiser, sampled by a scheduler, with the arguments of
             ``tdquant.diffusion.trajectories``: ``(model, scheduler, count, shape, ...)``.
-        prompts: Of a pipeline: prompts, one sample each; a number of samples; or dictionaries of
-            arguments of the pipeline, one run each.
+        prompts: Of a pipeline: prompts, one sample each; a number of samples, which may be named
+            ``count``; or dictionaries of arguments of the pipeline, one run each.
         *args: For a denoiser.
         **options: For a denoiser; for a pipeline those of ``record``: ``steps``, ``batch``,
             ``seed``, ``progress``, and whatever the pipeline's call takes.
@@ -201,11 +201,20 @@ def trajectories(
     """
     if isinstance(source, (str, Path)):
         return read_shards(source)
-    if isinstance(source, Pipe):
+    embedded = isinstance(source, Pipe)
+    if isinstance(source, nn.Module) or not (embedded or hasattr(source, "components")):
+        return diffusion.trajectories(source, prompts, *args, **options)
+    if prompts is None:
+        prompts = options.pop("count", None)
+    if embedded:
+        if not isinstance(prompts, int):
+            raise ModelError(
+                f"a number of samples is wanted, not {prompts!r}",
+                where="trajectories",
+                fix="tdq.trajectories(pipe, count=16)",
+            )
         denoiser, scheduler, shape = source.unet, source.scheduler, source.shape
         return diffusion.trajectories(denoiser, scheduler, prompts, shape, *args, **options)
-    if isinstance(source, nn.Module) or not hasattr(source, "components"):
-        return diffusion.trajectories(source, prompts, *args, **options)
     return record(source, prompts, *args, **options)
 
 

@@ -14,19 +14,23 @@ from tdquant.storage.description import Description, activations
 from tdquant.writing import replacing
 
 CARD = "README.md"
+OURS = "<!-- tdquant writes this card anew with every save. Without this line it is yours. -->"
+GENERATED = "This model card has been automatically generated"
+"""What diffusers writes into the card of a model that has none, before it is uploaded."""
 
 
 def write_card(directory: str | Path, model: Any) -> Path:
     """Writes the model card of a frozen diffusers model into the folder it was saved to.
 
-    A card that somebody else wrote is left alone.
+    A card that somebody wrote is left alone.
 
     Arguments:
         directory: The folder.
         model: The model; its ``hf_quantizer`` is tdquant's.
     """
     file = Path(directory) / CARD
-    if file.exists() and "tdquant" not in file.read_text(errors="replace"):
+    before = file.read_text(errors="replace") if file.exists() else OURS
+    if OURS not in before and GENERATED not in before:
         return file
     size = sum(f.stat().st_size for f in file.parent.glob("*.safetensors"))
     with replacing(file) as fresh:
@@ -48,6 +52,8 @@ def card(name: str, config: Any, size: int) -> str:
         "library_name: diffusers",
         "tags: [tdquant, quantized, post-training-quantization]",
         "---",
+        OURS,
+        "",
         f"# {name}, quantized by tdquant",
         "",
         "Activation scales that follow the diffusion timestep, as tables "
@@ -106,10 +112,12 @@ def _shown(value: Any) -> str:
 
 
 def give_cards() -> None:
-    """Has ``save_pretrained`` of diffusers write the card of tdquant's models too."""
+    """Has ``save_pretrained`` and ``push_to_hub`` of diffusers write the card of tdquant's models
+    too.
+    """
     from diffusers.models.modeling_utils import ModelMixin
 
-    save = ModelMixin.save_pretrained
+    save, upload = ModelMixin.save_pretrained, ModelMixin._upload_folder
     if getattr(save, "tdquant", False):
         return
 
@@ -119,8 +127,16 @@ def give_cards() -> None:
         if getattr(self, "quantization_method", None) is METHOD and _first(args, kwargs):
             write_card(save_directory, self)
 
+    @functools.wraps(upload)
+    def _upload_folder(self: Any, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        # By now diffusers has put the card of the Hub, or one of its own, over that of the save.
+        if getattr(self, "quantization_method", None) is METHOD:
+            write_card(working_dir, self)
+        return upload(self, working_dir, *args, **kwargs)
+
     save_pretrained.tdquant = True  # type: ignore[attr-defined]
     ModelMixin.save_pretrained = save_pretrained  # type: ignore[method-assign]
+    ModelMixin._upload_folder = _upload_folder  # type: ignore[method-assign]
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
