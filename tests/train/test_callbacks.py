@@ -1,10 +1,13 @@
+import json
 import sys
 import time
 
+import pytest
 import torch
 
 from tdquant.train import SampleGrid, TensorBoard
-from tdquant.train.callbacks import Callback
+from tdquant.train.callbacks import Callback, JsonLog
+from tdquant.train.callbacks import Run as Progress
 
 from .runs import run
 
@@ -61,3 +64,12 @@ def test_the_bar_shows_the_loss(capsys, monkeypatch):
 
     run(steps=3, progress=True, callbacks=[Slow()])
     assert "loss" in capsys.readouterr().err
+
+
+def test_the_log_is_json_whatever_a_norm_is(tmp_path):
+    seen = Progress(torch.nn.Identity(), torch.nn.Identity, 1, 1, 0.5, tmp_path)
+    JsonLog(tmp_path).after_step(seen, {"loss": 1.0, "norm": float("inf")})
+    text = (tmp_path / "log.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "step": 1, "loss": 1.0, "norm": None, "seconds": 0.5
+    }  # fmt: skip

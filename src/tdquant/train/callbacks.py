@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tdquant.diffusion.pictures import grid, save_png
+from tdquant.formats import json_safe
 from tdquant.optional import require
 from tdquant.progress import Bar
 from tdquant.writing import replacing
@@ -94,7 +95,7 @@ class JsonLog(Callback):
         if run.step % self.every == 0 or run.step == run.steps:
             line = {"step": run.step, **record, "seconds": round(run.seconds, 2)}
             with open(self.file, "a") as log:
-                log.write(json.dumps(line) + "\n")
+                log.write(json.dumps(json_safe(line)) + "\n")
 
 
 def _step_of(line: str) -> float:
