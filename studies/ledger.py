@@ -205,6 +205,24 @@ def column(key: str, label: str, digits: int | None = None, better: str | None =
     return {k: v for k, v in made.items() if v is not None}
 
 
+def marks(
+    name: str,
+    rows: Iterable[Run],
+    value: str,
+    words: Sequence[str],
+    key: str,
+    hue: int,
+    hollow: bool = False,
+) -> Run:
+    """A series of a plot over words, such as bits: the value of each row where ``row[key]`` is,
+    with its least and largest over the seeds.
+    """
+    rows = sorted(rows, key=lambda row: words.index(row[key]))
+    made: Run = {"name": name, "hue": hue, "dashed": hollow}
+    made |= {"x": [words.index(row[key]) for row in rows], "y": [row[value] for row in rows]}
+    return made | {end: [row.get(f"{value}_{end}") for row in rows] for end in ("low", "high")}
+
+
 FRECHET = column("frechet", "Frechet EfficientNet-Lite0 distance", 1, "lower")
 
 

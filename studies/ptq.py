@@ -13,7 +13,7 @@ it has a gain over time behind its output (``tdq.correct``).
 """
 
 import tdquant as tdq
-from ledger import FRECHET, Ledger, column, grid, parser, ratio, use_threads
+from ledger import FRECHET, Ledger, column, grid, marks, parser, ratio, use_threads
 from protocol import MODELS, Subject
 
 BITS = {
@@ -199,39 +199,27 @@ def tell(ledger):
 
 
 def plots(rows):
-    """Paired error against the bits of activations, at 8-bit weights."""
+    """Paired error by bits: methods side by side, each with static scales and with temporal ones."""
     found = []
     for model in MODELS:
         lines = []
-        for method in METHODS:
-            for scale in dict.fromkeys(r["scale"] for r in rows if r["method"] == method):
-                chosen = [
-                    r
-                    for r in rows
-                    if (r["model"], r["method"], r["scale"]) == (model, method, scale)
-                    and r["bits"].startswith("W8")
-                ]
-                chosen.sort(key=lambda r: BITS[r["bits"]][1])
-                if len(chosen) > 1:
-                    lines.append(
-                        {
-                            "name": chosen[0]["label"],
-                            "x": [BITS[r["bits"]][1] for r in chosen],
-                            "y": [r["paired_median"] for r in chosen],
-                            "dashed": scale == "static",
-                        }
-                    )
-        if lines:
-            found.append(
-                {
-                    "title": f"{model}: median paired error by bits of activations",
-                    "x": {"label": "bits of activations (8-bit weights)", "log": False},
-                    "y": {"label": "median squared error of a sample", "log": True},
-                    "lines": lines,
-                    "points": False,
-                }
-            )
-    return found
+        for hue, method in enumerate(METHODS):
+            those = [r for r in rows if (r["model"], r["method"]) == (model, method)]
+            for scale in dict.fromkeys(r["scale"] for r in those):
+                chosen = [r for r in those if r["scale"] == scale]
+                name, static = chosen[0]["label"], scale == "static"
+                lines.append(marks(name, chosen, "paired_median", list(BITS), "bits", hue, static))
+        found.append(
+            {
+                "title": f"{model}: median paired error by bits",
+                "x": {"label": "bits of weights and activations", "words": list(BITS)},
+                "y": {"label": "median squared error of a sample", "log": True},
+                "lines": lines,
+                "note": "One column and colour is one way to calibrate: hollow with static, "
+                "filled with temporal scales.",
+            }
+        )
+    return [plot for plot in found if plot["lines"]]
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ tenth of the network's rate, as in the published code, where TDQ's networks lear
 """
 
 import tdquant as tdq
-from ledger import FRECHET, Ledger, column, grid, parser, ratio, use_threads
+from ledger import FRECHET, Ledger, column, grid, marks, parser, ratio, use_threads
 from protocol import MODELS, Subject
 
 METHODS = {
@@ -172,8 +172,33 @@ def tell(ledger):
                 "rows": rows,
             }
         ],
-        figures=[], plots=[], samples=[], layers=[],
+        figures=[], plots=plots(rows), samples=[], layers=[],
     )  # fmt: skip
+
+
+def plots(rows):
+    """Distance by bits: methods side by side, and the float model's beside each."""
+    found = []
+    for model in MODELS:
+        those = [r for r in rows if r["model"] == model]
+        lines = [
+            marks(method, chosen, "frechet", list(BITS), "bits", hue)
+            for hue, method in enumerate(METHODS)
+            if (chosen := [r for r in those if r["method"] == method])
+        ]
+        exact = [r | {"bits": bits} for r in those if r["method"] == "float" for bits in BITS]
+        if lines:
+            lines.append(marks("float", exact, "frechet", list(BITS), "bits", len(METHODS), True))
+            found.append(
+                {
+                    "title": f"{model}: distance by bits",
+                    "x": {"label": "bits of weights and activations", "words": list(BITS)},
+                    "y": {"label": FRECHET["label"], "log": True},
+                    "lines": lines,
+                    "note": "Mean over seeds; whiskers from the least to the largest.",
+                }
+            )
+    return found
 
 
 def main() -> None:

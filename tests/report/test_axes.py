@@ -1,6 +1,7 @@
 """Axes hold their values, and their ticks are round and within."""
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,21 @@ def test_the_table_of_a_plot_says_what_its_lines_say():
     made = plot("Title", "t", "y", lines)
     assert '<th scope="row">2</th><td>4</td><td>5</td>' in made
     assert '<th scope="row">1</th><td>3</td><td></td>' in made
+
+
+def test_words_on_an_axis():
+    lines = [
+        Line("a, static", [0, 1], [3.0, 4.0], dashed=True, hue=0),
+        Line("a", [0, 1], [1.0, 2.0], hue=0),
+        Line("b", [1], [5.0], hue=1),
+    ]
+    made = plot("Title", "bits", "y", lines, x_words=["W4A4", "W8A8"])
+    assert '<th scope="row">W8A8</th><td>4</td><td>2</td><td>5</td>' in made
+    assert '"head":"bits W8A8"' in made
+    assert made.count("mark c0 dashed") == 3  # two values and the legend
+    marks = re.findall(r"M([\d.]+) [\d.]+a4", made)  # circles of the first hue
+    assert len(set(marks) - {"9"}) == 2  # the hue has one column a word
+    assert 'class="stroke c0" d=""' in made or 'd="" class="stroke c0"' in made  # not joined
 
 
 def test_a_plot_of_nothing_is_a_plot():

@@ -64,6 +64,11 @@ def test_nothing_is_no_report():
                         "lines": [{"name": "a", "x": [1], "y": [1, 2]}]}]},
             "different lengths",
         ),
+        (
+            {"plots": [{"title": "x", "x": {"label": "x", "words": ["W4A4"]},
+                        "y": {"label": "y"}, "lines": [{"name": "a", "x": [1], "y": [1]}]}]},
+            "no place of a word",
+        ),
         ({"figures": [{"file": "../../x.png", "title": "", "alt": ""}]}, "outside the study"),
         ({"figures": [{"file": "x.png", "title": "", "alt": ""}]}, "there is no x.png"),
         (

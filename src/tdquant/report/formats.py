@@ -42,11 +42,11 @@ STUDY = {
     "plots?": [
         {
             "title": str,
-            "x": _AXIS,
+            "x": {**_AXIS, "words?": [str]},
             "y": _AXIS,
             "lines": [
                 {"name": str, "x": [NUMBER], "y": [GAP], "low?": [GAP], "high?": [GAP],
-                 "dashed?": bool}
+                 "dashed?": bool, "hue?": int}
             ],
             "points?": bool,
         }

@@ -18,7 +18,8 @@ def numeral(value: Any, digits: int | None = None) -> str:
 
     Arguments:
         value: The number. What is no number is text already.
-        digits: Places after the point; four significant ones if None.
+        digits: Places after the point; four significant ones if None, three beside a power of
+            ten, without zeros at the end.
     """
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return NONE
@@ -29,7 +30,8 @@ def numeral(value: Any, digits: int | None = None) -> str:
     elif isinstance(value, int):
         text = f"{value:,}"
     elif value != 0 and not 1e-3 <= abs(value) < 1e6:
-        text = f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+        mantissa, power = f"{value:.2e}".split("e")
+        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
     else:
         text = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     if not text.strip("-0.,"):

@@ -7,7 +7,7 @@ plot is what keyboards and screen readers read it with; the script moves it for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tdquant.report.axes import Axis, fit_axis
@@ -32,8 +32,9 @@ class Line:
         low: Lower end of an interval around each value, or empty.
         high: Upper end.
         labels: A word at each point, or empty.
-        dashed: For what others are compared with.
+        dashed: For what others are compared with; marks are hollow.
         joined: Whether a stroke goes through the values.
+        hue: Number of its colour and mark; its place among the lines if None.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Line:
     labels: Sequence[str] = ()
     dashed: bool = False
     joined: bool = True
+    hue: int | None = None
 
     def interval(self, index: int) -> tuple[float, float] | None:
         """The interval around value ``index``, if there is one."""
@@ -64,6 +66,7 @@ def plot(
     y_label: str,
     lines: Sequence[Line],
     *,
+    x_words: Sequence[str] = (),
     x_log: bool = False,
     y_log: bool = False,
     points: bool = False,
@@ -78,6 +81,8 @@ def plot(
         x_label: Name and unit of the horizontal axis.
         y_label: Of the vertical one.
         lines: The series, told apart by colour, mark and name.
+        x_words: What the numbers 0, 1, ... of the horizontal axis stand for, if it has words
+            instead of numbers. Values are marked, those of each hue a little aside of the others.
         x_log: Logarithmic, where all numbers are positive.
         y_log: The same upwards.
         points: Mark every value.
@@ -85,17 +90,23 @@ def plot(
         heading: Level of the title.
         name: A class by which the script knows this plot.
     """
+    lines = [s if s.hue is not None else replace(s, hue=k) for k, s in enumerate(lines)]
+    points = points or bool(x_words)
     reach = [v for s in lines for v in (*s.y, *s.low, *s.high)]
-    x_axis = fit_axis([v for s in lines for v in s.x], LEFT, RIGHT, x_log, 0.06 if points else 0.0)
+    if x_words:
+        x_axis = Axis(-0.5, len(x_words) - 0.5, LEFT, RIGHT)
+    else:
+        margin = 0.06 if points else 0.0
+        x_axis = fit_axis([v for s in lines for v in s.x], LEFT, RIGHT, x_log, margin)
     y_axis = fit_axis(reach, BOTTOM, TOP, y_log)
-    rows = readings(lines, x_axis, x_label)
+    rows = readings(lines, x_axis, x_label, x_words)
+    drawn = _aside(lines) if x_words else lines
     about = f"{title}. {y_label} against {x_label}, for {', '.join(s.name for s in lines)}."
     drawing = tag(
         "svg",
-        _frame(x_axis, y_axis, x_label, y_label),
-        tag("g", *(_line(s, k, x_axis, y_axis, points) for k, s in enumerate(lines)),
-            class_="lines"),
-        _labels(lines, x_axis, y_axis),
+        _frame(x_axis, y_axis, x_label, y_label, x_words),
+        tag("g", *(_line(s, x_axis, y_axis, points) for s in drawn), class_="lines"),
+        _labels(drawn, x_axis, y_axis),
         tag("line", class_="cursor", x1=0, x2=0, y1=TOP, y2=BOTTOM),
         viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=about,
     )  # fmt: skip
@@ -103,11 +114,11 @@ def plot(
     return tag(
         "figure",
         tag(f"h{heading}", title),
-        legend(lines, points),
+        legend(drawn, points),
         tag("div", drawing, _reader(title, len(rows)), class_="drawing"),
         tag("output", "", class_="readout"),
         tag("figcaption", note) if note else None,
-        _numbers(title, x_label, lines),
+        _numbers(title, x_label, lines, x_words),
         data({"rows": rows, "axes": axes, "box": [LEFT, RIGHT, TOP, BOTTOM]}),
         class_=f"plot {name}".strip(),
     )
@@ -116,30 +127,48 @@ def plot(
 def legend(lines: Sequence[Line], points: bool = False) -> Markup:
     """The names of the series beside what they are drawn with."""
     entries = []
-    for k, line in enumerate(lines):
-        stroke = tag("path", d="M1 7H25", class_=_classes("stroke", k, line.dashed))
-        mark = _mark(13, 7, k) if points or len(line.points()) == 1 else None
+    for line in lines:
+        stroke = tag("path", d="M1 7H25", class_=_classes("stroke", line))
+        mark = _mark(13, 7, line) if points or len(line.points()) == 1 else None
         swatch = tag("svg", stroke if line.joined else None, mark, viewBox="0 0 26 14",
                      aria_hidden="true")  # fmt: skip
         entries.append(tag("li", swatch, line.name))
     return tag("ul", *entries, class_="legend")
 
 
-def readings(lines: Sequence[Line], axis: Axis, label: str) -> list[dict[str, Any]]:
+def readings(
+    lines: Sequence[Line], axis: Axis, label: str, words: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """What the readout says at every x: its position, and the values of the series there."""
     found: dict[float, list[list[Any]]] = {}
     for k, line in enumerate(lines):
         for i in line.points():
             ends = line.interval(i)
-            words = f"{line.name}: " if len(lines) > 1 or line.labels else ""
-            words += f"{line.labels[i]}, " if i < len(line.labels) else ""
-            words += numeral(line.y[i])
+            told = f"{line.name}: " if len(lines) > 1 or line.labels else ""
+            told += f"{line.labels[i]}, " if i < len(line.labels) else ""
+            told += numeral(line.y[i])
             if ends:
-                words += f" ({interval(*ends)})"
-            found.setdefault(float(line.x[i]), []).append([k, words])
+                told += f" ({interval(*ends)})"
+            hue = k if line.hue is None else line.hue
+            found.setdefault(float(line.x[i]), []).append([hue, told])
     return [
-        {"at": round(axis.at(x), 1), "head": f"{label} {numeral(x)}", "items": found[x]}
+        {"at": round(axis.at(x), 1), "head": f"{label} {_word(x, words)}", "items": found[x]}
         for x in sorted(found)
+    ]
+
+
+def _word(x: float, words: Sequence[str]) -> str:
+    return words[int(x)] if words else numeral(x)
+
+
+def _aside(lines: Sequence[Line]) -> list[Line]:
+    """Marks above words: each hue has a column of its own there, those of one hue share it."""
+    hues = sorted({line.hue for line in lines if line.hue is not None})
+    width = 0.8 / max(len(hues), 1)
+    shift = {hue: (i - (len(hues) - 1) / 2) * width for i, hue in enumerate(hues)}
+    return [
+        replace(line, x=[x + shift[line.hue] for x in line.x], joined=False)  # type: ignore[index]
+        for line in lines
     ]
 
 
@@ -150,22 +179,26 @@ def _reader(title: str, count: int) -> Markup:
     )  # fmt: skip
 
 
-def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> Markup:
+def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str, words: Sequence[str]) -> Markup:
     parts = [tag("text", y_label, x=4, y=16, class_="axis")]
     for value in y_axis.ticks():
         y = round(y_axis.at(value), 1)
         parts.append(tag("path", d=f"M{LEFT} {y}H{RIGHT}", class_="rule"))
         parts.append(tag("text", numeral(value), x=LEFT - 7, y=y + 4, class_="tick end"))
-    for value in x_axis.ticks():
+    for edge in range(1, len(words)):
+        x = round(x_axis.at(edge - 0.5), 1)
+        parts.append(tag("path", d=f"M{x} {TOP}V{BOTTOM}", class_="rule"))
+    for value in range(len(words)) if words else x_axis.ticks():
         x = round(x_axis.at(value), 1)
-        parts.append(tag("path", d=f"M{x} {BOTTOM}v5", class_="base"))
-        parts.append(tag("text", numeral(value), x=x, y=BOTTOM + 19, class_="tick middle"))
+        if not words:
+            parts.append(tag("path", d=f"M{x} {BOTTOM}v5", class_="base"))
+        parts.append(tag("text", _word(value, words), x=x, y=BOTTOM + 19, class_="tick middle"))
     parts.append(tag("path", d=f"M{LEFT} {BOTTOM}H{RIGHT}", class_="base"))
     parts.append(tag("text", x_label, x=RIGHT, y=HEIGHT - 4, class_="axis end"))
     return join(parts)
 
 
-def _line(line: Line, k: int, x_axis: Axis, y_axis: Axis, points: bool) -> Markup:
+def _line(line: Line, x_axis: Axis, y_axis: Axis, points: bool) -> Markup:
     there = line.points()
     place = {i: (round(x_axis.at(line.x[i]), 1), round(y_axis.at(line.y[i]), 1)) for i in there}  # type: ignore[arg-type]
     spans: dict[int, tuple[float, float]] = {}
@@ -176,19 +209,19 @@ def _line(line: Line, k: int, x_axis: Axis, y_axis: Axis, points: bool) -> Marku
     parts = []
     if spans and points:
         whiskers = "".join(f"M{place[i][0]} {low}V{high}" for i, (low, high) in spans.items())
-        parts.append(tag("path", d=whiskers, class_=_classes("whisker", k)))
+        parts.append(tag("path", d=whiskers, class_=_classes("whisker", line)))
     elif spans:
         up = [f"{place[i][0]} {spans[i][1]}" for i in spans]
         down = [f"{place[i][0]} {spans[i][0]}" for i in reversed(list(spans))]
         band = f"M{'L'.join(up + down)}Z"
-        parts.append(tag("path", d=band, class_=_classes("band", k)))
+        parts.append(tag("path", d=band, class_=_classes("band", line)))
     path, previous = "", None
     for i in there if line.joined else ():
         path += f"{'L' if previous == i - 1 else 'M'}{place[i][0]} {place[i][1]}"
         previous = i
-    parts.append(tag("path", d=path, class_=_classes("stroke", k, line.dashed)))
+    parts.append(tag("path", d=path, class_=_classes("stroke", line)))
     if points or len(there) == 1:
-        parts += [_mark(*place[i], k) for i in there]
+        parts += [_mark(*place[i], line) for i in there]
     return tag("g", *parts)
 
 
@@ -223,7 +256,7 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _mark(x: float, y: float, k: int) -> Markup:
+def _mark(x: float, y: float, line: Line) -> Markup:
     """A mark: circle, square, diamond, triangle, so that colour is not needed to tell lines."""
     shapes = (
         f"M{x - 4} {y}a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
@@ -231,21 +264,22 @@ def _mark(x: float, y: float, k: int) -> Markup:
         f"M{x} {y - 5}l5 5l-5 5l-5-5Z",
         f"M{x} {y - 5}l4.8 8.6h-9.6Z",
     )
-    return tag("path", d=shapes[k % len(shapes)], class_=_classes("mark", k))
+    shape = shapes[(line.hue or 0) % len(shapes)]
+    return tag("path", d=shape, class_=_classes("mark", line))
 
 
-def _classes(kind: str, k: int, dashed: bool = False) -> str:
-    return f"{kind} c{k % COLOURS}{' dashed' if dashed else ''}"
+def _classes(kind: str, line: Line) -> str:
+    return f"{kind} c{(line.hue or 0) % COLOURS}{' dashed' if line.dashed else ''}"
 
 
-def _numbers(title: str, x_label: str, lines: Sequence[Line]) -> Markup:
+def _numbers(title: str, x_label: str, lines: Sequence[Line], words: Sequence[str]) -> Markup:
     """The table that says the same."""
     at = [{float(line.x[i]): numeral(line.y[i]) for i in line.points()} for line in lines]
     head = tag(
         "tr", *(tag("th", name, scope="col") for name in (x_label, *[s.name for s in lines]))
     )
     rows = [
-        tag("tr", tag("th", numeral(x), scope="row"), *(tag("td", v.get(x, "")) for v in at))
+        tag("tr", tag("th", _word(x, words), scope="row"), *(tag("td", v.get(x, "")) for v in at))
         for x in sorted({x for values in at for x in values})
     ]
     table = tag("table", tag("caption", title, class_="unseen"), tag("thead", head),

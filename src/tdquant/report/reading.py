@@ -180,6 +180,9 @@ def read_study(path: Path) -> Study:
             sizes = {len(line[key]) for key in ("x", "y", "low", "high") if line.get(key)}
             if len(sizes) > 1:
                 wrong.append(f"plots[{i}].lines[{j}] has lists of different lengths")
+            words = drawn["x"].get("words")
+            if words and not set(line["x"]) <= set(range(len(words))):
+                wrong.append(f"plots[{i}].lines[{j}] has an x that is no place of a word")
     for each in content.get("layers") or []:
         wrong += _ragged(each)
     _refuse(path, wrong)

@@ -132,13 +132,14 @@ def _table(content: dict[str, Any]) -> Markup:
 def _plot(content: dict[str, Any]) -> Markup:
     lines = [
         Line(each["name"], each["x"], each["y"], each.get("low") or (), each.get("high") or (),
-             dashed=bool(each.get("dashed")))
+             dashed=bool(each.get("dashed")), hue=each.get("hue"))
         for each in content["lines"]
     ]  # fmt: skip
     x, y = content["x"], content["y"]
-    return plot(content["title"], x["label"], y["label"], lines, x_log=bool(x.get("log")),
-                y_log=bool(y.get("log")), points=bool(content.get("points")),
-                note=content.get("note") or "", heading=3)  # fmt: skip
+    return plot(content["title"], x["label"], y["label"], lines, x_words=x.get("words") or (),
+                x_log=bool(x.get("log")), y_log=bool(y.get("log")),
+                points=bool(content.get("points")), note=content.get("note") or "",
+                heading=3)  # fmt: skip
 
 
 def _samples(study: Study, content: dict[str, Any], pictures: Pictures) -> Markup:

@@ -35,7 +35,7 @@ function say(words) {
 
 function numeral(value) {
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replaceAll("-", "\u2212");
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return String(Number(value.toPrecision(3)).toExponential()).replace("e+", "e").replaceAll("-", "\u2212");
   return String(Number(value.toPrecision(4))).replace("-", "\u2212");
 }
 
