@@ -1,8 +1,8 @@
 """``freeze``: from a quantized model that can learn to one that only runs, with every scale a
 table.
 
-    TemporalScale -> TableScale over the training timesteps        WeightQuantizer -> FrozenWeight
-    other scales  -> TableScale of one knot                        weight          -> its nearest
+    laws of time -> TableScale over the training timesteps         WeightQuantizer -> FrozenWeight
+    other scales -> TableScale of one knot                         weight          -> its nearest
     grid points
 
 The frozen fake-quantized model is the reference semantics: every backend and exporter is a
@@ -24,17 +24,16 @@ from tdquant.errors import CalibrationError, FreezeError
 from tdquant.fakequant import fake_quantize
 from tdquant.grid import Grid
 from tdquant.layers import QuantLayer, quantized_layers
-from tdquant.quantizers import CodedWeight, FrozenWeight, WeightQuantizer, activation_quantizers
-from tdquant.quantizers.weight import mse_step
-from tdquant.scales import (
-    DynamicScale,
-    PendingScale,
-    Scale,
-    TableScale,
-    TemporalScale,
+from tdquant.quantizers import (
+    ActivationQuantizer,
+    CodedWeight,
+    FrozenWeight,
+    WeightQuantizer,
+    activation_quantizers,
 )
-from tdquant.scales.base import floored
-from tdquant.scales.table import training_timesteps
+from tdquant.quantizers.weight import mse_step
+from tdquant.scales import DynamicScale, PendingScale, Scale, TableScale
+from tdquant.scales.base import floored, steps_at
 
 _NOWHERE = torch.empty(0)
 
@@ -97,9 +96,7 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
                 layer.weight_quantizer = FrozenWeight(quantizer.grid, floored(quantizer.step))
         coverage: list[float] = []
         quantizers = [q for _, q in activation_quantizers(frozen)]
-        known = _evaluate(
-            [q.scale for q in quantizers if isinstance(q.scale, TemporalScale)], knots
-        )
+        known = _evaluate_ahead(quantizers, knots)
         for q in quantizers:
             q.scale = known.get(q.scale) or frozen_scale(q.scale, q.grid, knots)
             if isinstance(q.scale, TableScale) and not q.scale.static:
@@ -117,22 +114,19 @@ def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale
     if not scale.timed:
         one = torch.zeros(1, device=device)
         return TableScale(one, scale(None, _NOWHERE, grid).reshape(1)).requires_grad_(False)
-    if isinstance(scale, TableScale) and (knots is None or scale.static):
-        return TableScale(
-            scale.knots, scale(scale.knots, _NOWHERE, grid).reshape(-1)
-        ).requires_grad_(False)
-    if knots is None:
-        if not isinstance(scale, TemporalScale):
-            raise FreezeError(
-                f"no training timesteps are known for a {scale.kind} scale",
-                fix="freeze(timesteps=)",
-            )
-        knots = training_timesteps(*scale.time_range.tolist())
-    knots = knots.to(device)
+    static = isinstance(scale, TableScale) and scale.static
+    times = scale.training_times() if knots is None or static else knots
+    if times is None:
+        raise FreezeError(
+            f"no training timesteps are known for a {scale.kind} scale",
+            why="its law has no training_times",
+            fix="tdq.freeze(model, timesteps=1000)",
+        )
+    times = times.to(device)
     was_training, scale = scale.training, scale.eval()
-    table = scale(knots, _NOWHERE, grid)
+    table = scale(times, _NOWHERE, grid).reshape(-1)
     scale.train(was_training)
-    return TableScale(knots, table).requires_grad_(False)
+    return TableScale(times, table).requires_grad_(False)
 
 
 def expand(layer: QuantLayer) -> None:
@@ -157,15 +151,20 @@ def requantize(layer: QuantLayer) -> None:
     layer.weight_quantizer = new
 
 
-def _evaluate(scales: list[TemporalScale], knots: Tensor | None) -> dict[Scale, TableScale]:
-    """The tables of temporal scales, by the very products that a live call of the model makes."""
-    groups: dict[tuple[Any, ...], list[TemporalScale]] = {}
-    for scale in scales:
-        groups.setdefault((type(scale), *scale.time_range.tolist()), []).append(scale)
+def _evaluate_ahead(
+    quantizers: list[ActivationQuantizer], knots: Tensor | None
+) -> dict[Scale, TableScale]:
+    """The tables of scales whose law is evaluated ahead of a call, many at once as there."""
+    groups: dict[tuple[Any, ...], list[ActivationQuantizer]] = {}
+    for q in quantizers:
+        times = q.scale.training_times() if knots is None else knots
+        if hasattr(q.scale, "ahead") and times is not None:
+            groups.setdefault((type(q.scale), *times.tolist()), []).append(q)
     tables: dict[Scale, TableScale] = {}
-    for (law, low, high), group in groups.items():
-        times = training_timesteps(low, high) if knots is None else knots
-        for scale, table in law.ahead(group, times).items():
+    for (_, *places), group in groups.items():
+        scales, times = [q.scale for q in group], torch.tensor(places)
+        found = steps_at(scales, times, [q.grid for q in group])
+        for scale, table in zip(scales, found, strict=True):
             tables[scale] = TableScale(times.to(table.device), table).requires_grad_(False)
     return tables
 

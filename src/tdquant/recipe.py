@@ -10,11 +10,11 @@ from typing import Any
 
 from tdquant.errors import RecipeError
 from tdquant.grid import MAX_BITS, MIN_BITS
+from tdquant.scales.base import recipe_kinds
 
 FLOAT = 32
 """Bits of an operand that stays in float."""
 
-KINDS = ("auto", "temporal", "static", "dynamic", "table", "pact", "nipq")
 GRANULARITIES = ("channel", "tensor")
 GRIDS = ("auto", "symmetric")
 _TEMPORAL_OPTIONS = ("features", "hidden", "depth", "dropout", "encoding")
@@ -90,7 +90,8 @@ class Recipe:
         found = []
         for name in ("weights", "activations", "edges", "time_weights", "attention"):
             found += _check_bits(name, getattr(self, name))
-        for name, allowed in (("scale", KINDS), ("granularity", GRANULARITIES), ("grid", GRIDS)):
+        kinds = recipe_kinds()
+        for name, allowed in (("scale", kinds), ("granularity", GRANULARITIES), ("grid", GRIDS)):
             found += _check_choice(name, getattr(self, name), allowed)
         for pattern, changes in self.overrides.items():
             for key, value in dict(changes).items():
@@ -98,7 +99,7 @@ class Recipe:
                 if key in ("weights", "activations"):
                     found += _check_bits(where, value)
                 elif key == "scale":
-                    found += _check_choice(where, value, KINDS)
+                    found += _check_choice(where, value, kinds)
                 else:
                     found.append(f"{where}: no such field; one of weights, activations, scale")
         for key in self.temporal:

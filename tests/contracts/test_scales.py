@@ -1,5 +1,7 @@
 """Every registered scale law through one contract."""
 
+import json
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from tdquant.frozen import frozen_scale
 from tdquant.grid import Grid
 from tdquant.scales import (
     SCALES,
+    Curves,
     DynamicScale,
     NoiseScale,
     PactScale,
@@ -18,6 +21,7 @@ from tdquant.scales import (
     TableScale,
     TemporalScale,
 )
+from tdquant.scales.base import recipe_kinds
 
 GRIDS = [Grid.signed(2), Grid.signed(8), Grid.affine(4, 2), Grid.affine(5, 0)]
 MAKE = {
@@ -75,11 +79,28 @@ def test_frozen_equals_live_at_every_training_timestep(scale):
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
-def test_round_trip_through_a_state_dict(scale):
-    other = MAKE[scale.kind]()
-    other.load_state_dict(scale.state_dict())
+def test_round_trip_through_settings_and_a_state_dict(scale):
+    settings = json.loads(json.dumps(scale.settings()))
+    other = SCALES[scale.kind].blank(**settings).eval()
+    other.load_state_dict(scale.eval().state_dict())
     x, t = torch.randn(3, 4), torch.tensor([1, 10, 100])
     assert torch.equal(scale(t, x, GRIDS[0]), other(t, x, GRIDS[0]))
+
+
+@pytest.mark.parametrize("kind", sorted(set(MAKE) & set(recipe_kinds()) - {DynamicScale.kind}))
+def test_starts_from_the_curves_that_were_calibrated(kind):
+    law, grids = SCALES[kind], [Grid.signed(4), Grid.affine(4, 2)]
+    times = torch.arange(1000.0)
+    moving = 0.1 + 0.4 * (times / 999) ** 2 if law.timed else torch.full_like(times, 0.3)
+    steps = torch.stack([moving, torch.full_like(times, 0.05)])
+    curves = Curves(times, steps, torch.ones_like(steps), grids, (0.0, 999.0), 0)
+    scales = law.from_curves(curves, {})
+    assert [type(scale) for scale in scales] == [law, law]
+    for scale, grid, wanted in zip(scales, grids, steps, strict=True):
+        s = scale(times.long(), torch.empty(0), grid).expand(1000)
+        assert (s.log() - wanted.log()).abs().max() < 0.1
+        assert scale.training_times() is None or len(scale.training_times()) == 1000
+        assert any(p.requires_grad for p in scale.parameters())
 
 
 def test_pending_always_raises():

@@ -11,8 +11,9 @@ import torch
 import tdquant as tdq
 from tdquant import data, metrics
 from tdquant.families import FAMILIES
+from tdquant.quantizers import activation_quantizers
 from tdquant.runtime import BACKENDS
-from tdquant.scales import SCALES, TableScale
+from tdquant.scales import SCALES, Curves, TableScale
 
 from ..contracts import test_scales as contract
 from ..models.compvis import examples
@@ -165,12 +166,17 @@ def test_the_scale_law_keeps_the_contract():
         contract.test_trains_without_nan_at_any_width(curve(0.05), grid)
     contract.test_survives_a_cast(curve(0.05))
     # It follows a parabola exactly, and its table is it.
-    bowl = torch.linspace(-1, 1, 1000).square().exp()
-    fitted = curve().follow(TableScale(torch.arange(1000.0), bowl), torch.empty(0), grid)
+    bowl = torch.linspace(-1, 1, 1000).square().exp()[None]
+    times, weights = torch.arange(1000.0), torch.ones(1, 1000)
+    (fitted,) = curve.from_curves(Curves(times, bowl, weights, [grid], (0.0, 999.0), 0), {})
     t = torch.arange(1000)
     assert torch.allclose(fitted(t, t, grid), bowl, rtol=1e-4)
+    contract.test_frozen_equals_live_at_every_training_timestep(fitted)
+    contract.test_round_trip_through_settings_and_a_state_dict(fitted)
     known = run(use, known, **{"(pipe, 16)": "(pipe, 2, steps=6)", "steps=20": "steps=2"})
-    tables = [q.scale for _, q in known["activation_quantizers"](known["frozen"])]
+    laws = {type(q.scale) for _, q in activation_quantizers(known["model"])}
+    assert laws == {curve}
+    tables = [q.scale for _, q in activation_quantizers(known["frozen"])]
     assert tables
     assert all(isinstance(scale, TableScale) and len(scale.knots) == 1000 for scale in tables)
 

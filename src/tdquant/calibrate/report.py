@@ -16,7 +16,7 @@ class LayerChoice:
         error: Mean squared output error that it causes alone, by the judge, which weighs times.
         static_error: That of its best static scale.
         spread: Largest over smallest step over time.
-        fit_error: Largest ``|log s - log s*|`` of the fitted network; 0 if none was fitted.
+        fit_error: Largest ``|log s - log s*|`` of a scale over time; 0 of others.
     """
 
     path: str

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from tdquant.calibrate.bias import correct_biases
 from tdquant.calibrate.calls import Call, outputs
 from tdquant.calibrate.candidates import NAMES, Candidate, choose_grid, make_candidates
-from tdquant.calibrate.choose import is_flat, list_choices, static_error, time_weights
+from tdquant.calibrate.choose import list_choices, static_error, time_weights
 from tdquant.calibrate.concatenations import SUFFIX, Concatenation, splittable, with_parts
-from tdquant.calibrate.fit import fit
 from tdquant.calibrate.judge import Judgement, judge
 from tdquant.calibrate.observe import Observations, observed
 from tdquant.calibrate.observers import observing
@@ -27,7 +26,8 @@ from tdquant.layers import QuantLayer, SplitLayer, replace_module
 from tdquant.progress import track
 from tdquant.provenance import note
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
-from tdquant.scales import SCALES, DynamicScale, Scale, StaticScale, TableScale, TemporalScale
+from tdquant.scales import SCALES, Curves, DynamicScale, Scale, StaticScale, TemporalScale
+from tdquant.scales.base import steps_at
 from tdquant.scales.table import training_timesteps
 
 ESTIMATORS = ("auto", *NAMES)
@@ -234,32 +234,25 @@ def _make_scales(
     span: tuple[float, float],
     seed: int,
 ) -> tuple[dict[str, Scale], dict[str, float]]:
-    """The scales that the chosen curves become, and how far fitted networks stay from them."""
-    made: dict[str, Scale] = {}
-    groups: dict[str, list[str]] = {}
+    """The scales that the chosen curves become, and how far those over time stay from them."""
+    knots = training_timesteps(*span)
+    groups: dict[tuple[type[Scale], str], list[str]] = {}
     for n, q in quantizers.items():
-        curve = curves[n].curve
-        if q.wanted == "table":
-            knots = training_timesteps(*span)
-            made[n] = TableScale(
-                knots, curve(knots, knots, q.grid).expand(len(knots)), learned=True
-            )
-        elif is_flat(q.wanted) or (q.wanted == "auto" and curve.static):
-            law = StaticScale if q.wanted == "auto" else SCALES[q.wanted]
-            made[n] = law.from_step(float(curve.table[0]), grids[n])
-        else:
-            groups.setdefault(repr(sorted(q.options.items())), []).append(n)
+        alone = StaticScale if curves[n].curve.static else TemporalScale
+        law = alone if q.wanted == "auto" else SCALES[q.wanted]
+        groups.setdefault((law, repr(sorted(q.options.items()))), []).append(n)
+    made: dict[str, Scale] = {}
     misfits: dict[str, float] = {}
-    for names in groups.values():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = [TemporalScale(1.0, span, **quantizers[n].options) for n in names]
-        knots = training_timesteps(*span)
-        targets = torch.stack(
-            [curves[n].curve(knots, knots, quantizers[n].grid).expand(len(knots)) for n in names]
-        )
-        weights = torch.stack([time_weights(judgement, n, choice[n], knots) for n in names])
-        worst = fit(fresh, knots, targets, weights, seed=seed)
-        made |= dict(zip(names, fresh, strict=True))
-        misfits |= dict(zip(names, worst.tolist(), strict=True))
+    for (law, _), names in groups.items():
+        steps = [curves[n].curve(knots, knots, grids[n]).expand(len(knots)) for n in names]
+        weights = [time_weights(judgement, n, choice[n], knots) for n in names]
+        codes = [grids[n] for n in names]
+        wanted = Curves(knots, torch.stack(steps), torch.stack(weights), codes, span, seed)
+        scales = law.from_curves(wanted, quantizers[names[0]].options)
+        made |= zip(names, scales, strict=True)
+        if law.timed:
+            with torch.no_grad():
+                reached = torch.stack(steps_at(scales, knots, codes))
+            worst = (reached.log() - wanted.steps.log()).abs().amax(1)
+            misfits |= zip(names, worst.tolist(), strict=True)
     return made, misfits

@@ -28,7 +28,7 @@ class Option(NamedTuple):
 
     Attributes:
         default: Its value where the section does not give it.
-        kind: int, float, or the strings that are allowed.
+        kind: int, float, str, or the strings that are allowed.
         meaning: What it does.
         low: Least value of a number.
         below: A number must be less than this.
@@ -48,6 +48,8 @@ class Option(NamedTuple):
             return None
         if isinstance(self.kind, tuple):
             return None if value in self.kind else f"one of {', '.join(self.kind)}"
+        if self.kind is str:
+            return None if isinstance(value, str) else "text"
         whole = isinstance(value, int) and not isinstance(value, bool)
         fits = whole or (self.kind is float and isinstance(value, float))
         if fits and self.low <= value < self.below and not (self.exclusive and value == self.low):  # type: ignore[operator]
@@ -77,8 +79,9 @@ TRAINING: dict[str, Option] = {
     "seed": Option(23, int, "Of the order of images, flips, noise and timesteps."),
     "scale": Option(
         None,
-        ("auto", "temporal", "static", "dynamic", "table", "pact", "nipq"),
-        "Law of activation scales; --use_dynamic means temporal; absent: static.",
+        str,
+        "Law of activation scales: a kind that a recipe takes; --use_dynamic means temporal; "
+        "absent: static.",
     ),
     "depth": Option(None, int, "Linear layers of a temporal scale's network; 4.", low=1),
     "dropout": Option(None, float, "Of that network; 0. The published one has 0.2.", below=1),

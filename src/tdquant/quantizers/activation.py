@@ -28,7 +28,7 @@ class ActivationQuantizer(nn.Module):
         clock: Where the timestep of the call in progress is read.
         symmetric: Whether calibration has to leave the zero point where it is.
         wanted: Kind of scale that calibration is to put in place: a kind, or ``"auto"``.
-        options: Keyword arguments for a TemporalScale that calibration makes.
+        options: Of the law that calibration makes: ``Recipe.temporal``.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from tdquant.scales.bank import BankedScale, ScaleBank, bank_tables
 from tdquant.scales.base import SCALES, Scale
+from tdquant.scales.curves import Curves
 from tdquant.scales.dynamic import DynamicScale
 from tdquant.scales.noise import NoiseScale
 from tdquant.scales.pact import PactScale
@@ -14,6 +15,7 @@ from tdquant.scales.temporal import TemporalScale
 __all__ = [
     "SCALES",
     "BankedScale",
+    "Curves",
     "DynamicScale",
     "NoiseScale",
     "PactScale",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tdquant.errors import CalibrationError
 from tdquant.fakequant import FLOOR, expand_scale, fake_quantize
 from tdquant.grid import Grid
+from tdquant.scales.curves import Curves
 
 SCALES: dict[str, type[Scale]] = {}
 """Every registered scale law by its kind."""
@@ -40,11 +41,18 @@ class Scale(Float32, ABC):
     """``scale(timestep, x, grid) -> s``: positive float32 of shape ``()`` or ``(B,)``.
 
     A subclass names its ``kind``, which registers it, and says which of its arguments it looks at.
+    ``forward`` is all that it has to have. The other methods say how it starts from what was
+    calibrated, over which times it is frozen, and how a checkpoint brings it back.
+
+    A law that can be evaluated for many scales at once has a static method ``ahead(scales,
+    timestep)``: see ``tdquant.clock``.
     """
 
     kind: ClassVar[str] = ""
     timed: ClassVar[bool] = False
     """Whether ``timestep`` is read; if not, it may be None."""
+    calibrated: ClassVar[bool] = True
+    """Whether calibration can make it, so that a recipe may ask for it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -56,6 +64,36 @@ class Scale(Float32, ABC):
         """The law where it starts from one calibrated step."""
         return cls(step)  # type: ignore[call-arg]
 
+    @classmethod
+    def from_curves(cls, curves: Curves, options: Mapping[str, Any]) -> Sequence[Scale]:
+        """One scale for each curve, as near to it as the law can start; here from one step, the
+        geometric mean over time.
+
+        Arguments:
+            curves: What calibration wants.
+            options: ``Recipe.temporal``.
+        """
+        steps = curves.steps.log().mean(1).exp() if cls.timed else curves.steps[:, 0]
+        return [
+            cls.from_step(float(step), grid)
+            for step, grid in zip(steps, curves.grids, strict=True)
+        ]
+
+    def training_times(self) -> Tensor | None:
+        """Times ``(K,)`` of the table that ``freeze`` makes, None if the law does not know them:
+        then ``freeze`` wants to be told.
+        """
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """What ``blank`` needs beside tensors, JSON-safe."""
+        return {}
+
+    @classmethod
+    def blank(cls, **settings: Any) -> Scale:
+        """A scale of these settings, into which the tensors of another can be loaded."""
+        return cls(**settings)
+
     @abstractmethod
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         """The step at timesteps ``()`` or ``(B,)`` for the tensor x ``(B, *)``."""
@@ -65,6 +103,23 @@ class Scale(Float32, ABC):
         of the law; the value is not, except while it trains.
         """
         return fake_quantize(x, expand_scale(step, x), grid.low, grid.high)
+
+
+def recipe_kinds() -> tuple[str, ...]:
+    """The kinds of scales that a recipe may ask for."""
+    return "auto", *(kind for kind, law in SCALES.items() if law.calibrated)
+
+
+def steps_at(scales: Sequence[Scale], times: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+    """Steps ``(K,)`` of scales of one timed law at times ``(K,)``, by the very products that a
+    call of the model makes.
+    """
+    law: Any = type(scales[0])
+    known = law.ahead(scales, times) if hasattr(law, "ahead") else {}
+    return [
+        known[scale] if scale in known else scale(times, torch.empty(0), grid)
+        for scale, grid in zip(scales, grids, strict=True)
+    ]
 
 
 class _Floored(torch.autograd.Function):

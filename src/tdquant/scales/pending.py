@@ -20,6 +20,7 @@ class PendingScale(Scale):
     """
 
     kind = "pending"
+    calibrated = False
 
     def __init__(self, wanted: str = "auto", layer: str = "") -> None:
         super().__init__()

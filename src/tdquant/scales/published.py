@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ class PublishedScale(TemporalScale):
     """
 
     kind = "published"
+    calibrated = False
 
     def __init__(
         self,
@@ -59,6 +61,9 @@ class PublishedScale(TemporalScale):
         with torch.autocast(self.time_range.device.type, enabled=False):
             s = F.softplus(self.network(self.encode(timestep.reshape(-1))))
         return s.reshape(timestep.shape)
+
+    def settings(self) -> dict[str, Any]:
+        return {"features": self.features}
 
     @staticmethod
     def ahead(scales: Sequence[TemporalScale], timestep: Tensor) -> dict[nn.Module, Tensor]:

@@ -13,12 +13,16 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from tdquant.errors import CalibrationError
 from tdquant.grid import Grid
 from tdquant.scales.base import Scale, floored, lsq_factor
+from tdquant.scales.curves import Curves
 
 
 def training_timesteps(low: float, high: float, limit: int = 1024) -> Tensor:
@@ -64,6 +68,22 @@ class TableScale(Scale):
         self.register_buffer("knots", knots.clone())
         self.table = nn.Parameter(table.clone(), requires_grad=learned)
         self.index_knots()
+
+    @classmethod
+    def from_curves(cls, curves: Curves, options: Mapping[str, Any]) -> list[TableScale]:
+        """The curves themselves, learned from there on."""
+        return [cls(curves.times, steps, learned=True) for steps in curves.steps]
+
+    def training_times(self) -> Tensor:
+        return self.knots
+
+    def settings(self) -> dict[str, Any]:
+        return {"knots": len(self.knots)}
+
+    @classmethod
+    def blank(cls, **settings: Any) -> TableScale:
+        count = settings["knots"]
+        return cls(torch.arange(float(count)), torch.ones(count), learned=True)
 
     def index_knots(self) -> None:
         """Notes whether the knots are consecutive integers, which integer timesteps index."""

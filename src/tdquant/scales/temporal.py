@@ -14,8 +14,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,10 @@ from tdquant.errors import RecipeError
 from tdquant.fakequant import FLOOR
 from tdquant.grid import Grid
 from tdquant.scales.base import Scale, check_step, inverse_softplus
+from tdquant.scales.curves import Curves
 from tdquant.scales.encodings import ENCODINGS, NOMINAL, encoded_width
+from tdquant.scales.fit import fit
+from tdquant.scales.table import training_timesteps
 
 
 def normalised(t: Tensor, time_range: Tensor) -> Tensor:
@@ -94,6 +98,25 @@ class TemporalScale(Scale):
         layers.append(nn.Linear(widths[-1], 1))
         self.network = nn.Sequential(*layers)
         self.reset(start)
+
+    @classmethod
+    def from_curves(cls, curves: Curves, options: Mapping[str, Any]) -> list[TemporalScale]:
+        """Networks that are fitted to the curves, all at once: see ``tdquant.scales.fit``."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(curves.seed)
+            scales = [cls(1.0, curves.span, **options) for _ in curves.steps]
+        fit(scales, curves.times, curves.steps, curves.weights, seed=curves.seed)
+        return scales
+
+    def training_times(self) -> Tensor:
+        low, high = self.time_range.tolist()
+        return training_timesteps(low, high)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "features": self.features, "hidden": self.hidden, "depth": self.depth,
+            "dropout": self.dropout, "encoding": self.encoding,
+        }  # fmt: skip
 
     @torch.no_grad()
     def reset(self, start: float) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tdquant.errors import CalibrationError, StorageError
 from tdquant.formats import check_version
 from tdquant.recipe import FLOAT, Recipe
+from tdquant.scales import SCALES, DynamicScale
 from tdquant.writing import replacing
 
 FORMAT, VERSION = "tdquant-sensitivity", 1
@@ -117,7 +118,8 @@ class Sensitivity:
         """
         scale = self.recipe.scale
         if scale != "auto":
-            return "temporal" if scale in ("temporal", "table", "dynamic") else "static"
+            law = SCALES[scale]
+            return "temporal" if law.timed or law is DynamicScale else "static"
         bits = self.layers[path].activation_bits if bits is None else bits
         static, temporal = (self.error(path, "activations", bits, k) for k in KINDS)
         return "temporal" if temporal < (1 - margin) * static else "static"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from tdquant.clock import is_quantized
@@ -17,7 +16,7 @@ from tdquant.grid import Grid
 from tdquant.layers import SplitLayer, quantized_layers, replace_module, structured_layers
 from tdquant.quantizers import activation_quantizers
 from tdquant.recipe import Recipe
-from tdquant.scales import SCALES, PendingScale, Scale, TableScale, TemporalScale
+from tdquant.scales import SCALES, PendingScale
 
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
@@ -31,8 +30,7 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
             path: {
                 "kind": q.scale.kind,
                 "grid": [q.grid.bits, q.grid.qmin, q.grid.qmax, q.grid.zero_point],
-                "options": dict(q.options),
-                **({"knots": len(q.scale.knots)} if isinstance(q.scale, TableScale) else {}),
+                "settings": q.scale.settings(),
             }
             for path, q in activation_quantizers(model)
         },
@@ -70,14 +68,4 @@ def restore(model: nn.Module, structure: dict[str, Any] | None, where: str = "")
         quantizer = found[path]
         if isinstance(quantizer.scale, PendingScale):
             quantizer.grid = Grid(*spec["grid"])
-            quantizer.scale = _scale(spec)
-
-
-def _scale(spec: dict[str, Any]) -> Scale:
-    kind = spec["kind"]
-    if kind == TemporalScale.kind:
-        return TemporalScale(**spec["options"])
-    if kind == TableScale.kind:
-        count = int(spec["knots"])
-        return TableScale(torch.arange(float(count)), torch.ones(count), learned=True)
-    return SCALES[kind]()
+            quantizer.scale = SCALES[spec["kind"]].blank(**spec["settings"])

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from tdquant.calibrate.fit import fit
 from tdquant.grid import Grid
 from tdquant.scales import TemporalScale
+from tdquant.scales.fit import fit
 
 TIMES = torch.arange(1000.0)
 CURVES = torch.stack(

@@ -9,13 +9,16 @@ features of high frequency would otherwise be free to do anything between them.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tdquant.fakequant import FLOOR
-from tdquant.scales.temporal import TemporalScale
+
+if TYPE_CHECKING:  # which starts its scales by this
+    from tdquant.scales.temporal import TemporalScale
 
 
 def fit(
@@ -53,7 +56,7 @@ def fit(
     features = scales[0].encode(times.cpu()).cpu()
     for scale, goal in zip(scales, target, strict=True):
         scale.reset(math.exp(float(goal.mean())))
-    layers = [[m for m in scale.network if isinstance(m, nn.Linear)] for scale in scales]
+    layers = [scale.layers for scale in scales]
     depth = len(layers[0])
     weight = [
         torch.stack([ls[i].weight.detach().cpu() for ls in layers]).requires_grad_()
