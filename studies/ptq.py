@@ -63,18 +63,22 @@ def plans(args):
 
 
 class Calibrations:
-    """Observations of one model and seed, made once for each law by which calls are drawn."""
+    """Calls and observations of one model and seed, made once for each law by which calls are
+    drawn.
+    """
 
     def __init__(self, subject, settings, seed):
         self.subject, self.settings, self.seed = subject, settings, seed
-        self.seen = {}
+        self.sampled, self.seen = {}, {}
 
     def calls(self, law="uniform"):
-        pipe = self.subject.pipe
-        return tdq.trajectories(
-            pipe.unet, pipe.scheduler, self.settings["trajectories"], pipe.shape, batch=16,
-            seed=1000 + self.seed, law=law,
-        )  # fmt: skip
+        if law not in self.sampled:
+            made = tdq.trajectories(
+                self.subject.pipe, self.settings["trajectories"], batch=16,
+                seed=1000 + self.seed, law=law,
+            )  # fmt: skip
+            self.sampled[law] = list(made)
+        return self.sampled[law]
 
     def observed(self, law):
         if law not in self.seen:
@@ -199,7 +203,7 @@ def tell(ledger):
 
 
 def plots(rows):
-    """Paired error by bits: methods side by side, each with static scales and with temporal ones."""
+    """Paired error by bits: methods side by side, each with static and with temporal scales."""
     found = []
     for model in MODELS:
         lines = []
