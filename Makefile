@@ -54,7 +54,8 @@ bench: venv
 
 # Hours of two cores if nothing is there yet; each study makes the runs that are missing.
 study: venv
-	for name in movement qat ptq fast_forward ablations cost; do $(BIN)/python studies/$$name.py || exit 1; done
+	for name in movement qat ptq fast_forward ablations; do $(BIN)/python studies/$$name.py || exit 1; done
+	$(BIN)/python studies/cost.py --threads 2
 	$(BIN)/tdquant report studies/results --out studies/report.html
 
 clean:

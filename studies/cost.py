@@ -23,7 +23,7 @@ KINDS = ("static", "dynamic", "temporal", "table", "pact", "nipq")
 BITS = {"W4A8": (4, 8), "W4A4": (4, 4), "W8A8": (8, 8)}
 BACKENDS = ("reference", "cpu", "openvino")
 KEYS = ("model", "work", "batch", "bits", "scale", "backend", "seed")
-SETTINGS = {"rounds": 9, "training_batch": 32, "batches": [1, 32]}
+SETTINGS = {"rounds": 31, "training_batch": 32, "batches": [1, 32]}
 QUESTION = """\
 What does a scale that follows the timestep cost in training and in sampling?"""
 CLAIM = """\

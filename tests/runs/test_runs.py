@@ -293,6 +293,8 @@ def test_a_quantized_run_is_no_start(place, trained, tmp_path, capsys):
 def test_resuming_takes_no_other_flags(trained, capsys):
     assert main(["train", "--resume", str(trained), "--scale", "static", "a.b=3"]) == 1
     assert "--scale, a.b=3" in capsys.readouterr().err
+    assert main(["train", "--resume", str(trained), "--n_bit_w", "4", "--use_dynamic"]) == 1
+    assert "--n_bit_w, --use_dynamic" in capsys.readouterr().err
     assert main(["train", "--resume", str(trained / "last.ckpt")]) == 1
     assert "not the folder of a run" in capsys.readouterr().err
 

@@ -68,7 +68,8 @@ def add(commands: Any) -> None:
          "(default: frechet, kid, precision, recall; with inception all)")  # fmt: skip
     flag("--network", help="efficientnet-lite0 (default), or inception: the network of the FID")
     flag("--inception-weights", type=Path, metavar="FILE", help="its weights; implies it")
-    flag("--download", action="store_true", help="fetch its published weights if they are nowhere")
+    flag("--download", action="store_true",
+         help="fetch its published weights if they are nowhere; implies it")  # fmt: skip
     flag("--resize", type=int, metavar="SIDE", help="cut the centred square of given images and "
          "reference images in a folder, and resize it")  # fmt: skip
     flag("--resamples", type=int, help="draws of the bootstrap (default: 100); 0: no intervals")
@@ -182,7 +183,8 @@ def _judging(options: argparse.Namespace) -> dict[str, Any]:
     from tdquant.metrics import load_network
 
     weights = options.inception_weights
-    name = options.network or ("efficientnet-lite0" if weights is None else "inception")
+    wanted = weights is not None or options.download
+    name = options.network or ("inception" if wanted else "efficientnet-lite0")
     reference = _setting(options, "reference")
     return {
         "reference": None if reference == "none" else reference,

@@ -166,8 +166,12 @@ def _resumed(options: argparse.Namespace) -> dict[str, Any]:
     from tdquant.recipe import Recipe
     from tdquant.runs import RunFolder
 
-    idle = [f"--{name}" for name in ("base", "ckpt", "name", "seed", "scale", "rates", "distill")]
-    idle = [flag for flag in idle if getattr(options, flag[2:]) is not None]
+    fixed = (
+        "base", "ckpt", "name", "postfix", "seed", "scale_lr", "n_bit_w", "n_bit_a", "use_dynamic",
+        "scale", "rates", "distill",
+    )  # fmt: skip
+    usual = options.overridden.get_default
+    idle = [f"--{name}" for name in fixed if getattr(options, name) != usual(name)]
     if idle or options.overrides:
         raise ConfigError(
             f"--resume with {', '.join([*idle, *options.overrides])}",

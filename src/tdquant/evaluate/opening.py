@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,11 @@ def _saved(
             why="the model's configuration does not tell",
             fix="--pipe the model that it was made from, or --shape, such as 3,32,32",
         )
+    warnings.warn(
+        f"{folder}: noise schedule and prediction of the model are not known; it is sampled by "
+        "DDPM's linear schedule, as one that predicts noise (--pipe tells)",
+        stacklevel=3,
+    )
     schedule = require("diffusers", "diffusers").DDIMScheduler(clip_sample=False)
     return Pipe(model, None, schedule, shape, name), None
 

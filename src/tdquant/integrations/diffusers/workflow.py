@@ -26,7 +26,7 @@ from tdquant.calibrate.recording import record
 from tdquant.calibrate.shards import Shards, read_shards
 from tdquant.convert import quantize
 from tdquant.correct import correct
-from tdquant.errors import ModelError, StorageError
+from tdquant.errors import MissingDependencyError, ModelError, StorageError
 from tdquant.footprint import resident_bytes
 from tdquant.frozen import freeze
 from tdquant.integrations.diffusers.job import PICTURE, Job, Outcome
@@ -131,7 +131,10 @@ def _quantize_part(
         )
         print(found)
         recipe = found.recipe
-        found.plot(work / CURVE.format(name))
+        try:
+            found.plot(work / CURVE.format(name))
+        except MissingDependencyError as error:
+            print(f"no picture of the search: {error}")
         lap("search")
     quantize(model, recipe, verbose=False)
     report = calibrate(
