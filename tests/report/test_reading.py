@@ -26,7 +26,7 @@ def test_everything_in_folders_is_found(tmp_path):
 
 def test_studies_stand_by_their_position(tmp_path):
     write_everything(tmp_path)
-    for name, position in (("d-large", 1), ("b-ptq", 2)):
+    for name, position in (("d-large", 1), ("b-ptq", 2), ("a-qat", None)):
         file = tmp_path / "studies" / f"{name}.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"position": position}))
     found = read_inputs([tmp_path / "studies"]).studies

@@ -1,5 +1,7 @@
 """Which runs stand together, what they are called, and in which order."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from tdquant.report.heatmap import relative_steps
@@ -49,6 +51,8 @@ def test_runs_are_called_by_what_differs(tmp_path):
         "W4A4 temporal 20 steps (run3)",
     ]
     assert label_runs(runs[:1]) == ["cats-ddpm W4A4 static"]
+    apart = [replace(runs[2], path=tmp_path / seed / "w4a4") for seed in ("a", "b")]
+    assert label_runs(apart) == ["W4A4 temporal (a/w4a4)", "W4A4 temporal (b/w4a4)"]
     assert label_runs([]) == []
 
 

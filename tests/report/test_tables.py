@@ -18,6 +18,13 @@ def test_nothing_is_best_where_nothing_is_compared():
     assert best([{"d": "x"}, {"d": float("nan")}], LOWER) == set()
 
 
+def test_what_prints_the_same_is_best_alike():
+    column = Column("d", "D", "lower")
+    wide = {"d_low": 22.1, "d_high": 28.4}  # shown with one digit
+    rows = [{"d": 25.314, **wide}, {"d": 25.322, **wide}, {"d": 40.0}]
+    assert best(rows, column) == {0, 1}
+
+
 def test_a_baseline_is_not_the_best():
     rows = [{"d": 1.0, "baseline": True}, {"d": 2.0}, {"d": 3.0}]
     assert best(rows, LOWER) == {1}

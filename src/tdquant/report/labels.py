@@ -25,9 +25,21 @@ def label_runs(runs: Sequence[Run]) -> list[str]:
         words += [word for word, differs in zip(rest, differing[3:], strict=True) if differs]
         names.append(" ".join(word for word in words if word) or model)
     return [
-        f"{name} ({run.path.name})" if names.count(name) > 1 else name
+        f"{name} ({_place(run, [r for r, n in zip(runs, names, strict=True) if n == name])})"
+        if names.count(name) > 1
+        else name
         for name, run in zip(names, runs, strict=True)
     ]
+
+
+def _place(run: Run, alike: Sequence[Run]) -> str:
+    """As much of the end of a run's path as tells it from the others."""
+    parts = run.path.resolve().parts
+    others = [r.path.resolve().parts for r in alike if r is not run]
+    count = 1
+    while count < len(parts) and any(o[-count:] == parts[-count:] for o in others):
+        count += 1
+    return "/".join(parts[-count:])
 
 
 def _facts(run: Run) -> list[str]:

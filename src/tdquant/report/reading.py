@@ -119,8 +119,13 @@ def read_inputs(inputs: Sequence[str | os.PathLike[str]]) -> Inputs:
             f"{len(wrong)} inputs cannot be shown:\n{listed}" if wrong else "nothing to report",
             fix="run folders of tdquant evaluate, study files, or folders of them",
         )
-    found.studies.sort(key=lambda study: study.content.get("position", math.inf))
+    found.studies.sort(key=_position)
     return found
+
+
+def _position(study: Study) -> float:
+    position = study.content.get("position")
+    return math.inf if position is None else position
 
 
 def _readers(path: Path, found: Inputs, deeper: bool = True) -> list[Callable[[], None]]:

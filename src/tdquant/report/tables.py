@@ -44,10 +44,19 @@ def best(rows: Sequence[dict[str, Any]], column: Column) -> set[int]:
     }
     if column.better not in DIRECTIONS or len(values) < 2:
         return set()
-    top = (min if column.better == "lower" else max)(values.values())
-    printed = numeral(top, column.digits)
-    found = {i for i, value in values.items() if numeral(value, column.digits) == printed}
+    top = (min if column.better == "lower" else max)(values, key=values.__getitem__)
+    printed = {i: numeral(value, _digits(rows[i], column)) for i, value in values.items()}
+    found = {i for i, text in printed.items() if text == printed[top]}
     return found if len(found) < len(values) else set()
+
+
+def _digits(row: dict[str, Any], column: Column) -> int | None:
+    """Places after the point of a cell: those of its interval, if it has one."""
+    low: Any = row.get(f"{column.key}_low")
+    high: Any = row.get(f"{column.key}_high")
+    if column.digits is None and is_number(low) and is_number(high):
+        return resolution(low, high)
+    return column.digits
 
 
 def groups(
@@ -124,7 +133,7 @@ def cell(row: dict[str, Any], column: Column, marked: bool = False, name: str = 
     low: Any = row.get(f"{column.key}_low")
     high: Any = row.get(f"{column.key}_high")
     spread = is_number(low) and is_number(high)
-    digits = resolution(low, high) if spread and column.digits is None else column.digits
+    digits = _digits(row, column)
     shown: list[str] = [numeral(value, digits)]
     if marked:
         shown = [tag("b", *shown), tag("span", " (best)", class_="unseen")]

@@ -69,7 +69,6 @@ function setUpContents() {
 }
 
 async function copy(button) {
-  const label = button.textContent;
   let done = true;
   try {
     await navigator.clipboard.writeText(button.dataset.copy);
@@ -84,7 +83,7 @@ async function copy(button) {
   }
   button.textContent = done ? "Copied" : "Not allowed";
   say(done ? "Command copied" : "The browser does not allow copying");
-  setTimeout(() => { button.textContent = label; }, 1500);
+  setTimeout(() => { button.textContent = "Copy"; }, 1500);
 }
 
 // Tables: rows are sorted within their group; what has no value stays last either way.
@@ -257,6 +256,9 @@ class Layers {
       return path;
     });
     figure.querySelector(".lines").replaceChildren(...lines);
+    const svg = figure.querySelector(".drawing svg");
+    const names = this.chosen.map((layer) => paths[layer]).join(", ");
+    svg.setAttribute("aria-label", svg.getAttribute("aria-label").replace(/, for .*$/s, `, for ${names}.`));
     figure.querySelector(".legend").replaceChildren(...this.chosen.map((layer, k) => {
       const entry = make("li");
       const swatch = document.createElementNS(SVG, "svg");
