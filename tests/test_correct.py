@@ -233,3 +233,10 @@ def test_plain_sequential_models_too():
     tdq.calibrate(model, calls(), progress=False)
     frozen = tdq.correct(tdq.freeze(model), float_model, calls(), progress=False)
     assert gain_of(frozen) is not None
+
+
+def test_one_step_samplers_have_one_gain(frozen):
+    call = next(iter(calls()))
+    corrected = tdq.correct(frozen, louder(copy.deepcopy(frozen)), [call], progress=False)
+    assert bool((gain_of(corrected).scale.table == gain_of(corrected).scale.table[0]).all())
+    assert corrected(*call).isfinite().all()

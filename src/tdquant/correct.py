@@ -155,7 +155,7 @@ def _put(frozen: nn.Module, clock: Clock, knots: Tensor, gains: Tensor, channels
     scale = TableScale(knots, gains)
     if clock.coverage is not None:
         knots = training_timesteps(*clock.coverage)
-        scale = TableScale(knots, values_of(scale, knots))
+        scale = TableScale(knots, values_of(scale, knots).expand(len(knots)))
     scale = scale.requires_grad_(False).to(next(frozen.parameters()).device)
     gain = gain_of(frozen)
     if gain is None:

@@ -77,5 +77,5 @@ def gain_of(model: nn.Module) -> OutputGain | None:
 
 
 def values_of(scale: Scale, times: Tensor) -> Tensor:
-    """The gains at times ``()`` or ``(K,)``."""
+    """The gains at times ``()`` or ``(K,)``; ``()`` if it is one for all times."""
     return scale(times, torch.empty(0), _NO_GRID)
