@@ -28,9 +28,10 @@ def saved():
 
 
 def evaluate(*words):
-    given = ["--steps", "2", "--batch", "4", "--resamples", "8", "--paired", "6"]
-    given += ["--reference", str(small.reference()), "--network", "random", "--quiet"]
-    given += [] if "--images" in words else ["--images", "12"]
+    given = ["--resamples", "8", "--reference", str(small.reference()), "--network", "random"]
+    if words[0] != "--images":
+        given += ["--steps", "2", "--batch", "4", "--paired", "6"]
+    given += ["--quiet"] if "--images" in words else ["--quiet", "--images", "12"]
     return main(["evaluate", *given, *map(str, words)])
 
 
@@ -96,6 +97,8 @@ def test_a_folder_of_images(tmp_path):
         (["tiny", "tiny", "--out", "r", "--network", "random"], "models of one name"),
         (["tiny", "--out", "r", "--prompts", "nofile"], "prompts cannot be read"),
         (["--compare", "nowhere"], "no record here"),
+        (["--images", ".", "--out", "r", "--steps", "3", "--seed", "1"], "with --steps, --seed"),
+        (["--images", ".", "--out", "r", "--no-paired"], "with --no-paired"),
     ],
 )
 def test_mistakes_are_explained(words, message, tmp_path, monkeypatch, capsys):
@@ -120,6 +123,17 @@ def test_a_saved_model_takes_the_parts_of_its_pipe(saved):
     assert (twin, pipe.name, pipe.shape) == ("tiny", "tiny-w4a4", (3, 16, 16))
     with pytest.raises(ModelError, match="--pipe"):
         open_subject(saved, parts="cats-ddpm")
+
+
+def test_downloading_means_inception(monkeypatch, tmp_path, capsys):
+    def load(name, weights, download):
+        raise ModelError(f"{name}, {download}")
+
+    monkeypatch.setattr("tdquant.metrics.load_network", load)
+    assert main(["evaluate", "tiny", "--out", str(tmp_path / "r"), "--download"]) == 1
+    assert "inception, True" in capsys.readouterr().err
+    assert main(["evaluate", "tiny", "--out", str(tmp_path / "r")]) == 1
+    assert "efficientnet-lite0, False" in capsys.readouterr().err
 
 
 def test_a_saved_model_of_no_known_architecture(tmp_path):

@@ -113,3 +113,14 @@ def test_calls_by_keyword_and_dynamic_scales():
     row = next(r for r in found["layers"] if r["path"] == "conv_in")
     assert len(row["steps"]) == 4
     assert row["range"] > 2
+
+
+def test_following_the_timestep_saves_nothing_where_nothing_follows_it():
+    """Of every layer, however wide the rows of its input are: what is tried is drawn at random."""
+    pipe = tdq.models.load_embedded("cats-ddpm")
+    model = tdq.quantize(pipe.unet, tdq.Recipe(4, 4, scale="static"), verbose=False)
+    given = list(tdq.trajectories(tdq.models.load_embedded("cats-ddpm"), 1, steps=2))
+    tdq.calibrate(model, given, estimator="mse", split=False, progress=False)
+    rows = layer_report(tdq.freeze(model), given)["layers"]
+    assert len(rows) > 30
+    assert all(row["saved"] <= 1e-6 for row in rows)

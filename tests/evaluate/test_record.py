@@ -75,6 +75,8 @@ def changed(record, section, **fields):
         ("reference", {"preprocessing": "resized"}, "preprocessing"),
         ("sampling", {"images": 5}, "12 and 5 images"),
         ("sampling", {"seed": 5}, "seeds"),
+        ("sampling", {"size": [8, 8]}, r"images of [16, 16] and [8, 8]"),
+        ("sampling", {"call": {"class_labels": [7]}}, "class_labels None and [7]"),
         ("paired", {"images": 5}, "paired"),
     ],
 )
@@ -96,6 +98,13 @@ def test_another_sampler_is_a_warning_and_equals_are_comparable(whole):
     table = comparison_table([a, b], ["a", "b"])
     assert "with care: a and b: sampler steps 2 and 7" in table
     assert "not comparable" not in table
+    for part, other, words in (
+        ("sampling", {"call": {"guidance_scale": 5}}, "guidance_scale None and 5"),
+        ("sampling", {"batch": 7}, "speeds in batches of 4 and 7"),
+        ("sampling", {"preprocessing": "resized"}, "images RGB 16x16, as they are and resized"),
+        ("machine", {"device": "H100"}, "speeds on two machines"),
+    ):
+        assert incomparable(a, changed(a, part, **other)) == [WARNING + words]
     c = replace(a, reference=None)
     assert incomparable(a, c) == ["one has no reference set"]
 
@@ -106,3 +115,18 @@ def test_tables_show_every_metric_with_its_interval(whole):
         assert measured["title"] in text
         assert f"{measured['low']:.4g}, {measured['high']:.4g}" in text
     assert "dB" in text
+
+
+def test_pixels_and_not_latents_say_what_size_images_have(whole):
+    a = whole[1]
+    assert incomparable(a, changed(a, "sampling", shape=[4, 4, 4])) == []
+    before = [changed(a, "sampling", size=None, shape=shape) for shape in ([3, 16, 16], [4, 4, 4])]
+    assert "images of" in incomparable(*before)[0]
+
+
+def test_clip_scores_of_two_models_are_not_compared(whole):
+    a, b = (
+        changed(whole[1], "metrics", clip={"title": "CLIP score", "value": 20.0, "network": name})
+        for name in "xy"
+    )
+    assert incomparable(a, b) == ["CLIP score by two networks"]

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from tdquant.data import Cats
 from tdquant.diffusion.pictures import save_png
 from tdquant.errors import DataError, StorageError
 from tdquant.evaluate import evaluate_images, open_reference
+from tdquant.evaluate.reading import read_pictures
 from tdquant.metrics import Statistics
 
 from .small import OPTIONS, Random
@@ -183,6 +185,23 @@ def test_grey_images_are_their_channel_three_times(tmp_path, cache):
         Image.open(file).convert("RGB").save(colour / file.name)
     found = [reference(folder).features["pooled"] for folder in (grey, colour)]
     assert torch.equal(*found)
+
+
+def test_grey_images_of_sixteen_bits_are_scaled(tmp_path, cache):
+    from PIL import Image
+
+    ramp = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    Image.fromarray((ramp >> 8).astype(np.uint8)).save(tmp_path / "flat.png")
+    deep, flat = (read_pictures([tmp_path / name]) for name in ("deep.png", "flat.png"))
+    assert torch.equal(deep, flat)
+
+
+def test_a_folder_is_known_again_wherever_it_lies(tmp_path, cache):
+    here = folder_of(tmp_path / "here", [(8, 8)] * 6)
+    (tmp_path / "copies").mkdir()
+    there = shutil.copytree(here, tmp_path / "copies" / "here", copy_function=shutil.copy)
+    assert reference(here).digest == reference(there).digest
 
 
 def test_damaged_few_and_no_images(tmp_path, cache):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -82,6 +83,35 @@ def test_images_of_other_settings_are_refused(whole, tmp_path, changes):
         small.run(tmp_path / "run", **changes)
     assert pictures(tmp_path / "run") == pictures(whole[0])
     assert Record.read(tmp_path / "run") == whole[1]  # which is as good as before
+
+
+def test_images_go_on_in_the_batches_they_were_made_in(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    record = small.run(tmp_path / "run", images=20, batch=None)
+    assert record.sampling["batch"] == 4
+    assert len(pictures(tmp_path / "run")) == 20
+
+
+def test_speed_is_that_of_the_images_that_were_made(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    before = whole[1].cost
+    fewer = small.run(tmp_path / "run", images=8, paired=3).cost
+    assert fewer["images_per_second"] == pytest.approx(before["images_per_second"], rel=1e-2)
+    assert fewer["sampling_seconds"] == pytest.approx(
+        before["sampling_seconds"] * 8 / 12, abs=1e-2
+    )
+
+
+def test_resizing_is_of_images_and_reference_alike(tmp_path):
+    options = {"against": None, "metrics": ["frechet"], "resamples": 0, "images": 8}
+    record = small.run(tmp_path / "a", load_embedded("tiny"), backend="auto", resize=8, **options)
+    assert record.sampling["size"] == [8, 8]
+    assert "resized" in record.sampling["preprocessing"]
+    assert record.reference["preprocessing"] == record.sampling["preprocessing"]
+    with pytest.raises(DataError, match=r"reference images of 32x32 .*(?s:.)*drawn in any size"):
+        small.run(tmp_path / "b", load_embedded("tiny"), backend="auto",
+                  **options | {"reference": "cats-heldout"})  # fmt: skip
+    assert not list((tmp_path / "b").rglob("*.png"))
 
 
 def test_images_of_another_model_are_refused(whole, tmp_path):
@@ -325,6 +355,63 @@ def test_prompts_draw_one_image_each(tmp_path):
     assert again.paired is None
     with pytest.raises(StorageError, match="prompts: "):
         small.run(tmp_path / "a", pipe, against=None, **options | {"prompts": ["a dog"]})
+
+
+@pytest.mark.parametrize("labels", [[1], [1, 2]])
+def test_a_pipeline_that_draws_one_at_a_time(tmp_path, labels):
+    from ..pipelines.transformers import dit
+
+    pipe, _ = dit()
+    options = {
+        "images": 3, "batch": 2, "steps": 2, "against": None, "reference": None, "metrics": [],
+        "backend": "auto", "call": {"class_labels": labels},
+    }  # fmt: skip
+    if len(labels) > 1:
+        with pytest.raises(ModelError, match="a run gives 2 images in the place of 1"):
+            small.run(tmp_path / "a", pipe, **options)
+        return
+    record = small.run(tmp_path / "a", pipe, **options)
+    assert record.sampling["call"] == {"class_labels": labels}
+    drawn = pictures(tmp_path / "a")
+    assert len(drawn) == len(set(drawn.values())) == 3
+
+
+def test_what_does_not_fit_a_pipeline_is_told_at_its_first_image(tmp_path):
+    from ..pipelines.transformers import dit
+
+    pipe, _ = dit()
+    with pytest.raises(DataError, match="reference images of 16x16"):
+        small.run(tmp_path / "a", pipe, against=None, steps=2, images=4, backend="auto",
+                  metrics=["frechet"], call={"class_labels": [1]})  # fmt: skip
+    assert len(pictures(tmp_path / "a")) == 1
+
+
+def test_waiting_for_metrics_goes_on_while_they_progress(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("tdquant.evaluate.progress"), "PATIENCE", 0.5)
+    folder = import_module("tdquant.evaluate.folder")
+    began = time.monotonic()
+
+    def read(out):
+        if time.monotonic() - began < 1.5:
+            (out / "progress.json").write_text(str(time.monotonic()))
+            raise StorageError("none yet")
+        return types.SimpleNamespace(asked="mine")
+
+    monkeypatch.setattr(folder, "Record", types.SimpleNamespace(read=read))
+    assert folder.awaited(tmp_path, "mine").asked == "mine"
+    with pytest.raises(StorageError, match="records are missing"):
+        folder.awaited(tmp_path, "another's")
+
+
+def test_equal_pairs_do_not_make_psnr_infinite(whole, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(whole[0] / "images", tmp_path / name)
+    found = paired_metrics(tmp_path / "a", tmp_path / "b", 4)["psnr"]
+    assert found["infinite"] == 4
+    shutil.copy(tmp_path / "a" / "000000.png", tmp_path / "b" / "000001.png")
+    found = paired_metrics(tmp_path / "a", tmp_path / "b", 4)["psnr"]
+    assert found["infinite"] == 3
+    assert 0 < found["value"] < 100
 
 
 def test_any_number_of_shards_gives_the_same_numbers(whole, tmp_path, monkeypatch):

@@ -18,6 +18,11 @@ QUICK = {
     "resamples": 20,
     "reference": "cats:heldout:500",
 }
+_SAMPLING = (
+    "steps", "scheduler", "eta", "seed", "batch", "backend", "against", "paired", "no-paired",
+    "lpips", "pipe", "shape", "config", "no-ema", "allow-pickle",
+)  # fmt: skip
+"""Flags that say nothing of images that were made elsewhere."""
 USUAL = {"images": 5000, "steps": 50, "paired": 256, "resamples": 100, "reference": "cats-heldout"}
 
 
@@ -53,7 +58,7 @@ def add(commands: Any) -> None:
     flag("--scheduler", help="ddim, dpm++, euler, euler-a, unipc, ddpm (default: the model's)")
     flag("--eta", type=float, default=0.0, help="share of noise in DDIM (default: 0)")
     flag("--seed", type=int, default=0, help="seed of all noise (default: 0)")
-    flag("--batch", type=int, default=64, help="images at a time (default: 64)")
+    flag("--batch", type=int, help="images at a time (default: that of the images in RUN, or 64)")
     flag("--backend", default="auto", help="what runs a quantized model: reference, cpu, "
          "openvino, cuda, simulated, or auto (default): the first that runs here")  # fmt: skip
     flag("--gpus", help="device numbers, such as 0,1: one process each, as torchrun and "
@@ -70,8 +75,8 @@ def add(commands: Any) -> None:
     flag("--inception-weights", type=Path, metavar="FILE", help="its weights; implies it")
     flag("--download", action="store_true",
          help="fetch its published weights if they are nowhere; implies it")  # fmt: skip
-    flag("--resize", type=int, metavar="SIDE", help="cut the centred square of given images and "
-         "reference images in a folder, and resize it")  # fmt: skip
+    flag("--resize", type=int, metavar="SIDE", help="cut the centred square of images, and of "
+         "reference images in a folder, and resize it for the network")  # fmt: skip
     flag("--resamples", type=int, help="draws of the bootstrap (default: 100); 0: no intervals")
     flag("--clip", type=Path, metavar="DIR", help="CLIP model, to score images with their prompts")
     flag("--against", metavar="MODEL", help="model to compare with image by image (default: the "
@@ -108,6 +113,14 @@ def run(options: argparse.Namespace) -> int:
     folder = None if options.images is None or options.images.isdigit() else Path(options.images)
     if folder is not None and options.models:
         raise TDQError("models and a folder of images", fix="one of them")
+    if folder is not None:
+        idle = [f"--{name}" for name in _SAMPLING if _given(options, name)]
+        if idle or options.overrides:
+            raise TDQError(
+                f"a folder of images with {', '.join([*idle, *options.overrides])}",
+                why="they are there already, and no model is at hand",
+                fix="leave it out",
+            )
     if folder is None and not options.models:
         raise TDQError("nothing to evaluate", fix="a MODEL, --images DIR, or --compare RUN RUN")
     if options.out is None:
@@ -135,6 +148,11 @@ def run(options: argparse.Namespace) -> int:
     if len(records) > 1 and not judging["rank"]:
         print(comparison_table(records, [out.name for out in outs]))
     return 0
+
+
+def _given(options: argparse.Namespace, flag: str) -> bool:
+    name = flag.replace("-", "_")
+    return bool(getattr(options, name) != options.overridden.get_default(name))
 
 
 def _say(table: str, out: Path, rank: int) -> int:

@@ -185,7 +185,7 @@ def square(stream: BinaryIO, size: int, interpolation: str = "bicubic") -> Tenso
     image_module = require("PIL.Image", "data")
     with image_module.open(stream) as encoded:
         image = require("PIL.ImageOps", "data").exif_transpose(encoded)
-        image = _eight_bits(image).convert("RGB")
+        image = eight_bits(image).convert("RGB")
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -196,7 +196,7 @@ def square(stream: BinaryIO, size: int, interpolation: str = "bicubic") -> Tenso
     return pixels.permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _eight_bits(image: Any) -> Any:
+def eight_bits(image: Any) -> Any:
     """A grey image of 16 bits scaled to 8; Pillow's own conversion would cut it off at 255."""
     if not image.mode.startswith("I"):
         return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,14 +58,17 @@ def finished(out: Path, asked: str, reference: Reference | None, state: Progress
 
 
 def retire(out: Path, state: Progress) -> None:
-    """Moves an earlier record out of the way; how long its images took stays known."""
+    """Moves an earlier record out of the way; how long how many images took stays known."""
     file = out / RECORD
     if not file.exists():
         return
-    try:
-        state.facts.setdefault("seconds", Record.read(file).cost.get("sampling_seconds") or 0.0)
-    except StorageError:
-        state.facts.setdefault("seconds", 0.0)
+    seconds, made = 0.0, 0
+    with contextlib.suppress(StorageError):
+        record = Record.read(file)
+        seconds = record.cost.get("sampling_seconds") or 0.0
+        made = record.sampling["images"] if seconds else 0
+    state.facts.setdefault("seconds", seconds)
+    state.facts.setdefault("made", made)
     file.replace(out / PREVIOUS)
 
 
@@ -77,7 +81,14 @@ def awaited(out: Path, asked: str) -> Record:
         except StorageError:
             return 1
 
-    wait_for(missing, "records", out)
+    def sign() -> str:
+        try:
+            return (out / PROGRESS).read_text()
+        except OSError:
+            return ""
+
+    # Of the metrics nothing can be seen but that the first process notes how far it is.
+    wait_for(missing, "records", out, sign=sign)
     return Record.read(out)
 
 

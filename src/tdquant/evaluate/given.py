@@ -9,7 +9,7 @@ from tdquant.errors import DataError, StorageError
 from tdquant.evaluate.folder import awaited, check_out, close, retire
 from tdquant.evaluate.judges import make_judges
 from tdquant.evaluate.progress import Progress, now
-from tdquant.evaluate.reading import check_pictures, picture_files
+from tdquant.evaluate.reading import check_pictures, picture_files, preparation
 from tdquant.evaluate.record import Record
 from tdquant.evaluate.references import HELDOUT
 from tdquant.evaluate.subject import default_device, digest_of_json
@@ -97,7 +97,8 @@ def evaluate_images(
         sampling={
             "images": len(files), "seed": None, "batch": None, "steps": None, "eta": None,
             "scheduler": {"name": "unknown", "digest": None}, "backend": "", "shape": [3, *size],
-            "prompts": texts,
+            "size": list(size), "preprocessing": preparation(size, resize), "prompts": texts,
+            "call": None,
         },
         reference=None if opened is None else opened.to_dict(),
         network=judges.described(),

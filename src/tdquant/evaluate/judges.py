@@ -25,7 +25,7 @@ class Judges:
         metrics: The metrics of sets.
         reference: The reference set as it was asked for.
         resamples: Draws of the bootstrap.
-        resize: Side that given images and reference images are resized to, or None.
+        resize: Side that images and reference images in a folder are resized to, or None.
         clip: Folder of a CLIP model, or None.
         texts: The prompt of every image, or None.
     """
@@ -86,7 +86,11 @@ class Judges:
             seen=lambda done: state.at("metrics", done, len(self.metrics) + 1),
         )  # fmt: skip
         if self.clip is not None and self.texts is not None:
-            found["clip"] = clip_metric(files, self.texts, self.clip, self.resamples)
+            found["clip"] = clip_metric(
+                files, self.texts, self.clip, self.resamples, resize=self.resize,
+                device=self.network.device,
+                seen=lambda done: state.at("CLIP score", done, len(files)),
+            )  # fmt: skip
         return found
 
 

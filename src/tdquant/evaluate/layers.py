@@ -48,8 +48,9 @@ class _Watch:
         self.path, self.layer, self.clock = path, layer, clock
         self.steps: dict[float, list[float]] = {}
         self.spread: list[tuple[float, float]] = []
-        self.error = 0.0
+        self.error = self.sampled = 0.0
         self.static = torch.zeros(len(_STEPS))
+        self.random = torch.Generator().manual_seed(0)
         self.centre = 0.0
 
     @torch.no_grad()
@@ -67,20 +68,28 @@ class _Watch:
         rounded = quantizer(x).float().reshape(-1)
         self.error += float((flat - rounded).square().mean()) / signal
         self.centre = self.centre or _middle(quantizer, step)
-        some = flat[:: max(1, flat.numel() // _VALUES)]
+        # Drawn at random: a stride that is a multiple of the row would see one column alone.
+        drawn = torch.arange(flat.numel())
+        if len(drawn) > _VALUES:
+            drawn = torch.randint(flat.numel(), (_VALUES,), generator=self.random)
+        drawn = drawn.to(flat.device)
+        some = flat[drawn]
+        power = float(some.square().mean()) or 1.0
+        self.sampled += float((some - rounded[drawn]).square().mean()) / power
         origin = quantizer.offset if isinstance(quantizer, OffsetQuantizer) else 0.0
         candidates = (self.centre * _STEPS).to(some.device)[:, None]
         grid = quantizer.grid
         tried = fake_quantize((some - origin)[None], candidates, grid.low, grid.high) + origin
-        errors = (some - tried).square().mean(1) / float(some.square().mean() or 1.0)
-        self.static += errors.cpu()
+        self.static += ((some - tried).square().mean(1) / power).cpu()
 
     def row(self, exact: Tensor | None) -> dict[str, Any]:
         """What was found, as layers.json has it."""
         layer = layer_row(self.path, self.layer)
         calls = max(len(self.spread), 1)
         steps = [_geometric_mean(found) for _, found in sorted(self.steps.items())]
-        error, static = self.error / calls, float(self.static.min()) / calls
+        error, static = self.error / calls, float(self.static.min())
+        # Both on the drawn values, so that their ratio owes nothing to which those are.
+        ratio = static / self.sampled if self.sampled else 1.0
         return {
             "path": self.path,
             "type": layer.layer,
@@ -90,8 +99,8 @@ class _Watch:
             "zero_point": layer.zero_point,
             "steps": steps,
             "error": error,
-            "error_static": static,
-            "saved": 1 - error / static if static > 0 else 0.0,
+            "error_static": error * ratio,
+            "saved": 1 - 1 / ratio if ratio else 0.0,
             "weight_error": _weight_error(self.layer, exact),
             "range": max(steps) / min(steps) if steps else 1.0,
             "correlation": _pearson(self.spread),

@@ -38,7 +38,7 @@ def open_subject(
         parts: For a saved denoiser: name or path of the pipe whose scheduler and first stage it
             takes. None finds the run that it lies in, or an embedded model of the same
             architecture, and else takes the usual linear schedule.
-        config: Configuration of a checkpoint file.
+        config: Configuration of a checkpoint file, be it the source or the parts.
         shape: Shape of a sample, where a saved denoiser does not tell.
         scheduler: Name of a sampler to take in the place of the model's own.
         ema: Take averaged parameters of runs and checkpoints.
@@ -54,15 +54,16 @@ def open_subject(
         ModelError: Parts are missing, or do not fit.
     """
     path, twin = Path(source), None
+    given = {"config": config, "ema": ema, "allow_pickle": allow_pickle, "overrides": overrides}
     if path.is_dir() and (path / PIPELINE).exists():
         pipe: Any = require("diffusers", "diffusers").DiffusionPipeline.from_pretrained(path)
         if scheduler:
             pipe.scheduler = make_scheduler(scheduler, pipe.scheduler)
         return pipe, None
     if path.is_dir() and ((path / INDEX).exists() or read_config(path) is not None):
-        pipe, twin = _saved(path, parts, shape)
+        pipe, twin = _saved(path, parts, shape, given)
     else:
-        pipe = open_pipe(source, config, ema=ema, allow_pickle=allow_pickle, overrides=overrides)
+        pipe = open_pipe(source, **given)
         name = path.resolve().name if path.exists() else str(source)
         pipe = replace(pipe, name=name)
     if scheduler:
@@ -71,16 +72,16 @@ def open_subject(
 
 
 def _saved(
-    folder: Path, parts: str | Path | None, shape: tuple[int, ...] | None
+    folder: Path, parts: str | Path | None, shape: tuple[int, ...] | None, given: dict[str, Any]
 ) -> tuple[Pipe, str | None]:
     """A saved denoiser among the parts that it samples with, and its float twin's name."""
     model, name = load(folder), folder.resolve().name
     around = _run_of(folder) if parts is None else parts
     twin = _twin(folder) if around is None else None
     if around is not None or twin is not None:
-        pipe = open_pipe(around if around is not None else str(twin))
-        if around is not None and str(around) in EMBEDDED:
-            twin = str(around)
+        pipe = open_pipe(str(twin)) if around is None else open_pipe(around, **given)
+        if around is not None and (str(around) in EMBEDDED or Path(around).is_file()):
+            twin = str(around)  # of a run, the model is quantized itself
         own = shape or sample_shape(model)
         if own is not None and tuple(own) != tuple(pipe.shape):
             raise ModelError(

@@ -72,17 +72,20 @@ def paired_metrics(
     found = {}
     for name, metric in {**PAIRED, **(more or {})}.items():
         values = torch.cat([metric(x, y) for x, y in zip(a.split(64), b.split(64), strict=True)])
+        # Of images that are equal to the last bit PSNR is infinite, and no mean of it says much.
+        finite = values[values.isfinite()].double()
         low, high = None, None
-        if resamples >= 2:
-            interval = bootstrap(values.double(), resamples=resamples, seed=seed)
+        if resamples >= 2 and len(finite):
+            interval = bootstrap(finite, resamples=resamples, seed=seed)
             low, high = interval.low, interval.high
         found[name] = {
             "title": name.upper(),
-            "value": float(values.double().mean()),
+            "value": float(finite.mean()),
             "low": low,
             "high": high,
             "median": float(values.median()),
             "images": count,
+            "infinite": count - len(finite),
             "better": "higher" if name in HIGHER else "lower",
             "unit": UNITS.get(name, ""),
         }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calibrate import denoisers
+from tdquant.calibrate.prompts import COUNT, FIRST
 from tdquant.calibrate.recording import Recording, quietly, record
 from tdquant.clock import is_quantized
 from tdquant.diffusion.pictures import save_png, to_uint8
@@ -95,10 +96,8 @@ class PipelineGenerator:
         recording = self._recording(count, sampling)
         todo = []
         for k, given in enumerate(recording.arguments()):
-            first = k * sampling.batch
-            files = [
-                picture_path(folder, i) for i in range(first, min(first + sampling.batch, count))
-            ]
+            first, images = recording.runs[k][FIRST], recording.runs[k][COUNT]
+            files = [picture_path(folder, i) for i in range(first, first + images)]
             if k % world == rank and not all(file.exists() for file in files):
                 todo.append((given, files))
         if not todo:
@@ -108,6 +107,13 @@ class PipelineGenerator:
         with torch.no_grad(), quietly(self.pipeline), self._compiled(sampling):
             for given, files in todo:
                 drawn = _pictures(self.pipeline(**given, return_dict=False)[0], self.name)
+                if len(drawn) != len(files):
+                    raise ModelError(
+                        f"a run gives {len(drawn)} images in the place of {len(files)}",
+                        where=self.name,
+                        why="which noise an image has must not depend on how many come with it",
+                        fix="arguments of the pipeline that give one image for each sample",
+                    )
                 for file, image in zip(files, drawn, strict=True):
                     if not file.exists():
                         save_png(image, file)

@@ -38,7 +38,8 @@ class Progress:
         writes: Whether this is the first process.
 
     Attributes:
-        facts: What is known of the work so far and has to outlive a stop: ``seconds`` of sampling.
+        facts: What is known of the work so far and has to outlive a stop: ``seconds`` of sampling
+            and how many images were ``made`` in them.
     """
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
@@ -70,6 +71,7 @@ def wait_for(
     folder: Path,
     seen: Callable[[int], None] = lambda left: None,
     patience: float | None = None,
+    sign: Callable[[], Any] = lambda: None,
 ) -> None:
     """Waits until nothing is missing.
 
@@ -79,16 +81,18 @@ def wait_for(
         folder: Where it is to appear, for the error.
         seen: Called with how much is missing whenever that was looked at.
         patience: Seconds without anything new after which it is given up; ``PATIENCE`` if None.
+        sign: What changes while the others work on, though nothing that is missing comes.
 
     Raises:
         StorageError: Nothing new came for too long.
     """
     patience = PATIENCE if patience is None else patience
-    pause, least, since = 0.05, None, time.monotonic()
+    pause, last, since = 0.05, None, time.monotonic()
     while left := missing():
         seen(left)
-        if least is None or left < least:
-            least, since = left, time.monotonic()
+        now = left, sign()
+        if now != last:
+            last, since = now, time.monotonic()
         if time.monotonic() - since > patience:
             raise StorageError(
                 f"{left} {what} are missing, and none came for {patience:.0f} s",

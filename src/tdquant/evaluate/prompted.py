@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,35 @@ _PART = 50
 
 
 def clip_metric(
-    files: Sequence[Path], texts: Sequence[str], folder: Path, resamples: int = 100
+    files: Sequence[Path],
+    texts: Sequence[str],
+    folder: Path,
+    resamples: int = 100,
+    *,
+    resize: int | None = None,
+    device: torch.device | str = "cpu",
+    seen: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """CLIP score of images with their prompts, as a record has it.
+
+    Arguments:
+        files: The images.
+        texts: The prompt of each.
+        folder: The CLIP model.
+        resamples: Draws of the bootstrap.
+        resize: Side to resize images to, or None.
+        device: Where to compute.
+        seen: Called with the number of images that are scored.
 
     Raises:
         DataError: The folder holds no CLIP model.
     """
-    score = ClipScore(folder)
-    values = torch.cat(
-        [
-            score(read_pictures(files[i : i + _PART]), texts[i : i + _PART])
-            for i in range(0, len(files), _PART)
-        ]
-    ).double()
+    score, parts = ClipScore(folder).to(device), []
+    for i in range(0, len(files), _PART):
+        images = read_pictures(files[i : i + _PART], resize)
+        parts.append(score(images, texts[i : i + _PART]).cpu())
+        seen(min(i + _PART, len(files)))
+    values = torch.cat(parts).double()
     found = bootstrap(values, resamples=resamples) if resamples >= 2 else None
     return {
         "title": score.title,

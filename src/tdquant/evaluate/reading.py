@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdquant.data.encoded import square
+from tdquant.data.encoded import eight_bits, square
 from tdquant.data.folder import SUFFIXES
 from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
@@ -106,7 +106,8 @@ def read_pictures(files: Sequence[Path], resize: int | None = None) -> Tensor:
 
 def _read(stream: Any) -> Tensor:
     with require("PIL.Image", "data").open(stream) as image:
-        pixels = np.array(image.convert("RGB"), dtype=np.uint8)  # of a grey image, repeats it
+        # Of a grey image, repeats its channel.
+        pixels = np.array(eight_bits(image).convert("RGB"), dtype=np.uint8)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -119,6 +120,14 @@ def preparation(size: tuple[int, int], resize: int | None) -> str:
     height, width = size
     how = "as they are" if resize is None else "centred squares resized, bicubic"
     return f"RGB {width}x{height}, {how}"
+
+
+def content(files: Sequence[Path]) -> str:
+    """A digest of what is in files, in order, wherever they lie and whatever they are called."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        digest.update(hashlib.blake2b(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def signature(files: Sequence[Path]) -> str:

@@ -19,6 +19,8 @@ FORMAT, VERSION = "tdquant-record", 1
 RECORD, PROGRESS = "record.json", "progress.json"
 WARNING = "warning: "
 """Before a reason that asks for care and does not forbid a comparison."""
+_SPEED = ("device", "processor", "cores", "threads")
+"""What speeds depend on of a machine."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,16 @@ def incomparable(a: Record, b: Record) -> list[str]:
                 reasons.append(f"reference {key} {found}")
     if a.sampling.get("images") != b.sampling.get("images"):
         reasons.append(f"{a.sampling.get('images')} and {b.sampling.get('images')} images")
-    if a.sampling.get("shape") != b.sampling.get("shape"):
-        reasons.append(f"images of {a.sampling.get('shape')} and {b.sampling.get('shape')}")
+    # Of latents the shape says little; records before the size have nothing else.
+    shown = "size" if all(r.sampling.get("size") for r in (a, b)) else "shape"
+    if a.sampling.get(shown) != b.sampling.get(shown):
+        reasons.append(f"images of {a.sampling.get(shown)} and {b.sampling.get(shown)}")
     if a.sampling.get("prompts") != b.sampling.get("prompts"):
         reasons.append("other prompts")
+    reasons += _other_arguments(a, b)
+    for name in sorted(set(a.metrics) & set(b.metrics)):
+        if a.metrics[name].get("network") != b.metrics[name].get("network"):
+            reasons.append(f"{a.metrics[name].get('title', name)} by two networks")
     if a.paired and b.paired:
         if a.paired["against"].get("digest") != b.paired["against"].get("digest"):
             reasons.append("paired errors against other models")
@@ -180,8 +188,33 @@ def incomparable(a: Record, b: Record) -> list[str]:
         reasons.append(
             f"{WARNING}schedulers {' and '.join(str(s.get('name')) for s in schedulers)}"
         )
+    if shown == "size" and a.sampling["size"] == b.sampling["size"]:
+        prepared = [r.sampling.get("preprocessing") for r in (a, b)]
+        if prepared[0] != prepared[1]:
+            reasons.append(f"{WARNING}images {' and '.join(map(str, prepared))}")
+    if all(r.cost.get("images_per_second") for r in (a, b)):
+        places = [{k: r.machine.get(k) for k in _SPEED} for r in (a, b)]
+        if places[0] != places[1]:
+            reasons.append(f"{WARNING}speeds on two machines")
+        if a.sampling.get("batch") != b.sampling.get("batch"):
+            found = f"{a.sampling.get('batch')} and {b.sampling.get('batch')}"
+            reasons.append(f"{WARNING}speeds in batches of {found}")
     if a.tdquant != b.tdquant:
         reasons.append(f"{WARNING}tdquant {a.tdquant} and {b.tdquant}")
+    return reasons
+
+
+def _other_arguments(a: Record, b: Record) -> list[str]:
+    """Arguments of a pipeline's call that differ. Numbers, such as a guidance scale, may be what
+    is compared; all else decides what the images show.
+    """
+    one, other = (dict(r.sampling.get("call") or {}) for r in (a, b))
+    reasons = []
+    for key in sorted(set(one) | set(other)):
+        values = one.get(key), other.get(key)
+        if values[0] != values[1]:
+            mild = all(v is None or isinstance(v, (int, float)) for v in values)
+            reasons.append(f"{WARNING if mild else ''}{key} {values[0]} and {values[1]}")
     return reasons
 
 

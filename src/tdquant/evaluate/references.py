@@ -34,10 +34,10 @@ from tdquant.digests import file_digest
 from tdquant.errors import DataError
 from tdquant.evaluate.reading import (
     check_pictures,
+    content,
     picture_files,
     preparation,
     read_pictures,
-    signature,
 )
 from tdquant.evaluate.statistics import read_statistics
 from tdquant.metrics.features import FeatureNetwork
@@ -51,6 +51,7 @@ KEPT = 10_000
 
 VERSION = 1
 _PART = 50
+_OTHER_SIZE = "cats:heldout:5000, which is drawn in any size"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Reference:
 
     Attributes:
         name: What it is called.
-        images: Number of images.
+        images: Number of images; None where a file of statistics does not tell.
         preprocessing: What was done to them, in words.
         digest: Digest of what the set is.
         features: Kind -> features ``(M, D)``, float32; empty if only statistics are known.
@@ -67,7 +68,7 @@ class Reference:
     """
 
     name: str
-    images: int
+    images: int | None
     preprocessing: str
     digest: str
     features: dict[str, Tensor]
@@ -143,7 +144,7 @@ def open_reference(
     if path.suffix in (".npz", ".safetensors"):
         found = read_statistics(path, network)
         digest = file_digest(path)[:16]
-        return Reference(path.name, found.count, "unknown", digest, {}, {"pooled": found})
+        return Reference(path.name, found.count or None, "unknown", digest, {}, {"pooled": found})
     side = size[0] if size and size[0] == size[1] else None
     source = _folder(path, resize) if path.is_dir() else _dataset(str(spec), side)
     if size is not None and source.size != size:
@@ -152,7 +153,7 @@ def open_reference(
             f"reference images of {w}x{h} for images of {width}x{height}",
             where=source.name,
             why="a distance would measure the difference in sharpness",
-            fix=f"--resize {min(height, width)}, or a set of that size",
+            fix=f"--resize {min(h, w)}, or {_OTHER_SIZE if spec == HELDOUT else 'another set'}",
         )
     features = _cached(source, network, tuple(sorted(kinds)), progress)
     statistics = {}
@@ -172,7 +173,7 @@ def _folder(path: Path, resize: int | None) -> _Source:
         len(files),
         size,
         preparation(size, resize),
-        signature(files),
+        content(files),
         lambda first, end: read_pictures(files[first:end], resize),
     )
 

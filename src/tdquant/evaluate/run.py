@@ -13,8 +13,10 @@ share one by its folder alone. Images of other settings are never taken: that is
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from tdquant.evaluate.layers import layer_report, write_layers
 from tdquant.evaluate.pairing import PairedMetric, paired_metrics, pictures_of, sqnr
 from tdquant.evaluate.pipes import PipeGenerator
 from tdquant.evaluate.progress import Progress, now, wait_for
-from tdquant.evaluate.reading import check_pictures
+from tdquant.evaluate.reading import check_pictures, preparation
 from tdquant.evaluate.record import Record
 from tdquant.evaluate.references import HELDOUT
 from tdquant.evaluate.sampling import Generator, Sampling
@@ -42,6 +44,7 @@ from tdquant.metrics import FeatureNetwork, Lpips
 from tdquant.runs.pictures import claim_folder, picture_path
 
 LAYER_SAMPLES, LAYER_STEPS = 4, 25
+BATCH = 64
 
 
 def evaluate(
@@ -51,7 +54,7 @@ def evaluate(
     images: int = 5000,
     steps: int = 50,
     seed: int = 0,
-    batch: int = 64,
+    batch: int | None = None,
     eta: float = 0.0,
     reference: str | Path | None = HELDOUT,
     against: Any = None,
@@ -82,7 +85,8 @@ def evaluate(
         images: Number of images.
         steps: Sampler steps.
         seed: Seed of all noise.
-        batch: Images at a time.
+        batch: Images at a time; None takes as many as the folder's images were made with, and 64
+            in a new one.
         eta: Share of DDIM's noise.
         reference: What to compare with: see ``tdquant.evaluate.references``; None leaves out the
             metrics that need one.
@@ -94,7 +98,8 @@ def evaluate(
         weights: File of its weights.
         backend: What runs a frozen model: a backend, ``"auto"``, or ``"simulated"``.
         resamples: Draws of the bootstrap; fewer than 2 leave intervals out.
-        resize: Side that reference images in a folder are resized to.
+        resize: Side to which the centred square of every image is resized before the network sees
+            it, and of reference images in a folder too. Pairs are compared as they are.
         prompts: One image each, over and over, for pipelines that take them.
         clip: Folder of a CLIP model, to score images with their prompts.
         lpips: Whether pairs are compared by LPIPS as well, or the file of its AlexNet's weights.
@@ -117,6 +122,7 @@ def evaluate(
     """
     out = Path(out)
     check_out(out)
+    batch = _batch_of(out) if batch is None else batch
     count = min(paired, images) if against is not None else 0
     if images < 1 or batch < 1 or paired < 1:
         raise ModelError(f"{images=}, {batch=}, {paired=}", where="evaluate", fix="at least 1")
@@ -138,14 +144,25 @@ def evaluate(
         | {"against": other and other.digest, "paired": count, "more": sorted(more)}
     )
     state = Progress(out, writes=rank == 0)
+    files = [picture_path(out / "images", i) for i in range(images)]
     size, opened = generator.size(), None
+    if size is not None and resize is not None:
+        size = resize, resize
     if rank == 0:
         if size is not None:
             opened = judges.open(size, progress)
         found = finished(out, asked, opened, state)
         if found is not None:
             return found
-    files = _sample(generator, sampling, out, images, state, rank, world, progress)
+
+    def first_image() -> None:
+        """What does not go together is told as soon as there is an image to see it by."""
+        nonlocal size, opened
+        if rank == 0 and size is None and files[0].exists():
+            size = check_pictures(files[:1], resize)
+            opened = judges.open(size, progress)
+
+    _sample(generator, sampling, files, state, rank, world, progress, first_image)
     # Whatever runs the model that is judged, the other one runs as it would by itself.
     theirs, pictures = replace(sampling.cut(max(count, 1)), backend="auto"), None
     if other is not None:
@@ -157,8 +174,7 @@ def evaluate(
     if rank == 0:
         wait_for(lambda: lacking(files), "images", out,
                  lambda left: state.at("sampling", images - left, images))  # fmt: skip
-        size = check_pictures(files[:1])
-        opened = opened or judges.open(size, progress)
+        first_image()
     measured = judges.judge(files, out, opened, state, rank, world, progress)
     if measured is None:
         return awaited(out, asked)
@@ -172,7 +188,7 @@ def evaluate(
         calls = (other or generator).calls(LAYER_SAMPLES, min(LAYER_STEPS, steps), seed + 2)
         report = layer_report(generator.model, calls, other.model if other else None)
         write_layers(report, out / "layers.json")
-    seconds = float(state.facts.get("seconds", 0.0))
+    seconds, made = float(state.facts.get("seconds", 0.0)), int(state.facts.get("made", 0))
     assert size is not None
     record = Record(
         tdquant=version(),
@@ -187,7 +203,10 @@ def evaluate(
             "scheduler": settings["scheduler"],
             "backend": settings["backend"],
             "shape": settings["shape"] or [3, *size],
+            "size": list(size),
+            "preprocessing": preparation(size, resize),
             "prompts": settings["prompts"],
+            "call": settings.get("call") or None,
         },
         reference=None if opened is None else opened.to_dict(),
         network=judges.described(),
@@ -195,8 +214,8 @@ def evaluate(
         paired=compared,
         sqnr=decibels,
         cost={
-            "sampling_seconds": seconds,
-            "images_per_second": images / seconds if seconds else None,
+            "sampling_seconds": round(seconds * images / made, 3) if made else None,
+            "images_per_second": made / seconds if seconds else None,
             "milliseconds_a_call": generator.milliseconds(sampling),
             "megabytes": megabytes(generator.model),
         },
@@ -207,25 +226,34 @@ def evaluate(
     return close(record, out, files, state)
 
 
+def _batch_of(out: Path) -> int:
+    """The batch that the images of a run were made in; the usual one if there are none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((out / "images" / "samples.json").read_text())["batch"])
+    return BATCH
+
+
 def _sample(
-    generator: Generator, sampling: Sampling, out: Path, images: int, state: Progress,
-    rank: int, world: int, progress: bool,
-) -> list[Path]:  # fmt: skip
-    """The files of all images, this process's share of them made."""
-    folder, began = out / "images", time.perf_counter()
-    files = [picture_path(folder, i) for i in range(images)]
-    before = float(state.facts.get("seconds", 0.0))
+    generator: Generator, sampling: Sampling, files: list[Path], state: Progress,
+    rank: int, world: int, progress: bool, first_image: Callable[[], None],
+) -> None:  # fmt: skip
+    """Makes this process's share of the images; ``first_image`` is called after every batch."""
+    folder, began = files[0].parent, time.perf_counter()
+    seconds, made = float(state.facts.get("seconds", 0.0)), int(state.facts.get("made", 0))
+    missing = lacking(files)
 
     def seen(written: int) -> None:
-        if written:
-            state.facts["seconds"] = round(before + time.perf_counter() - began, 3)
-        state.at("sampling", images - lacking(files), images)
+        left = lacking(files)
+        if written:  # by this process; meanwhile others made some too
+            state.facts["seconds"] = round(seconds + time.perf_counter() - began, 3)
+            state.facts["made"] = made + missing - left
+        state.at("sampling", len(files) - left, len(files))
+        first_image()
 
     seen(0)
     seen(generator.write(
-        folder, images, sampling, rank=rank, world=world, progress=progress, seen=seen
+        folder, len(files), sampling, rank=rank, world=world, progress=progress, seen=seen
     ))  # fmt: skip
-    return files
 
 
 def _compare(

@@ -12,8 +12,8 @@ from tdquant.errors import DataError
 from tdquant.metrics.features import FeatureNetwork
 from tdquant.metrics.frechet import Statistics
 
-UNKNOWN = 50_000
-"""Number of images that a file which does not tell it is taken to be of."""
+UNKNOWN = 0
+"""Number of images of a file that does not tell."""
 
 
 def read_statistics(path: Path, network: FeatureNetwork) -> Statistics:
@@ -46,7 +46,7 @@ def _npz(path: Path) -> Statistics:
             mean = torch.from_numpy(np.asarray(stored["mu"], dtype=np.float64))
             covariance = torch.from_numpy(np.asarray(stored["sigma"], dtype=np.float64))
             count = int(stored["count"]) if "count" in stored else UNKNOWN
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(
             "no feature statistics",
             where=str(path),
@@ -59,4 +59,6 @@ def _npz(path: Path) -> Statistics:
             where=str(path),
             fix="an .npz with mu (D,) and sigma (D, D)",
         )
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise DataError("mu or sigma is not finite", where=str(path), fix="compute them again")
     return Statistics(mean, covariance, count)

@@ -38,8 +38,8 @@ def record_table(record: Record) -> str:
     lines += [f"  {t:<{width}}  {v:<{side}}  {better}".rstrip() for t, v, better in rows]
     against = []
     if record.reference:
-        against.append(f"against {record.reference['images']} images of "
-                       f"{record.reference['name']}")  # fmt: skip
+        count, name = record.reference["images"], record.reference["name"]
+        against.append(f"against {count} images of {name}" if count else f"against {name}")
     if record.paired:
         against.append(f"paired with {record.paired['images']} images of "
                        f"{record.paired['against']['name']}")  # fmt: skip

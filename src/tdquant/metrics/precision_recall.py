@@ -76,8 +76,9 @@ def resampled_recall(
     """
     features, reference = features.double().cpu(), reference.double().cpu()
     distances, others = nearest(features, min(_KNOWN, len(features) - 1))
-    across = torch.cdist(reference, features).float()
-    found = []
+    # In parts: the whole in float64 would be three times what is kept of it.
+    parts = [torch.cdist(part, features).float() for part in reference.split(_ROWS)]
+    across, found = torch.cat(parts), []
     for row in drawn:
         kept = row.unique()
         present = torch.zeros(len(features), dtype=torch.bool)
