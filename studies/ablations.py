@@ -70,10 +70,10 @@ def trained(
         for path, q in activation_quantizers(flat):
             scale_there = quantizers[path].scale
             if path in static:
-                quantizers[path].scale = StaticScale.from_step(float(q.scale.step), q.grid)
+                quantizers[path].scale = StaticScale.from_step(q.scale.step.item(), q.grid)
                 quantizers[path].clock.forget_laws()
             elif start == "flat" and isinstance(scale_there, TemporalScale):
-                scale_there.reset(float(q.scale.step))
+                scale_there.reset(q.scale.step.item())
     return finished(subject, model, settings, settings["rate"], seed)
 
 
