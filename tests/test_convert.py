@@ -150,3 +150,49 @@ def test_new_modules_take_the_mode_of_their_layer(training):
     model = quantize(Mixed().train(training), weights=4, scale="nipq", edges=8)
     tdq.calibrate(model, calls(), progress=False)
     assert {m.training for m in model.modules()} == {training}
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, x, t):
+        return self.block(x * (1 + t / 1000))
+
+
+def test_torch_transformers_call_their_quantized_layers(tmp_path):
+    x, t = torch.randn(2, 5, 8), torch.tensor(3)
+    model = quantize(Encoder().eval(), weights=2, edges=2, activations=2, scale="dynamic")
+    with_gradients = model(x, t).detach()
+    with torch.no_grad():
+        assert torch.allclose(model(x, t), with_gradients, atol=1e-5)
+        assert not torch.allclose(Encoder().eval()(x, t), with_gradients, atol=1e-2)
+        frozen = tdq.freeze(model)
+        again = tdq.load(tdq.save(frozen, tmp_path / "m"), model=Encoder())
+        assert torch.equal(again(x, t), frozen(x, t))
+
+
+def test_what_cannot_be_quantized_leaves_the_model_as_it_was():
+    model = Plain()
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model.a)
+    with pytest.raises(ConversionError, match="computed by something else"):
+        quantize(model, "when", weights=4, edges=4)
+    assert not hasattr(model, "tdq_clock")
+    assert quantize(model, "when", weights=4, edges=4, exclude=("a",)) is model
+
+
+def test_a_part_that_is_quantized_already_is_no_start():
+    class Wrap(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net, self.more = net, nn.Linear(2, 2)
+
+        def forward(self, x, timestep):
+            return self.net(x, timestep)
+
+    with pytest.raises(ConversionError, match="quantized already") as caught:
+        quantize(Wrap(quantize(Mixed())))
+    assert caught.value.where == "net"

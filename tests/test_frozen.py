@@ -119,3 +119,24 @@ def test_half_precision_keeps_tables(frozen, x):
 
 def test_freezing_a_frozen_model(frozen, x):
     assert torch.equal(tdq.freeze(frozen)(x, 5), frozen(x, 5))
+
+
+def test_freezing_leaves_the_layer_that_shares_a_weight_alone():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+        def forward(self, x, t):
+            return self.b(torch.relu(self.a(x)) * (1 + t / 1000))
+
+    model = Tied().eval()
+    recipe = tdq.Recipe(2, 8, edges=2, scale="static", exclude=("b",))
+    tdq.quantize(model, recipe, verbose=False)
+    x, t = torch.randn(64, 4), torch.tensor(5)
+    tdq.calibrate(model, [(x, t)], progress=False)
+    frozen = tdq.freeze(model)
+    assert torch.equal(frozen.b.weight, model.b.weight)
+    assert torch.equal(frozen(x, t), model(x, t))

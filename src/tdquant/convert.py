@@ -8,10 +8,10 @@ from torch import nn
 
 from tdquant.announce import announce
 from tdquant.clock import Clock
-from tdquant.errors import ConversionError, RecipeError, TDQError
+from tdquant.errors import ConversionError, RecipeError
 from tdquant.families import Family, family_of
 from tdquant.grid import Grid
-from tdquant.layers import QUANTIZED, QuantLayer, replace_module
+from tdquant.layers import QUANTIZED, QuantLayer, keep_layers_called, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
 from tdquant.patterns import idle, matching
 from tdquant.quantizers import ActivationQuantizer, NoiseWeight, WeightQuantizer
@@ -41,12 +41,13 @@ def quantize(
             The model is then left as it was.
         RecipeError: Patterns that match no layer; all of them are listed.
     """
-    if hasattr(model, "tdq_clock"):
-        raise ConversionError(
-            "the model is quantized already",
-            where=type(model).__name__,
-            fix="start from the float model",
-        )
+    for path, module in model.named_modules():
+        if hasattr(module, "tdq_clock") or isinstance(module, (QuantLayer, ActivationQuantizer)):
+            raise ConversionError(
+                "the model is quantized already",
+                where=path or type(model).__name__,
+                fix="start from the float model",
+            )
     family = family_of(model)
     layers = _quantizable(model, family)
     if not layers:
@@ -72,7 +73,7 @@ def quantize(
                     mistakes.append(error)
         _complain(mistakes)
         blocks = _attention(model, recipe, clock)
-    except TDQError:
+    except BaseException:
         clock.remove()
         del model.tdq_clock
         raise
@@ -80,6 +81,7 @@ def quantize(
         replace_module(model, layers[path], layer)
     for block, processor in blocks:
         block.set_processor(processor)  # type: ignore[operator]
+    keep_layers_called(model)
     model.tdq_recipe = recipe  # type: ignore[assignment]
     announce(model)
     if verbose:
@@ -113,6 +115,13 @@ def activation_quantizer(
 def _quant_layer(
     layer: nn.Module, path: str, plan: LayerRecipe, recipe: Recipe, clock: Clock
 ) -> QuantLayer:
+    if "weight" not in layer._parameters:
+        raise ConversionError(
+            "its weight is computed by something else",
+            where=path,
+            why="weight_norm, spectral_norm or another parametrization forms it at every call",
+            fix="torch.nn.utils.remove_weight_norm (or its like), or exclude the layer",
+        )
     new = QUANTIZED[type(layer)].from_float(layer)
     if plan.activations != FLOAT:
         new.input_quantizer = activation_quantizer(

@@ -92,7 +92,8 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
         for _, layer in quantized_layers(frozen):
             quantizer = layer.weight_quantizer
             if isinstance(quantizer, WeightQuantizer):
-                layer.weight.copy_(quantizer(layer.weight))
+                # A parameter of its own: another layer may share the live one.
+                layer.weight = nn.Parameter(quantizer(layer.weight), requires_grad=False)
                 layer.weight_quantizer = FrozenWeight(quantizer.grid, floored(quantizer.step))
         coverage: list[float] = []
         quantizers = [q for _, q in activation_quantizers(frozen)]

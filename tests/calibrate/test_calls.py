@@ -58,3 +58,8 @@ def test_reservoir_is_bounded_even_and_seeded():
     assert kept(0) != kept(1)
     mean = torch.tensor([kept(s) for s in range(40)]).float().mean()
     assert 200 < mean < 300
+
+
+def test_a_timestep_is_the_last_to_say_how_many_samples_there_are():
+    assert batch_size({"t": torch.tensor([5]), "x": torch.zeros(4, 3)}) == 4
+    assert batch_size((torch.tensor(3), torch.tensor([5, 6]))) == 2

@@ -154,3 +154,15 @@ def test_temporal_networks_of_any_depth(depth, x):
     t = torch.tensor([0, 500, 999])
     with torch.no_grad():
         assert torch.equal(tdq.freeze(model)(x, t), model(x, t))
+
+
+def test_what_was_calibrated_before_plays_no_part():
+    """Not even the zero point of inputs that were one-sided then."""
+    real = list(calls())
+    fresh = quantized(4, 4, "static", calibrated=False)
+    again = quantized(4, 4, "static", calibrated=False)
+    tdq.calibrate(again, [(x.abs(), t) for x, t in real], estimator="mse", progress=False)
+    for model in (fresh, again):
+        tdq.calibrate(model, real, estimator="mse", split=False, progress=False)
+    x, t = real[3]
+    assert torch.equal(fresh(x, t), again(x, t))

@@ -70,3 +70,20 @@ def test_normal_law_favours_its_mean(pipe):
 def test_wrong_options(pipe, options):
     with pytest.raises(ModelError):
         trajectories(pipe.unet, pipe.scheduler, **({"count": 1, "shape": pipe.shape} | options))
+
+
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "PNDMScheduler"])
+def test_schedulers_that_call_several_times_a_step_are_followed_to_the_end(pipe, name):
+    import diffusers
+
+    scheduler = getattr(diffusers, name)()
+    seen = []
+
+    def spy(x, t):
+        seen.append(float(t))
+        return pipe.unet(x, t)
+
+    sample(spy, scheduler, 2, pipe.shape, steps=5, batch=2, progress=False)
+    recorded = trajectories(pipe.unet, scheduler, 2, pipe.shape, steps=5, batch=2)
+    assert [float(t) for _, t in recorded] == seen
+    assert len(recorded) == len(seen) > 5

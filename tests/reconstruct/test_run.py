@@ -263,3 +263,26 @@ def test_blocks_that_are_shared_and_give_tuples():
     done = reconstruct(model, batches, iterations=40, batch=16, progress=False)
     assert [block.path for block in done.blocks] == ["first", "pair", "last"]
     assert done.blocks[2].after < done.blocks[2].before
+
+
+def test_what_is_not_of_the_batch_has_to_be_the_same_in_every_call():
+    class Frames(nn.Module):
+        """Two frames a sample, folded into the batch within."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.inner = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+            self.last = nn.Linear(4, 4)
+
+        def forward(self, x, t):
+            h = self.inner(self.first(x).flatten(0, 1) * (1 + t.reshape(-1)[0] / 1000))
+            return self.last(h.unflatten(0, (-1, 2)))
+
+    rng = torch.Generator().manual_seed(0)
+    given = [(torch.randn(4, 2, 4, generator=rng), torch.tensor(i * 100)) for i in range(4)]
+    model = tdq.quantize(Frames().eval(), tdq.Recipe(4, 8), verbose=False)
+    tdq.calibrate(model, given, progress=False)
+    with pytest.raises(CalibrationError, match="not of the batch"):
+        reconstruct(model, given, scope="layer", iterations=2, progress=False)
+    assert reconstruct(model, given, scope="model", iterations=2, progress=False).blocks

@@ -180,3 +180,18 @@ def test_paths_with_glob_characters_match_their_layer_alone():
     assert len(set(found.weights.values())) > 1
     for path, bits in found.weights.items():
         assert layers[path].weight_quantizer.grid.bits == bits
+
+
+def test_what_the_base_recipe_sets_counts_as_it_is_set(measured):
+    overrides = {
+        "blocks.0": {"weights": 2}, "blocks.1": {"activations": 4, "scale": "static"}
+    }  # fmt: skip
+    base = tdq.Recipe(weights=4, activations=8, edges=8, overrides=overrides)
+    found = search(measured, target_bits=4, base=base)
+    assert found.activations["blocks.1"] == (4, "static")
+    facts = measured.layers
+    weights = {p: facts[p].weight_bits for p in measured.weights} | {"blocks.0": 2}
+    wanted = measured.predict(weights | dict(found.weights), found.activations)
+    assert found.error == pytest.approx(wanted)
+    plain = search(measured, target_bits=4, base=tdq.Recipe(weights=4, activations=8, edges=8))
+    assert found.error > plain.error

@@ -14,7 +14,7 @@ from tdquant.recipe import FLOAT
 from tdquant.search import Sensitivity, search, sensitivity
 
 from ..conftest import quantized
-from ..denoisers import calls
+from ..denoisers import Plain, calls
 
 
 class Fragile(nn.Module):
@@ -286,3 +286,39 @@ def test_balanced_times_count_alike(measured):
     assert by_time(measured).max() > 1.5 * by_time(measured).min()
     assert torch.equal(balanced.weights["blocks.0"], measured.weights["blocks.0"])
     assert search(balanced, target_bits=4).bits <= 4
+
+
+class InPlace(Fragile):
+    """The same, with what follows a block done to its output in place."""
+
+    def forward(self, x, t):
+        level = 1 + 4 * torch.as_tensor(t).float().reshape(-1, 1, 1, 1) / 1000
+        h = self.conv_in(x * level)
+        for block in self.blocks:
+            branch = block(nn.functional.silu(h))
+            branch.mul_(0.1)
+            h = h + branch
+        return self.conv_out(h)
+
+
+def test_changing_outputs_in_place_changes_no_sensitivity(measured):
+    model = tdq.quantize(InPlace().eval(), tdq.Recipe(4, 4), verbose=False)
+    found = sensitivity(model, batches(), progress=False)
+    for path in measured.layers:
+        for bits in (2, 4, 8):
+            wanted = measured.error(path, "weights", bits)
+            assert found.error(path, "weights", bits) == pytest.approx(wanted, rel=1e-2)
+
+
+def test_a_balanced_model_is_searched_and_quantized_anew():
+    rng = torch.Generator().manual_seed(0)
+    given = [(torch.randn(8, 4, generator=rng), torch.tensor(100 * i)) for i in range(4)]
+    net = Plain().eval()
+    assert set(tdq.balance(net, given, progress=False)) == {"a", "b"}
+    trial = tdq.quantize(
+        copy.deepcopy(net), tdq.Recipe(4, 8, edges=8), timestep="when", verbose=False
+    )
+    measured = sensitivity(trial, given, bits=[2, 4, 8], progress=False)
+    recipe = search(measured, target_bits=4, also=["*"]).recipe
+    model = tdq.quantize(copy.deepcopy(net), recipe, timestep="when", verbose=False)
+    assert {path for path, _ in quantized_layers(model)} == set(measured.layers)

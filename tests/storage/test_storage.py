@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import tdquant as tdq
@@ -207,3 +208,23 @@ def test_building_without_parameters_allocates_none_and_ends():
         inside = nn.Linear(3, 3)
     assert inside.weight.is_meta
     assert not nn.Linear(3, 3).weight.is_meta
+
+
+class Twice(Mixed):
+    """A layer under two names, the second of which the state dict has too."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.alias = self.reflect
+
+
+def test_a_layer_in_two_places_is_saved_once(tmp_path, x):
+    model = tdq.quantize(Twice(), tdq.Recipe(4, 4), verbose=False)
+    tdq.calibrate(model, calls(), progress=False)
+    frozen = tdq.freeze(model)
+    for compact in (False, True):
+        folder = tdq.save(frozen, tmp_path / "m")
+        again = tdq.load(folder, model=Twice(seed=3), compact=compact)
+        assert again.alias is again.reflect
+        assert torch.equal(again(x, torch.tensor(3)), frozen(x, torch.tensor(3)))
+    assert not [name for name in load_file(folder / TENSORS) if name.startswith("alias")]

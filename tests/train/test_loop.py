@@ -15,7 +15,7 @@ from tdquant.scales import PendingScale
 from tdquant.train.callbacks import Callback
 from tdquant.train.signals import Interruptions
 
-from ..denoisers import calls
+from ..denoisers import Mixed, calls
 from .runs import Noise, model, run
 
 ROOT = Path(__file__).parents[2]
@@ -210,3 +210,73 @@ def test_a_calibrated_model_is_needed_only_when_nothing_is_resumed(tmp_path):
     assert Noise()[0].shape == (6, 8, 8)
     run(tmp_path, steps=3)
     assert run(tmp_path, steps=3, net=model(calibrated=False)).losses == []
+
+
+def test_a_layer_in_two_places_trains_and_resumes(tmp_path):
+    from ..storage.test_storage import Twice
+
+    def fresh():
+        net = tdq.quantize(Twice(), tdq.Recipe(4, 4), verbose=False)
+        tdq.calibrate(net, calls(), progress=False)
+        return net
+
+    whole = run(tmp_path / "a", steps=6, net=fresh())
+    run(tmp_path / "b", steps=3, net=fresh())
+    again = run(tmp_path / "b", steps=6, net=fresh())
+    assert whole.losses[3:] == again.losses
+
+
+def test_beginning_anew_forgets_the_checkpoints_of_before(tmp_path):
+    run(tmp_path, steps=6)
+    run(tmp_path, steps=2, resume=False)
+    assert [p.name for p in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000002"]
+    assert run(tmp_path, steps=4).step == 4
+
+
+def test_another_recipe_is_not_gone_on_with(tmp_path):
+    run(tmp_path, steps=3)
+    other = tdq.quantize(Mixed(), tdq.Recipe(8, 8), verbose=False)
+    tdq.calibrate(other, calls(), progress=False)
+    with pytest.raises(StorageError, match=r"another recipe:(?s:.)*activations: 4, now 8"):
+        run(tmp_path, steps=6, net=other)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"save_every": 0}, "save_every=0"),
+        ({"net": "frozen"}, "there is nothing to train"),
+        ({"net": "wide"}, r"a prediction of \(8, 18, 8, 8\)"),
+    ],
+)
+def test_what_cannot_be_trained_is_told(options, words):
+    if "net" in options:
+        net = tdq.freeze(model())
+        if options["net"] == "wide":
+            net = Mixed()
+            net.conv_out = torch.nn.Conv2d(12, 18, 1)
+        options = options | {"net": net}
+    with pytest.raises(TrainingError, match=words):
+        run(steps=1, **options)
+
+
+def test_no_scheduler():
+    with pytest.raises(TrainingError, match="no scheduler but NoneType"):
+        tdq.train(model(), Noise(), None, steps=1, batch=8, progress=False)
+
+
+def test_predicted_variances_are_left_out_of_the_loss():
+    wide, plain = Mixed(), Mixed()
+    wide.conv_out = torch.nn.Conv2d(12, 12, 1)
+    with torch.no_grad():
+        wide.conv_out.weight[:6] = plain.conv_out.weight
+        wide.conv_out.bias[:6] = plain.conv_out.bias
+    losses = [run(steps=2, net=net).losses[0] for net in (wide, plain)]
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_noise_belongs_to_the_part_of_a_batch():
+    """As on several processes: each has the draws of its part."""
+    whole, parts = (run(steps=1, net=model(scale="nipq"), accumulate=n).losses[0] for n in (1, 2))
+    assert whole != parts
+    assert parts == run(steps=1, net=model(scale="nipq"), accumulate=2).losses[0]

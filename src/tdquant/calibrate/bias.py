@@ -12,17 +12,27 @@ References:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from tdquant.calibrate.calls import Call, run
 from tdquant.hooks import hooked
-from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers
+from tdquant.layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantLayer,
+    quantized_layers,
+    structured_layers,
+)
 
 
 @torch.no_grad()
 def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
-    """Corrects the bias of every layer that has one and quantized weights.
+    """Corrects the bias of every layer that has one and quantized weights. A layer that was split
+    has it in its first part, which takes the correction of all; one that was corrected before is
+    corrected anew, from the bias that it had.
 
     Returns:
         path -> root mean square of the correction.
@@ -37,22 +47,27 @@ def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
         sums[name] = sums.get(name, 0.0) + error.sum(1)
         counts[name] = counts.get(name, 0) + error.shape[1]
 
-    chosen = {
+    layers = {
         name: layer
         for name, layer in quantized_layers(model)
-        if layer.bias is not None and not isinstance(layer.weight_quantizer, nn.Identity)
+        if not isinstance(layer.weight_quantizer, nn.Identity)
     }
     hooks = [
         layer.register_forward_hook(lambda m, args, y, name=name: measure(name, m, args[0], y))
-        for name, layer in chosen.items()
+        for name, layer in layers.items()
     ]
     with hooked(hooks):
         for call in calls:
             run(model, call)
+    firsts = {f"{path}.parts.0": f"{path}.parts." for path, _ in structured_layers(model)}
     moved = {}
-    for name, layer in chosen.items():
-        if name in sums and layer.bias is not None:
-            shift = sums[name] / counts[name]
-            layer.bias.sub_(shift.to(layer.bias.dtype))
-            moved[name] = float(shift.square().mean().sqrt())
+    for name, layer in layers.items():
+        if name not in sums or layer.bias is None:
+            continue
+        own = [n for n in sums if n.startswith(firsts[name])] if name in firsts else [name]
+        shift = torch.stack([sums[n] / counts[n] for n in own]).sum(0)
+        before: Any = getattr(layer, "tdq_shift", 0.0)  # rounding errs the same whatever the bias
+        layer.bias.add_((before - shift).to(layer.bias.dtype))
+        layer.tdq_shift = shift  # type: ignore[assignment]
+        moved[name] = float(shift.square().mean().sqrt())
     return moved

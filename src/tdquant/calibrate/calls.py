@@ -46,9 +46,10 @@ def run(model: nn.Module, call: Call) -> Tensor:
 
 
 def batch_size(call: Call) -> int:
-    """Samples in a call: the length of its first tensor with a batch dimension."""
+    """Samples in a call: the length of its first tensor with a batch dimension, timesteps last."""
     values = call.values() if isinstance(call, Mapping) else call
-    return next((len(v) for v in values if isinstance(v, Tensor) and v.ndim), 1)
+    tensors = [v for v in values if isinstance(v, Tensor) and v.ndim]
+    return next((len(v) for v in (*(t for t in tensors if t.ndim > 1), *tensors)), 1)
 
 
 def few_samples(call: Call, count: int) -> Call:

@@ -42,10 +42,14 @@ class Candidate:
 
 
 def choose_grid(seen: TimeHistograms, grid: Grid, symmetric: bool) -> Grid:
-    """The grid of an activation: affine at its best zero point if one-sided, else as it was."""
+    """The grid of an activation: affine at its best zero point if one-sided, else signed; as it
+    was if it has to be ``symmetric``.
+    """
     histograms = seen.histograms()
-    if symmetric or not one_sided(pooled(histograms)):
+    if symmetric:
         return grid
+    if not one_sided(pooled(histograms)):
+        return Grid.signed(grid.bits)  # whatever an earlier calibration chose
     return best_zero(histograms[:: max(1, len(histograms) // 8)], grid.bits)
 
 

@@ -139,7 +139,7 @@ def project(
     def listen(name: str, layer: QuantLayer, x: Tensor, y: Tensor) -> Tensor:
         y = _leaf(y)
         outputs.append((name, layer, x, y))
-        return y
+        return y.clone()  # what the model does to it in place leaves the one that is kept alone
 
     hooks = [
         layer.register_forward_hook(lambda m, args, y, n=name: listen(n, m, args[0], y))

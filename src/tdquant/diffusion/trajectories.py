@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +45,14 @@ class Trajectories:
     device: torch.device | str
 
     def __len__(self) -> int:
-        """Number of sampler steps over all batches, at least the number of calls given."""
-        return -(-self.count // self.batch) * self.steps
+        """Number of the denoiser's calls over all batches, at least the number of calls given."""
+        return -(-self.count // self.batch) * self._positions()
+
+    def _positions(self) -> int:
+        """Calls on one trajectory: schedulers of higher order make several a step."""
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(self.steps)
+        return len(scheduler.timesteps)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         chosen = self._chosen()
@@ -64,14 +71,15 @@ class Trajectories:
                     yield call[0][keep], call[1]
 
     def _chosen(self) -> Tensor:
-        """Which calls to keep, bool ``(count, steps)``."""
+        """Which calls to keep, bool ``(count, calls)``."""
+        many = self._positions()
         if self.law == "uniform":
-            return torch.ones(self.count, self.steps, dtype=torch.bool)
+            return torch.ones(self.count, many, dtype=torch.bool)
         rng = torch.Generator().manual_seed(self.seed)
-        draws = self.mean + self.std * torch.randn(self.count, self.steps, generator=rng)
+        draws = self.mean + self.std * torch.randn(self.count, many, generator=rng)
         # Time runs from 1 to 0 along a trajectory; a draw outside is drawn to the nearer end.
-        position = ((1 - draws.clamp(0, 1)) * (self.steps - 1)).round().long()
-        return torch.zeros(self.count, self.steps, dtype=torch.bool).scatter_(1, position, True)
+        position = ((1 - draws.clamp(0, 1)) * (many - 1)).round().long()
+        return torch.zeros(self.count, many, dtype=torch.bool).scatter_(1, position, True)
 
 
 def trajectories(

@@ -76,3 +76,16 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = new
+
+
+def keep_layers_called(model: nn.Module) -> None:
+    """Has torch's transformer layers call the quantized layers in them. In evaluation they would
+    hand the weights to a fused kernel, which they do not where there is a hook.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(quantized_layers(module)):
+            module.register_forward_pre_hook(_nothing)
+
+
+def _nothing(module: nn.Module, args: Any) -> None:
+    """A hook that does nothing, and is there."""

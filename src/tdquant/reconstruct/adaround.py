@@ -250,7 +250,7 @@ class Learning:
             else:
                 name, _, entry = name.rpartition("|")
                 parameter = parameters[name]
-                kept = value if value.ndim == 0 else value.to(parameter.device)
+                kept = value if entry == "step" else value.to(parameter.device)
                 self.optimizer.state[parameter][entry] = kept
         self.done = done
 

@@ -48,6 +48,17 @@ def split(tree: Any, size: int, record: Record, name: str = "") -> Any:
     return tree.detach() if isinstance(tree, Tensor) else tree
 
 
+def _same(a: Any, b: Any) -> bool:
+    """Whether two trees have the same rows and the same constants."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return True  # flags and shapes, which the first call decides
+
+
 def join(tree: Any, record: Record) -> Any:
     """The tree with the tensors of a record in their places."""
     if isinstance(tree, Row):
@@ -119,6 +130,14 @@ class Part:
             tree = split((args, kwargs), size, record)
             if self._tree is None:
                 self._tree = tree
+            elif not _same(self._tree, tree):
+                raise CalibrationError(
+                    "a block gets something else in every call that is not of the batch",
+                    where=self.path or type(self.module).__name__,
+                    why=f"what does not have the call's {size} samples in front is taken for a "
+                    "constant, such as a table of positions",
+                    fix='scope="model", where all inputs are of the batch',
+                )
             time = clock_of(self.model).read()
             record[TIME] = time.detach().reshape(-1).expand(size)
             samples.put(number, record)

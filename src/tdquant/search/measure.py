@@ -27,7 +27,7 @@ from tdquant.errors import CalibrationError, RecipeError
 from tdquant.fakequant import fake_quantize
 from tdquant.families import family_of
 from tdquant.grid import MAX_BITS, MIN_BITS, Grid
-from tdquant.layers import QUANTIZED, QuantLayer, quantized_layers, structured_layers
+from tdquant.layers import QUANTIZED, QuantLayer, SplitLayer, quantized_layers, structured_layers
 from tdquant.patterns import matching
 from tdquant.progress import track
 from tdquant.quantizers import ActivationQuantizer, WeightQuantizer, activation_quantizers
@@ -205,7 +205,8 @@ def _summed(
     macs: Mapping[str, int],
 ) -> Sensitivity:
     """Everything by the layer of the float model that it belongs to, over ranges of time."""
-    owners = [path for path, _ in structured_layers(model)]
+    # A split layer is one of the float model; a balanced one has one inside.
+    owners = [path for path, layer in structured_layers(model) if isinstance(layer, SplitLayer)]
 
     def owner(path: str) -> str:
         return next((o for o in owners if path.startswith(f"{o}.")), path)

@@ -57,6 +57,13 @@ class Problem:
             for pattern, changes in self.base.overrides.items()
         )
 
+    def _set(self, path: str, key: str, otherwise: Any) -> Any:
+        """What the overrides of the base recipe say of a layer, the last of them in the end."""
+        for pattern, changes in self.base.overrides.items():
+            if key in changes and matches(path, pattern):
+                otherwise = changes[key]
+        return otherwise
+
     def total(self, operand: str) -> int:
         """What the sizes of the searched layers are averaged over."""
         return sum(self._unit(p, operand) for p in self.free[operand])
@@ -95,9 +102,12 @@ class Problem:
         for path in self.sensitivity.activations["static"]:
             bits = self.base.activations
             if path not in self.free["activations"]:
-                bits = self.sensitivity.layers[path].activation_bits
-            kind = self.sensitivity.kind(path, None if bits == FLOAT else bits, self.margin)
-            out[path] = (bits, kind)
+                bits = self._set(
+                    path, "activations", self.sensitivity.layers[path].activation_bits
+                )
+            scale = self._set(path, "scale", None)
+            measured = None if bits == FLOAT else bits
+            out[path] = (bits, self.sensitivity.kind(path, measured, self.margin, scale))
         return out
 
     def chosen_inputs(self, frontier: Frontier, index: int) -> dict[str, tuple[int, str]]:
@@ -108,8 +118,13 @@ class Problem:
 
     def rest(self, inputs: Mapping[str, tuple[int, str]]) -> float:
         """The error of everything but the searched weights."""
-        silent = dict.fromkeys(self.free["weights"], FLOAT)
-        return self.sensitivity.predict(silent, inputs)
+        weights = {
+            path: self._set(path, "weights", self.sensitivity.layers[path].weight_bits)
+            for path in self.sensitivity.weights
+        }
+        return self.sensitivity.predict(
+            weights | dict.fromkeys(self.free["weights"], FLOAT), inputs
+        )
 
     def uniform(self, bits: int) -> float:
         """The error of the searched weights with the same width for all."""

@@ -112,11 +112,13 @@ class Sensitivity:
             total += self.error(path, "activations", bits, kind)
         return total
 
-    def kind(self, path: str, bits: int | None = None, margin: float = 0.1) -> str:
-        """The kind of scale for a layer's input: the recipe's, and where that is ``"auto"``
-        temporal if it lowers the error by more than the share ``margin``.
+    def kind(
+        self, path: str, bits: int | None = None, margin: float = 0.1, scale: str | None = None
+    ) -> str:
+        """The kind of scale for a layer's input: ``scale``, or the recipe's, and where that is
+        ``"auto"`` temporal if it lowers the error by more than the share ``margin``.
         """
-        scale = self.recipe.scale
+        scale = scale or self.recipe.scale
         if scale != "auto":
             law = SCALES[scale]
             return "temporal" if law.timed or law is DynamicScale else "static"

@@ -27,6 +27,7 @@ from tdquant.provenance import history
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import TableScale
+from tdquant.writing import unshared
 
 Description = Mapping[str, Any]
 
@@ -46,7 +47,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
             fix="tdq.calibrate it if that is not done, then save tdq.freeze(model)",
         )
     recipe, gain = getattr(model, "tdq_recipe", None), gain_of(model)
-    behind = {} if gain is None else {"gain": _describe_gain(gain)}
+    behind: dict[str, Any] = {} if gain is None else {"gain": _describe_gain(gain)}
+    if aliases := _aliases(model):
+        behind["aliases"] = aliases
     return {
         "timestep": clock.argument,
         "coverage": list(clock.coverage) if clock.coverage else None,
@@ -104,6 +107,13 @@ def _describe_activation(quantizer: Any) -> dict[str, Any]:
     return out
 
 
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Further paths of quantized layers that stand in several places, and the path they go by."""
+    known = {layer: path for path, layer in quantized_layers(model)}
+    every = model.named_modules(remove_duplicate=False)
+    return {path: known[m] for path, m in every if known.get(m, path) != path}  # type: ignore[call-overload]
+
+
 def _describe_gain(gain: OutputGain) -> dict[str, Any]:
     return {"knots": len(gain.scale.knots), "channels": gain.channels}  # type: ignore[arg-type]
 
@@ -130,7 +140,12 @@ def pack_tensors(state: Mapping[str, Tensor], description: Description) -> dict[
     Raises:
         FreezeError: A weight does not lie on its grid: it was changed after freezing.
     """
-    state = {k: v.detach() for k, v in state.items() if not k.endswith(".zero_point")}
+    twice = tuple(f"{alias}." for alias in description.get("aliases", {}))
+    state = {
+        k: v.detach()
+        for k, v in state.items()
+        if not k.endswith(".zero_point") and not k.startswith(twice)
+    }
     for path, layer in description["layers"].items():
         if "weight" not in layer:
             continue
@@ -144,16 +159,4 @@ def pack_tensors(state: Mapping[str, Tensor], description: Description) -> dict[
     for path, spec in activations(description):
         if spec.get("first") is not None:
             del state[f"{path}.scale.knots"]  # consecutive integers
-    return _unshared(state)
-
-
-def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
-    seen: set[int] = set()
-    out = {}
-    for name, tensor in state.items():
-        tensor = tensor.cpu().contiguous()
-        pointer = tensor.untyped_storage().data_ptr()
-        out[name] = tensor.clone() if pointer in seen else tensor
-        seen.add(pointer)
-    return out
+    return unshared(state)

@@ -18,7 +18,13 @@ from tdquant.clock import Clock
 from tdquant.errors import StorageError
 from tdquant.frozen import expand
 from tdquant.grid import Grid
-from tdquant.layers import QUANTIZED, STRUCTURES, quantized_layers, replace_module
+from tdquant.layers import (
+    QUANTIZED,
+    STRUCTURES,
+    keep_layers_called,
+    quantized_layers,
+    replace_module,
+)
 from tdquant.layers.attention import QuantAttention
 from tdquant.layers.gain import OutputGain
 from tdquant.packing import code_dtype, unpack
@@ -58,6 +64,7 @@ def build_skeleton(
         _restructure(model, dict(entry))
     for path, spec in description["layers"].items():
         _put_layer(model, path, spec, clock, dtype)
+    keep_layers_called(model)
     if gain := description.get("gain"):
         OutputGain(_table(gain["knots"]), clock, gain["channels"]).attach(model)
     for path, operands in description["attention"].items():
@@ -141,7 +148,7 @@ def state_names(names: Iterable[str], description: Description) -> list[str]:
     out = []
     for name in names:
         out += _state_names(name, weights, counted)
-    return out
+    return out + list(_further(out, description))
 
 
 def _described(description: Description) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -181,7 +188,18 @@ def unpack_tensors(stored: Mapping[str, Tensor], description: Description) -> di
         for other in knots:
             spec = counted[name.removesuffix(TABLE)]
             out[other] = torch.arange(spec["knots"], dtype=torch.float32) + spec["first"]
-    return out
+    return out | {also: out[name] for also, name in _further(out, description).items()}
+
+
+def _further(names: Iterable[str], description: Description) -> dict[str, str]:
+    """Other names under which a state dict has the entries ``names``: layers in several places."""
+    aliases = description.get("aliases", {})
+    return {
+        alias + name.removeprefix(path): name
+        for name in (names if aliases else ())
+        for alias, path in aliases.items()
+        if name.startswith(f"{path}.")
+    }
 
 
 def settle(model: nn.Module, compact: bool) -> nn.Module:

@@ -24,7 +24,7 @@ from torch import Tensor
 from tdquant.digests import file_digest
 from tdquant.errors import StorageError
 from tdquant.formats import check_version
-from tdquant.writing import write_tensors
+from tdquant.writing import unshared, write_tensors
 
 FORMAT = "tdquant-training"
 VERSION = 1
@@ -77,7 +77,7 @@ class Checkpoints:
             digests = {}
             for name, content in tensors.items():
                 file = fresh / f"{name}.safetensors"
-                write_tensors({k: v.contiguous() for k, v in content.items()}, file)
+                write_tensors(unshared(content), file)
                 digests[file.name] = file_digest(file)
                 _flush(file)
             index = {"format": FORMAT, "version": VERSION, "step": step, **state}
@@ -94,7 +94,9 @@ class Checkpoints:
                 stacklevel=2,
             )
             return None
-        for old in self._folders()[self.keep :]:
+        # Steps further on are of a run that this one began anew.
+        own = [folder for folder in self._folders() if folder.name <= target.name]
+        for old in set(self._folders()) - set(own[: self.keep]):
             shutil.rmtree(old, ignore_errors=True)
         return target
 

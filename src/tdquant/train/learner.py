@@ -86,10 +86,12 @@ class Learner:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         rank = self.accelerator.process_index
-        torch.manual_seed(stream_of(self.seed, step, stream=3 + rank).initial_seed())
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        for part, positions, last in self._parts(data, rank):
+        for i, (part, positions, last) in enumerate(self._parts(data, rank)):
+            # What dropout and noise draw belongs to the part, whichever process has it.
+            stream = 3 + rank * self.accumulate + i
+            torch.manual_seed(stream_of(self.seed, step, stream=stream).initial_seed())
             batch = self.objective.draw(part, self.seed, step, positions, self.accelerator.device)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self._autocast():

@@ -130,7 +130,14 @@ def train(
     """
     if accelerator is None:
         accelerator = require("accelerate", "train").Accelerator(mixed_precision="no")
-    _check(steps, batch, accumulate, accelerator.num_processes, schedule, precision)
+    _check(steps, batch, accumulate, accelerator.num_processes, schedule, precision, save_every)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise TrainingError(
+            "there is nothing to train",
+            where=type(model).__name__,
+            why="no parameter takes a gradient; a frozen model has none",
+            fix="the model that tdq.freeze was given",
+        )
     if objective is None:
         objective = DiffusionObjective(scheduler, **loss_options)
     elif loss_options:
@@ -205,9 +212,17 @@ def train(
 
 
 def _check(
-    steps: int, batch: int, accumulate: int, world: int, schedule: str, precision: str
+    steps: int,
+    batch: int,
+    accumulate: int,
+    world: int,
+    schedule: str,
+    precision: str,
+    save_every: int,
 ) -> None:
     found = []
+    if save_every < 1:
+        found.append(f"save_every={save_every}: at least 1")
     if steps < 1:
         found.append(f"steps={steps}: at least 1")
     if batch < 1 or accumulate < 1 or batch % (world * accumulate):

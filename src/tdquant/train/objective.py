@@ -98,6 +98,12 @@ class DiffusionObjective(nn.Module):
         flip: float = 0.0,
     ) -> None:
         super().__init__()
+        if not hasattr(scheduler, "config"):
+            raise TrainingError(
+                f"no scheduler but {type(scheduler).__name__}",
+                why="noise schedule and kind of prediction come from it",
+                fix="train(model, data, scheduler), one of diffusers, or objective=",
+            )
         self.prediction = str(getattr(scheduler.config, "prediction_type", "epsilon"))
         mistakes = [
             f"loss={loss!r}: one of {', '.join(LOSSES)}" if loss not in LOSSES else "",
@@ -192,8 +198,19 @@ class DiffusionObjective(nn.Module):
 
     def _call(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         if self.match is None:
-            output = model(batch.x_t, batch.t, **batch.conditions)
-            return getattr(output, "sample", output), []
+            return self._predict(model, batch), []
         with self.match.listen(model) as heard:
-            output = model(batch.x_t, batch.t, **batch.conditions)
-        return getattr(output, "sample", output), heard
+            output = self._predict(model, batch)
+        return output, heard
+
+    def _predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        output = model(batch.x_t, batch.t, **batch.conditions)
+        output = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        found, wanted = tuple(output.shape), tuple(batch.target.shape)
+        if found[2:] == wanted[2:] and found[1] == 2 * wanted[1]:
+            return output[:, : wanted[1]]  # the others are variances, which the loss is not of
+        if found != wanted:
+            raise TrainingError(
+                f"a prediction of {found} for a target of {wanted}", where=type(model).__name__
+            )
+        return output

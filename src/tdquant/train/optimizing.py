@@ -51,6 +51,8 @@ def load_optimizer(
             raise StorageError(f"optimizer state of an unknown parameter {name!r}")
         parameter = known[name]
         fits = value.shape == parameter.shape
-        states.setdefault(name, {})[entry] = like(value, parameter) if fits else value
+        # Fused Adam wants its step where the parameter is.
+        moved = like(value, parameter) if fits else value.to(parameter.device)
+        states.setdefault(name, {})[entry] = moved
     for name, state in states.items():
         optimizer.state[known[name]] = state

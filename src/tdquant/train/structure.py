@@ -64,8 +64,24 @@ def restore(model: nn.Module, structure: dict[str, Any] | None, where: str = "")
             why=f"model and checkpoint differ at {', '.join(strange[:5])}",
             fix="resume with the recipe that the run was started with",
         )
+    _same_recipe(model, structure, where)
     for path, spec in known.items():
         quantizer = found[path]
+        quantizer.grid = Grid(*spec["grid"])
         if isinstance(quantizer.scale, PendingScale):
-            quantizer.grid = Grid(*spec["grid"])
             quantizer.scale = SCALES[spec["kind"]].blank(**spec["settings"])
+
+
+def _same_recipe(model: nn.Module, structure: dict[str, Any] | None, where: str) -> None:
+    own, told = getattr(model, "tdq_recipe", None), (structure or {}).get("recipe")
+    if not isinstance(own, Recipe) or told is None:
+        return
+    before = Recipe.from_dict(told).to_dict()
+    odd = [f"{k}: {before[k]}, now {v}" for k, v in own.to_dict().items() if before[k] != v]
+    if odd:
+        raise StorageError(
+            "the checkpoint is of another recipe:\n  - " + "\n  - ".join(odd),
+            where=where,
+            fix="resume with the recipe that the run was started with, or train into another "
+            "folder",
+        )
