@@ -56,7 +56,7 @@ def check_folder(directory: str | os.PathLike[str], mark: str) -> Path:
     Raises:
         StorageError: There is something of another kind already.
     """
-    target = Path(directory)
+    target = Path(directory).resolve()  # a link stays one, and "." has a name
     if target.exists() and not (
         target.is_dir() and (not any(target.iterdir()) or (target / mark).exists())
     ):

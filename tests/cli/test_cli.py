@@ -47,3 +47,30 @@ def test_runs_as_a_program():
         [sys.executable, "-m", "tdquant", "--version"], capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == f"tdquant {tdq.__version__}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "--ckpt", "cats-ddpm", "--custom-steps=3"],
+        ["evaluate", "cats-ddpm", "--step=10"],
+        ["train", "--n-bit-w=4"],
+    ],
+)
+def test_misspelt_flags_are_no_overrides(words, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
+
+
+def test_embedded_models_have_nothing_to_override(capsys, tmp_path):
+    assert main(["sample", "--ckpt", "cats-ddpm", "--logdir", str(tmp_path), "a.b=3"]) == 1
+    assert "no configuration to change by a.b=3" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_a_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--quick", "--out", str(tmp_path / "file")]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("tdquant: ")
+    assert "Traceback" not in err

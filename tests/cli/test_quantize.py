@@ -144,3 +144,29 @@ def test_prompts_for_a_pipeline_without(source, tmp_path, capsys):
     assert "takes none" in capsys.readouterr().err
     assert run(source, "ddim", tmp_path / "out", *words, "--samples", 2) == 1
     assert "one of them" in capsys.readouterr().err
+
+
+def test_only_the_folder_of_a_job_is_replaced(source, tmp_path, capsys):
+    float_one = tmp_path / "float"
+    PIPELINES["ddim"]()[0].save_pretrained(float_one)
+    words = ("--samples", 1, "--pictures", 0, "--scale", "static")
+    assert run(tmp_path, "float", float_one, *words) == 1  # a pipeline is no mark of a job
+    assert "something else" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert run(tmp_path, "float", out, *words) == 0
+    assert run(tmp_path, "float", out, *words) == 0
+    (out / "notes.txt").write_text("mine")
+    assert run(tmp_path, "float", out, *words) == 1
+    assert "notes.txt" in capsys.readouterr().err
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_prompts_and_recipes_that_are_no_json(source, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text('{"prompt": "a"\n')
+    (tmp_path / "r.json").write_text('{"overrides": []}')
+    assert run(source, "sd", tmp_path / "out", "--prompts", tmp_path / "p.txt") == 1
+    assert "no JSON objects" in capsys.readouterr().err
+    assert (
+        run(source, "sd", tmp_path / "out", "--samples", 1, "--recipe", tmp_path / "r.json") == 1
+    )
+    assert "recipe cannot be read" in capsys.readouterr().err

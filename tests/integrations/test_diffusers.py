@@ -401,3 +401,45 @@ def test_without_tdquant_diffusers_names_what_is_missing(saved):
     assert done.returncode != 0
     assert "tdquant" in done.stderr.splitlines()[-1]
     assert "import tdquant" in (saved / "unet" / "README.md").read_text()
+
+
+def test_an_index_says_which_files_are_the_models(frozen, tmp_path):
+    from tdquant.storage.diffusers_folder import weight_files
+
+    frozen.save_pretrained(tmp_path)
+    whole = [file.name for file in weight_files(tmp_path)]
+    assert whole == [WEIGHTS]
+    frozen.save_pretrained(tmp_path / "b", max_shard_size="20KB")
+    for file in (tmp_path / "b").iterdir():
+        shutil.copy(file, tmp_path)
+    shards = [file.name for file in weight_files(tmp_path)]
+    assert len(shards) > 1
+    assert WEIGHTS not in shards
+    for name in shards:
+        (tmp_path / name).unlink()
+    assert [file.name for file in weight_files(tmp_path)] == whole
+    variants = tmp_path / "variants"
+    for variant in ("a", "b"):
+        frozen.save_pretrained(variants, variant=variant)
+    with pytest.raises(StorageError, match="variants a, b"):
+        tdq.load(variants)
+
+
+def test_diffusers_goes_on_without_accelerate():
+    program = (
+        "import sys; sys.modules['accelerate'] = None; sys.modules['peft'] = None\n"
+        "import tdquant\n"
+        "from diffusers import UNet2DModel\n"
+        "print(UNet2DModel.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "UNet2DModel" in done.stdout
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "openvino"])
+def test_pipelines_run_what_was_compiled(frozen, backend):
+    pipe = DDIMPipeline(tdq.compile(frozen, backend, verbose=False), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(batch_size=1, num_inference_steps=2, output_type="np").images
+    assert images.shape[0] == 1

@@ -228,3 +228,73 @@ def test_a_layer_in_two_places_is_saved_once(tmp_path, x):
         assert again.alias is again.reflect
         assert torch.equal(again(x, torch.tensor(3)), frozen(x, torch.tensor(3)))
     assert not [name for name in load_file(folder / TENSORS) if name.startswith("alias")]
+
+
+def test_what_only_looks_frozen_replaces_no_save(frozen, tmp_path):
+    folder = tdq.save(frozen, tmp_path / "m")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for backend in ("reference", "cpu"):
+        with pytest.raises(FreezeError, match="compiled"):
+            tdq.save(tdq.compile(frozen, backend, verbose=False), folder)
+    with pytest.raises(FreezeError, match=r"torch\.compile"):
+        tdq.save(torch.compile(frozen), folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_changed_byte_is_found(saved):
+    file = saved / TENSORS
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StorageError, match="not those that were saved"):
+        tdq.load(saved, model=Mixed())
+
+
+def test_a_link_stays_one(frozen, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    tdq.save(frozen, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tdq.save(frozen, ".")
+    assert tdq.load(tmp_path / "here", model=Mixed()) is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": "2"}, "format version"),
+        ({"layers": []}, "layers is"),
+        ({"model": "x"}, "model is"),
+        ({"coverage": [1]}, "coverage is"),
+        ({"tensors": "x"}, "tensors is"),
+        ({"attention": {"a": 3}}, r"a\. is|a\..*is 3"),
+    ],
+)
+def test_an_index_of_other_types_is_damaged(saved, change, words):
+    index = json.loads((saved / INDEX).read_text())
+    (saved / INDEX).write_text(json.dumps(index | change))
+    for read in (lambda: tdq.load(saved, model=Mixed()), lambda: inspect_saved(saved)):
+        with pytest.raises(StorageError, match=words):
+            read()
+
+
+def test_numbers_and_types_within_layers(saved):
+    index = json.loads((saved / INDEX).read_text())
+    index["layers"]["linear"]["weight"]["bits"] = "4"
+    (saved / INDEX).write_text(json.dumps(index))
+    with pytest.raises(StorageError, match=r"linear\.weight\.bits is '4'"):
+        tdq.load(saved, model=Mixed())
+    index["layers"]["linear"]["weight"] |= {"bits": 4, "dtype": "load"}
+    (saved / INDEX).write_text(json.dumps(index))
+    with pytest.raises(StorageError):
+        tdq.load(saved, model=Mixed())
+
+
+def test_a_configuration_is_no_name_to_look_up():
+    with pytest.raises(ModelError, match="configuration is damaged"):
+        build.from_description(
+            {"source": "diffusers", "class": "UNet2DModel", "config": "somebody/model"}
+        )

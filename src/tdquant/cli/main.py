@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, published: bool = False) -> int
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     overridden = getattr(options, "overridden", None)  # the command that takes KEY.PATH=VALUE
-    strange = [word for word in rest if "=" not in word or overridden is None]
+    strange = [word for word in rest if overridden is None or not _overrides(word)]
     if strange:
         (overridden or parser).error(f"unrecognized arguments: {' '.join(strange)}")
     options.overrides, options.published = rest, published
@@ -52,9 +53,21 @@ def main(arguments: Sequence[str] | None = None, published: bool = False) -> int
     except TDQError as error:
         print(f"tdquant: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        print(f"tdquant: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("tdquant: interrupted", file=sys.stderr)
         return 130
+
+
+def _overrides(word: str) -> bool:
+    """Whether a word is ``KEY.PATH=VALUE``, and no misspelt flag with a value."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and (not key.startswith("-") or "." in key)
 
 
 def published_main(command: str) -> int:

@@ -106,8 +106,10 @@ def _recipe(options: argparse.Namespace) -> Any:
         )
     try:
         return Recipe.from_dict(json.loads(options.recipe.read_text()))
-    except (OSError, ValueError) as error:
-        raise RecipeError("the recipe cannot be read", where=str(options.recipe)) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RecipeError(
+            "the recipe cannot be read", where=str(options.recipe), why=str(error)
+        ) from error
 
 
 def _prompts(options: argparse.Namespace) -> Any:
@@ -120,5 +122,10 @@ def _prompts(options: argparse.Namespace) -> Any:
         raise TDQError("--prompts and --samples", fix="one of them: a prompt gives one sample")
     lines = read_prompts(options.prompts)
     if all(line.startswith("{") for line in lines):
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise TDQError(
+                "the prompts are no JSON objects", where=str(options.prompts), why=str(error)
+            ) from error
     return lines

@@ -4,6 +4,7 @@ its library to be imported by somebody else, before or after.
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from importlib import import_module
 
@@ -24,4 +25,7 @@ def register() -> None:
 
 
 def _call(module: str, function: str) -> None:
-    getattr(import_module(module), function)()
+    try:
+        getattr(import_module(module), function)()
+    except ImportError as error:  # the library itself must go on working
+        warnings.warn(f"tdquant cannot extend it: {error}", stacklevel=2)

@@ -75,6 +75,9 @@ def from_description(spec: dict[str, Any] | None, where: str = "") -> nn.Module:
             why="its class is neither tdquant's nor diffusers'",
             fix="give a fresh float model: tdq.load(directory, model=...)",
         )
+    if not isinstance(spec.get("config"), dict):
+        # diffusers would take a name, and read a file or ask the hub for it.
+        raise ModelError("the model's configuration is damaged", where=where)
     name = spec.get("class", "")
     if spec.get("source") == "tdquant" and name in OWN:
         return OWN[name](**spec["config"]).eval()

@@ -45,6 +45,11 @@ def open_pipe(
     if path.is_dir():
         return _open_run(path, ema, overrides)
     if str(source) in EMBEDDED and not path.exists():
+        if overrides:
+            raise ModelError(
+                f"{source} has no configuration to change by {', '.join(overrides)}",
+                where=str(source),
+            )
         return load_embedded(str(source))
     if not path.exists():
         raise StorageError(

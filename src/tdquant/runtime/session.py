@@ -126,6 +126,11 @@ class Session(nn.Module):
                 mistakes.append(f"{name} was not in the example that the model was exported with")
             elif name in constants and value != constants[name]:
                 mistakes.append(f"{name}={value!r}: exported with {constants[name]!r}")
+        for name, value in constants.items():
+            # Flags say what is returned; numbers are part of what is computed.
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if name not in found and number:
+                mistakes.append(f"{name} left out: exported with {value!r}")
         for name, spec in self._inputs.items():
             if name not in found:
                 mistakes.append(f"{name} is missing")
@@ -247,6 +252,16 @@ class ExportedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         session = self.session or self.prepare(*args, **kwargs)
         return session(*args, **kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what it gives, which pipelines ask for."""
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes its arguments from."""
+        return torch.device("cpu")
 
     @property
     def config(self) -> Any:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,30 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model: without a variant's name if there are such."""
+    """The safetensors files of a model: without a variant's name if there are such, and those that
+    an index names before one for all, as diffusers takes them.
+
+    Raises:
+        StorageError: There are several variants, and none without a name.
+    """
     whole = folder / f"{WEIGHTS}.safetensors"
+    named = ((_json(folder / f"{WEIGHTS}.safetensors.index.json") or {}).get("weight_map")) or {}
+    shards = sorted({folder / str(name) for name in named.values()})
+    if shards and all(file.parent == folder and file.exists() for file in shards):
+        return shards
     if whole.exists():
         return [whole]
-    shards = sorted(folder.glob(f"{WEIGHTS}-*.safetensors"))
-    return shards or sorted(folder.glob(f"{WEIGHTS}*.safetensors"))
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob(f"{WEIGHTS}*.safetensors")):
+        variant = re.sub(r"-\d+-of-\d+", "", file.stem.removeprefix(WEIGHTS))
+        found.setdefault(variant.strip("."), []).append(file)
+    if len(found) > 1:
+        raise StorageError(
+            f"variants {', '.join(found)} of one model",
+            where=str(folder),
+            fix="diffusers' from_pretrained(variant=...), or a folder for each",
+        )
+    return next(iter(found.values()), [])
 
 
 def quantized_parts(folder: Path) -> list[Path]:

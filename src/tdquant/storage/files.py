@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -53,6 +54,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def _checked(index: dict[str, Any], folder: Path, file: Path) -> dict[str, Any]:
+    if not isinstance(index.get("version", 0), int):
+        raise StorageError(f"format version {index['version']!r}", where=str(file))
     check_version(index.get("version", 0), VERSION, str(folder))
     needed = {"model", "timestep", "layers", "attention"} - set(index)
     if needed:
@@ -61,7 +64,54 @@ def _checked(index: dict[str, Any], folder: Path, file: Path) -> dict[str, Any]:
             where=str(file),
             fix="save the model again",
         )
+    wrong = _mistakes(index)
+    if wrong:
+        raise StorageError(
+            "the index is damaged:\n  - " + "\n  - ".join(wrong[:8]),
+            where=str(file),
+            fix="save the model again",
+        )
     return index
+
+
+_NUMBERS = ("bits", "qmin", "qmax", "zero_point", "knots")
+
+
+def _mistakes(index: dict[str, Any]) -> list[str]:
+    """Parts of an index that are not what a reader can take."""
+    kinds: dict[str, Any] = {
+        "model": (dict, type(None)), "timestep": str, "layers": dict, "attention": dict,
+        "tensors": (list, type(None)), "recipe": (dict, type(None)),
+    }  # fmt: skip
+    wrong = [key for key, kind in kinds.items() if not isinstance(index.get(key), kind)]
+    coverage = index.get("coverage")
+    if coverage is not None and not (isinstance(coverage, list) and len(coverage) == 2):
+        wrong.append("coverage")
+    if wrong:
+        return [f"{key} is {index.get(key)!r:.60}" for key in wrong]
+    specs = dict(index["layers"])
+    for path, operands in index["attention"].items():
+        entries = operands.items() if isinstance(operands, dict) else [("", operands)]
+        specs |= {f"{path}.{name}": {"input": spec} for name, spec in entries}
+    for path, spec in specs.items():
+        if not isinstance(spec, dict):
+            wrong.append(f"{path} is {spec!r:.60}")
+            continue
+        for part in ("weight", "input"):
+            found = spec.get(part, {})
+            if not isinstance(found, dict):
+                wrong.append(f"{path}.{part} is {found!r:.60}")
+                continue
+            wrong += [
+                f"{path}.{part}.{key} is {found[key]!r:.60}"
+                for key in _NUMBERS
+                if key in found and not isinstance(found[key], int)
+            ]
+        weight = spec.get("weight")
+        kind = weight.get("dtype", "float32") if isinstance(weight, dict) else "float32"
+        if not isinstance(getattr(torch, str(kind), None), torch.dtype):
+            wrong.append(f"{path}.weight.dtype is {kind!r:.60}")
+    return wrong
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from tdquant.announce import announce
+from tdquant.digests import hash_tensors
 from tdquant.errors import StorageError
 from tdquant.footprint import give_back
 from tdquant.models import build
@@ -48,6 +49,13 @@ def load(
             why="the two files are not of one save",
             fix="save the model again",
         )
+    if index.get("digest") not in (None, hash_tensors(tensors).hexdigest()):
+        raise StorageError(
+            "the tensors are not those that were saved",
+            where=str(folder),
+            why="a byte changed, or the two files are not of one save",
+            fix="copy or save the model again",
+        )
     if model is None:
         with build.without_parameters():
             model = build.from_description(index["model"], where=str(folder))
@@ -62,11 +70,11 @@ def load(
         raise StorageError(
             error.what, where=f"{folder}: {error.where}", why=error.why, fix=error.fix
         ) from error
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise StorageError(
             "the saved tensors do not fit the model",
             where=str(folder),
-            why=str(error).strip().splitlines()[0],
+            why=(str(error).strip() or type(error).__name__).splitlines()[0],
             fix="a float model of the architecture that was saved: tdq.load(directory, model=...)",
         ) from error
     # Zero points came with the description.

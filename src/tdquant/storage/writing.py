@@ -8,6 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
+from tdquant.digests import hash_tensors
+from tdquant.errors import FreezeError
+from tdquant.layers import quantized_layers
 from tdquant.models import build
 from tdquant.storage.description import describe, pack_tensors
 from tdquant.storage.files import FORMAT, INDEX, TENSORS, VERSION
@@ -25,9 +28,11 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        FreezeError: The model is not frozen.
+        FreezeError: The model is not frozen, or it is a frozen one that was compiled or has
+            adapters.
         StorageError: The folder holds something else than a saved model.
     """
+    _refuse_others(model)
     description = describe(model)
     tensors = pack_tensors(model.state_dict(), description)
     index = {
@@ -36,8 +41,23 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
         "model": build.description(model),
         **description,
         "tensors": sorted(tensors),
+        "digest": hash_tensors(tensors).hexdigest(),
     }
     with replacing_folder(directory, INDEX) as fresh:
         write_tensors(tensors, fresh / TENSORS, metadata={"format": "pt"})
         (fresh / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return Path(directory)
+
+
+def _refuse_others(model: nn.Module) -> None:
+    """Raises for models that look frozen and cannot be built again."""
+    paths = [path for path, _ in quantized_layers(model)]
+    if hasattr(model, "tdq_backend"):
+        what, fix = "a compiled model is for running", "save the frozen model that was compiled"
+    elif hasattr(model, "_orig_mod"):
+        what, fix = "a model of torch.compile", "tdq.save(model._orig_mod, ...)"
+    elif any(path.endswith(".base_layer") for path in paths):
+        what, fix = "a model with adapters", "unload_lora_weights, after fuse_lora to keep them"
+    else:
+        return
+    raise FreezeError(f"{what} and cannot be saved", where=type(model).__name__, fix=fix)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tdquant as tdq
+from tdquant.clock import clock_of
 from tdquant.errors import BackendError, ClockError
 from tdquant.grid import Grid
 from tdquant.layers import quantized_layers
@@ -285,3 +286,58 @@ def test_linear_layers_on_four_dimensions_that_are_asked_for_their_dtype():
         with torch.no_grad():
             y = frozen(x, t)
             assert torch.allclose(fast(x, t), y, atol=1e-5 * float(y.abs().max()))
+
+
+class Norms(torch.nn.Module):
+    """A norm whose output is changed in place before a convolution takes it."""
+
+    def __init__(self, change):
+        super().__init__()
+        torch.manual_seed(0)
+        self.change = change
+        self.conv_in, self.norm = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.GroupNorm(2, 8)
+        self.conv, self.conv_out = torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 1)
+
+    def forward(self, x, t):
+        h = self.norm(self.conv_in(x))
+        self.change(h)
+        return self.conv_out(self.conv(h))
+
+
+def _halved(h):
+    h[:, :4] = 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h.mul_(2),
+        lambda h: h.add_(1),
+        _halved,
+        lambda h: torch.nn.functional.silu(h, inplace=True),
+        lambda h: h.sum(),
+    ],
+)
+def test_what_is_done_to_a_norms_output_in_place_is_seen(change):
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    model = tdq.quantize(Norms(change).eval(), tdq.Recipe(4, 8, edges=8), verbose=False)
+    tdq.calibrate(model, [(x, torch.tensor(5))], progress=False)
+    frozen = tdq.freeze(model)
+    fast = tdq.compile(frozen, "cpu", verbose=False)
+    with torch.no_grad():
+        exact = frozen(x, torch.tensor(5))
+        assert (fast(x, torch.tensor(5)) - exact).abs().max() < 2e-2 * exact.abs().max()
+
+
+def test_inputs_of_other_channels_are_refused(frozen):
+    fast = tdq.compile(frozen, "cpu", verbose=False)
+    layers = dict(fast.named_modules())
+    with torch.no_grad(), clock_of(fast).at(torch.tensor(3)):
+        for channels in (1, 4, 7):
+            with pytest.raises(BackendError, match="for 6 channels"):
+                layers["conv_in"](torch.randn(2, channels, 8, 8))
+        with pytest.raises(BackendError, match="for 6 channels"):
+            layers["conv_in"](torch.randn(6, 8, 8))
+        for channels in (11, 24):
+            with pytest.raises(BackendError, match="for 12 channels"):
+                layers["linear"](torch.randn(2, 5, channels))

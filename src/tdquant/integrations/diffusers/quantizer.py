@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accelerate.utils import set_module_tensor_to_device  # type: ignore[import-untyped]
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import Tensor
 
@@ -104,6 +103,11 @@ class TDQQuantizer(DiffusersQuantizer):
         *args: Any,
         **kwargs: Any,
     ) -> None:
+        # diffusers itself does without accelerate, and so does whoever loads no quantized model.
+        from accelerate.utils import (  # type: ignore[import-untyped]
+            set_module_tensor_to_device,
+        )
+
         # The value itself has been cast to the model's type already.
         set_module_tensor_to_device(
             model, param_name, target_device, value=state_dict[param_name], dtype=torch.float32

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 import shutil
 import time
 from dataclasses import replace
@@ -37,7 +38,9 @@ from tdquant.search import search, sensitivity
 from tdquant.summary import summary
 from tdquant.writing import check_folder, replacing_folder
 
-MARK = "model_index.json"
+MARK = "tdquant-job.json"
+"""In a folder that a job wrote: what else it wrote there. Such a folder may be replaced."""
+
 CURVE = "search-{}.png"
 
 
@@ -49,7 +52,7 @@ def run_job(job: Job) -> Outcome:
         StorageError: The output folder holds something else.
         TDQError: Whatever a stage complains of. What was recorded stays for the next try.
     """
-    check_folder(job.out, MARK)  # before hours of work, and not after
+    _check_out(job)  # before hours of work, and not after
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
 
@@ -102,9 +105,38 @@ def run_job(job: Job) -> Outcome:
         for name in parts:
             after = sum(f.stat().st_size for f in (fresh / name).glob("*.safetensors"))
             sizes[name] = (sizes[name][0], after)
+        written = {"format": "tdquant-job", "version": 1, "files": _files(fresh)}
+        (fresh / MARK).write_text(json.dumps(written, indent=1) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     lap("save")
     return Outcome(job.out, layers, sizes, errors, seconds)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+
+def _check_out(job: Job) -> None:
+    """Raises StorageError unless the output is new, or nothing but what an earlier job wrote."""
+    out = check_folder(job.out, MARK)
+    if Path(job.model).exists() and Path(job.model).resolve() == out:
+        raise StorageError(
+            "the output is the float pipeline itself", where=str(out), fix="another --out"
+        )
+    if not (out / MARK).exists():
+        return
+    try:
+        known = {MARK, *json.loads((out / MARK).read_text())["files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{MARK} is damaged", where=str(out), why=str(error)) from error
+    strange = sorted(set(_files(out)) - known)
+    if strange:
+        raise StorageError(
+            f"{len(strange)} files are not of the job that wrote the folder",
+            where=str(out),
+            why=f"such as {', '.join(strange[:3])}",
+            fix="move them away, or another --out",
+        )
 
 
 def _quantize_part(

@@ -72,7 +72,11 @@ class Deferred(Tensor):
         return self.value
 
     def codes(self, codes: Codes, scale: Tensor, row: int) -> Tensor:
-        """Their codes ``(M, row)``."""
+        """Their codes ``(M, row)``; of the values if somebody looked at them, who may have changed
+        them in place.
+        """
+        if self.value is not None:
+            return codes.of(self.value, scale, row)
         return self.group_norm.codes(self.unchanged(), codes, scale, row)
 
     @classmethod
@@ -135,7 +139,8 @@ class DeferredNorm(nn.GroupNorm):
         """
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias
-        dense = input.ndim > 2 and input.movedim(1, -1).is_contiguous() and input.numel() > 0
+        fits = input.ndim > 2 and input.shape[1] == self.num_channels
+        dense = fits and input.movedim(1, -1).is_contiguous() and input.numel() > 0
         single = input.dtype == torch.float32 and (weight is None or weight.dtype == torch.float32)
         if dense and single and not torch.is_grad_enabled():
             norm = GroupNorm(self.num_groups, weight, bias, self.eps)

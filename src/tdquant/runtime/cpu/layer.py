@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdquant.errors import ClockError
+from tdquant.errors import BackendError, ClockError
 from tdquant.footprint import give_back
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
 from tdquant.runtime.cpu.deferred import Deferred
@@ -62,6 +62,8 @@ class CpuLayer(nn.Module):
         self.dimensions = 2 * isinstance(layer, QuantConv2d) + isinstance(layer, QuantConv1d)
         self.operation: Operation | None = Operation.of(layer, path)
         self.kernel: Kernel | None = None
+        channels: Any = layer.in_channels if self.dimensions else layer.in_features
+        self.channels: int = channels
         self.inputs = self.operation.inputs
         self.pad = self.operation.pad
         self._trials, self._row, self._note = trials, layer_row(path, layer), ""
@@ -88,6 +90,16 @@ class CpuLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer on ``(B, *, C)`` or, a convolution, ``(B, C, *)``."""
+        # Kernels trust the shape that they are given.
+        fits = not self.dimensions or input.ndim == self.dimensions + 2
+        if not fits or input.shape[1 if self.dimensions else -1] != self.channels:
+            raise BackendError(
+                f"an input of shape {tuple(input.shape)} for {self.channels} channels",
+                where=self._row.path,
+                why=f"the layer takes (B, C{', *' * self.dimensions})"
+                if self.dimensions
+                else "the layer takes (B, *, C)",
+            )
         scale, x = self._step(input), input
         if not self.dimensions:
             # Four dimensions would be an image's.
