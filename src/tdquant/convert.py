@@ -11,8 +11,9 @@ from tdquant.clock import Clock
 from tdquant.errors import ConversionError, RecipeError
 from tdquant.families import Family, family_of
 from tdquant.grid import Grid
-from tdquant.layers import QUANTIZED, QuantLayer, keep_layers_called, replace_module
+from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
+from tdquant.layers.base import keep_layers_called
 from tdquant.patterns import idle, matching
 from tdquant.quantizers import ActivationQuantizer, NoiseWeight, WeightQuantizer
 from tdquant.quantizers.weight import mse_step

@@ -2,13 +2,7 @@
 type.
 """
 
-from tdquant.layers.base import (
-    QUANTIZED,
-    QuantLayer,
-    keep_layers_called,
-    quantized_layers,
-    replace_module,
-)
+from tdquant.layers.base import QUANTIZED, QuantLayer, quantized_layers, replace_module
 from tdquant.layers.conv import QuantConv1d, QuantConv2d
 from tdquant.layers.linear import QuantLinear
 from tdquant.layers.split import SplitLayer
@@ -23,7 +17,6 @@ __all__ = [
     "QuantLinear",
     "SplitLayer",
     "StructuredLayer",
-    "keep_layers_called",
     "quantized_layers",
     "replace_module",
     "structured_layers",

@@ -18,14 +18,9 @@ from tdquant.clock import Clock
 from tdquant.errors import StorageError
 from tdquant.frozen import expand
 from tdquant.grid import Grid
-from tdquant.layers import (
-    QUANTIZED,
-    STRUCTURES,
-    keep_layers_called,
-    quantized_layers,
-    replace_module,
-)
+from tdquant.layers import QUANTIZED, STRUCTURES, quantized_layers, replace_module
 from tdquant.layers.attention import QuantAttention
+from tdquant.layers.base import keep_layers_called
 from tdquant.layers.gain import OutputGain
 from tdquant.packing import code_dtype, unpack
 from tdquant.quantizers import (
