@@ -87,3 +87,9 @@ def test_schedulers_that_call_several_times_a_step_are_followed_to_the_end(pipe,
     recorded = trajectories(pipe.unet, scheduler, 2, pipe.shape, steps=5, batch=2)
     assert [float(t) for _, t in recorded] == seen
     assert len(recorded) == len(seen) > 5
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_steps_out_of_range_are_told_as_sampling_tells_them(pipe, steps):
+    with pytest.raises(ModelError, match=f"{steps} sampler steps"):
+        list(trajectories(pipe.unet, pipe.scheduler, 2, pipe.shape, steps=steps))

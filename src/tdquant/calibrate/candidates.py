@@ -45,9 +45,9 @@ def choose_grid(seen: TimeHistograms, grid: Grid, symmetric: bool) -> Grid:
     """The grid of an activation: affine at its best zero point if one-sided, else signed; as it
     was if it has to be ``symmetric``.
     """
-    histograms = seen.histograms()
     if symmetric:
         return grid
+    histograms = seen.histograms()
     if not one_sided(pooled(histograms)):
         return Grid.signed(grid.bits)  # whatever an earlier calibration chose
     return best_zero(histograms[:: max(1, len(histograms) // 8)], grid.bits)

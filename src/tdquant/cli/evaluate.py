@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.cli.launch import spread
-from tdquant.cli.switches import argument_of, overrides_among, shape_of
+from tdquant.cli.switches import argument_of, changed_flags, overrides_among, shape_of
 
 QUICK = {
     "images": 200,
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
     if folder is not None and options.models:
         raise TDQError("models and a folder of images", fix="one of them")
     if folder is not None:
-        idle = [f"--{name}" for name in _SAMPLING if _given(options, name)]
+        idle = changed_flags(options, _SAMPLING)
         if idle or options.overrides:
             raise TDQError(
                 f"a folder of images with {', '.join([*idle, *options.overrides])}",
@@ -148,11 +148,6 @@ def run(options: argparse.Namespace) -> int:
     if len(records) > 1 and not judging["rank"]:
         print(comparison_table(records, [out.name for out in outs]))
     return 0
-
-
-def _given(options: argparse.Namespace, flag: str) -> bool:
-    name = flag.replace("-", "_")
-    return bool(getattr(options, name) != options.overridden.get_default(name))
 
 
 def _say(table: str, out: Path, rank: int) -> int:

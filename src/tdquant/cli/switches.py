@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,13 @@ def argument_of(word: str) -> tuple[str, Any]:
         return key.lstrip("-"), json.loads(value)
     except ValueError:
         return key.lstrip("-"), value
+
+
+def changed_flags(options: argparse.Namespace, flags: Iterable[str]) -> list[str]:
+    """Those of a command's flags that were given, as far as they are not at their defaults."""
+    usual = options.overridden.get_default
+    names = {flag: flag.replace("-", "_") for flag in flags}
+    return [f"--{flag}" for flag, n in names.items() if getattr(options, n) != usual(n)]
 
 
 def shape_of(text: str | None) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.cli.launch import spread
-from tdquant.cli.switches import overrides_among, truth
+from tdquant.cli.switches import changed_flags, overrides_among, truth
 
 
 def add(commands: Any) -> None:
@@ -170,8 +170,7 @@ def _resumed(options: argparse.Namespace) -> dict[str, Any]:
         "base", "ckpt", "name", "postfix", "seed", "scale_lr", "n_bit_w", "n_bit_a", "use_dynamic",
         "scale", "rates", "distill",
     )  # fmt: skip
-    usual = options.overridden.get_default
-    idle = [f"--{name}" for name in fixed if getattr(options, name) != usual(name)]
+    idle = changed_flags(options, fixed)
     if idle or options.overrides:
         raise ConfigError(
             f"--resume with {', '.join([*idle, *options.overrides])}",

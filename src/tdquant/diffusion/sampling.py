@@ -33,6 +33,22 @@ def stream_of(seed: int, index: int, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+def scheduled(scheduler: Any, steps: int, device: torch.device | str = "cpu") -> Any:
+    """A copy of a scheduler, its timesteps set: those of every call that it will ask for.
+
+    Raises:
+        ModelError: The number of steps is out of range.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    limit = int(scheduler.config.num_train_timesteps)
+    if not 1 <= steps <= limit:
+        raise ModelError(
+            f"{steps} sampler steps", where=type(scheduler).__name__, fix=f"1 to {limit}"
+        )
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler
+
+
 def denoise_steps(
     model: Denoiser,
     scheduler: Any,
@@ -55,13 +71,7 @@ def denoise_steps(
     Raises:
         ModelError: The number of steps is out of range, or the scheduler has no eta.
     """
-    scheduler = copy.deepcopy(scheduler)
-    limit = int(scheduler.config.num_train_timesteps)
-    if not 1 <= steps <= limit:
-        raise ModelError(
-            f"{steps} sampler steps", where=type(scheduler).__name__, fix=f"1 to {limit}"
-        )
-    scheduler.set_timesteps(steps, device=x.device)
+    scheduler = scheduled(scheduler, steps, x.device)
     x = x * scheduler.init_noise_sigma
     known = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {}

@@ -11,7 +11,6 @@ References:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdquant.diffusion.sampling import Denoiser, denoise_steps, initial_noise
+from tdquant.diffusion.sampling import Denoiser, denoise_steps, initial_noise, scheduled
 from tdquant.errors import ModelError
 
 LAWS = ("uniform", "normal")
@@ -50,9 +49,7 @@ class Trajectories:
 
     def _positions(self) -> int:
         """Calls on one trajectory: schedulers of higher order make several a step."""
-        scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(self.steps)
-        return len(scheduler.timesteps)
+        return len(scheduled(self.scheduler, self.steps).timesteps)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         chosen = self._chosen()

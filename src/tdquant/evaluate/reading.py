@@ -21,6 +21,7 @@ from torch import Tensor
 from tdquant.data.encoded import eight_bits, square
 from tdquant.data.folder import SUFFIXES
 from tdquant.diffusion.pictures import to_uint8
+from tdquant.digests import file_digest
 from tdquant.errors import DataError
 from tdquant.optional import require
 
@@ -124,10 +125,8 @@ def preparation(size: tuple[int, int], resize: int | None) -> str:
 
 def content(files: Sequence[Path]) -> str:
     """A digest of what is in files, in order, wherever they lie and whatever they are called."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in files:
-        digest.update(hashlib.blake2b(file.read_bytes()).digest())
-    return digest.hexdigest()
+    together = "|".join(file_digest(file) for file in files)
+    return hashlib.sha256(together.encode()).hexdigest()[:16]
 
 
 def signature(files: Sequence[Path]) -> str:

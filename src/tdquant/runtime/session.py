@@ -50,7 +50,21 @@ def register_engine(suffix: str) -> Callable[[Open], Open]:
     return put
 
 
-class Session(nn.Module):
+class _OnEngine(nn.Module):
+    """What pipelines ask a model that an engine runs."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the inputs; others are converted."""
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where results are, unless the sample comes from elsewhere."""
+        return torch.device("cpu")
+
+
+class Session(_OnEngine):
     """``session(x, t, ...)``, with the arguments and the result of the exported model.
 
     Arguments:
@@ -70,16 +84,6 @@ class Session(nn.Module):
         self.rows = [Row(**row) for row in about.get("rows", [])]
         self._inputs = {spec["name"]: spec for spec in about["inputs"]}
         self._warned = False
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the inputs; others are converted."""
-        return torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        """Where results are, unless the sample comes from elsewhere."""
-        return torch.device("cpu")
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -224,7 +228,7 @@ def open_session(
     return Session(about, engine, str(file))
 
 
-class ExportedModel(nn.Module):
+class ExportedModel(_OnEngine):
     """A frozen model that becomes a session at its first call, whose arguments are the example.
 
     Arguments:
@@ -252,16 +256,6 @@ class ExportedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         session = self.session or self.prepare(*args, **kwargs)
         return session(*args, **kwargs)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what it gives, which pipelines ask for."""
-        return torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        """Where it takes its arguments from."""
-        return torch.device("cpu")
 
     @property
     def config(self) -> Any:

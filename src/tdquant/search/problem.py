@@ -52,10 +52,7 @@ class Problem:
 
     def _given(self, path: str, operand: str) -> bool:
         """Whether an override of the base recipe has decided."""
-        return any(
-            operand in changes and matches(path, pattern)
-            for pattern, changes in self.base.overrides.items()
-        )
+        return self._set(path, operand, None) is not None
 
     def _set(self, path: str, key: str, otherwise: Any) -> Any:
         """What the overrides of the base recipe say of a layer, the last of them in the end."""
