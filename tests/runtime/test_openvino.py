@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.export import openvino as graphs
+from tdquant.export import openvino_graph as graphs
 from tdquant.export.exporters import about, prepared
+from tdquant.export.openvino import convert
 from tdquant.grid import Grid
 from tdquant.runtime.openvino import KEPT
 
@@ -64,7 +65,7 @@ def test_wide_sums_bring_the_integer_kernel_back():
     model = frozen(One(nn.Conv2d(8, 8, 3)), 8, Grid.affine(8, 100))
     x = torch.randn(2, 8, 8, 8)
     copied, call = prepared(model, (x, 3))
-    graph = graphs.convert(copied, call, about(copied))
+    graph = convert(copied, call, about(copied))
 
     def kinds():
         return [op.get_type_name() for op in graph.get_ops()]
@@ -79,6 +80,51 @@ def test_wide_sums_bring_the_integer_kernel_back():
         if op.get_rt_info()["layerType"].astype(str) == "Convolution"
     }
     assert all("8" in kind for kind in types)
+
+
+class ScaleShift(nn.Module):
+    """A norm that is scaled and shifted by channel, with numbers that come from the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.norm = nn.GroupNorm(3, 6)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x, t):
+        scale, shift = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        return self.norm(self.conv(x)) * (1 + scale) + shift
+
+
+def test_scale_shift_norms_run_in_openvino(tmp_path):
+    """OpenVINO's own GroupNormalization kills the process here."""
+    import openvino as ov
+
+    torch.manual_seed(0)
+    model = frozen(ScaleShift(), 8, Grid.affine(8, 100))
+    x = torch.randn(2, 6, 9, 7)
+    session = opened(model, x, tmp_path)
+    assert torch.allclose(session(x, 3), model(x, 3), rtol=1e-4, atol=1e-4)
+    bare = ov.Core().compile_model(ov.Core().read_model(tmp_path / "m.xml"), "CPU")
+    (y,) = bare({"x": x.numpy(), "t": torch.tensor([3.0, 3.0]).numpy()}).values()
+    assert torch.allclose(torch.from_numpy(y), model(x, 3), rtol=1e-4, atol=1e-4)
+
+
+def test_norms_of_files_from_elsewhere_are_decomposed():
+    import openvino as ov
+
+    norm = nn.GroupNorm(2, 4, eps=1e-3)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(3, 4, 5, 6)
+    graph = ov.convert_model(norm, example_input=x)
+    assert "GroupNormalization" in {op.get_type_name() for op in graph.get_ops()}
+    graph.reshape([-1, 4, -1, -1])
+    graphs.decompose_norms(graph)
+    assert "GroupNormalization" not in {op.get_type_name() for op in graph.get_ops()}
+    (y,) = ov.Core().compile_model(graph, "CPU")(x.numpy()).values()
+    assert torch.allclose(torch.from_numpy(y), norm(x), atol=1e-5)
 
 
 def test_compiled_graphs_are_kept_for_the_latest_shapes(tmp_path):

@@ -11,7 +11,7 @@ as uint8 with the zero point -low. They know 256 levels; narrower grids are clam
 **Saturation.** On x86 without VNNI those kernels can saturate (``tdquant.export.saturation``).
 Layers at risk, 8-bit activations with weights beyond +-64, are written without the FakeQuantize,
 ``Round -> Clamp``, and so run in float: the file is right on every machine. A session puts the
-FakeQuantize back where the machine has wider sums (``restore_levels``).
+FakeQuantize back where the machine has wider sums (``openvino_graph.restore_levels``).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from tdquant.errors import ExportError
 from tdquant.export.calls import BATCH, Call
 from tdquant.export.exporters import register_exporter
 from tdquant.export.lowering import LoweredAttention, LoweredLayer, lower
+from tdquant.export.openvino_graph import compressed, decompose_norms
 from tdquant.export.operand import INT8_CODES, Operand
 from tdquant.export.saturation import saturates
 from tdquant.export.sealing import KEY, description_text, sealed
@@ -148,6 +149,7 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
     for index, port in enumerate(graph.outputs):
         port.get_tensor().set_names({f"output.{index}"})
     _free_shapes(graph, call)
+    decompose_norms(graph)
     shapes = {
         name: [n.get_length() if n.is_static else None for n in port.get_partial_shape()]
         for name, port in zip(call.tensors, graph.inputs, strict=True)
@@ -184,61 +186,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-def compressed(graph: Any) -> None:
-    """Replaces int8 constants whose values int4 holds by int4 ones, in place."""
-    ov = require("openvino", "openvino")
-    op = require("openvino.opset13", "openvino")
-    for node in graph.get_ops():
-        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i8:
-            data = node.get_data()
-            if data.size and data.min() >= -8 and data.max() <= 7:
-                small = op.constant(data, dtype=ov.Type.i4)
-                node.output(0).replace(small.output(0))
-
-
-def expand(graph: Any) -> None:
-    """Replaces int4 constants by int8 ones, in place: the integer kernels take no others."""
-    ov = require("openvino", "openvino")
-    op = require("openvino.opset13", "openvino")
-    for node in graph.get_ops():
-        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i4:
-            codes = op.constant(_int4(node))
-            for user in node.output(0).get_target_inputs():
-                user.replace_source_output(codes.output(0))
-
-
-def _int4(constant: Any) -> np.ndarray[Any, Any]:
-    """The values of an int4 constant, int8; the first of each pair is the low half of a byte."""
-    packed = constant.get_data().view(np.uint8).reshape(-1)
-    halves = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1).astype(np.int8)
-    shape = tuple(constant.get_output_shape(0))
-    return np.where(halves > 7, halves - 16, halves)[: np.prod(shape, dtype=int)].reshape(shape)
-
-
-def restore_levels(graph: Any) -> None:
-    """Puts the FakeQuantize back, in place, before products that were kept in float lest they
-    saturate: for machines whose sums of products are 32 bits wide.
-    """
-    op = require("openvino.opset13", "openvino")
-    for node in graph.get_ops():
-        users = node.output(0).get_target_inputs() if node.get_output_size() else []
-        kinds = {user.get_node().get_type_name() for user in users}
-        if (
-            node.get_type_name() != "Clamp"
-            or node.input_value(0).get_node().get_type_name() != "Round"
-            or not kinds
-            or kinds - {"Convolution", "GroupConvolution", "MatMul"}
-        ):
-            continue
-        bounds = node.get_attributes()
-        if bounds["max"] - bounds["min"] >= INT8_CODES:
-            continue
-        ends = [op.constant(np.float32(bounds["min"] + n)) for n in (0, INT8_CODES - 1)]
-        levels = op.fake_quantize(node.output(0), *ends, *ends, INT8_CODES)
-        for user in users:
-            user.replace_source_output(levels.output(0))
 
 
 @register_exporter(".xml")

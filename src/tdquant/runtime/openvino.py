@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ExportError
-from tdquant.export import openvino as graphs
+from tdquant.export import openvino_graph as graphs
 from tdquant.export.exporters import export
 from tdquant.export.sealing import KEY, check_seal, read_description
 from tdquant.optional import require
@@ -67,6 +67,7 @@ class OpenVINOEngine:
         self._compiled: OrderedDict[tuple[Any, ...], _Compiled] = OrderedDict()
         self._lock = threading.Lock()
         graphs.expand(graph)
+        graphs.decompose_norms(graph)
         if device == "CPU" and "vnni" in instructions():
             graphs.restore_levels(graph)
 
