@@ -155,11 +155,15 @@ def requantize(layer: QuantLayer) -> None:
 def _evaluate_ahead(
     quantizers: list[ActivationQuantizer], knots: Tensor | None
 ) -> dict[Scale, TableScale]:
-    """The tables of scales whose law is evaluated ahead of a call, many at once as there."""
+    """The tables of scales whose law is evaluated ahead of a call, many at once as there. What is
+    a table already says itself what it is at other times.
+    """
     groups: dict[tuple[Any, ...], list[ActivationQuantizer]] = {}
     for q in quantizers:
+        if isinstance(q.scale, TableScale) or not hasattr(q.scale, "ahead"):
+            continue
         times = q.scale.training_times() if knots is None else knots
-        if hasattr(q.scale, "ahead") and times is not None:
+        if times is not None:
             groups.setdefault((type(q.scale), *times.tolist()), []).append(q)
     tables: dict[Scale, TableScale] = {}
     for (_, *places), group in groups.items():

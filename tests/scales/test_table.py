@@ -44,6 +44,34 @@ def test_one_knot_is_static():
     assert steps(scale, [3, 900]).item() == pytest.approx(0.3)
 
 
+def several():
+    return [
+        TableScale(torch.arange(1000.0), torch.rand(1000) + 0.01),
+        TableScale(torch.zeros(1), torch.tensor([0.3])),
+        TableScale(torch.arange(1000.0), torch.rand(1000) + 0.01),
+        TableScale(torch.arange(5.0, 9.0), torch.rand(4) + 0.01),
+        TableScale(torch.zeros(1), torch.tensor([1e-20])),
+    ]
+
+
+@pytest.mark.parametrize("t", [7, -3, 2000, [2, 999, 0], [[3], [4]]])
+def test_one_lookup_for_all_gives_each_its_step_to_the_bit(t):
+    scales, t = several(), torch.as_tensor(t)
+    found = TableScale.ahead(scales, t)
+    assert set(found) == set(scales)
+    for scale in scales:
+        assert torch.equal(found[scale], scale(t, EMPTY, GRID))
+
+
+def test_what_one_lookup_leaves_to_each():
+    between, learned, offloaded = several()[0], several()[0], several()[2].to("meta")
+    learned.table.requires_grad_(True)
+    static = several()[1]
+    assert not TableScale.ahead([between, offloaded], torch.tensor(0.5))
+    assert not TableScale.ahead([learned, offloaded], torch.tensor(3))
+    assert set(TableScale.ahead([between, static], torch.tensor(0.5))) == {static}
+
+
 @pytest.mark.parametrize(
     ("knots", "table"),
     [

@@ -13,7 +13,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -112,6 +112,31 @@ class TableScale(Scale):
         w = (t - t0) / (t1 - t0)
         # w == 0 gives s0 exactly; at w == 1 the product could be a rounding off s1.
         return torch.where(w == 1, s1, s0 * (s1 / s0) ** w).reshape(timestep.shape)
+
+    @staticmethod
+    def ahead(scales: Sequence[TableScale], timestep: Tensor) -> dict[nn.Module, Tensor]:
+        """The steps of frozen tables by one lookup for all over the same knots, see
+        ``tdquant.clock``: those of one knot, and the others at integer timesteps that index them.
+        Learned tables, and times between knots, are left to ``forward``.
+        """
+        alike: dict[tuple[int, int | None, torch.device], list[TableScale]] = {}
+        for scale in scales:
+            # Other tables are there in their own layer only: offloaded, or sharded.
+            here = scale.table.device.type != "meta" and not hasattr(scale.table, "device_mesh")
+            indexed = scale.first is not None and not timestep.is_floating_point()
+            if here and not scale.table.requires_grad and (indexed or scale.static):
+                key = len(scale.knots), scale.first, scale.table.device
+                alike.setdefault(key, []).append(scale)
+        steps: dict[nn.Module, Tensor] = {}
+        for (count, first, device), group in alike.items():
+            if first is None:
+                found = torch.cat([scale.table for scale in group])
+            else:
+                index = (timestep.to(device).reshape(-1) - first).clamp(0, count - 1)
+                rows = torch.stack([scale.table for scale in group])
+                found = rows.index_select(1, index).reshape(-1, *timestep.shape)
+            steps |= zip(group, floored(found).unbind(), strict=True)
+        return steps
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
         knots = state.get(prefix + "knots")
