@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     print(
         f"cats-ddpm, {settings.images} images, {settings.steps} DDIM steps, seed {settings.seed}, "
-        f"{torch.get_num_threads()} threads"
+        f"threads: {torch.get_num_threads()}"
     )
     result = run_demo(settings, progress=not options.quiet)
     print(text_table(result.rows))
@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> None:
         "Frechet EfficientNet-Lite0 distance to 5,000 held-out cats, lower is better; no FID.\n"
         "It falls with the number of images: compare it within this table alone.\n"
         "Paired MSE is against the float model from the same noise.\n"
-        f"Quantized models run on integer kernels (cpu backend), the float one in PyTorch, all on "
-        f"{torch.get_num_threads()} threads; a call takes {TIMED} images."
+        "Quantized models run on integer kernels (cpu backend), the float one in PyTorch, all with "
+        f"the same threads; a call takes {TIMED} images."
     )
     draw(result, options.out / "demo.png")
     result.write_json(options.out / "demo.json", settings)
