@@ -107,6 +107,28 @@ def test_a_study_says_what_is_missing_before_it_has_runs(studies, name, monkeypa
 
 
 @pytest.mark.parametrize(
+    ("tdq", "judged", "verdict"),
+    [(50.0, 90.0, "holds"), (85.0, 86.0, "does not hold"), (120.0, 90.0, "does not hold")],
+)
+def test_training_is_compared_with_the_better_lsq(studies, tdq, judged, verdict):
+    module, ledger = studies("qat"), studies("ledger")
+    distances = dict.fromkeys(module.METHODS, 100.0)
+    distances |= {"TDQ": tdq, "LSQ, judged start": judged}
+    book = ledger.Ledger("qat", module.KEYS, module.SETTINGS)
+    for key in ledger.grid(seed=range(3), bits=module.BITS, model=module.MODELS, method=distances):
+        for rate in module.RATES[: 2 if key["seed"] == 0 else 1]:
+            values = dict.fromkeys(module.VALUES, 1.0)
+            values |= {"frechet": distances[key["method"]], "loss": rate}
+            book.make({**key, "rate": rate}, lambda values=values: values)
+    module.tell(book)
+    assert book.kept["verdict"] == verdict
+    assert f"{tdq / judged:.2f}x of LSQ's" in book.kept["measured"]
+    del book.runs[-1]
+    module.tell(book)
+    assert book.kept["verdict"] == "not finished"
+
+
+@pytest.mark.parametrize(
     "file", sorted((STUDIES / "results").glob("*.json")), ids=lambda f: f.stem
 )
 def test_what_is_committed_can_be_reported(file):
