@@ -9,7 +9,7 @@ a table instead of the network, or which layers get one at all.
 """
 
 import tdquant as tdq
-from ledger import FRECHET, Ledger, column, parser, use_threads
+from ledger import FRECHET, Ledger, column, parser, sentence, span, use_threads
 from protocol import Subject
 from qat import SETTINGS as QAT
 from qat import finished, observed
@@ -40,6 +40,8 @@ CLAIM = """\
 The paper reports four layers as best, and a directly learned table as worse than the network.
 Reported for the paper, not checked against it."""
 COMMAND = "python studies/ablations.py"
+NOTABLE = 1.1
+"""A ratio from which the summary names the choice."""
 
 
 def trained(
@@ -106,11 +108,11 @@ def tell(ledger):
     by_part = {
         part: {r["choice"]: r["ratio"] for r in rows if r["part"] == part} for part in CHOICES
     }
-    words = [
-        f"{part}: "
-        + ", ".join(f"{choice} {value:.2f}x" for choice, value in found.items() if value)
+    clauses = [
+        f"{part} {span(found.values())}"
+        + (f" ({max(found, key=found.__getitem__)})" if max(found.values()) > NOTABLE else "")
         for part, found in by_part.items()
-        if found and part != "published form"
+        if found and all(found.values()) and part != "published form"
     ]
     done = len(ledger.runs) >= wanted
     depth, table = by_part["depth"], by_part["law"].get("table (S1000)")
@@ -130,8 +132,8 @@ def tell(ledger):
         title="Ablations: what the parts of a temporal scale are worth",
         question=QUESTION,
         claim=CLAIM,
-        measured="Distance relative to the published form (4 layers of 64, Fourier features, no "
-        f"dropout, fitted start). {'. '.join(words)}. {len(ledger.runs)} of {wanted} runs made.",
+        measured="Distance over that of the published form (4 layers of 64, Fourier features, no "
+        f"dropout, fitted start): {sentence(clauses, len(ledger.runs), wanted)}",
         verdict=verdict,
         command=COMMAND,
         tables=[

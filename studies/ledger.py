@@ -197,6 +197,20 @@ def ratio(
     return sum(b[s] for s in both) / sum(a[s] for s in both)
 
 
+def span(values: Iterable[float]) -> str:
+    """Ratios in words: ``"0.38x to 0.70x"``, or one if they read the same."""
+    found = sorted(values)
+    ends = dict.fromkeys(f"{value:.2f}x" for value in (found[0], found[-1]))
+    return " to ".join(ends)
+
+
+def sentence(clauses: Iterable[str], made: int, wanted: int) -> str:
+    """What was measured, and how many runs there are as long as some are missing."""
+    words = "; ".join(clause for clause in clauses if clause)
+    missing = f"{made} of {wanted} runs made" if made < wanted else ""
+    return ". ".join(part for part in (words, missing) if part) + "."
+
+
 def column(key: str, label: str, digits: int | None = None, better: str | None = None) -> Column:
     """A column of a table: which value of a row, its words, decimals, and whether ``"lower"`` or
     ``"higher"`` is better.

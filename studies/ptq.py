@@ -13,7 +13,18 @@ it has a gain over time behind its output (``tdq.correct``).
 """
 
 import tdquant as tdq
-from ledger import FRECHET, Ledger, column, grid, marks, parser, ratio, use_threads
+from ledger import (
+    FRECHET,
+    Ledger,
+    column,
+    grid,
+    marks,
+    parser,
+    ratio,
+    sentence,
+    span,
+    use_threads,
+)  # fmt: skip
 from protocol import MODELS, Subject
 
 BITS = {
@@ -164,7 +175,7 @@ def tell(ledger):
     for bits in BITS:
         found = [value for (_, b, _), value in gains.items() if b == bits]
         if found:
-            lines.append(f"{bits} {min(found):.2f}x to {max(found):.2f}x")
+            lines.append(f"{bits} {span(found)}")
     if made < wanted or not gains:
         verdict = "not finished"
     elif max(gains.values()) < 1.02:
@@ -176,9 +187,15 @@ def tell(ledger):
         title="Post-training quantization: temporal scales on top of other methods",
         question=QUESTION,
         claim=CLAIM,
-        measured=f"With temporal scales {better} of {len(gains)} pairs have a smaller median "
-        f"of the paired error; temporal over static: {', '.join(lines)}. "
-        f"{made} of {wanted} runs made.",
+        measured=sentence(
+            [
+                f"With temporal scales {better} of {len(gains)} pairs have a smaller median of "
+                "the paired error",
+                f"temporal over static: {', '.join(lines)}",
+            ],
+            made,
+            wanted,
+        ),
         verdict=verdict,
         command=COMMAND,
         tables=[

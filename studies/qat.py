@@ -14,7 +14,18 @@ output, so that it does not lose by its start, and TDQ is compared with the bett
 """
 
 import tdquant as tdq
-from ledger import FRECHET, Ledger, column, grid, marks, parser, ratio, use_threads
+from ledger import (
+    FRECHET,
+    Ledger,
+    column,
+    grid,
+    marks,
+    parser,
+    ratio,
+    sentence,
+    span,
+    use_threads,
+)  # fmt: skip
 from protocol import MODELS, Subject
 
 METHODS = {
@@ -134,10 +145,14 @@ def tell(ledger):
                 ratios[model, bits] = max(found)  # of the better LSQ
     low = [value for (_, bits), value in ratios.items() if bits in ("W4A4", "W3A3", "W8A4")]
     rest = [value for (_, bits), value in ratios.items() if bits in ("W8A8", "W4A8")]
-    lines = [
-        f"{model} {bits}: TDQ's distance is {value:.2f}x of LSQ's"
-        for (model, bits), value in ratios.items()
-    ]
+    clauses = []
+    for model in MODELS:
+        found = {bits: value for (name, bits), value in ratios.items() if name == model}
+        if found:
+            four = f" (W4A4 {found['W4A4']:.2f}x)" if "W4A4" in found else ""
+            clauses.append(f"{model} {span(found.values())}{four}")
+    if clauses:
+        clauses[0] = f"TDQ's distance over that of the better LSQ: {clauses[0]}"
     if made < wanted:
         verdict = "not finished"
     elif max(low) < 0.95 and max(rest) < 1.02:
@@ -149,7 +164,7 @@ def tell(ledger):
         title="Quantization-aware training: learned scales of every kind",
         question=QUESTION,
         claim=CLAIM,
-        measured=". ".join(lines) + f". {made} of {wanted} runs made.",
+        measured=sentence(clauses, made, wanted),
         verdict=verdict,
         command=COMMAND,
         tables=[

@@ -122,7 +122,7 @@ def test_training_is_compared_with_the_better_lsq(studies, tdq, judged, verdict)
             book.make({**key, "rate": rate}, lambda values=values: values)
     module.tell(book)
     assert book.kept["verdict"] == verdict
-    assert f"{tdq / judged:.2f}x of LSQ's" in book.kept["measured"]
+    assert f"W4A4 {tdq / judged:.2f}x" in book.kept["measured"]
     del book.runs[-1]
     module.tell(book)
     assert book.kept["verdict"] == "not finished"
