@@ -13,7 +13,7 @@ import time
 import torch
 
 import tdquant as tdq
-from ledger import Ledger, column, parser, use_threads
+from ledger import Ledger, column, parser, sentence, use_threads
 from protocol import MODELS, Subject
 from tdquant.runtime.compile import time_calls
 from tdquant.train import DiffusionObjective
@@ -162,7 +162,7 @@ def tell(ledger):
         title="What temporal scales cost",
         question=QUESTION,
         claim=CLAIM,
-        measured=". ".join(words) + ".",
+        measured=sentence(words),
         verdict="not finished" if not done else "holds" if holds else "holds in part",
         command=COMMAND + " --threads 2",
         tables=[

@@ -49,10 +49,11 @@ class Ledger:
         self.settings = json.loads(json.dumps(dict(settings)))
         self.file = RESULTS / f"{name}.json"
         self.runs: list[Run] = []
-        self.machine: dict[str, Any] = dict(machine())
         self.kept: dict[str, Any] = {}
         self.share = (0, 1)
         self._read()
+        # Of the latest run: a summary that is written elsewhere tells of no other machine.
+        self.machine: dict[str, Any] = self.kept.get("machine") or dict(machine())
 
     def _read(self) -> None:
         """Takes in what the file has: runs of earlier times and of other processes."""
@@ -90,6 +91,7 @@ class Ledger:
             began = time.perf_counter()
             found = {**key, **run(), "seconds": round(time.perf_counter() - began, 1)}
             self.runs.append(found)
+            self.machine = dict(machine())
             plain = {k: v for k, v in found.items() if not isinstance(v, list)}
             print(" ".join(f"{k}={_short(v)}" for k, v in plain.items()), flush=True)
             self.write()
@@ -204,7 +206,7 @@ def span(values: Iterable[float]) -> str:
     return " to ".join(ends)
 
 
-def sentence(clauses: Iterable[str], made: int, wanted: int) -> str:
+def sentence(clauses: Iterable[str], made: int = 0, wanted: int = 0) -> str:
     """What was measured, and how many runs there are as long as some are missing."""
     words = "; ".join(clause for clause in clauses if clause)
     missing = f"{made} of {wanted} runs made" if made < wanted else ""

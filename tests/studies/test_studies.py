@@ -47,6 +47,18 @@ def test_a_run_is_made_once_and_survives(studies):
         ledger.Ledger("some", ("model", "seed"), {"images": 5})
 
 
+def test_a_summary_keeps_the_machine_of_the_runs(studies, monkeypatch):
+    ledger = studies("ledger")
+    monkeypatch.setattr(ledger, "machine", lambda: {"threads": 2})
+    ledger.Ledger("some", ("model", "seed"), {}).make({"model": "a", "seed": 0}, dict)
+    monkeypatch.setattr(ledger, "machine", lambda: {"threads": 1})
+    book = ledger.Ledger("some", ("model", "seed"), {})
+    book.write()
+    assert json.loads(book.file.read_text())["machine"] == {"threads": 2}
+    book.make({"model": "a", "seed": 1}, dict)
+    assert json.loads(book.file.read_text())["machine"] == {"threads": 1}
+
+
 def test_two_processes_share_the_runs_and_one_file(studies):
     ledger = studies("ledger")
     books = [ledger.Ledger("some", ("model", "seed"), {}) for _ in range(2)]
