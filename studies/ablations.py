@@ -9,7 +9,7 @@ a table instead of the network, or which layers get one at all.
 """
 
 import tdquant as tdq
-from ledger import FRECHET, Ledger, column, parser, sentence, span, use_threads
+from ledger import FRECHET, Ledger, column, parser, ratio, sentence, span
 from protocol import Subject
 from qat import SETTINGS as QAT
 from qat import finished, observed
@@ -87,7 +87,9 @@ def make_runs(ledger, args):
         for part, choices in CHOICES.items():
             for choice, options in choices.items():
                 key = {"part": part, "choice": choice, "seed": seed}
-                if part not in args.part or choice not in args.choice or ledger.find(**key):
+                if part not in args.part or choice not in args.choice:
+                    continue
+                if ledger.find(**key) and not ledger.again:
                     continue
                 seen = seen or observed(subject, s, seed)
 
@@ -101,9 +103,10 @@ def make_runs(ledger, args):
 
 def tell(ledger):
     rows = ledger.over_seeds(ledger.runs, VALUES, COMMAND)
-    base = next((r["frechet"] for r in rows if r["part"] == "published form"), None)
+    published = {"part": "published form"}
     for row in rows:
-        row["ratio"] = row["frechet"] / base if base else None
+        key = {"part": row["part"], "choice": row["choice"]}
+        row["ratio"] = ratio(ledger.runs, "frechet", published, key)
     wanted = 3 * sum(map(len, CHOICES.values()))
     by_part = {
         part: {r["choice"]: r["ratio"] for r in rows if r["part"] == part} for part in CHOICES
@@ -160,10 +163,8 @@ def tell(ledger):
 def main() -> None:
     every = [choice for choices in CHOICES.values() for choice in choices]
     axes = {"part": list(CHOICES), "choice": list(dict.fromkeys(every))}
-    arguments = parser(__doc__, shared=True, **axes).parse_args()
-    use_threads(arguments.threads)
-    ledger = Ledger(arguments.name or "ablations", KEYS, SETTINGS)
-    ledger.share = arguments.share
+    arguments = parser(__doc__, seeds=True, shared=True, **axes).parse_args()
+    ledger = Ledger.opened(arguments, "ablations", KEYS, SETTINGS)
     if not arguments.summary:
         make_runs(ledger, arguments)
     tell(ledger)

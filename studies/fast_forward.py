@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import tdquant as tdq
-from ledger import FRECHET, Ledger, column, parser, sentence, span, use_threads
+from ledger import AGAIN, FRECHET, Ledger, column, parser, sentence, span
 from protocol import Subject
 from tdquant.diffusion import make_scheduler
 from tdquant.diffusion.pictures import save_png, to_uint8
@@ -80,7 +80,7 @@ def make_runs(ledger, args):
             exact[scheduler, steps] = images
         elif (scheduler, steps) not in exact:
             exact[scheduler, steps] = pictures("float", scheduler, steps)
-        if scheduler == "ddim":
+        if scheduler == "ddim" and not ledger.again:
             strip = torch.cat(list(to_uint8(images[: ledger.settings["tiles"]])), dim=2)
             save_png(strip, sample_file(method, steps))
         each = mse(images, exact[scheduler, steps])
@@ -120,7 +120,7 @@ def tell(ledger):
                 "ratio": run["frechet"] / base if base else None,
                 "baseline": method == "float",
                 "command": f'{COMMAND} --method "{method}" '
-                f"--scheduler {scheduler} --steps {steps}",
+                f"--scheduler {scheduler} --steps {steps} {AGAIN}",
             }
         )
     ratios = {(r["method"], r["scheduler"], r["steps"]): r["ratio"] for r in rows if r["ratio"]}
@@ -245,8 +245,7 @@ def tell(ledger):
 def main() -> None:
     axes = {"method": METHODS, "scheduler": SCHEDULERS, "steps": STEPS}
     arguments = parser(__doc__, **axes).parse_args()
-    use_threads(arguments.threads)
-    ledger = Ledger(arguments.name or "fast_forward", KEYS, SETTINGS)
+    ledger = Ledger.opened(arguments, "fast_forward", KEYS, SETTINGS)
     if not arguments.summary:
         make_runs(ledger, arguments)
     tell(ledger)

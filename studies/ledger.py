@@ -3,7 +3,7 @@
 A run is a few words that say which it is (model, bits, method, seed) and the numbers it gave.
 Every run is written as soon as it is there; started again, a study makes those that are missing.
 Several processes may make one study: ``--share 0/2`` and ``--share 1/2`` take half of the runs
-each.
+each. ``--again`` makes what is there once more, and shows both.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tdquant.writing import replacing
 RESULTS = Path(__file__).parent / "results"
 UNFINISHED = "not finished"
 NOTHING = (None, "float", "-")
+AGAIN = "--again"
 
 Run = dict[str, Any]
 Column = dict[str, Any]
@@ -51,9 +52,26 @@ class Ledger:
         self.runs: list[Run] = []
         self.kept: dict[str, Any] = {}
         self.share = (0, 1)
+        self.again = False
         self._read()
         # Of the latest run: a summary that is written elsewhere tells of no other machine.
         self.machine: dict[str, Any] = self.kept.get("machine") or dict(machine())
+
+    @classmethod
+    def opened(
+        cls,
+        arguments: argparse.Namespace,
+        name: str,
+        keys: Sequence[str],
+        settings: Mapping[str, Any],
+    ) -> Ledger:
+        """The ledger of a study as its command line wants it; fixes the number of threads, so
+        that numbers do not depend on who else runs, and times a little.
+        """
+        torch.set_num_threads(arguments.threads)
+        made = cls(arguments.name or name, keys, settings)
+        made.share, made.again = getattr(arguments, "share", made.share), arguments.again
+        return made
 
     def _read(self) -> None:
         """Takes in what the file has: runs of earlier times and of other processes."""
@@ -87,18 +105,52 @@ class Ledger:
         self._read()
         found = self.find(**key)
         mine, of = self.share
-        if found is None and zlib.crc32(repr(self._key(key)).encode()) % of == mine:
+        if self.again or (
+            found is None and zlib.crc32(repr(self._key(key)).encode()) % of == mine
+        ):
             began = time.perf_counter()
-            found = {**key, **run(), "seconds": round(time.perf_counter() - began, 1)}
-            self.runs.append(found)
-            self.machine = dict(machine())
-            plain = {k: v for k, v in found.items() if not isinstance(v, list)}
-            print(" ".join(f"{k}={_short(v)}" for k, v in plain.items()), flush=True)
-            self.write()
+            made = {**key, **run(), "seconds": round(time.perf_counter() - began, 1)}
+            self._take([made])
+            return found or made
         return found
 
+    def make_together(
+        self, key: Mapping[str, Any], runs: Callable[[], Iterable[Mapping[str, Any]]]
+    ) -> None:
+        """The runs that one measurement gives, each with the rest of its key: all of them or,
+        where some of that key are in the file, none.
+        """
+        self._read()
+        if self.select(**key) and not self.again:
+            return
+        began = time.perf_counter()
+        made = [{**key, **run} for run in runs()]
+        each = (time.perf_counter() - began) / max(len(made), 1)
+        self._take([run | {"seconds": round(each, 2)} for run in made])
+
+    def _take(self, made: Sequence[Run]) -> None:
+        """Prints runs and writes them; those made again are shown beside those of the file."""
+        here = dict(machine())
+        for run in made:
+            before = self.find(**{k: run.get(k) for k in self.keys}) if self.again else None
+            print(_line(run), flush=True)
+            if before is not None:
+                print(f"  in the file: {_line(before, self.keys)}", flush=True)
+        if self.again:
+            return
+        if self.runs and here["processor"] != self.machine["processor"]:
+            made = [run | {"processor": here["processor"]} for run in made]
+        else:
+            self.machine = here
+        self.runs += made
+        self.write()
+
     def write(self, **study: Any) -> None:
-        """Writes the study: its runs, and whatever is said about them."""
+        """Writes the study: its runs, and whatever is said about them. Runs made again leave the
+        file as it is.
+        """
+        if self.again:
+            return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -140,9 +192,13 @@ class Ledger:
                     row[value] = statistics.mean(found)
                     if len(found) > 1:
                         row[f"{value}_low"], row[f"{value}_high"] = min(found), max(found)
-            # The float model has no bits, method or rate to choose: every call makes it.
-            flags = [(k, v) for k, v in zip(words, key, strict=True) if v not in NOTHING]
-            row["command"] = " ".join([command, *(f'--{k} "{v}"' for k, v in flags)])
+            # The float model has no bits or rate to choose.
+            flags = [
+                f'--{k} "{v}"'
+                for k, v in zip(words, key, strict=True)
+                if v not in NOTHING or k == "method"
+            ]
+            row["command"] = " ".join([command, *flags, AGAIN])
             rows.append(row)
         return rows
 
@@ -153,10 +209,10 @@ def grid(**axes: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def parser(
-    text: str | None, shared: bool = False, **axes: Sequence[Any]
+    text: str | None, seeds: bool = False, shared: bool = False, **axes: Sequence[Any]
 ) -> argparse.ArgumentParser:
-    """A study's command line: a flag for each axis, by which runs are chosen, and where several
-    processes may share them a flag for that.
+    """A study's command line: a flag for each axis, by which runs are chosen, and flags for seeds
+    and for processes that share them where a study knows of these.
     """
     made = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -164,14 +220,20 @@ def parser(
     for axis, values in axes.items():
         kind = type(values[0])
         made.add_argument(f"--{axis}", nargs="+", type=kind, default=list(values), choices=values)
-    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    if seeds:
+        made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     if shared:
         made.add_argument(
             "--share", type=_share, default=(0, 1), metavar="I/N", help="part I of N, from 0"
         )
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--name", help="of the file in results; the study's own by default")
-    made.add_argument("--summary", action="store_true", help="make nothing, write the tables anew")
+    only = made.add_mutually_exclusive_group()
+    only.add_argument("--summary", action="store_true", help="make nothing, write the tables anew")
+    only.add_argument(
+        AGAIN, action="store_true",
+        help="make the chosen runs once more and show both; the file stays as it is",
+    )  # fmt: skip
     return made
 
 
@@ -242,9 +304,10 @@ def marks(
 FRECHET = column("frechet", "Frechet EfficientNet-Lite0 distance", 1, "lower")
 
 
-def use_threads(count: int) -> None:
-    """Fixes the number of threads: numbers do not depend on who else runs, times a little."""
-    torch.set_num_threads(count)
+def _line(run: Mapping[str, Any], without: Sequence[str] = ()) -> str:
+    """A run in a line, lists left out."""
+    kept = {k: v for k, v in run.items() if not isinstance(v, list) and k not in without}
+    return " ".join(f"{k}={_short(v)}" for k, v in kept.items())
 
 
 def _short(value: Any) -> str:

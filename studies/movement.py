@@ -11,7 +11,7 @@ best single step, at 8 and at 4 bits.
 import torch
 
 import tdquant as tdq
-from ledger import Ledger, column, parser, use_threads
+from ledger import AGAIN, Ledger, column, parser
 from protocol import MODELS, Subject
 from tdquant.calibrate.candidates import choose_grid
 from tdquant.quantizers import activation_quantizers
@@ -100,7 +100,9 @@ def tell(ledger):
         best = sorted(found, key=lambda run: run["saved4"], reverse=True)
         for run in best:
             kept = ("model", "layer", "r", "range8", "range4", "saved8", "saved4")
-            rows.append({k: run[k] for k in kept} | {"command": f"{COMMAND} --model {model}"})
+            rows.append(
+                {k: run[k] for k in kept} | {"command": f"{COMMAND} --model {model} {AGAIN}"}
+            )
         maps.append(
             {
                 "title": f"{model}: the best 4-bit step over time",
@@ -163,14 +165,13 @@ def tell(ledger):
 
 def main() -> None:
     arguments = parser(__doc__, model=MODELS).parse_args()
-    use_threads(arguments.threads)
-    ledger = Ledger(arguments.name or "movement", KEYS, SETTINGS)
+    ledger = Ledger.opened(arguments, "movement", KEYS, SETTINGS)
     if not arguments.summary:
         for model in arguments.model:
-            if not ledger.select(model=model):
-                for row in layers_of(model, ledger.settings, 0):
-                    key = {"model": model, "layer": row.pop("layer"), "seed": 0}
-                    ledger.make(key, lambda row=row: row)
+            ledger.make_together(
+                {"model": model, "seed": 0},
+                lambda model=model: layers_of(model, ledger.settings, 0),
+            )
     tell(ledger)
 
 

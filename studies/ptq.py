@@ -23,7 +23,6 @@ from ledger import (
     ratio,
     sentence,
     span,
-    use_threads,
 )  # fmt: skip
 from protocol import MODELS, Subject
 
@@ -67,7 +66,8 @@ COMMAND = "python studies/ptq.py"
 def plans(args):
     """The runs asked for, cheapest first within a seed."""
     found = []
-    for key in grid(seed=args.seeds, model=args.model, bits=args.bits, method=args.method):
+    methods = [method for method in args.method if method in METHODS]
+    for key in grid(seed=args.seeds, model=args.model, bits=args.bits, method=methods):
         kinds = [ALONE[key["method"]]] if key["method"] in ALONE else args.scale
         found += [{**key, "scale": scale} for scale in kinds]
     return sorted(found, key=lambda k: (k["seed"], "reconstruct" in METHODS[k["method"]]))
@@ -131,7 +131,7 @@ def make_runs(ledger, args):
     s = ledger.settings
     subjects = {m: Subject(m, s["images"], s["sampler_steps"], s["items"]) for m in args.model}
     prepared = {}
-    for name in args.model:
+    for name in args.model if "float" in args.method else ():
         key = {"model": name, "bits": "float", "method": "float", "scale": "-", "seed": 0}
         ledger.make(key, subjects[name].judge_float)
 
@@ -244,12 +244,12 @@ def plots(rows):
 
 
 def main() -> None:
-    axes = {"model": MODELS, "bits": list(BITS), "method": list(METHODS)}
-    arguments = parser(__doc__, shared=True, **axes, scale=[*SCALES, *ALONE.values()]).parse_args()
+    axes = {"model": MODELS, "bits": list(BITS), "method": ["float", *METHODS]}
+    arguments = parser(
+        __doc__, seeds=True, shared=True, **axes, scale=[*SCALES, *ALONE.values()]
+    ).parse_args()
     arguments.scale = [scale for scale in arguments.scale if scale in SCALES]
-    use_threads(arguments.threads)
-    ledger = Ledger(arguments.name or "ptq", KEYS, SETTINGS)
-    ledger.share = arguments.share
+    ledger = Ledger.opened(arguments, "ptq", KEYS, SETTINGS)
     if not arguments.summary:
         make_runs(ledger, arguments)
     tell(ledger)

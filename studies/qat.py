@@ -24,7 +24,6 @@ from ledger import (
     ratio,
     sentence,
     span,
-    use_threads,
 )  # fmt: skip
 from protocol import MODELS, Subject
 
@@ -102,10 +101,11 @@ def make_runs(ledger, args):
         )
         return {**subject(model).judge(frozen), "loss": loss}
 
-    for name in args.model:
+    for name in args.model if "float" in args.method else ():
         key = {"model": name, "bits": "float", "method": "float", "rate": None, "seed": 0}
         ledger.make(key, lambda name=name: subject(name).judge_float())
-    for key in grid(seed=args.seeds, bits=args.bits, model=args.model, method=args.method):
+    methods = [method for method in args.method if method in METHODS]
+    for key in grid(seed=args.seeds, bits=args.bits, model=args.model, method=methods):
         found = None if key["seed"] == 0 or len(args.rate) == 1 else chosen(ledger, **key)
         for rate in args.rate if found is None else [found]:
             ledger.make({**key, "rate": rate}, lambda key=key, rate=rate: run(**key, rate=rate))
@@ -216,11 +216,9 @@ def plots(rows):
 
 
 def main() -> None:
-    axes = {"model": MODELS, "bits": list(BITS), "method": list(METHODS), "rate": RATES}
-    arguments = parser(__doc__, shared=True, **axes).parse_args()
-    use_threads(arguments.threads)
-    ledger = Ledger(arguments.name or "qat", KEYS, SETTINGS)
-    ledger.share = arguments.share
+    axes = {"model": MODELS, "bits": list(BITS), "method": ["float", *METHODS], "rate": RATES}
+    arguments = parser(__doc__, seeds=True, shared=True, **axes).parse_args()
+    ledger = Ledger.opened(arguments, "qat", KEYS, SETTINGS)
     if not arguments.summary:
         make_runs(ledger, arguments)
     tell(ledger)

@@ -49,14 +49,44 @@ def test_a_run_is_made_once_and_survives(studies):
 
 def test_a_summary_keeps_the_machine_of_the_runs(studies, monkeypatch):
     ledger = studies("ledger")
-    monkeypatch.setattr(ledger, "machine", lambda: {"threads": 2})
+    monkeypatch.setattr(ledger, "machine", lambda: {"processor": "one", "threads": 2})
     ledger.Ledger("some", ("model", "seed"), {}).make({"model": "a", "seed": 0}, dict)
-    monkeypatch.setattr(ledger, "machine", lambda: {"threads": 1})
+    monkeypatch.setattr(ledger, "machine", lambda: {"processor": "one", "threads": 1})
     book = ledger.Ledger("some", ("model", "seed"), {})
     book.write()
-    assert json.loads(book.file.read_text())["machine"] == {"threads": 2}
+    assert json.loads(book.file.read_text())["machine"]["threads"] == 2
     book.make({"model": "a", "seed": 1}, dict)
-    assert json.loads(book.file.read_text())["machine"] == {"threads": 1}
+    assert json.loads(book.file.read_text())["machine"]["threads"] == 1
+
+
+def test_made_again_a_run_is_shown_beside_the_first_and_not_kept(studies, capsys):
+    ledger = studies("ledger")
+    book = ledger.Ledger("some", ("model", "seed"), {})
+    book.make({"model": "a", "seed": 0}, lambda: {"frechet": 3.0})
+    book.make_together({"model": "b"}, lambda: [{"seed": s, "frechet": 1.0} for s in (0, 1)])
+    book.make_together({"model": "b"}, lambda: pytest.fail("made twice"))
+    before = book.file.read_text()
+    book.again = True
+    assert book.make({"model": "a", "seed": 0}, lambda: {"frechet": 4.0})["frechet"] == 3.0
+    book.make_together({"model": "b"}, lambda: [{"seed": 1, "frechet": 2.0}])
+    book.write(verdict="other")
+    assert book.file.read_text() == before
+    said = capsys.readouterr().out
+    assert "model=a seed=0 frechet=4" in said
+    assert "in the file: frechet=3" in said
+    assert "model=b seed=1 frechet=2" in said
+
+
+def test_a_run_of_another_machine_says_so(studies, monkeypatch):
+    ledger = studies("ledger")
+    monkeypatch.setattr(ledger, "machine", lambda: {"processor": "one"})
+    ledger.Ledger("some", ("model", "seed"), {}).make({"model": "a", "seed": 0}, dict)
+    monkeypatch.setattr(ledger, "machine", lambda: {"processor": "two"})
+    book = ledger.Ledger("some", ("model", "seed"), {})
+    book.make({"model": "a", "seed": 1}, dict)
+    study = json.loads(book.file.read_text())
+    assert study["machine"] == {"processor": "one"}
+    assert [run.get("processor") for run in study["runs"]] == [None, "two"]
 
 
 def test_two_processes_share_the_runs_and_one_file(studies):
@@ -94,7 +124,7 @@ def test_rows_over_seeds_and_ratios_on_the_seeds_that_both_have(studies):
     assert rows["TDQ"]["frechet"] == 2.0
     assert (rows["TDQ"]["frechet_low"], rows["TDQ"]["frechet_high"]) == (1.0, 3.0)
     assert rows["LSQ"]["seeds"] == 3
-    assert rows["TDQ"]["command"] == 'python x.py --method "TDQ"'
+    assert rows["TDQ"]["command"] == 'python x.py --method "TDQ" --again'
     found = ledger.ratio(book.runs, "frechet", {"method": "LSQ"}, {"method": "TDQ"})
     assert found == pytest.approx(4 / 6)
     assert ledger.ratio(book.runs, "frechet", {"method": "PACT"}, {"method": "TDQ"}) is None
@@ -154,6 +184,7 @@ def test_what_is_committed_can_be_reported(file):
             assert set(table["group"]) <= set(row)
             assert keys & set(row)
             assert row["command"].startswith("python studies/")
+            assert row["command"].endswith(" --again")
     for strip in study["samples"]:
         for row in strip["rows"]:
             assert all((file.parent / row["files"][value]).exists() for value in strip["values"])
