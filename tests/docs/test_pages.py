@@ -190,6 +190,23 @@ def test_readme_in_five_lines():
         assert finite(found["again"], torch.randn(1, 3, 16, 16), 5)
 
 
+def test_readme_goes_on_to_deploy_and_train(capsys):
+    (use,) = programs(README, "Use")
+    known = run(use, **{"count=16": "count=2, steps=4", "steps=50": "steps=2"})
+    integers, file = programs(README, "Deploy")
+    run(integers, known, **{"16, pipe.shape, steps=50": "2, pipe.shape, steps=2"})
+    assert known["fast"].tdq_backend.backend == "cpu"
+    run(file, known)
+    x, t = known["x"], known["t"]
+    assert torch.allclose(
+        torch.as_tensor(known["session"](x, t)), known["frozen"](x, t), atol=1e-3
+    )
+    (train,) = programs(README, "Train")
+    run(train, known, **{'"train")': '"train", 8)', "steps=2000, batch=32": "steps=1, batch=2"})
+    assert known["run"].finished
+    assert finite(known["frozen"], x, t)
+
+
 @pytest.mark.filterwarnings("ignore:kernel distance")
 def test_evaluation(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path / "cache"))
