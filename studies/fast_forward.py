@@ -14,13 +14,11 @@ a model; it resumes from runs/study-METHOD, and the frozen models are in studies
 import copy
 from pathlib import Path
 
-import torch
-
 import tdquant as tdq
 from ledger import AGAIN, FRECHET, Ledger, column, parser, sentence, span
 from protocol import Subject
+from strips import Strips, slug
 from tdquant.diffusion import make_scheduler
-from tdquant.diffusion.pictures import save_png, to_uint8
 from tdquant.metrics import mse
 
 HERE = Path(__file__).parent
@@ -40,6 +38,10 @@ The paper reports that from 100 to 10 steps TDQ degrades in parallel with the fl
 LSQ much faster. Reported for the paper, not checked against it."""
 COMMAND = "python studies/fast_forward.py"
 LIMIT = 1.15
+STRIPS = Strips(
+    "fast-forward", "The same noise with fewer steps (DDIM, W4A4)", "sampler steps",
+    [str(n) for n in STEPS], METHODS,
+)  # fmt: skip
 
 
 def trained(subject, method):
@@ -81,8 +83,7 @@ def make_runs(ledger, args):
         elif (scheduler, steps) not in exact:
             exact[scheduler, steps] = pictures("float", scheduler, steps)
         if scheduler == "ddim" and not ledger.again:
-            strip = torch.cat(list(to_uint8(images[: ledger.settings["tiles"]])), dim=2)
-            save_png(strip, sample_file(method, steps))
+            STRIPS.keep(images, method, str(steps))
         each = mse(images, exact[scheduler, steps])
         return {
             "frechet": subject.distance(images),
@@ -96,16 +97,6 @@ def make_runs(ledger, args):
                 key = {"method": method, "scheduler": scheduler, "steps": steps, "seed": 0}
                 ledger.make(key, lambda key=key: run(**key))
                 tell(ledger)
-
-
-def slug(method):
-    """The method in the name of a file."""
-    return method.lower().replace(", ", "-")
-
-
-def sample_file(method, steps):
-    """Where the strip of a method's first samples is."""
-    return HERE / "results" / "samples" / f"fast-forward-{slug(method)}-{steps}.png"
 
 
 def tell(ledger):
@@ -166,7 +157,6 @@ def tell(ledger):
     else:
         verdict = "holds in part" if growth["TDQ", "ddim"] <= LIMIT else "does not hold"
     rows.sort(key=lambda r: (r["scheduler"], -r["steps"], METHODS.index(r["method"])))
-    shown = [m for m in METHODS if all(sample_file(m, n).exists() for n in STEPS)]
     ledger.write(
         position=3,
         title="Fast-forward: fewer sampling steps with the same scales",
@@ -217,27 +207,7 @@ def tell(ledger):
             for scheduler in SCHEDULERS
             if any(s == scheduler for _, s, _ in frechet)
         ],
-        samples=[
-            {
-                "title": "The same noise with fewer steps (DDIM, W4A4)",
-                "axis": "sampler steps",
-                "values": [str(n) for n in STEPS],
-                "rows": [
-                    {
-                        "name": m,
-                        "files": {
-                            str(n): f"samples/{sample_file(m, n).name}" for n in STEPS
-                        },
-                    }
-                    for m in shown
-                ],
-                "tile": 32,
-                "note": "One column, one noise.",
-                "credit": tdq.data.cats.ATTRIBUTION,
-            }
-        ]
-        if shown
-        else [],
+        samples=STRIPS.told(),
         layers=[],
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -136,9 +136,15 @@ class Subject:
         )  # fmt: skip
         return tdq.correct(frozen, self.pipe.unet, own, progress=False)
 
-    def judge(self, frozen: nn.Module) -> dict[str, float]:
-        """Distance and paired error of a frozen model, run on integers where they hold exactly."""
+    def judge(
+        self, frozen: nn.Module, keep: Callable[[Tensor], None] | None = None
+    ) -> dict[str, float]:
+        """Distance and paired error of a frozen model, run on integers where they hold exactly;
+        ``keep`` gets the images.
+        """
         images = self.pictures(tdq.compile(frozen, "cpu"))
+        if keep is not None:
+            keep(images)
         each = mse(images, self.exact)
         return {
             "frechet": self.distance(images),

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 STUDIES = Path(__file__).parents[2] / "studies"
 NAMES = ("qat", "ptq", "fast_forward", "ablations", "movement", "cost")
@@ -24,7 +26,7 @@ def studies(monkeypatch, tmp_path):
         return importlib.import_module(name)
 
     yield load
-    for name in (*NAMES, "ledger", "protocol"):
+    for name in (*NAMES, "ledger", "protocol", "strips"):
         sys.modules.pop(name, None)
 
 
@@ -135,6 +137,22 @@ def test_no_infinity_reaches_a_file(studies, tmp_path):
     book = ledger.Ledger("some", ("model", "seed"), {})
     book.make({"model": "a", "seed": 0}, lambda: {"frechet": float("nan")})
     assert json.loads((tmp_path / "some.json").read_text())["runs"][0]["frechet"] is None
+
+
+def test_strips_are_told_of_where_every_stop_has_one(studies, tmp_path):
+    made = studies("strips").Strips("some", "Bits", "bits", ["W8A8", "W4A4"], ["float", "A, b"])
+    images = torch.zeros(20, 3, 4, 4)
+    made.keep(images, "A, b", "W8A8")
+    assert made.told() == []
+    made.keep(images, "float")
+    (grid,) = made.told()
+    files = dict.fromkeys(["W8A8", "W4A4"], "samples/some-float.png")
+    assert grid["rows"] == [{"name": "float", "files": files}]
+    made.keep(images, "A, b", "W4A4")
+    (grid,) = made.told()
+    assert grid["rows"][1]["files"]["W4A4"] == "samples/some-a-b-W4A4.png"
+    with Image.open(tmp_path / grid["rows"][1]["files"]["W4A4"]) as picture:
+        assert picture.size == (16 * 4, 4)
 
 
 @pytest.mark.parametrize("name", NAMES)

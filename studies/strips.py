@@ -1,0 +1,71 @@
+"""Pictures of a study: strips of samples from the same noise, one row a method, by bits or steps.
+
+A strip is a PNG of the first images side by side, ``results/samples/STUDY-METHOD-VALUE.png``; the
+report shows a slider over the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ledger
+import tdquant as tdq
+from tdquant.diffusion.pictures import save_png, to_uint8
+
+TILES = 16
+
+
+@dataclass(frozen=True)
+class Strips:
+    """The strips of one grid of samples.
+
+    Attributes:
+        study: First part of their names.
+        title: Of the grid.
+        axis: What the slider moves over.
+        values: Its stops.
+        methods: The rows.
+    """
+
+    study: str
+    title: str
+    axis: str
+    values: Sequence[str]
+    methods: Sequence[str]
+
+    def file(self, method: str, value: str = "") -> Path:
+        """Where the strip of a method is; without a value, one that holds at every stop."""
+        name = "-".join(part for part in (self.study, slug(method), value) if part)
+        return ledger.RESULTS / "samples" / f"{name}.png"
+
+    def keep(self, images: Tensor, method: str, value: str = "") -> None:
+        """Writes the strip of images ``(N, 3, H, W)`` in [-1, 1]."""
+        file = self.file(method, value)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_png(torch.cat(list(to_uint8(images[:TILES])), dim=2), file)
+
+    def told(self) -> list[dict[str, Any]]:
+        """The grid as reports read it, of the methods whose strips are all there."""
+        rows = []
+        for method in self.methods:
+            files = {value: self.file(method, value) for value in self.values}
+            files = {v: f if f.exists() else self.file(method) for v, f in files.items()}
+            if all(file.exists() for file in files.values()):
+                names = {value: f"samples/{file.name}" for value, file in files.items()}
+                rows.append({"name": method, "files": names})
+        grid = {
+            "title": self.title, "axis": self.axis, "values": list(self.values), "rows": rows,
+            "tile": 32, "note": "One column, one noise.", "credit": tdq.data.cats.ATTRIBUTION,
+        }  # fmt: skip
+        return [grid] if rows else []
+
+
+def slug(method: str) -> str:
+    """A method in the name of a file."""
+    return method.lower().replace(", ", "-")
