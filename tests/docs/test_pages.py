@@ -221,6 +221,13 @@ def test_evaluation(monkeypatch, tmp_path, capsys):
         assert f"`{key}`" in page, key
 
 
+def test_verdicts_on_the_page_are_those_of_the_studies():
+    text = (DOCS / "study.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| ([a-z ]+) \| ", text, re.M))
+    results = sorted((DOCS.parent / "studies" / "results").glob("*.json"))
+    assert {file.stem: json.loads(file.read_text())["verdict"] for file in results} == told
+
+
 def test_flags_on_the_evaluation_page_exist():
     from tdquant.cli.main import build_parser
 
