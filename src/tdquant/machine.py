@@ -21,9 +21,13 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def machine() -> dict[str, str | int]:
-    """Processor, cores, threads, instruction set, and versions."""
-    return {
+def machine(device: str = "cpu") -> dict[str, str | int]:
+    """Processor, cores, threads, instruction set, and versions; of a GPU, its name as well.
+
+    Arguments:
+        device: Where torch computes, such as ``"cuda:0"``.
+    """
+    found: dict[str, str | int] = {
         "processor": processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
@@ -32,6 +36,9 @@ def machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "system": platform.system(),
     }
+    if device.startswith("cuda"):
+        found["device"] = torch.cuda.get_device_name(device)
+    return found
 
 
 def version() -> str:

@@ -115,6 +115,7 @@ def test_help(capsys):
         main(["evaluate", "--help"])
     out = capsys.readouterr().out
     assert "--reference" in out
+    assert "subsets of the images" in " ".join(out.split())
     assert "Traceback" not in out
 
 

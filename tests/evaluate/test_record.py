@@ -29,6 +29,8 @@ def test_numbers_that_are_not_finite_become_null(whole, tmp_path):
     [
         ({"version": 99}, "newer"),
         ({"version": "1"}, "version"),
+        ({"version": 0}, "version 0"),
+        ({"version": True}, "version True"),
         ({"format": "other"}, "not the record"),
         ({"metrics": None}, "metrics"),
         ({"network": 3}, "network"),

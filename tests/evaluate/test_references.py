@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from tdquant.data import Cats
 from tdquant.diffusion.pictures import save_png
 from tdquant.errors import DataError, StorageError
-from tdquant.evaluate import evaluate_images, open_reference
+from tdquant.evaluate import Record, evaluate_images, open_reference, references
 from tdquant.evaluate.reading import read_pictures
 from tdquant.metrics import Statistics
 
@@ -101,6 +102,8 @@ def test_a_damaged_cache_is_not_used(cache):
         ("cats:a:b", "NAME:SPLIT:COUNT"),
         ("cats:nowhere:4", "split"),
         ("nofile.npz", "no such file"),
+        ("lsun:10", "does not tell where lsun lies(?s:.)*FOLDER:COUNT"),
+        ("folder:10", "does not tell where folder lies(?s:.)*FOLDER:COUNT"),
     ],
 )
 def test_what_is_no_reference_set(spec, word):
@@ -111,6 +114,38 @@ def test_what_is_no_reference_set(spec, word):
 def test_the_shipped_statistics_are_of_32_pixels():
     with pytest.raises(DataError, match="32x32 for images of 16x16"):
         reference("cats-heldout", size=(16, 16))
+
+
+def test_the_shipped_statistics_are_of_one_network_and_not_of_its_name(cache, monkeypatch):
+    class Renamed(Random):
+        name = "efficientnet-lite0"
+
+    monkeypatch.setattr(references, "CATS_HELDOUT", 12)
+    found = open_reference("cats-heldout", Renamed(), ("pooled",), progress=False)
+    assert found.statistics == {}
+    assert found.of("pooled", False).shape == (12, 6)
+    monkeypatch.setattr(references, "HELDOUT_NETWORK", Renamed().digest)
+    found = open_reference("cats-heldout", Renamed(), ("pooled",), progress=False)
+    assert found.of("pooled", False).count == 5000
+
+
+def test_a_set_that_is_cut_says_so(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(references, "KEPT", 4)
+    given = folder_of(tmp_path / "in", [(8, 8)] * 6)
+    with pytest.warns(UserWarning, match=r"the first 4 of 6 images are taken; .*in:6 takes all"):
+        assert reference(given).images == 4
+    with pytest.warns(UserWarning, match=r"the first 4 of 5000 .*cats:heldout:5000 takes all"):
+        assert reference("cats:heldout", size=(16, 16)).images == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        every = reference(f"{given}:6")
+        assert (every.name, every.images) == ("in", 6)
+        assert torch.equal(
+            reference(f"{given}:2").features["pooled"], every.features["pooled"][:2]
+        )
+    for count in (0, 7):
+        with pytest.raises(DataError, match=f"6 images, {count} asked for"):
+            reference(f"{given}:{count}")
 
 
 def test_statistics_from_files(tmp_path):
@@ -217,6 +252,16 @@ def test_damaged_few_and_no_images(tmp_path, cache):
         evaluate_images(tmp_path / "empty", tmp_path / "out", **options)
     with pytest.raises(DataError, match="no such folder"):
         evaluate_images(tmp_path / "nowhere", tmp_path / "out", **options)
+
+
+def test_a_mistaken_reference_leaves_the_record_where_it_is(tmp_path, cache):
+    given = folder_of(tmp_path / "in", [(8, 8)] * 6)
+    options = {"metrics": ["frechet"], "network": Random(), **GIVEN}
+    record = evaluate_images(given, tmp_path / "out", reference=given, **options)
+    with pytest.raises(DataError, match="no reference set"):
+        evaluate_images(given, tmp_path / "out", reference="dogs", **options)
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"record.json", "features"}
+    assert Record.read(tmp_path / "out") == record
 
 
 def test_given_images_do_not_go_into_the_run_of_a_model(whole, tmp_path, cache):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tdquant as tdq
 from tdquant.errors import DataError, ModelError, StorageError
 from tdquant.evaluate import Record, evaluate, evaluate_images
 from tdquant.evaluate.pairing import paired_metrics
@@ -54,12 +55,35 @@ def test_what_a_run_leaves(whole):
     assert record.paired["metrics"]["mse"]["images"] == 6
     assert record.cost["images_per_second"] > 0
     assert record.sqnr["times"] == [0.0, 500.0]
+    assert record.sampling["device"] == "cpu"
+    assert "device" not in record.machine  # which would be the name of a GPU
 
 
 def test_a_finished_run_is_not_done_again(whole, monkeypatch):
     out, record = whole
     monkeypatch.setattr(import_module("tdquant.evaluate.run"), "_sample", None)
     assert small.run(out) == record
+
+
+def test_a_run_can_be_watched_while_its_reference_set_is_measured(tmp_path):
+    class Watched(small.Random):
+        def run(self, images):
+            with pytest.raises(StorageError, match="still being written") as caught:
+                Record.read(self.watched)
+            told.append(str(caught.value))
+            return super().run(images)
+
+    options = {"metrics": ["frechet"], "resamples": 0, "reference": small.reference()}
+    for seed, name in ((5, "run"), (6, "given")):
+        told, network = [], Watched(seed)
+        network.watched = tmp_path / name
+        if name == "run":
+            small.run(tmp_path / name, network=network, images=8, against=None, **options)
+        else:
+            images = tmp_path / "run" / "images"
+            evaluate_images(images, tmp_path / name, network=network, progress=False, **options)
+        assert "features of the reference set: 0 of 16" in told[0]
+        assert not (tmp_path / name / "progress.json").exists()
 
 
 def test_other_judges_take_the_same_images(whole, tmp_path):
@@ -90,6 +114,21 @@ def test_images_go_on_in_the_batches_they_were_made_in(whole, tmp_path):
     record = small.run(tmp_path / "run", images=20, batch=None)
     assert record.sampling["batch"] == 4
     assert len(pictures(tmp_path / "run")) == 20
+
+
+def test_fewer_images_than_a_batch_go_on_in_the_batch_that_was_asked_for(tmp_path):
+    out = tmp_path / "run"
+    options = {"batch": 8, "against": None, "metrics": ["frechet"], "resamples": 0}
+    few = small.run(out, images=6, **options)
+    before = pictures(out)
+    more = small.run(out, images=12, **options)
+    after = pictures(out)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 12
+    fewer = small.run(out, images=5, **options | {"batch": None})
+    assert [r.sampling["batch"] for r in (few, more, fewer)] == [8, 8, 8]
+    assert pictures(out) == after
+    assert json.loads((out / "images" / "samples.json").read_text())["batch"] == 8
 
 
 def test_speed_is_that_of_the_images_that_were_made(whole, tmp_path):
@@ -125,6 +164,24 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(StorageError, match="something else"):
         small.run(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_newer_record_stays(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "given").mkdir()
+    newer = json.dumps(whole[1].to_dict() | {"version": 9})
+    for name in ("run", "given"):
+        (tmp_path / name / "record.json").write_text(newer)
+    with pytest.raises(StorageError, match=r"version 9, newer than 1(?s:.)*update tdquant"):
+        small.run(tmp_path / "run", images=8)
+    with pytest.raises(StorageError, match="version 9, newer than 1"):
+        evaluate_images(
+            tmp_path / "run" / "images", tmp_path / "given", reference=None, metrics=[],
+            network=small.Random(),
+        )  # fmt: skip
+    for name in ("run", "given"):
+        assert (tmp_path / name / "record.json").read_text() == newer
+        assert not (tmp_path / name / "record.previous.json").exists()
 
 
 def test_float_pictures_are_shared_by_runs_of_one_float_model(whole, tmp_path):
@@ -374,6 +431,49 @@ def test_a_pipeline_that_draws_one_at_a_time(tmp_path, labels):
     assert record.sampling["call"] == {"class_labels": labels}
     drawn = pictures(tmp_path / "a")
     assert len(drawn) == len(set(drawn.values())) == 3
+
+
+def test_a_changed_reference_set_of_a_pipeline_is_seen(tmp_path, monkeypatch):
+    from ..pipelines.transformers import dit
+
+    images = shutil.copytree(small.reference(), tmp_path / "set")
+    options = {
+        "images": 2, "steps": 2, "against": None, "reference": images, "metrics": ["frechet"],
+        "backend": "auto", "resize": 8, "resamples": 0, "call": {"class_labels": [1]},
+    }  # fmt: skip
+    first = small.run(tmp_path / "a", dit()[0], **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("tdquant.evaluate.run"), "_sample", None)
+        assert small.run(tmp_path / "a", dit()[0], **options) == first
+    shutil.copy(images / "1.png", images / "0.png")
+    drawn = pictures(tmp_path / "a")
+    again = small.run(tmp_path / "a", dit()[0], **options)
+    assert again.reference["digest"] != first.reference["digest"]
+    assert again.metrics["frechet"]["value"] != first.metrics["frechet"]["value"]
+    assert pictures(tmp_path / "a") == drawn
+
+
+def test_the_record_of_a_pipeline_names_what_ran(tmp_path):
+    from ..pipelines.transformers import dit
+
+    pipe, call = dit()
+    tdq.quantize(pipe.transformer, tdq.Recipe(8, 8), verbose=False)
+    tdq.calibrate(
+        pipe.transformer,
+        tdq.trajectories(pipe, [call], progress=False),
+        estimator="minmax",
+        progress=False,
+    )
+    options = {
+        "images": 1, "steps": 2, "against": None, "reference": None, "metrics": [],
+        "backend": "auto", "call": {"class_labels": [1]},
+    }  # fmt: skip
+    record = small.run(tmp_path / "a", pipe, **options)
+    assert record.sampling["backend"] == "cpu"
+    assert json.loads((tmp_path / "a/images/samples.json").read_text())["backend"] == "cpu"
+    assert small.run(tmp_path / "a", pipe, **options | {"backend": "cpu"}) == record
+    with pytest.raises(StorageError, match="backend: cpu, now simulated"):
+        small.run(tmp_path / "a", pipe, **options | {"backend": "simulated"})
 
 
 def test_what_does_not_fit_a_pipeline_is_told_at_its_first_image(tmp_path):

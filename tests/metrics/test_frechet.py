@@ -6,7 +6,7 @@ from tdquant.data import Cats
 from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
 from tdquant.metrics import FrechetDistance, Statistics
-from tdquant.metrics.frechet import heldout_cats
+from tdquant.metrics.frechet import HELDOUT_NETWORK, heldout_cats
 from tdquant.metrics.gaussians import frechet_distance
 
 
@@ -65,6 +65,8 @@ def test_too_few_images(cats):
 def test_features_of_another_network_than_the_reference(cats):
     with pytest.raises(DataError, match="6 features an image, and 1280 of the reference"):
         FrechetDistance(heldout_cats(), Channels())(cats[:9])
+    with pytest.raises(DataError, match="no reference set for this network"):
+        FrechetDistance(features=Channels())
 
 
 def test_to_uint8():
@@ -78,6 +80,7 @@ def test_shipped_statistics_are_those_of_the_heldout_cats():
     assert stats.count == 5000
     assert stats.mean.shape == (1280,)
     distance = FrechetDistance(stats)
+    assert distance.features.digest == HELDOUT_NETWORK
     heldout = Cats("heldout", 64).images
     noise = torch.randint(0, 256, heldout.shape, generator=torch.Generator().manual_seed(0)).byte()
     near, far = distance.statistics(heldout), distance.statistics(noise)

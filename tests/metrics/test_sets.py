@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 
@@ -13,6 +15,19 @@ def test_a_singular_covariance_is_told():
     reference = features(100)
     with pytest.warns(UserWarning, match="below 9 the covariance of 8"):
         SET_METRICS["frechet"].compute(features(8), reference)
+
+
+@pytest.mark.parametrize("known", [lambda x: x, Statistics.of])
+def test_a_singular_covariance_of_the_reference_is_told(known):
+    with pytest.warns(UserWarning, match="to 8 reference images: below 9 the covariance of 8"):
+        SET_METRICS["frechet"].compute(features(100), known(features(8)))
+
+
+def test_statistics_of_an_unknown_number_are_taken_as_they_are():
+    found = Statistics.of(features(100))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SET_METRICS["frechet"].compute(features(100), Statistics(found.mean, found.covariance, 0))
 
 
 def test_statistics_stand_for_a_reference_where_they_can():

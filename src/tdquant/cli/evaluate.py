@@ -50,7 +50,11 @@ def add(commands: Any) -> None:
          "side, and what must not be compared")  # fmt: skip
     flag("-n", "--images", metavar="N|DIR", help="number of images to sample (default: 5000); or "
          "a folder of images that were made elsewhere")  # fmt: skip
-    flag("--quick", action="store_true", help="few images, steps and draws: to see that it works")
+    flag(
+        "--quick",
+        action="store_true",
+        help="few images, steps and resamples: to see that it works",
+    )
     flag("--quiet", action="store_true", help="no progress bars")
 
     flag = parser.add_argument_group("sampling").add_argument
@@ -67,8 +71,9 @@ def add(commands: Any) -> None:
     flag("--prompts", type=Path, help="file of prompts, one a line: one image each, over and over")
 
     flag = parser.add_argument_group("judging").add_argument
-    flag("--reference", help="cats-heldout (default); NAME:SPLIT:COUNT of a data set; a folder of "
-         "images; .npz or .safetensors statistics; none")  # fmt: skip
+    flag("--reference", help="cats-heldout (default); NAME:SPLIT:COUNT with cats, cifar10 or "
+         "fashion-mnist; FOLDER or FOLDER:COUNT of images; .npz or .safetensors statistics; "
+         "none")  # fmt: skip
     flag("--metrics", help="names with commas between: frechet, sfid, kid, is, precision, recall "
          "(default: frechet, kid, precision, recall; with inception all)")  # fmt: skip
     flag("--network", help="efficientnet-lite0 (default), or inception: the network of the FID")
@@ -77,7 +82,8 @@ def add(commands: Any) -> None:
          help="fetch its published weights if they are nowhere; implies it")  # fmt: skip
     flag("--resize", type=int, metavar="SIDE", help="cut the centred square of images, and of "
          "reference images in a folder, and resize it for the network")  # fmt: skip
-    flag("--resamples", type=int, help="draws of the bootstrap (default: 100); 0: no intervals")
+    flag("--resamples", type=int, help="what an interval is made from: subsets of the images, "
+         "or draws of the bootstrap for means over them (default: 100); 0: none")  # fmt: skip
     flag("--clip", type=Path, metavar="DIR", help="CLIP model, to score images with their prompts")
     flag("--against", metavar="MODEL", help="model to compare with image by image (default: the "
          "float one, where a saved model's is known)")  # fmt: skip

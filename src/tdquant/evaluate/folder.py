@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tdquant.diffusion.pictures import grid, save_png
 from tdquant.errors import StorageError
 from tdquant.evaluate.progress import Progress, wait_for
 from tdquant.evaluate.reading import read_pictures
-from tdquant.evaluate.record import PROGRESS, RECORD, Record
-from tdquant.evaluate.references import Reference
+from tdquant.evaluate.record import PROGRESS, RECORD, VERSION, Record, newer_version
+from tdquant.evaluate.references import ReferenceSet
 
 PREVIOUS = "record.previous.json"
 SHOWN = 36
@@ -22,8 +22,16 @@ def check_out(out: Path) -> None:
     """Refuses a folder with something else in it.
 
     Raises:
-        StorageError: It is neither empty nor an earlier run.
+        StorageError: It is neither empty nor an earlier run, or its record is of a newer version.
     """
+    version = newer_version(out / RECORD)
+    if version is not None:
+        raise StorageError(
+            f"the record that is there is of version {version}, newer than {VERSION}",
+            where=str(out / RECORD),
+            why="its numbers cannot be read, and would have to make room",
+            fix="update tdquant, or another folder for --out",
+        )
     marks = (RECORD, PROGRESS, PREVIOUS, "images/samples.json", "features")
     if out.is_file() or (
         out.is_dir() and any(out.iterdir()) and not any((out / m).exists() for m in marks)
@@ -42,17 +50,25 @@ def lacking(files: Sequence[Path]) -> int:
     return sum(file.name not in there for file in files)
 
 
-def finished(out: Path, asked: str, reference: Reference | None, state: Progress) -> Record | None:
-    """The record of a run that is whole and asked the same. Another one makes room."""
+def finished(
+    out: Path, asked: str, find: Callable[[Record], ReferenceSet | None], state: Progress
+) -> Record | None:
+    """The record of a run that is whole and asked the same. Another one makes room.
+
+    Arguments:
+        out: The run.
+        asked: Digest of what is asked for.
+        find: The reference set of a record as it is now; it may have changed since.
+        state: Keeps how long the images of another record took.
+    """
     try:
         record = Record.read(out)
     except StorageError:
         record = None
-    same = record is not None and record.asked == asked
-    if record is not None and reference is not None:
-        same = same and dict(record.reference or {}) == reference.to_dict()
-    if same:
-        return record
+    if record is not None and record.asked == asked:
+        reference = find(record)
+        if record.reference == (None if reference is None else reference.described):
+            return record
     retire(out, state)
     return None
 

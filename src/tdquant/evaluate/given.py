@@ -80,9 +80,11 @@ def evaluate_images(
     where = str(Path(folder).resolve())
     asked = digest_of_json({"folder": where, "images": len(files), **judges.asked()})
     state = Progress(out, writes=rank == 0)
-    opened = judges.open(size, progress) if rank == 0 else None
+    opened = None
     if rank == 0:
+        found = judges.find(size)  # what is wrong with it is told before a record makes room
         retire(out, state)  # what lies in a foreign folder may have changed since
+        opened = judges.open(found, state, progress)
     measured = judges.judge(files, out, opened, state, rank, world, progress)
     if measured is None:
         return awaited(out, asked)
@@ -96,9 +98,9 @@ def evaluate_images(
         },
         sampling={
             "images": len(files), "seed": None, "batch": None, "steps": None, "eta": None,
-            "scheduler": {"name": "unknown", "digest": None}, "backend": "", "shape": [3, *size],
-            "size": list(size), "preprocessing": preparation(size, resize), "prompts": texts,
-            "call": None,
+            "scheduler": {"name": "unknown", "digest": None}, "backend": "", "device": None,
+            "shape": [3, *size], "size": list(size), "preprocessing": preparation(size, resize),
+            "prompts": texts, "call": None,
         },
         reference=None if opened is None else opened.to_dict(),
         network=judges.described(),
@@ -107,7 +109,7 @@ def evaluate_images(
             "sampling_seconds": None, "images_per_second": None, "milliseconds_a_call": None,
             "megabytes": None,
         },
-        machine=machine(),
+        machine=machine(place),
         command=command,
         asked=asked,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from tdquant.errors import DataError
 from tdquant.evaluate.features import FeatureShards
 from tdquant.evaluate.progress import Progress, wait_for
 from tdquant.evaluate.prompted import clip_metric
-from tdquant.evaluate.references import Reference, open_reference
+from tdquant.evaluate.references import Reference, ReferenceSet, find_reference
 from tdquant.evaluate.scores import choose_metrics, kinds_of, score_sets
 from tdquant.metrics import FeatureNetwork, SetMetric, load_network
 
@@ -24,7 +24,7 @@ class Judges:
         network: The feature network, on the device where it runs.
         metrics: The metrics of sets.
         reference: The reference set as it was asked for.
-        resamples: Draws of the bootstrap.
+        resamples: Subsets, or draws of the bootstrap, that each interval is made from.
         resize: Side that images and reference images in a folder are resized to, or None.
         clip: Folder of a CLIP model, or None.
         texts: The prompt of every image, or None.
@@ -54,14 +54,25 @@ class Judges:
             "clip": None if self.clip is None else str(self.clip),
         }
 
-    def open(self, size: tuple[int, int], progress: bool) -> Reference | None:
+    def find(self, size: tuple[int, int] | None) -> ReferenceSet | None:
         """The reference set, if a metric needs one, for images of a size."""
-        kinds = kinds_of(self.metrics, with_reference=True)
-        if self.reference is None or not kinds:
+        if self.reference is None or not kinds_of(self.metrics, with_reference=True):
             return None
-        return open_reference(
-            self.reference, self.network, kinds, size=size, resize=self.resize, progress=progress
-        )
+        return find_reference(self.reference, self.network, size=size, resize=self.resize)
+
+    def open(
+        self, found: ReferenceSet | None, state: Progress, progress: bool
+    ) -> Reference | None:
+        """What ``find`` found, with its features. Where they are not in the cache that takes long,
+        and the run's folder says so.
+        """
+        if found is None:
+            return None
+
+        def seen(done: int, of: int) -> None:
+            state.at("features of the reference set", done, of)
+
+        return found.open(kinds_of(self.metrics, with_reference=True), progress, seen)
 
     def judge(
         self, files: Sequence[Path], out: Path, reference: Reference | None, state: Progress,

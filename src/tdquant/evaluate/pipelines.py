@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class PipelineGenerator:
         self.digest = digests[0] if len(digests) == 1 else together
         vae = getattr(pipeline, "vae", None)
         self._first_stage = digest_of(vae) if isinstance(vae, nn.Module) else None
+        self._running: dict[Sampling, dict[str, tuple[nn.Module, str]]] = {}
 
     def describe(self, source: str) -> dict[str, Any]:
         return describe_model(self.model, self.name, source, self.digest)
@@ -70,12 +72,27 @@ class PipelineGenerator:
             "first_stage": self._first_stage,
             "scheduler": describe_scheduler(self.pipeline.scheduler),
             "batch": sampling.batch,
-            "backend": sampling.backend if is_quantized(self.model) else "float",
+            "backend": self._backend(sampling),
             "device": sampling.device.partition(":")[0],
             "shape": None,
             "prompts": texts and hashlib.sha256(texts.encode()).hexdigest()[:16],
             "call": self.call,
         }
+
+    def run(self, sampling: Sampling) -> dict[str, tuple[nn.Module, str]]:
+        """The frozen denoisers as they run, and the name of what runs each."""
+        if sampling not in self._running:
+            self._running[sampling] = {
+                name: running(part, sampling.backend, None, 1, sampling.device)
+                for name, part in self.parts.items()
+                if is_quantized(part)
+            }
+        return self._running[sampling]
+
+    def _backend(self, sampling: Sampling) -> str:
+        """What runs the frozen denoisers: one name, as a rule."""
+        chosen = dict.fromkeys(name for _, name in self.run(sampling).values())
+        return ", ".join(chosen) or "float"
 
     def size(self) -> tuple[int, int] | None:
         return None
@@ -104,7 +121,7 @@ class PipelineGenerator:
             return 0
         bar, written = Bar("sampling", len(todo), show=progress and rank == 0), 0
         self.pipeline.to(sampling.device)
-        with torch.no_grad(), quietly(self.pipeline), self._compiled(sampling):
+        with torch.no_grad(), quietly(self.pipeline), self._lowered(sampling):
             for given, files in todo:
                 drawn = _pictures(self.pipeline(**given, return_dict=False)[0], self.name)
                 if len(drawn) != len(files):
@@ -136,33 +153,24 @@ class PipelineGenerator:
             **{"output_type": "np", **eta, **self.call},
         )
 
-    def _compiled(self, sampling: Sampling) -> Any:
-        return _Lowered(self.pipeline, self.parts, sampling)
+    @contextlib.contextmanager
+    def _lowered(self, sampling: Sampling) -> Iterator[None]:
+        """While it is entered, the frozen denoisers of the pipeline run on their backends."""
+        for name, (lowered, _) in self.run(sampling).items():
+            setattr(self.pipeline, name, lowered)
+        try:
+            yield
+        finally:
+            for name, part in self.parts.items():
+                setattr(self.pipeline, name, part)
 
     def calls(self, count: int, steps: int, seed: int) -> Any:
         prompts: Any = count if self.prompts is None else self.texts(count)
         found = record(self.pipeline, prompts, steps=steps, seed=seed, progress=False, **self.call)
         return found[next(iter(self.parts))]
 
-    def milliseconds(self, sampling: Sampling) -> float | None:
+    def milliseconds(self, count: int, sampling: Sampling) -> float | None:
         return None
-
-
-class _Lowered:
-    """While it is entered, the frozen denoisers of a pipeline run on a backend."""
-
-    def __init__(self, pipeline: Any, parts: dict[str, nn.Module], sampling: Sampling) -> None:
-        self.pipeline, self.parts, self.sampling = pipeline, parts, sampling
-
-    def __enter__(self) -> None:
-        for name, part in self.parts.items():
-            if is_quantized(part):
-                lowered, _ = running(part, self.sampling.backend, None, 1, self.sampling.device)
-                setattr(self.pipeline, name, lowered)
-
-    def __exit__(self, *error: object) -> None:
-        for name, part in self.parts.items():
-            setattr(self.pipeline, name, part)
 
 
 def _pictures(drawn: Any, name: str) -> Tensor:

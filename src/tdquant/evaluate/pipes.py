@@ -101,8 +101,9 @@ class PipeGenerator:
             device=device,
         )
 
-    def milliseconds(self, sampling: Sampling) -> float | None:
-        noise = torch.randn(sampling.batch, *self.pipe.shape, device=sampling.device)
+    def milliseconds(self, count: int, sampling: Sampling) -> float | None:
+        together = min(sampling.batch, count)
+        noise = torch.randn(together, *self.pipe.shape, device=sampling.device)
         middle = int(self.pipe.scheduler.config.num_train_timesteps) // 2
         example = (noise, torch.tensor(middle, device=sampling.device))
         found = time_calls({"": self.run(sampling)[0]}, example, runs=3, warmup=1)

@@ -46,15 +46,16 @@ class Progress:
         self.file = folder / PROGRESS
         self.writes = writes
         self.facts: dict[str, Any] = {}
-        self._written = 0.0
+        self._written, self._stage = 0.0, ""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             self.facts = dict(json.loads(self.file.read_text())["facts"])
 
     def at(self, stage: str, done: int, of: int) -> None:
         """Notes the stage and how much of it is done; seldom enough to cost nothing."""
-        if not self.writes or (done < of and time.monotonic() - self._written < INTERVAL):
+        soon = stage == self._stage and time.monotonic() - self._written < INTERVAL
+        if not self.writes or (done < of and soon):
             return
-        self._written = time.monotonic()
+        self._written, self._stage = time.monotonic(), stage
         state = {"stage": stage, "done": done, "of": of, "updated": now(), "facts": self.facts}
         with replacing(self.file) as fresh:
             fresh.write_text(json.dumps(state) + "\n")

@@ -78,7 +78,7 @@ class Record:
                 fix="a folder that tdquant evaluate wrote",
             )
         version = spec.get("version")
-        if not isinstance(version, int):
+        if type(version) is not int or version < 1:  # true is an int
             raise StorageError(f"format version {version!r}", where=where, fix="evaluate again")
         check_version(version, VERSION, where)
         optional = {"paired", "sqnr", "command", "asked", "complete"}
@@ -125,6 +125,18 @@ class Record:
                 "the record is damaged", where=str(file), why=str(error), fix="evaluate again"
             ) from error
         return cls.from_dict(spec, str(file))
+
+
+def newer_version(file: Path) -> int | None:
+    """The version of a record that this tdquant is too old for, and None of any other file."""
+    try:
+        spec = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(spec, dict) or spec.get("format") != FORMAT:
+        return None
+    version = spec.get("version")
+    return version if type(version) is int and version > VERSION else None
 
 
 def _missing(file: Path) -> StorageError:

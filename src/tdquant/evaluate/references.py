@@ -1,10 +1,12 @@
 """Reference sets: what sets of images are compared with.
 
     cats-heldout              the first 5,000 held-out cats; statistics of them ship
-    cats:heldout:2000         a data set of tdquant.data, NAME[:SPLIT][:COUNT]
-    FOLDER                    images
+    cats:heldout:2000         a data set of tdquant.data, NAME[:SPLIT][:COUNT], that needs no path
+    FOLDER[:COUNT]            images, sorted by path
     FILE.npz                  mean mu and covariance sigma of Inception features
     FILE.safetensors          the same as Statistics.to_bytes writes them
+
+Without COUNT a set is cut to its first 10,000 images, with a warning if there are more.
 
 Features of a set are kept under ``$TDQUANT_CACHE``, by what the set is, how it was prepared and
 whose features they are. What is there is checked against all of it, and against its own digest,
@@ -18,7 +20,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +43,18 @@ from tdquant.evaluate.reading import (
 )
 from tdquant.evaluate.statistics import read_statistics
 from tdquant.metrics.features import FeatureNetwork
-from tdquant.metrics.frechet import CATS_HELDOUT, Statistics, heldout_cats
+from tdquant.metrics.frechet import CATS_HELDOUT, HELDOUT_NETWORK, Statistics, heldout_cats
 from tdquant.progress import track
 from tdquant.writing import replacing, write_tensors
 
 HELDOUT = "cats-heldout"
 KEPT = 10_000
-"""Images of a set whose features are kept, which kernel distance, precision and recall take."""
+"""Images of a set that are taken unless more are asked for."""
 
 VERSION = 1
 _PART = 50
 _OTHER_SIZE = "cats:heldout:5000, which is drawn in any size"
+Seen = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,20 @@ class _Source:
     part: Callable[[int, int], Tensor]
 
 
+@dataclass(frozen=True)
+class ReferenceSet:
+    """A reference set that was found, and whose features may still have to be computed.
+
+    Attributes:
+        described: What a record says of it.
+        open: ``(kinds, progress, seen) -> Reference``, with these kinds of features; draws a bar
+            if ``progress``, and calls ``seen`` with the images done and their number.
+    """
+
+    described: dict[str, Any]
+    open: Callable[[Sequence[str], bool, Seen], Reference]
+
+
 def open_reference(
     spec: str | Path,
     network: FeatureNetwork,
@@ -140,13 +157,30 @@ def open_reference(
     Raises:
         DataError: No such set, images that differ in size, or a file that does not fit.
     """
+    found = find_reference(spec, network, size=size, resize=resize)
+    return found.open(kinds, progress, lambda done, of: None)
+
+
+def find_reference(
+    spec: str | Path,
+    network: FeatureNetwork,
+    *,
+    size: tuple[int, int] | None = None,
+    resize: int | None = None,
+) -> ReferenceSet:
+    """A reference set without its features: it reads the images, and computes nothing of them.
+
+    The arguments, and what is raised, are those of ``open_reference``.
+    """
     path = Path(spec)
     if path.suffix in (".npz", ".safetensors"):
         found = read_statistics(path, network)
         digest = file_digest(path)[:16]
-        return Reference(path.name, found.count or None, "unknown", digest, {}, {"pooled": found})
+        told = Reference(path.name, found.count or None, "unknown", digest, {}, {"pooled": found})
+        return ReferenceSet(told.to_dict(), lambda kinds, progress, seen: told)
     side = size[0] if size and size[0] == size[1] else None
-    source = _folder(path, resize) if path.is_dir() else _dataset(str(spec), side)
+    place, count = _counted_folder(str(spec))
+    source = _dataset(str(spec), side) if place is None else _folder(place, count, resize)
     if size is not None and source.size != size:
         (h, w), (height, width) = source.size, size
         raise DataError(
@@ -155,21 +189,49 @@ def open_reference(
             why="a distance would measure the difference in sharpness",
             fix=f"--resize {min(h, w)}, or {_OTHER_SIZE if spec == HELDOUT else 'another set'}",
         )
-    features = _cached(source, network, tuple(sorted(kinds)), progress)
-    statistics = {}
-    if source.name == HELDOUT and network.name == "efficientnet-lite0":
-        statistics["pooled"] = heldout_cats()
-    return Reference(
-        source.name, source.count, source.preprocessing, source.digest, features, statistics
-    )
+    bare = Reference(source.name, source.count, source.preprocessing, source.digest, {})
+
+    def measured(kinds: Sequence[str], progress: bool, seen: Seen) -> Reference:
+        features = _cached(source, network, tuple(sorted(kinds)), progress, seen)
+        # Those that ship are of one network; of another, be it of the same name, they say nothing.
+        shipped = source.name == HELDOUT and network.digest == HELDOUT_NETWORK
+        statistics = {"pooled": heldout_cats()} if shipped else {}
+        return replace(bare, features=features, statistics=statistics)
+
+    return ReferenceSet(bare.to_dict(), measured)
 
 
-def _folder(path: Path, resize: int | None) -> _Source:
-    files = picture_files(path)[:KEPT]
+def _counted_folder(spec: str) -> tuple[Path | None, int | None]:
+    """``FOLDER[:COUNT]``, or no folder."""
+    before, _, count = spec.rpartition(":")
+    if Path(spec).is_dir():
+        return Path(spec), None
+    if count.isdigit() and before and Path(before).is_dir():
+        return Path(before), int(count)
+    return None, None
+
+
+def _warn_of_the_rest(spec: str, there: int) -> None:
+    if there > KEPT:
+        warnings.warn(
+            f"reference set {spec}: the first {KEPT} of {there} images are taken; {spec}:{there} "
+            "takes all",
+            stacklevel=4,
+        )
+
+
+def _folder(path: Path, count: int | None, resize: int | None) -> _Source:
+    files = picture_files(path)
+    if count is not None and not 0 < count <= len(files):
+        raise DataError(f"{len(files)} images, {count} asked for", where=str(path))
+    if count is None:
+        _warn_of_the_rest(str(path), len(files))
+    files = files[: count or KEPT]
     size = check_pictures(files, resize)
+    place = str(path.resolve())
     return _Source(
         path.resolve().name,
-        str(path.resolve()),
+        place if count is None else f"{place}:{count}",
         len(files),
         size,
         preparation(size, resize),
@@ -181,11 +243,12 @@ def _folder(path: Path, resize: int | None) -> _Source:
 def _dataset(spec: str, side: int | None) -> _Source:
     """``NAME[:SPLIT][:COUNT]`` in the size of the images that are judged."""
     name, *rest = (f"cats:heldout:{CATS_HELDOUT}" if spec == HELDOUT else spec).split(":")
-    if name not in DATASETS or len(rest) > 2:
+    if name not in _named_sets() or len(rest) > 2:
         raise DataError(
             f"no reference set {spec!r}",
-            fix=f"{HELDOUT}, NAME:SPLIT:COUNT with a NAME of {', '.join(DATASETS)}, a folder of "
-            "images, or statistics in .npz or .safetensors",
+            why=f"a name does not tell where {name} lies" if name in DATASETS else "",
+            fix=f"{HELDOUT}, NAME:SPLIT:COUNT with a NAME of {', '.join(_named_sets())}, a folder "
+            "of images as FOLDER or FOLDER:COUNT, or statistics in .npz or .safetensors",
         )
     counts = [word for word in rest if word.isdigit()]
     splits = [word for word in rest if word not in counts]
@@ -203,6 +266,8 @@ def _dataset(spec: str, side: int | None) -> _Source:
     if spec != HELDOUT and side is not None and "size" in known:
         options["size"] = side
     found = make_dataset(name, where=spec, **options)
+    if not counts:
+        _warn_of_the_rest(spec, len(found))
     if counts and len(found) < count:
         raise DataError(f"{len(found)} images, {count} asked for", where=spec)
     count = min(count, len(found))
@@ -226,8 +291,18 @@ def _dataset(spec: str, side: int | None) -> _Source:
     )
 
 
+def _named_sets() -> list[str]:
+    """The data sets that are told by their name alone."""
+    empty = inspect.Parameter.empty
+    return [
+        name
+        for name, make in DATASETS.items()
+        if all(p.default is not empty for p in inspect.signature(make).parameters.values())
+    ]
+
+
 def _cached(
-    source: _Source, network: FeatureNetwork, kinds: tuple[str, ...], progress: bool
+    source: _Source, network: FeatureNetwork, kinds: tuple[str, ...], progress: bool, seen: Seen
 ) -> dict[str, Tensor]:
     facts = {
         "version": VERSION,
@@ -248,11 +323,13 @@ def _cached(
         except DataError as error:
             warnings.warn(f"{error.what} [{file}]; it is computed again", stacklevel=3)
     parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+    seen(0, source.count)
     starts = range(0, source.count, _PART)
     for first in track(starts, f"features of {source.name}", show=progress):
         images = source.part(first, min(first + _PART, source.count)).to(network.device)
         for kind, found in network.extract(images, kinds).items():
             parts[kind].append(found.float().cpu())
+        seen(min(first + _PART, source.count), source.count)
     tensors = {kind: torch.cat(rows) for kind, rows in parts.items() if kind in kinds}
     with replacing(file) as fresh:
         sealed = {"facts": json.dumps(facts), "tensors": _digest(tensors)}

@@ -32,7 +32,7 @@ from tdquant.evaluate.pipes import PipeGenerator
 from tdquant.evaluate.progress import Progress, now, wait_for
 from tdquant.evaluate.reading import check_pictures, preparation
 from tdquant.evaluate.record import Record
-from tdquant.evaluate.references import HELDOUT
+from tdquant.evaluate.references import HELDOUT, ReferenceSet
 from tdquant.evaluate.sampling import Generator, Sampling
 from tdquant.evaluate.subject import (
     default_device,
@@ -97,7 +97,9 @@ def evaluate(
         network: Feature network, or its name.
         weights: File of its weights.
         backend: What runs a frozen model: a backend, ``"auto"``, or ``"simulated"``.
-        resamples: Draws of the bootstrap; fewer than 2 leave intervals out.
+        resamples: What each interval is made from: subsets of the images for metrics of sets,
+            draws of the bootstrap for means over images or pairs. Fewer than 2 leave intervals
+            out.
         resize: Side to which the centred square of every image is resized before the network sees
             it, and of reference images in a folder too. Pairs are compared as they are.
         prompts: One image each, over and over, for pipelines that take them.
@@ -134,7 +136,7 @@ def evaluate(
         network, weights, place, metrics, reference, images, resamples, resize, clip, texts
     )
     more = {"lpips": Lpips(None if lpips is True else lpips)} if lpips and count else {}
-    sampling = Sampling(steps, seed, batch, eta, backend, place).cut(images)
+    sampling = Sampling(steps, seed, batch, eta, backend, place)
     settings = generator.settings(sampling)
     if (out / "images" / "samples.json").exists():  # refused before a record makes room
         claim_folder(out / "images", {"seed": seed, "steps": steps, "eta": eta, **settings})
@@ -149,22 +151,27 @@ def evaluate(
     if size is not None and resize is not None:
         size = resize, resize
     if rank == 0:
-        if size is not None:
-            opened = judges.open(size, progress)
-        found = finished(out, asked, opened, state)
+        # What is wrong with the reference set is told before a record makes room.
+        told = None if size is None else judges.find(size)
+
+        def find(record: Record) -> ReferenceSet | None:
+            return judges.find(_size_of(record)) if size is None else told
+
+        found = finished(out, asked, find, state)
         if found is not None:
             return found
+        opened = judges.open(told, state, progress)
 
     def first_image() -> None:
         """What does not go together is told as soon as there is an image to see it by."""
         nonlocal size, opened
         if rank == 0 and size is None and files[0].exists():
             size = check_pictures(files[:1], resize)
-            opened = judges.open(size, progress)
+            opened = judges.open(judges.find(size), state, progress)
 
     _sample(generator, sampling, files, state, rank, world, progress, first_image)
     # Whatever runs the model that is judged, the other one runs as it would by itself.
-    theirs, pictures = replace(sampling.cut(max(count, 1)), backend="auto"), None
+    theirs, pictures = replace(sampling, backend="auto"), None
     if other is not None:
         pictures = pictures_of(other, theirs, out)
         other.write(
@@ -202,6 +209,7 @@ def evaluate(
             "eta": eta,
             "scheduler": settings["scheduler"],
             "backend": settings["backend"],
+            "device": settings["device"],
             "shape": settings["shape"] or [3, *size],
             "size": list(size),
             "preprocessing": preparation(size, resize),
@@ -216,10 +224,10 @@ def evaluate(
         cost={
             "sampling_seconds": round(seconds * images / made, 3) if made else None,
             "images_per_second": made / seconds if seconds else None,
-            "milliseconds_a_call": generator.milliseconds(sampling),
+            "milliseconds_a_call": generator.milliseconds(images, sampling),
             "megabytes": megabytes(generator.model),
         },
-        machine=machine(),
+        machine=machine(place),
         command=command,
         asked=asked,
     )
@@ -231,6 +239,12 @@ def _batch_of(out: Path) -> int:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return int(json.loads((out / "images" / "samples.json").read_text())["batch"])
     return BATCH
+
+
+def _size_of(record: Record) -> tuple[int, int] | None:
+    """Size of a record's images as they were judged; early records do not tell."""
+    found = record.sampling.get("size")
+    return (int(found[0]), int(found[1])) if found else None
 
 
 def _sample(

@@ -7,7 +7,7 @@ batch too is fixed, so that any split over processes and restarts gives the same
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,8 @@ class Sampling:
     Attributes:
         steps: Sampler steps.
         seed: Seed of all noise.
-        batch: Images at a time.
+        batch: Images at a time, as it was asked for: fewer images than that are one batch of their
+            own, and more of them go on in whole ones.
         eta: Share of DDIM's noise.
         backend: What runs a frozen model.
         device: Where.
@@ -35,10 +36,6 @@ class Sampling:
     eta: float = 0.0
     backend: str = "auto"
     device: str = "cpu"
-
-    def cut(self, count: int) -> Sampling:
-        """The same for ``count`` images, fewer than a batch perhaps."""
-        return replace(self, batch=min(self.batch, count))
 
 
 class Generator(Protocol):
@@ -77,6 +74,8 @@ class Generator(Protocol):
         """Calls of the denoiser on trajectories of ``count`` samples."""
         ...
 
-    def milliseconds(self, sampling: Sampling) -> float | None:
-        """Median time of a call of the denoiser, where it can be called alone."""
+    def milliseconds(self, count: int, sampling: Sampling) -> float | None:
+        """Median time of a call of the denoiser in a run of ``count`` images, where it can be
+        called alone.
+        """
         ...

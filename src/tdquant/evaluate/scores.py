@@ -80,14 +80,14 @@ def score_sets(
     resamples: int = 100,
     seen: Callable[[int], None] = lambda done: None,
 ) -> dict[str, dict[str, Any]]:
-    """Every metric with its bootstrap interval, as a record has it.
+    """Every metric with its interval over subsets of the images, as a record has it.
 
     Arguments:
         features: Kind -> features ``(N, D)`` of the images.
         reference: What to compare with.
         metrics: What to compute.
         network: Whose features they are.
-        resamples: Draws of the bootstrap; fewer than 2 leave the intervals out.
+        resamples: Number of subsets; fewer than 2 leave the intervals out.
         seen: Called with the number of metrics done.
 
     Raises:

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from tdquant.data.cats import Cats
 from tdquant.diffusion.pictures import to_uint8
+from tdquant.errors import DataError
 from tdquant.metrics.efficientnet import EfficientNetLite0
 from tdquant.metrics.gaussians import Statistics, frechet_distance
 from tdquant.progress import track
 
 __all__ = [
     "CATS_HELDOUT",
+    "HELDOUT_NETWORK",
     "FrechetDistance",
     "Statistics",
     "compute_heldout_cats",
@@ -26,17 +28,21 @@ __all__ = [
 ]
 
 CATS_HELDOUT = 5_000
+HELDOUT_NETWORK = "78fe5c688abae17a"
+"""Digest of the network whose features the shipped statistics are of."""
 
 
 class FrechetDistance:
     """Frechet EfficientNet-Lite0 distance to one reference set; the network is loaded once.
 
     Arguments:
-        reference: Statistics of the reference set; held-out cats if None.
+        reference: Statistics of the reference set; if None, those of the held-out cats that ship,
+            which are of one network.
         features: Network from uint8 images to features; EfficientNet-Lite0 if None.
         batch: Images at a time.
 
     Raises:
+        DataError: No reference, and features that the shipped one is not of.
         MissingDependencyError: The extra ``metrics`` is not installed.
     """
 
@@ -47,6 +53,13 @@ class FrechetDistance:
         batch: int = 32,
     ) -> None:
         self.features = features or EfficientNetLite0()
+        if reference is None and getattr(self.features, "digest", None) != HELDOUT_NETWORK:
+            raise DataError(
+                "no reference set for this network",
+                where=type(self.features).__name__,
+                why="the shipped statistics are of other weights",
+                fix="statistics of a set that the same network saw",
+            )
         self.reference = reference or heldout_cats()
         self.batch = batch
 
@@ -83,7 +96,9 @@ def heldout_cats() -> Statistics:
 
 
 def compute_heldout_cats() -> Statistics:
-    """Computes what ``heldout_cats`` reads: the recipe of the shipped file."""
+    """Computes what ``heldout_cats`` reads, with the network of digest ``HELDOUT_NETWORK``: the
+    recipe of the shipped file.
+    """
     return FrechetDistance(reference=Statistics(torch.zeros(1), torch.zeros(1, 1), 1)).statistics(
         Cats("heldout", CATS_HELDOUT).images, progress=True
     )

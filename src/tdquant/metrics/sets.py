@@ -147,15 +147,14 @@ def _mistakes(what: str, features: Tensor, minimum: int) -> list[str]:
     return []
 
 
-def _statistics(features: Tensor) -> Statistics:
-    count, width = features.shape
-    if count <= width:
+def _warn_of_few(what: str, count: int, width: int) -> None:
+    # A file of statistics may not tell its number of images: 0.
+    if 0 < count <= width:
         warnings.warn(
-            f"Frechet distance from {count} images: below {width + 1} the covariance of {width} "
-            "features is singular and the distance too large; compare only with as many images",
-            stacklevel=4,
+            f"Frechet distance {what}: below {width + 1} the covariance of {width} features is "
+            "singular and the distance too large; compare only with as many images",
+            stacklevel=5,
         )
-    return Statistics.of(features)
 
 
 def _reference_statistics(reference: Reference) -> Statistics:
@@ -169,7 +168,11 @@ def _features(reference: Reference) -> Tensor:
 
 
 def _frechet(features: Tensor, reference: Reference, _seed: int) -> float:
-    return frechet_distance(_statistics(features), _reference_statistics(reference))
+    own, other = Statistics.of(features), _reference_statistics(reference)
+    width = features.shape[1]
+    _warn_of_few(f"from {own.count} images", own.count, width)
+    _warn_of_few(f"to {other.count} reference images", other.count, width)
+    return frechet_distance(own, other)
 
 
 def _resampled_frechet(
