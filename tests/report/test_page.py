@@ -134,6 +134,17 @@ def test_a_run_in_progress_alone_is_a_page(tmp_path):
     assert "in progress" in report([tmp_path / "run"], tmp_path / "r.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"threads": 1}, "AMD EPYC, 2 cores"), ({"cores": 64}, "2 machines")]
+)
+def test_machines_are_told_apart_by_more_than_threads(changed, said, tmp_path):
+    write_study(tmp_path / "a")
+    write_study(tmp_path / "b", machine={**study()["machine"], **changed})
+    page = report([tmp_path / "a", tmp_path / "b"], tmp_path / "r.html").read_text()
+    assert ("2 machines" in page) == (said == "2 machines")
+    assert said in page
+
+
 def test_a_failure_leaves_the_old_page(tmp_path):
     (tmp_path / "r.html").write_text("old")
     write_run(tmp_path / "run", pictures=2)

@@ -148,7 +148,9 @@ def _summary(found: Inputs) -> Markup:
     """When, what and where, in a line."""
     machines = [study.content.get("machine") or {} for study in found.studies]
     machines += [dict(run.record.machine) for run in found.runs]
-    words = list(dict.fromkeys(filter(None, map(study_parts.machine_words, machines))))
+    # Threads are told where the numbers are: two numbers of them do not make two machines.
+    words = [study_parts.machine_words({**machine, "threads": None}) for machine in machines]
+    words = list(dict.fromkeys(filter(None, words)))
     counts = [(len(found.studies), "study", "studies"), (len(found.runs), "run", "runs"),
               (len(found.unfinished), "run in progress", "runs in progress")]  # fmt: skip
     parts = [f"{n} {one if n == 1 else many}" for n, one, many in counts if n]
