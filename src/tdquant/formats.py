@@ -10,9 +10,9 @@ from tdquant.errors import StorageError, TDQError
 
 
 def check_version(
-    found: int, known: int, where: str, error: type[TDQError] = StorageError
+    found: Any, known: int, where: str, error: type[TDQError] = StorageError
 ) -> None:
-    """Refuses what a newer tdquant wrote.
+    """Refuses what a newer tdquant wrote, and what is no version.
 
     Arguments:
         found: Version that the file says.
@@ -21,8 +21,11 @@ def check_version(
         error: What to raise.
 
     Raises:
-        StorageError: The file is newer; or what ``error`` says.
+        StorageError: The file is newer, or its version no whole number from 1; or what ``error``
+            says.
     """
+    if type(found) is not int or found < 1:  # true is an int
+        raise error(f"format version {found!r}", where=where, why="it is 1 or more")
     if found > known:
         raise error(
             f"format version {found}, newer than {known}", where=where, fix="update tdquant"

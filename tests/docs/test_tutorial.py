@@ -145,3 +145,13 @@ def test_the_readme_shows_the_tutorial(tutorial, tmp_path, monkeypatch):
     again = DiffusionPipeline.from_pretrained(tmp_path / "out")
     _, call = PIPELINES["stable_diffusion_1"]()
     assert torch.equal(sample(again, call), sample(variables["pipe"], call))
+
+
+def test_two_denoisers_as_on_the_page_of_families():
+    _, program = programs(DOCS / "families.md")
+    pipe, call = PIPELINES["wan_of_two"]()
+    recipe = tdq.Recipe(8, 8, scale="static")
+    known = {"tdq": tdq, "pipe": pipe, "recipe": recipe, "call": call}
+    del call["num_inference_steps"]
+    run(program, known, **{"prompts, steps=20": "1, steps=4, **call"})
+    assert all(tdq.is_frozen(part) for part in (pipe.transformer, pipe.transformer_2))

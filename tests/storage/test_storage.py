@@ -46,7 +46,10 @@ def test_the_gain_of_the_output_is_saved(frozen, tmp_path, x):
         for t in (torch.tensor(3), torch.tensor([0, 431, 999]), torch.tensor(10.5)):
             assert torch.equal(back(x, t), frozen(x, t))
         assert not torch.allclose(back(x, 3), plain(x, 3), rtol=0.1)
-    assert "correct: gain 1.25" in inspect_saved(tmp_path / "m")
+    said = inspect_saved(tmp_path / "m")
+    assert "correct: gain 1.25" in said
+    assert "gain of the output over time: " in said
+    assert "over time" not in inspect_saved(tdq.save(plain, tmp_path / "plain"))
 
 
 def test_static_and_half_precision(tmp_path, x):
@@ -151,7 +154,11 @@ DAMAGE = {
     "foreign": (lambda s: edit(s, format="onnx"), "foreign format"),
     "foreign list": (lambda s: (s / INDEX).write_text("[]"), "foreign format"),
     "newer": (lambda s: edit(s, version=99), "version 99, newer than"),
-    "incomplete": (lambda s: (s / INDEX).write_text('{"format": "tdquant"}'), "lacks"),
+    "no version": (lambda s: edit(s, version=None), "format version None"),
+    "incomplete": (
+        lambda s: (s / INDEX).write_text('{"format": "tdquant", "version": 1}'),
+        "lacks",
+    ),
     "tensors of another save": (lambda s: edit(s, tensors=["a"]), "disagree"),
 }
 

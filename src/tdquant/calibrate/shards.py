@@ -121,7 +121,7 @@ def read_shards(directory: str | Path) -> Shards:
         raise StorageError("the index is not JSON", where=str(folder / INDEX)) from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise StorageError("a foreign format", where=str(folder / INDEX))
-    check_version(index.get("version", 0), VERSION, str(folder))
+    check_version(index.get("version"), VERSION, str(folder))
     return Shards(folder, index, tuple(index["denoisers"]))
 
 

@@ -77,10 +77,7 @@ class Record:
                 where=where,
                 fix="a folder that tdquant evaluate wrote",
             )
-        version = spec.get("version")
-        if type(version) is not int or version < 1:  # true is an int
-            raise StorageError(f"format version {version!r}", where=where, fix="evaluate again")
-        check_version(version, VERSION, where)
+        check_version(spec.get("version"), VERSION, where)
         optional = {"paired", "sqnr", "command", "asked", "complete"}
         names = {f.name for f in fields(cls)}
         odd = sorted(names - optional - set(spec))

@@ -88,7 +88,7 @@ def read_description(text: str | None, file: Path) -> dict[str, Any]:
         about = None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise _foreign(file, "it has no description of the model's call")
-    check_version(about.get("version", 0), VERSION, str(file), ExportError)
+    check_version(about.get("version"), VERSION, str(file), ExportError)
     missing = {"inputs", "parameters", "timestep", "sample", "output", "digest"} - set(about)
     if missing:
         raise ExportError(

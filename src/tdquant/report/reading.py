@@ -242,10 +242,7 @@ def _read(path: Path, format: str, shape: dict[str, Any]) -> dict[str, Any]:
         raise StorageError("the file is damaged", where=str(path), why=str(error)) from error
     if not isinstance(content, dict) or content.get("format") != format:
         raise StorageError(f"the file is no {format}", where=str(path))
-    version = content.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise StorageError(f"format version {version!r}", where=str(path))
-    check_version(version, VERSION, str(path))
+    check_version(content.get("version"), VERSION, str(path))
     _refuse(path, mistakes(content, shape))
     return content
 

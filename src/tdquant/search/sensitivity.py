@@ -207,7 +207,7 @@ class Sensitivity:
             raise StorageError(
                 "a foreign format", where=str(path), fix="a file that Sensitivity.save wrote"
             )
-        check_version(content.get("version", 0), VERSION, str(path))
+        check_version(content.get("version"), VERSION, str(path))
 
         def tensors(tables: Mapping[str, Any]) -> dict[str, Tensor]:
             return {name: torch.tensor(table) for name, table in tables.items()}

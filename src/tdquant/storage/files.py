@@ -31,7 +31,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         StorageError: It is missing, damaged, foreign or of a newer format.
     """
     if not (folder / INDEX).exists() and (index := read_config(folder)) is not None:
-        return _checked(index, folder, folder / CONFIG)
+        return _checked(index, folder / CONFIG)
     try:
         index = json.loads((folder / INDEX).read_text())
     except FileNotFoundError as error:
@@ -50,13 +50,11 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise StorageError(
             "a foreign format", where=str(folder / INDEX), fix="a folder that tdq.save wrote"
         )
-    return _checked(index, folder, folder / INDEX)
+    return _checked(index, folder / INDEX)
 
 
-def _checked(index: dict[str, Any], folder: Path, file: Path) -> dict[str, Any]:
-    if not isinstance(index.get("version", 0), int):
-        raise StorageError(f"format version {index['version']!r}", where=str(file))
-    check_version(index.get("version", 0), VERSION, str(folder))
+def _checked(index: dict[str, Any], file: Path) -> dict[str, Any]:
+    check_version(index.get("version"), VERSION, str(file))
     needed = {"model", "timestep", "layers", "attention"} - set(index)
     if needed:
         raise StorageError(

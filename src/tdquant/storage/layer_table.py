@@ -14,7 +14,8 @@ HEAD = ("layer", "type", "weight", "input", "zero", "kB", "s(t)")
 
 def layer_table(index: Description, files: TensorFiles) -> str:
     """One line for each layer: bits of weight and input, zero point, kilobytes stored, and the
-    activation's step: its value, or its least and largest over time and the curve between.
+    activation's step: its value, or its least and largest over time and the curve between. So is
+    the gain of a corrected model.
 
     Arguments:
         index: What ``read_index`` gave.
@@ -35,6 +36,8 @@ def layer_table(index: Description, files: TensorFiles) -> str:
         for row in table
     ]
     lines.insert(1, "  ".join("-" * w for w in widths) + "  ----")
+    if index.get("gain"):
+        lines += ["", f"gain of the output over time: {_curve('tdq_gain.scale.table', files)}"]
     return "\n".join([*(line.rstrip() for line in lines), _totals(index, files)])
 
 
@@ -62,7 +65,11 @@ def _steps(activation: dict[str, Any], prefix: str, files: TensorFiles) -> str:
     if activation["scale"] == "dynamic":
         return "dynamic: from each input"
     own = prefix if prefix.endswith("_quantizer.") else f"{prefix}input_quantizer."
-    name = f"{own}scale.table"
+    return _curve(f"{own}scale.table", files)
+
+
+def _curve(name: str, files: TensorFiles) -> str:
+    """A table: its value, or its least and largest and the line between."""
     if name not in files.shapes:
         return ""
     table = files.read(name).double()
