@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tdquant.data import Cats
 from tdquant.diffusion.pictures import save_png
 from tdquant.errors import DataError, StorageError
-from tdquant.evaluate import Record, evaluate_images, open_reference, references
+from tdquant.evaluate import Record, evaluate_images, open_reference, picture_sets, references
 from tdquant.evaluate.reading import read_pictures
 from tdquant.metrics import Statistics
 
@@ -120,7 +120,7 @@ def test_the_shipped_statistics_are_of_one_network_and_not_of_its_name(cache, mo
     class Renamed(Random):
         name = "efficientnet-lite0"
 
-    monkeypatch.setattr(references, "CATS_HELDOUT", 12)
+    monkeypatch.setattr(picture_sets, "CATS_HELDOUT", 12)
     found = open_reference("cats-heldout", Renamed(), ("pooled",), progress=False)
     assert found.statistics == {}
     assert found.of("pooled", False).shape == (12, 6)
@@ -130,7 +130,7 @@ def test_the_shipped_statistics_are_of_one_network_and_not_of_its_name(cache, mo
 
 
 def test_a_set_that_is_cut_says_so(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(references, "KEPT", 4)
+    monkeypatch.setattr(picture_sets, "KEPT", 4)
     given = folder_of(tmp_path / "in", [(8, 8)] * 6)
     with pytest.warns(UserWarning, match=r"the first 4 of 6 images are taken; .*in:6 takes all"):
         assert reference(given).images == 4

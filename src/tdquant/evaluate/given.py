@@ -8,10 +8,10 @@ from pathlib import Path
 from tdquant.errors import DataError, StorageError
 from tdquant.evaluate.folder import awaited, check_out, close, retire
 from tdquant.evaluate.judges import make_judges
+from tdquant.evaluate.picture_sets import HELDOUT
 from tdquant.evaluate.progress import Progress, now
 from tdquant.evaluate.reading import check_pictures, picture_files, preparation
 from tdquant.evaluate.record import Record
-from tdquant.evaluate.references import HELDOUT
 from tdquant.evaluate.subject import default_device, digest_of_json
 from tdquant.machine import machine, version
 from tdquant.metrics import FeatureNetwork

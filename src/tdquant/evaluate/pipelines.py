@@ -79,7 +79,7 @@ class PipelineGenerator:
             "call": self.call,
         }
 
-    def run(self, sampling: Sampling) -> dict[str, tuple[nn.Module, str]]:
+    def _lowered_parts(self, sampling: Sampling) -> dict[str, tuple[nn.Module, str]]:
         """The frozen denoisers as they run, and the name of what runs each."""
         if sampling not in self._running:
             self._running[sampling] = {
@@ -91,7 +91,7 @@ class PipelineGenerator:
 
     def _backend(self, sampling: Sampling) -> str:
         """What runs the frozen denoisers: one name, as a rule."""
-        chosen = dict.fromkeys(name for _, name in self.run(sampling).values())
+        chosen = dict.fromkeys(name for _, name in self._lowered_parts(sampling).values())
         return ", ".join(chosen) or "float"
 
     def size(self) -> tuple[int, int] | None:
@@ -156,7 +156,7 @@ class PipelineGenerator:
     @contextlib.contextmanager
     def _lowered(self, sampling: Sampling) -> Iterator[None]:
         """While it is entered, the frozen denoisers of the pipeline run on their backends."""
-        for name, (lowered, _) in self.run(sampling).items():
+        for name, (lowered, _) in self._lowered_parts(sampling).items():
             setattr(self.pipeline, name, lowered)
         try:
             yield

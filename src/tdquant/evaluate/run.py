@@ -28,11 +28,12 @@ from tdquant.evaluate.generators import generator_of
 from tdquant.evaluate.judges import make_judges
 from tdquant.evaluate.layers import layer_report, write_layers
 from tdquant.evaluate.pairing import PairedMetric, paired_metrics, pictures_of, sqnr
+from tdquant.evaluate.picture_sets import HELDOUT
 from tdquant.evaluate.pipes import PipeGenerator
 from tdquant.evaluate.progress import Progress, now, wait_for
 from tdquant.evaluate.reading import check_pictures, preparation
 from tdquant.evaluate.record import Record
-from tdquant.evaluate.references import HELDOUT, ReferenceSet
+from tdquant.evaluate.references import ReferenceSet
 from tdquant.evaluate.sampling import Generator, Sampling
 from tdquant.evaluate.subject import (
     default_device,
