@@ -118,6 +118,9 @@ class TableScale(Scale):
         """The steps of frozen tables by one lookup for all over the same knots, see
         ``tdquant.clock``: those of one knot, and the others at integer timesteps that index them.
         Learned tables, and times between knots, are left to ``forward``.
+
+        ``ScaleBank`` keeps copies, for models that only run; here the tables are parameters that
+        may be loaded, moved and changed, and are read where they are.
         """
         alike: dict[tuple[int, int | None, torch.device], list[TableScale]] = {}
         for scale in scales:
