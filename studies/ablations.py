@@ -8,8 +8,10 @@ the temporal scale: the depth or width of its network, how it sees time, dropout
 a table instead of the network, or which layers get one at all.
 """
 
+from functools import partial
+
 import tdquant as tdq
-from ledger import FRECHET, Ledger, column, parser, ratio, sentence, span
+from ledger import FRECHET, column, conduct, parser, ratio, sentence, span
 from protocol import Subject
 from qat import SETTINGS as QAT
 from qat import finished, observed
@@ -82,22 +84,21 @@ def trained(
 def make_runs(ledger, args):
     s = ledger.settings
     subject = Subject(s["model"], s["images"], s["sampler_steps"], s["items"])
+    seen = {}
+
+    def run(seed, options):
+        if seed not in seen:
+            seen[seed] = observed(subject, s, seed)
+        frozen, loss = trained(subject, seen[seed], seed, s, **options)
+        return {**subject.judge(frozen), "loss": loss}
+
     for seed in args.seeds:
-        seen = None
         for part, choices in CHOICES.items():
             for choice, options in choices.items():
                 key = {"part": part, "choice": choice, "seed": seed}
                 if part not in args.part or choice not in args.choice:
                     continue
-                if ledger.find(**key) and not ledger.again:
-                    continue
-                seen = seen or observed(subject, s, seed)
-
-                def run(seen=seen, seed=seed, options=options):
-                    frozen, loss = trained(subject, seen, seed, s, **options)
-                    return {**subject.judge(frozen), "loss": loss}
-
-                ledger.make(key, run)
+                ledger.make(key, partial(run, seed, options))
                 tell(ledger)
 
 
@@ -164,10 +165,7 @@ def main() -> None:
     every = [choice for choices in CHOICES.values() for choice in choices]
     axes = {"part": list(CHOICES), "choice": list(dict.fromkeys(every))}
     arguments = parser(__doc__, seeds=True, shared=True, **axes).parse_args()
-    ledger = Ledger.opened(arguments, "ablations", KEYS, SETTINGS)
-    if not arguments.summary:
-        make_runs(ledger, arguments)
-    tell(ledger)
+    conduct(arguments, "ablations", KEYS, SETTINGS, make_runs, tell)
 
 
 if __name__ == "__main__":

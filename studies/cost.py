@@ -13,7 +13,7 @@ import time
 import torch
 
 import tdquant as tdq
-from ledger import AGAIN, Ledger, column, parser, sentence
+from ledger import AGAIN, column, conduct, parser, sentence
 from protocol import MODELS, Subject
 from tdquant.runtime.compile import time_calls
 from tdquant.train import DiffusionObjective
@@ -67,7 +67,7 @@ def training_steps(subject, settings):
         ("float" if kind == "float" else "W4A4", kind, "eager"): statistics.median(found[1:])
         for kind, found in times.items()
     }
-    return told(seconds, seconds["float", "float", "eager"])
+    return told(seconds)
 
 
 def calls(subject, batch, settings):
@@ -86,12 +86,12 @@ def calls(subject, batch, settings):
     seconds = time_calls(
         {name: models[key] for name, key in names.items()}, example, runs=settings["rounds"]
     )
-    found = {names[name]: value for name, value in seconds.items()}
-    return told(found, found["float", "float", "eager"])
+    return told({names[name]: value for name, value in seconds.items()})
 
 
-def told(seconds, base):
-    """A run for each time."""
+def told(seconds):
+    """A run for each time, with its ratio to the float model's."""
+    base = seconds["float", "float", "eager"]
     return [
         {
             "bits": bits, "scale": scale, "backend": backend,
@@ -194,10 +194,7 @@ def tell(ledger):
 
 def main() -> None:
     arguments = parser(__doc__, model=MODELS).parse_args()
-    ledger = Ledger.opened(arguments, "cost", KEYS, SETTINGS)
-    if not arguments.summary:
-        make_runs(ledger, arguments)
-    tell(ledger)
+    conduct(arguments, "cost", KEYS, SETTINGS, make_runs, tell)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import copy
 from pathlib import Path
 
 import tdquant as tdq
-from ledger import AGAIN, FRECHET, Ledger, column, parser, sentence, span
+from ledger import AGAIN, FRECHET, column, conduct, parser, sentence, span
 from protocol import Subject
 from strips import Strips, slug
 from tdquant.diffusion import make_scheduler
@@ -29,7 +29,7 @@ STEPS = (100, 50, 20, 10, 5)
 KEYS = ("method", "scheduler", "steps", "seed")
 TRAINING = {"steps": 5000, "batch": 32, "rate": 1e-3, "schedule": "cosine", "ema": 0.999}
 CORRECTION = {"trajectories": 32, "steps": 20, "seed": 9}
-SETTINGS = {"training": TRAINING, "correction": CORRECTION, "images": 256, "tiles": 16}
+SETTINGS = {"training": TRAINING, "correction": CORRECTION, "images": 256}
 QUESTION = """\
 Does a model with temporal scales, trained over all timesteps, lose more than the float model
 does when it is sampled with fewer steps?"""
@@ -82,8 +82,8 @@ def make_runs(ledger, args):
             exact[scheduler, steps] = images
         elif (scheduler, steps) not in exact:
             exact[scheduler, steps] = pictures("float", scheduler, steps)
-        if scheduler == "ddim" and not ledger.again:
-            STRIPS.keep(images, method, str(steps))
+        if scheduler == "ddim":
+            STRIPS.keep(images, method, str(steps), ledger.again)
         each = mse(images, exact[scheduler, steps])
         return {
             "frechet": subject.distance(images),
@@ -215,10 +215,7 @@ def tell(ledger):
 def main() -> None:
     axes = {"method": METHODS, "scheduler": SCHEDULERS, "steps": STEPS}
     arguments = parser(__doc__, **axes).parse_args()
-    ledger = Ledger.opened(arguments, "fast_forward", KEYS, SETTINGS)
-    if not arguments.summary:
-        make_runs(ledger, arguments)
-    tell(ledger)
+    conduct(arguments, "fast_forward", KEYS, SETTINGS, make_runs, tell)
 
 
 if __name__ == "__main__":

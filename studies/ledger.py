@@ -54,24 +54,8 @@ class Ledger:
         self.share = (0, 1)
         self.again = False
         self._read()
-        # Of the latest run: a summary that is written elsewhere tells of no other machine.
+        # Of the runs: a summary that is written elsewhere tells of no other machine.
         self.machine: dict[str, Any] = self.kept.get("machine") or dict(machine())
-
-    @classmethod
-    def opened(
-        cls,
-        arguments: argparse.Namespace,
-        name: str,
-        keys: Sequence[str],
-        settings: Mapping[str, Any],
-    ) -> Ledger:
-        """The ledger of a study as its command line wants it; fixes the number of threads, so
-        that numbers do not depend on who else runs, and times a little.
-        """
-        torch.set_num_threads(arguments.threads)
-        made = cls(arguments.name or name, keys, settings)
-        made.share, made.again = getattr(arguments, "share", made.share), arguments.again
-        return made
 
     def _read(self) -> None:
         """Takes in what the file has: runs of earlier times and of other processes."""
@@ -104,10 +88,9 @@ class Ledger:
         """
         self._read()
         found = self.find(**key)
-        mine, of = self.share
-        if self.again or (
-            found is None and zlib.crc32(repr(self._key(key)).encode()) % of == mine
-        ):
+        part, of = self.share
+        mine = zlib.crc32(repr(self._key(key)).encode()) % of == part
+        if self.again or (found is None and mine):
             began = time.perf_counter()
             made = {**key, **run(), "seconds": round(time.perf_counter() - began, 1)}
             self._take([made])
@@ -201,6 +184,27 @@ class Ledger:
             row["command"] = " ".join([command, *flags, AGAIN])
             rows.append(row)
         return rows
+
+
+def conduct(
+    arguments: argparse.Namespace,
+    name: str,
+    keys: Sequence[str],
+    settings: Mapping[str, Any],
+    make_runs: Callable[[Ledger, argparse.Namespace], None],
+    tell: Callable[[Ledger], None],
+) -> None:
+    """A study as its command line wants it: the runs that are missing, and what they say.
+
+    The number of threads is fixed, so that numbers do not depend on who else runs, and times a
+    little.
+    """
+    torch.set_num_threads(arguments.threads)
+    ledger = Ledger(arguments.name or name, keys, settings)
+    ledger.share, ledger.again = getattr(arguments, "share", ledger.share), arguments.again
+    if not arguments.summary:
+        make_runs(ledger, arguments)
+    tell(ledger)
 
 
 def grid(**axes: Sequence[Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ best single step, at 8 and at 4 bits.
 import torch
 
 import tdquant as tdq
-from ledger import AGAIN, Ledger, column, parser
+from ledger import AGAIN, column, conduct, parser
 from protocol import MODELS, Subject
 from tdquant.calibrate.candidates import choose_grid
 from tdquant.quantizers import activation_quantizers
@@ -80,6 +80,14 @@ def layers_of(name, settings, seed):
             row[f"saved{bits}"] = 1 - row[f"error{bits}"] / row[f"static{bits}"]
             row[f"steps{bits}"] = steps.tolist()
         yield row
+
+
+def make_runs(ledger, args):
+    for model in args.model:
+        ledger.make_together(
+            {"model": model, "seed": 0},
+            lambda model=model: layers_of(model, ledger.settings, 0),
+        )
 
 
 def tell(ledger):
@@ -165,14 +173,7 @@ def tell(ledger):
 
 def main() -> None:
     arguments = parser(__doc__, model=MODELS).parse_args()
-    ledger = Ledger.opened(arguments, "movement", KEYS, SETTINGS)
-    if not arguments.summary:
-        for model in arguments.model:
-            ledger.make_together(
-                {"model": model, "seed": 0},
-                lambda model=model: layers_of(model, ledger.settings, 0),
-            )
-    tell(ledger)
+    conduct(arguments, "movement", KEYS, SETTINGS, make_runs, tell)
 
 
 if __name__ == "__main__":

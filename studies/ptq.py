@@ -15,15 +15,15 @@ it has a gain over time behind its output (``tdq.correct``).
 import tdquant as tdq
 from ledger import (
     FRECHET,
-    Ledger,
     column,
+    conduct,
     grid,
     marks,
     parser,
     ratio,
     sentence,
     span,
-)  # fmt: skip
+)
 from protocol import MODELS, Subject
 
 BITS = {
@@ -249,10 +249,7 @@ def main() -> None:
         __doc__, seeds=True, shared=True, **axes, scale=[*SCALES, *ALONE.values()]
     ).parse_args()
     arguments.scale = [scale for scale in arguments.scale if scale in SCALES]
-    ledger = Ledger.opened(arguments, "ptq", KEYS, SETTINGS)
-    if not arguments.summary:
-        make_runs(ledger, arguments)
-    tell(ledger)
+    conduct(arguments, "ptq", KEYS, SETTINGS, make_runs, tell)
 
 
 if __name__ == "__main__":

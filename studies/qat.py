@@ -18,15 +18,15 @@ from functools import partial
 import tdquant as tdq
 from ledger import (
     FRECHET,
-    Ledger,
     column,
+    conduct,
     grid,
     marks,
     parser,
     ratio,
     sentence,
     span,
-)  # fmt: skip
+)
 from protocol import MODELS, Subject
 from strips import Strips
 
@@ -107,11 +107,11 @@ def make_runs(ledger, args):
         frozen, loss = trained(
             subject(model), seen[model, seed], bits, method, rate, seed, ledger.settings
         )
-        # Of the seed that trains at the chosen rate only.
-        strip = seed == 1 and method in SHOWN and not STRIPS[model].file(method, bits).exists()
-        keep = partial(STRIPS[model].keep, method=method, value=bits) if strip else None
-        if strip and not STRIPS[model].file("float").exists():
-            STRIPS[model].keep(subject(model).exact, "float")
+        keep = None
+        if seed == 1 and method in SHOWN:  # the seed that trains at the chosen rate only
+            write = partial(STRIPS[model].keep, again=ledger.again)
+            write(subject(model).exact, "float")
+            keep = partial(write, method=method, value=bits)
         return {**subject(model).judge(frozen, keep), "loss": loss}
 
     for name in args.model if "float" in args.method else ():
@@ -232,10 +232,7 @@ def plots(rows):
 def main() -> None:
     axes = {"model": MODELS, "bits": list(BITS), "method": ["float", *METHODS], "rate": RATES}
     arguments = parser(__doc__, seeds=True, shared=True, **axes).parse_args()
-    ledger = Ledger.opened(arguments, "qat", KEYS, SETTINGS)
-    if not arguments.summary:
-        make_runs(ledger, arguments)
-    tell(ledger)
+    conduct(arguments, "qat", KEYS, SETTINGS, make_runs, tell)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,13 @@ class Strips:
         name = "-".join(part for part in (self.study, slug(method), value) if part)
         return ledger.RESULTS / "samples" / f"{name}.png"
 
-    def keep(self, images: Tensor, method: str, value: str = "") -> None:
-        """Writes the strip of images ``(N, 3, H, W)`` in [-1, 1]."""
+    def keep(self, images: Tensor, method: str, value: str = "", again: bool = False) -> None:
+        """Writes the strip of images ``(N, 3, H, W)`` in [-1, 1]; of runs that are made ``again``
+        only one that is missing.
+        """
         file = self.file(method, value)
+        if again and file.exists():
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         save_png(torch.cat(list(to_uint8(images[:TILES])), dim=2), file)
 
