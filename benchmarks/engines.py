@@ -23,6 +23,7 @@ import torch
 import tdquant as tdq
 from cost import cifar_unet, interleaved
 from record import table, write
+from tdquant.export.openvino_graph import EXACT
 
 TIMES = (0, 250, 500, 750, 999)
 SETTINGS = {"W8A8": (8, 8), "W7A8": (7, 8), "W4A8": (4, 8)}
@@ -69,6 +70,7 @@ def compiled(graph, threads):
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
+        **EXACT,
     }
     request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()
 

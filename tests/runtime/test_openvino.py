@@ -11,6 +11,9 @@ from tdquant.runtime.openvino import KEPT
 
 from ..export.models import LAYERS, All, One, frozen
 
+F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+"""With AMX, OpenVINO computes in bfloat16 unless it is told."""
+
 
 def kernels(session):
     """Primitive of each product in the compiled graph."""
@@ -106,9 +109,22 @@ def test_scale_shift_norms_run_in_openvino(tmp_path):
     x = torch.randn(2, 6, 9, 7)
     session = opened(model, x, tmp_path)
     assert torch.allclose(session(x, 3), model(x, 3), rtol=1e-4, atol=1e-4)
-    bare = ov.Core().compile_model(ov.Core().read_model(tmp_path / "m.xml"), "CPU")
+    bare = ov.Core().compile_model(tmp_path / "m.xml", "CPU", F32)
     (y,) = bare({"x": x.numpy(), "t": torch.tensor([3.0, 3.0]).numpy()}).values()
     assert torch.allclose(torch.from_numpy(y), model(x, 3), rtol=1e-4, atol=1e-4)
+
+
+def test_the_file_itself_asks_that_inputs_of_float_layers_are_not_rounded(tmp_path):
+    """With VNNI, OpenVINO rounds them by default where the weights have 8 bits."""
+    import openvino as ov
+
+    unet = tdq.models.load_embedded("tiny").unet.unet
+    model = tdq.freeze(tdq.quantize(unet, tdq.Recipe(scale="dynamic"), verbose=False))
+    x = torch.randn(1, 12, 8, 8)
+    bare = ov.Core().compile_model(tdq.export(model, tmp_path / "m.xml", (x, 3)), "CPU", F32)
+    assert bare.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
+    (y,) = bare([x.numpy(), torch.tensor([500.0]).numpy()]).values()
+    assert torch.allclose(torch.from_numpy(y), model(x, 500).sample, atol=1e-4)
 
 
 def test_norms_of_files_from_elsewhere_are_decomposed():
@@ -123,7 +139,7 @@ def test_norms_of_files_from_elsewhere_are_decomposed():
     graph.reshape([-1, 4, -1, -1])
     graphs.decompose_norms(graph)
     assert "GroupNormalization" not in {op.get_type_name() for op in graph.get_ops()}
-    (y,) = ov.Core().compile_model(graph, "CPU")(x.numpy()).values()
+    (y,) = ov.Core().compile_model(graph, "CPU", F32)(x.numpy()).values()
     assert torch.allclose(torch.from_numpy(y), norm(x), atol=1e-5)
 
 

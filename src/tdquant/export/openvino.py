@@ -32,7 +32,7 @@ from tdquant.errors import ExportError
 from tdquant.export.calls import BATCH, Call
 from tdquant.export.exporters import register_exporter
 from tdquant.export.lowering import LoweredAttention, LoweredLayer, lower
-from tdquant.export.openvino_graph import compressed, decompose_norms
+from tdquant.export.openvino_graph import EXACT, compressed, decompose_norms
 from tdquant.export.operand import INT8_CODES, Operand
 from tdquant.export.saturation import saturates
 from tdquant.export.sealing import KEY, description_text, sealed
@@ -156,6 +156,8 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
     }
     told = {**about, **call.description(shapes), "rows": [asdict(row) for row in lowered.rows]}
     graph.set_rt_info(description_text(told), [KEY])
+    for name, value in EXACT.items():  # as the file itself asks for, wherever it is run
+        graph.set_rt_info(value, ["runtime_options", name])
     return graph
 
 

@@ -9,6 +9,11 @@ import numpy as np
 from tdquant.export.operand import INT8_CODES
 from tdquant.optional import require
 
+EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""Options of the CPU: without them, and with VNNI, OpenVINO rounds the inputs of layers whose
+weights alone have few bits, such as those of the time path, to 8 bits as it sees them.
+"""
+
 
 def compressed(graph: Any) -> None:
     """Replaces int8 constants whose values int4 holds by int4 ones, in place."""

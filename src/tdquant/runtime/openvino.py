@@ -1,8 +1,9 @@
 """OpenVINO: runs exported graphs, and is a backend of its own, ``"openvino"``.
 
 The graph is compiled for the very shapes of a call, which lets OpenVINO plan memory and fold what
-depends on them; the latest few are kept. Arithmetic is float32 and int8 on every machine: the
-engine's own choice of bfloat16 would not be exact.
+depends on them; the latest few are kept. Arithmetic is float32 and int8 on every machine: what the
+engine chooses by itself, bfloat16 with AMX and rounded inputs of layers whose weights alone have
+few bits with VNNI, would not be exact.
 """
 
 from __future__ import annotations
@@ -63,11 +64,11 @@ class OpenVINOEngine:
         self._graph, self._device, self._name = graph, device, name
         self._options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":
-            self._options["INFERENCE_NUM_THREADS"] = str(threads)
+            self._options |= {"INFERENCE_NUM_THREADS": str(threads), **graphs.EXACT}
         self._compiled: OrderedDict[tuple[Any, ...], _Compiled] = OrderedDict()
         self._lock = threading.Lock()
         graphs.expand(graph)
-        graphs.decompose_norms(graph)
+        graphs.decompose_norms(graph)  # of files from elsewhere, or written before
         if device == "CPU" and "vnni" in instructions():
             graphs.restore_levels(graph)
 
