@@ -23,9 +23,9 @@ from tdquant.errors import ExportError
 from tdquant.export import openvino_graph as graphs
 from tdquant.export.exporters import export
 from tdquant.export.sealing import KEY, check_seal, read_description
+from tdquant.machine import instructions
 from tdquant.optional import require
 from tdquant.runtime.compile import Example, register_backend
-from tdquant.runtime.instructions import instructions
 from tdquant.runtime.session import ExportedModel, Session, open_session, register_engine
 
 KEPT = 4

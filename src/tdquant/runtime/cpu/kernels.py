@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdquant.machine import instructions
 from tdquant.runtime.cpu.deferred import Deferred
 from tdquant.runtime.cpu.operation import Operation
-from tdquant.runtime.instructions import instructions
 from tdquant.runtime.native import Product, exact_widths, missing
 from tdquant.runtime.native.product import Codes
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch  # loaded first: its OpenMP runtime serves the kernels too
 
 from tdquant.caching import cache_folder
-from tdquant.runtime.instructions import instructions
+from tdquant.machine import instructions
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O2", "-mavx2", "-mfma", "-ffp-contract=off", "-fPIC", "-shared")
