@@ -241,13 +241,22 @@ def test_a_killed_run_ends_like_one_that_was_not(whole, tmp_path):
     assert numbers(record) == numbers(whole[1])
 
 
-def test_two_processes_judge_like_one(tmp_path):
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
+    "accelerate": [
+        "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_judge_like_one(launcher, tmp_path):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-        "--master_port", str(free_port()), "-m", "tests.evaluate.small",
+        sys.executable, "-m", *LAUNCHERS[launcher], str(free_port()), "-m", "tests.evaluate.small",
         str(tmp_path / "both"), "24",
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
