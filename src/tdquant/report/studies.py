@@ -75,7 +75,8 @@ def section(study: Study, index: int, pictures: Pictures) -> Markup:
     facts = [("Question", content["question"]), ("The paper", content.get("claim")),
              ("Measured", content["measured"])]  # fmt: skip
     told = [tag("div", tag("dt", name), tag("dd", text)) for name, text in facts if text]
-    parts: list[Markup] = [_table(each) for each in content.get("tables") or []]
+    # What is seen comes before what is read: tables may have a hundred rows.
+    parts: list[Markup] = []
     if content.get("plots"):
         parts.append(tag("div", *(_plot(each) for each in content["plots"]), class_="plots"))
     parts += [_samples(study, each, pictures) for each in content.get("samples") or []]
@@ -84,6 +85,7 @@ def section(study: Study, index: int, pictures: Pictures) -> Markup:
         parts.append(tag("figure", tag("h3", figure["title"]), image))
     for i, each in enumerate(content.get("layers") or []):
         parts += [tag("h3", each["title"]), explorer(each, f"{anchor(index)}-layers-{i}")]
+    parts += [_table(each) for each in content.get("tables") or []]
     return tag(
         "section",
         tag("h2", content["title"], id=anchor(index)),
