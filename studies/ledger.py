@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -157,6 +158,14 @@ class Ledger:
             self.kept[words] = " ".join(self.kept.get(words, "").split())
         with replacing(self.file) as fresh:
             fresh.write_text(json.dumps(json_safe(self.kept), indent=1) + "\n")
+
+    def elsewhere(self) -> str:
+        """How many runs were made on other processors than the study's, in a sentence; nothing if
+        none was.
+        """
+        names = Counter(run["processor"] for run in self.runs if "processor" in run)
+        made = ", ".join(f"{count} on {name}" for name, count in names.items())
+        return f" Of {len(self.runs)} runs {made}." if made else ""
 
     def over_seeds(self, runs: Iterable[Run], values: Sequence[str], command: str) -> list[Run]:
         """One row for each key: mean, least and largest of each value over the seeds, and how to

@@ -12,6 +12,8 @@ beside itself with temporal scales in the place of static ones, and nothing else
 it has a gain over time behind its output (``tdq.correct``).
 """
 
+from functools import partial
+
 import tdquant as tdq
 from ledger import (
     FRECHET,
@@ -25,6 +27,7 @@ from ledger import (
     span,
 )
 from protocol import MODELS, Subject
+from strips import Strips
 
 BITS = {
     "W8A8": (8, 8), "W8A7": (8, 7), "W8A6": (8, 6), "W8A5": (8, 5), "W8A4": (8, 4), "W4A8": (4, 8)
@@ -61,6 +64,13 @@ At W8A5 the paper reports an FID of 5.71 on CIFAR-10 for PTQ with temporal scale
 for PTQ4DM, and 4.85 against 7.06 on LSUN-churches. Reported for the paper, not checked against
 it."""
 COMMAND = "python studies/ptq.py"
+SHOWN = ("float", "mse", "mse + temporal", "input-dynamic", "tdquant's default")
+STRIPS = {
+    model: Strips(
+        f"ptq-{model}", f"{model}: the same noise, calibrated", "bits", list(BITS), SHOWN
+    )
+    for model in MODELS
+}
 
 
 def plans(args):
@@ -138,7 +148,12 @@ def make_runs(ledger, args):
     def run(model, bits, method, scale, seed):
         if (model, seed) not in prepared:
             prepared[model, seed] = Calibrations(subjects[model], s, seed)
-        return subjects[model].judge(prepared[model, seed].frozen(bits, method, scale))
+        keep = None
+        if seed == 0 and label(method, scale) in SHOWN:
+            write = partial(STRIPS[model].keep, again=ledger.again)
+            write(subjects[model].exact, "float")
+            keep = partial(write, method=label(method, scale), value=bits)
+        return subjects[model].judge(prepared[model, seed].frozen(bits, method, scale), keep)
 
     for key in plans(args):
         ledger.make(key, lambda key=key: run(**key))
@@ -152,7 +167,7 @@ def tell(ledger):
     rows = ledger.over_seeds(ledger.runs, VALUES, COMMAND)
     rows.sort(key=lambda r: (r["model"], widths[r["bits"]], order[r["method"]], r["scale"]))
     for row in rows:
-        row["label"] = row["method"] + (" + temporal" if row["scale"] == "temporal" else "")
+        row["label"] = label(row["method"], row["scale"])
     paired = [m for m in METHODS if m not in ALONE]
     wanted = len(MODELS) * len(BITS) * (2 * len(paired) + len(ALONE)) * 3
     made = sum(r["bits"] != "float" for r in ledger.runs)
@@ -203,7 +218,7 @@ def tell(ledger):
                 "title": "Distance and paired error, static and temporal",
                 "note": f"{ledger.settings['images']} images, {ledger.settings['sampler_steps']} "
                 f"DDIM steps; {ledger.settings['updates']} updates of reconstruction. Mean over "
-                "seeds; in brackets the least and largest.",
+                f"seeds; in brackets the least and largest.{ledger.elsewhere()}",
                 "group": ["model", "bits"],
                 "columns": [
                     column("label", "Method"),
@@ -215,8 +230,14 @@ def tell(ledger):
                 "rows": rows,
             }
         ],
-        figures=[], plots=plots(rows), samples=[], layers=[],
+        figures=[], plots=plots(rows), layers=[],
+        samples=[grid for strips in STRIPS.values() for grid in strips.told()],
     )  # fmt: skip
+
+
+def label(method, scale):
+    """A method with the kind of its scales."""
+    return method + (" + temporal" if scale == "temporal" else "")
 
 
 def plots(rows):

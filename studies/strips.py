@@ -6,6 +6,7 @@ report shows a slider over the values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,4 +73,4 @@ class Strips:
 
 def slug(method: str) -> str:
     """A method in the name of a file."""
-    return method.lower().replace(", ", "-")
+    return "-".join(re.findall("[a-z0-9]+", method.lower()))

@@ -89,6 +89,7 @@ def test_a_run_of_another_machine_says_so(studies, monkeypatch):
     study = json.loads(book.file.read_text())
     assert study["machine"] == {"processor": "one"}
     assert [run.get("processor") for run in study["runs"]] == [None, "two"]
+    assert book.elsewhere() == " Of 2 runs 1 on two."
 
 
 def test_two_processes_share_the_runs_and_one_file(studies):
