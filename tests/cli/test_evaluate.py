@@ -1,5 +1,6 @@
 import json
 import shutil
+from importlib import import_module
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_a_saved_model_finds_its_float_twin(saved, tmp_path, capsys):
 
 
 def test_flags_reach_the_record(saved, tmp_path):
-    flags = ["--metrics", "frechet,recall", "--no-paired", "--seed", "3", "--scheduler", "euler"]
+    flags = ["--metrics", "frechet, recall,", "--no-paired", "--seed", "3", "--scheduler", "euler"]
     assert evaluate(saved, "--out", tmp_path / "run", *flags) == 0
     record = Record.read(tmp_path / "run")
     assert list(record.metrics) == ["frechet", "recall"]
@@ -84,10 +85,54 @@ def test_a_folder_of_images(tmp_path):
     assert record.metrics["frechet"]["value"] == pytest.approx(0, abs=1e-6)
 
 
+def test_the_first_of_a_folder_of_images(tmp_path, capsys):
+    given = f"{small.reference()}:6"
+    assert evaluate("--images", given, "--out", tmp_path / "run", "--metrics", "frechet") == 0
+    record = Record.read(tmp_path / "run")
+    assert record.sampling["images"] == record.metrics["frechet"]["images"] == 6
+    assert record.model["source"] == str(small.reference().resolve())
+    assert evaluate("--images", f"{small.reference()}:17", "--out", tmp_path / "more") == 1
+    assert "17 images of 16" in capsys.readouterr().err
+
+
+def test_a_shape_is_also_that_of_the_model_to_compare_with(monkeypatch, tmp_path, capsys):
+    opened = []
+
+    def open_one(source, **options):
+        opened.append((source, options["shape"]))
+        if len(opened) == 2:
+            raise ModelError("both are open")
+        return None, None
+
+    opening = import_module("tdquant.evaluate.opening")
+    monkeypatch.setattr(opening, "open_subject", open_one)
+    words = ["a", "--against", "b", "--shape", "3,8,8", "--out", tmp_path / "run"]
+    assert evaluate(*words) == 1
+    assert "both are open" in capsys.readouterr().err
+    assert opened == [("a", (3, 8, 8)), ("b", (3, 8, 8))]
+
+
+def test_damaged_records_are_not_compared(saved, tmp_path, capsys):
+    options = ["--metrics", "frechet", "--no-paired", "--backend", "simulated"]
+    assert evaluate(saved, "--out", tmp_path / "run", *options) == 0
+    file = tmp_path / "run" / "record.json"
+    whole = json.loads(file.read_text())
+    for change, words in (
+        ({"sampling": {}}, "sampling.images is missing"),
+        ({"metrics": {"frechet": {}}}, "metrics.frechet.title is missing"),
+    ):
+        file.write_text(json.dumps(whole | change))
+        assert main(["evaluate", "--compare", str(tmp_path / "run")]) == 1
+        told = capsys.readouterr().err
+        assert words in told
+        assert str(file) in told
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "nothing to evaluate"),
+        (["--out", "r", "--lpips", "tiny"], "--lpips took tiny for the file of its weights"),
         (["tiny"], "no folder to write"),
         (["tiny", "--images", "somewhere", "--out", "r"], "one of them"),
         (["tiny", "--compare", "r"], "--compare"),

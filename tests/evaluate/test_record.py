@@ -16,6 +16,33 @@ def test_a_record_reads_back_equal(whole, tmp_path):
     assert Record.from_dict(record.to_dict()) == record
 
 
+def test_records_of_earlier_versions_are_read(whole):
+    record, spec = whole[1], whole[1].to_dict()
+    assert "complete" not in spec
+    assert Record.from_dict(spec | {"complete": True}) == record
+    for name in ("reference", "paired", "sqnr", "asked", "command"):
+        del spec[name]
+    bare = Record.from_dict(spec)
+    assert (bare.reference, bare.paired, bare.sqnr, bare.asked) == (None, None, None, "")
+
+
+def test_what_a_record_may_lack_is_left_out_of_tables(whole):
+    record = replace(
+        whole[1],
+        model={"name": "m"},
+        sampling={"images": 3, "steps": 2},
+        reference={"name": "set"},
+        metrics={"frechet": {"title": "FID", "value": 1.0}},
+        paired={"against": {}, "images": 3, "metrics": {"mse": {"title": "MSE", "value": None}}},
+        cost={},
+    )
+    again = Record.from_dict(record.to_dict())
+    text = record_table(again)
+    assert "m: 3 images, 2 steps\n" in text
+    assert "against set; paired with 3 images of another model" in text
+    assert "FID" in comparison_table([again, whole[1]])
+
+
 def test_numbers_that_are_not_finite_become_null(whole, tmp_path):
     _, record = whole
     record = replace(record, sqnr={"times": [1.0], "decibels": [math.inf]})
@@ -34,6 +61,15 @@ def test_numbers_that_are_not_finite_become_null(whole, tmp_path):
         ({"format": "other"}, "not the record"),
         ({"metrics": None}, "metrics"),
         ({"network": 3}, "network"),
+        ({"sampling": {}}, "sampling.images is missing"),
+        ({"sampling": {"images": 4, "size": [8]}}, "sampling.size"),
+        ({"metrics": {"frechet": {}}}, "metrics.frechet.title is missing"),
+        ({"model": {}}, "model.name is missing"),
+        ({"reference": {"images": 3}}, "reference.name is missing"),
+        ({"paired": {"images": 3, "metrics": {}}}, "paired.against is missing"),
+        ({"paired": {"images": 3, "against": {}, "metrics": {"mse": 1}}}, "paired.metrics.mse"),
+        ({"sqnr": {"times": [1, 2], "decibels": [3]}}, "different lengths"),
+        ({"cost": {"images_per_second": "fast"}}, "cost.images_per_second"),
     ],
 )
 def test_other_files_are_refused(whole, tmp_path, change, word):
@@ -132,3 +168,15 @@ def test_clip_scores_of_two_models_are_not_compared(whole):
         for name in "xy"
     )
     assert incomparable(a, b) == ["CLIP score by two networks"]
+
+
+def lpips(record, network=None):
+    value = {"title": "LPIPS", "value": 0.1} | ({"network": network} if network else {})
+    return changed(record, "paired", metrics={"lpips": value})
+
+
+def test_lpips_by_other_weights_is_not_compared(whole):
+    a, b, old = (lpips(whole[1], name) for name in ("x", "y", None))
+    assert incomparable(a, b) == ["LPIPS by two networks"]
+    assert incomparable(a, old) == ["LPIPS by an unknown network"]
+    assert incomparable(a, a) == incomparable(old, old) == []

@@ -170,6 +170,49 @@ def test_statistics_from_files(tmp_path):
         reference(tmp_path / "e.npz")
 
 
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_both_kinds_of_statistics_are_held_to_the_same(tmp_path, suffix):
+    file = tmp_path / f"set.{suffix}"
+
+    def write(mean, covariance, **count):
+        if suffix == "npz":
+            np.savez(file, mu=mean, sigma=covariance, **count)
+        else:
+            half = covariance[np.tril_indices(len(covariance))]
+            arrays = {"mean": mean, "covariance": half, "count": np.array(9), **count}
+            save_file({k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}, file)
+
+    write(np.zeros(6), np.eye(6))
+    assert reference(file).of("pooled", False).covariance.equal(torch.eye(6).double())
+    mistaken = {
+        "no number": (np.array(1.0), np.eye(6)),
+        "of another shape": (np.zeros(6), np.eye(5)),
+        "NaN": (np.full(6, np.nan), np.eye(6)),
+        "infinite": (np.zeros(6), np.full((6, 6), np.inf)),
+        "of another network": (np.zeros(5), np.eye(5)),
+    }
+    for name, numbers in mistaken.items():
+        write(*numbers)
+        with pytest.raises(DataError) as caught:
+            reference(file)
+        assert caught.value.where == str(file), name
+        assert caught.value.fix
+        assert "delete" not in caught.value.fix
+    for count in (np.array([3, 4]), np.array(np.inf), np.array(-2)):
+        write(np.zeros(6), np.eye(6), count=count)
+        with pytest.raises(DataError) as caught:
+            reference(file)
+        assert caught.value.where == str(file)
+
+
+def test_an_array_is_no_archive(tmp_path):
+    file = tmp_path / "set.npz"
+    with file.open("wb") as opened:
+        np.save(opened, np.zeros(6))
+    with pytest.raises(DataError, match="no feature statistics"):
+        reference(file)
+
+
 def test_given_images_are_judged(tmp_path, cache):
     images = Cats("heldout", 16, 16).images
     for i, image in enumerate(images):
@@ -185,6 +228,8 @@ def test_given_images_are_judged(tmp_path, cache):
     save_png(images[3], tmp_path / "in" / "0.png")
     again = evaluate_images(tmp_path / "in", tmp_path / "out", **options)
     assert again.metrics["frechet"]["value"] > 1e-6
+    assert record.cost["seconds"] > 0
+    assert [r.cost["resumed"] for r in (record, again)] == [False, True]
 
 
 @pytest.mark.parametrize(

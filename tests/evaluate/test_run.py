@@ -15,7 +15,7 @@ import torch
 
 import tdquant as tdq
 from tdquant.errors import DataError, ModelError, StorageError
-from tdquant.evaluate import Record, evaluate, evaluate_images
+from tdquant.evaluate import Record, evaluate, evaluate_images, incomparable
 from tdquant.evaluate.pairing import paired_metrics
 from tdquant.evaluate.reading import read_pictures
 from tdquant.metrics import clip_score
@@ -54,6 +54,8 @@ def test_what_a_run_leaves(whole):
     assert record.metrics["frechet"]["images"] == 12
     assert record.paired["metrics"]["mse"]["images"] == 6
     assert record.cost["images_per_second"] > 0
+    assert record.cost["seconds"] > record.cost["sampling_seconds"] > 0
+    assert record.cost["resumed"] is False
     assert record.sqnr["times"] == [0.0, 500.0]
     assert record.sampling["device"] == "cpu"
     assert "device" not in record.machine  # which would be the name of a GPU
@@ -217,9 +219,12 @@ def test_a_run_goes_on_from_wherever_it_stopped(whole, tmp_path, missing):
         (out / "images" / ".000003.png.ab.new").write_bytes(b"half")
         (out / "features").mkdir()
         (out / "features" / "random-00000.safetensors").write_bytes(b"half")
+    began = time.perf_counter()
     record = small.run(out)
     assert numbers(record) == numbers(whole[1])
     assert pictures(out) == pictures(whole[0])
+    assert record.cost["resumed"] is True
+    assert 0 < record.cost["seconds"] <= time.perf_counter() - began
 
 
 def test_a_killed_run_ends_like_one_that_was_not(whole, tmp_path):
@@ -350,6 +355,38 @@ def test_a_metric_with_weights_stands_beside_the_others(whole):
     assert found["lpips"]["title"] == "LPIPS"
     assert found["lpips"]["low"] <= found["lpips"]["value"] <= found["lpips"]["high"]
     assert found["mse"]["value"] == whole[1].paired["metrics"]["mse"]["value"]
+
+
+class Distance(torch.nn.Module):
+    """In the place of LPIPS, whose networks need larger images: its file is a number."""
+
+    title = "LPIPS (weights ...)"
+
+    def __init__(self, weights):
+        super().__init__()
+        self.digest = weights.read_text()
+
+    def forward(self, a, b):
+        return float(self.digest) * (a - b).abs().flatten(1).mean(1)
+
+
+def test_lpips_by_another_file_is_computed_again(whole, tmp_path, monkeypatch):
+    run = import_module("tdquant.evaluate.run")
+    monkeypatch.setattr(run, "Lpips", Distance)
+    shutil.copytree(whole[0], tmp_path / "run")
+    files = [tmp_path / name for name in "ab"]
+    for file, digest in zip(files, "12", strict=True):
+        file.write_text(digest)
+    first, other = (small.run(tmp_path / "run", lpips=file) for file in files)
+    found = [r.paired["metrics"]["lpips"] for r in (first, other)]
+    assert [m["network"] for m in found] == ["1", "2"]
+    assert found[0]["title"] == "LPIPS (weights ...)"
+    assert found[1]["value"] == pytest.approx(2 * found[0]["value"])
+    assert incomparable(first, other) == ["LPIPS (weights ...) by two networks"]
+    assert "network" not in other.paired["metrics"]["mse"]
+    shutil.copy(files[1], tmp_path / "moved")
+    monkeypatch.setattr(run, "_sample", None)
+    assert small.run(tmp_path / "run", lpips=tmp_path / "moved") == other
 
 
 def test_lpips_without_its_weights_says_where_they_are_to_be_had(tmp_path):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save
 
 from tdquant.errors import DataError
 from tdquant.metrics import Statistics
@@ -76,5 +77,38 @@ def test_statistics_round_trip():
     assert again.count == 300
     assert torch.allclose(again.mean, stats.mean, rtol=1e-6)
     assert torch.allclose(again.covariance, stats.covariance, rtol=1e-5, atol=1e-6)
-    with pytest.raises(DataError, match="unreadable"):
-        Statistics.from_bytes(b"nonsense")
+
+
+GOOD = {"mean": torch.zeros(3), "covariance": torch.ones(6), "count": torch.tensor(9)}
+
+
+def without(name):
+    return {k: v for k, v in GOOD.items() if k != name}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (without("count"), "no count in it"),
+        (without("mean"), "no mean in it"),
+        ({"weight": torch.zeros(2)}, "no mean, covariance, count"),
+        (GOOD | {"mean": torch.tensor(1.0)}, r"mean \(\)"),
+        (GOOD | {"mean": torch.zeros(3, 1)}, r"mean \(3, 1\)"),
+        (GOOD | {"covariance": torch.ones(5)}, r"covariance \(5,\)"),
+        (GOOD | {"covariance": torch.ones(3, 3)}, r"covariance \(3, 3\)"),
+        (GOOD | {"covariance": torch.ones(1)}, r"covariance \(1,\)"),
+        (GOOD | {"count": torch.zeros(2)}, r"count \(2,\)"),
+        (GOOD | {"count": torch.tensor(float("nan"))}, "count is not finite"),
+        (GOOD | {"count": torch.tensor(-1)}, "-1 images"),
+        (GOOD | {"mean": torch.full((3,), float("nan"))}, "not finite"),
+        (GOOD | {"covariance": torch.full((6,), float("inf"))}, "not finite"),
+        (b"nonsense", "no feature statistics"),
+    ],
+)
+def test_bytes_of_something_else_are_refused_by_their_place(tensors, words):
+    data = tensors if isinstance(tensors, bytes) else save(tensors)
+    with pytest.raises(DataError, match=words) as caught:
+        Statistics.from_bytes(data, "there")
+    assert caught.value.where == "there"
+    assert caught.value.fix
+    assert "delete" not in caught.value.fix

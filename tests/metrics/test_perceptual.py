@@ -1,8 +1,11 @@
 """LPIPS on random backbones: torchvision's weights are no package; the learned heads are."""
 
+import copy
+
 import pytest
 import torch
 
+from tdquant.digests import file_digest
 from tdquant.errors import DataError
 from tdquant.metrics import Lpips
 from tdquant.metrics.perceptual import BACKBONES, _features
@@ -70,6 +73,25 @@ def test_smallest_images_of_vgg(tmp_path):
     assert vgg(*pair(1, side=16)).shape == (1,)
     with pytest.raises(DataError, match="16 pixels or more"):
         vgg(*pair(1, side=15))
+
+
+def test_the_name_tells_weights_that_are_not_the_published_ones(metric, tmp_path, monkeypatch):
+    assert not metric.standard
+    assert metric.title == f"LPIPS (weights {metric.digest[:8]})"
+    file = weights(tmp_path)
+    published = BACKBONES["alex"]._replace(file=f"alexnet-owt-{file_digest(file)[:8]}.pth")
+    monkeypatch.setitem(BACKBONES, "alex", published)
+    found = Lpips(file)
+    assert found.standard
+    assert found.title == "LPIPS"
+    assert found.digest == metric.digest
+
+
+def test_a_digest_is_of_all_weights(metric):
+    other = copy.deepcopy(metric)
+    del other.digest
+    other.heads[0].data[0] += 1
+    assert other.digest != metric.digest
 
 
 def test_weights_that_are_missing_or_others(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import pytest
 
 from tdquant.errors import StorageError
 from tdquant.report.reading import read_inputs
-from tdquant.report.shapes import GAP, NUMBER, mistakes
 
 from .made_up import layers, write_everything, write_progress, write_run, write_study
 
@@ -69,6 +68,16 @@ def test_nothing_is_no_report():
                         "y": {"label": "y"}, "lines": [{"name": "a", "x": [1], "y": [1]}]}]},
             "no place of a word",
         ),
+        (
+            {"plots": [{"title": "x", "x": {"label": "x"}, "y": {"label": "y"}, "lines": [],
+                        "note": 3}]},
+            r"plots\[0\].note is not text",
+        ),
+        (
+            {"tables": [{"title": "x", "rows": [],
+                         "columns": [{"key": "a", "label": "A", "unit": 3}]}]},
+            r"tables\[0\].columns\[0\].unit is not text",
+        ),
         ({"figures": [{"file": "../../x.png", "title": "", "alt": ""}]}, "outside the study"),
         ({"figures": [{"file": "x.png", "title": "", "alt": ""}]}, "there is no x.png"),
         (
@@ -114,14 +123,3 @@ def test_a_folder_of_studies_may_hold_other_json(tmp_path):
     write_study(tmp_path, pictures=False)
     (tmp_path / "notes.json").write_text('{"format": "something else"}')
     assert len(read_inputs([tmp_path]).studies) == 1
-
-
-def test_shapes():
-    shape = {"a": [NUMBER], "b?": str, "c": GAP}
-    assert mistakes({"a": [1, 2.5], "c": None}, shape) == []
-    assert mistakes({"a": [1, float("nan")]}, shape) == ["a[1] is not a number"]
-    assert mistakes({"a": [True], "b": 1, "c": float("nan")}, shape) == [
-        "a[0] is not a number",
-        "b is not text",
-    ]
-    assert mistakes([], shape) == ["the file is not an object"]

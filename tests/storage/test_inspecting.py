@@ -90,6 +90,42 @@ def test_a_file_of_tensors(tmp_path):
     assert "2x3" in text
     assert "BF16" in text
     assert "2 tensors, 0.00 MB" in text
+    save_file({"a" * 60: torch.zeros(2, 3)}, file)
+    assert inspect_saved(file).endswith("1 tensor, 0.00 MB")
+    line = inspect_saved(file, 40).splitlines()[0]
+    assert len(line) == 40
+    assert line.endswith("a  F32   2x3")
+
+
+@pytest.mark.parametrize("width", [200, 110, 90, 60, 20])
+def test_tables_are_cut_to_the_terminal(saved, width):
+    whole = inspect_saved(saved).splitlines()
+    lines = inspect_saved(saved, width).splitlines()
+    first = lines.index("") + 1
+    assert len(lines) == len(whole)
+    assert lines[:first] == whole[:first]
+    assert all(len(line) <= width for line in lines[first:-1])
+    if width >= max(map(len, whole)):
+        assert lines == whole
+    if width == 90:
+        assert sum(letter in BARS for letter in line_of("\n".join(lines), "linear")) >= 8
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("a.json", '{"format": "tdquant-study"}', "JSON of the format tdquant-study"),
+        ("b.json", "[1, 2]", "JSON of no known format"),
+        ("c.json", '{"a": ', "damaged JSON"),
+        ("d.yaml", "a: 3", "header too"),
+    ],
+)
+def test_other_files_are_no_files_of_tensors(tmp_path, name, text, why):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(StorageError, match="not a file of tensors") as caught:
+        inspect_saved(tmp_path / name)
+    assert why in caught.value.why
+    assert "cut" not in caught.value.fix
 
 
 def test_pickles_are_told_by_size_and_never_opened(tmp_path):
@@ -101,7 +137,7 @@ def test_pickles_are_told_by_size_and_never_opened(tmp_path):
         archive.writestr(f"{folder}/data.pkl", pickle.dumps(Trap()))
         archive.writestr(f"{folder}/data/0", b"0" * 4000)
     assert "2 arrays of 0.00 MB" in inspect_saved(file)
-    assert "1 arrays" in inspect_saved(tmp_path / "trap.ckpt")
+    assert "1 array of 0.00 MB" in inspect_saved(tmp_path / "trap.ckpt")
     (tmp_path / "old.pt").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(StorageError, match="without running it"):
         inspect_saved(tmp_path / "old.pt")

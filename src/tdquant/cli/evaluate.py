@@ -49,7 +49,8 @@ def add(commands: Any) -> None:
     flag("--compare", nargs="+", type=Path, metavar="RUN", help="print existing records side by "
          "side, and what must not be compared")  # fmt: skip
     flag("-n", "--images", metavar="N|DIR", help="number of images to sample (default: 5000); or "
-         "a folder of images that were made elsewhere")  # fmt: skip
+         "a folder of images that were made elsewhere, DIR, or DIR:COUNT for the first of "
+         "them")  # fmt: skip
     flag(
         "--quick",
         action="store_true",
@@ -116,10 +117,10 @@ def run(options: argparse.Namespace) -> int:
     if options.compare:
         _alone(options)
         return _compare(options.compare)
-    folder = None if options.images is None or options.images.isdigit() else Path(options.images)
-    if folder is not None and options.models:
+    given = None if options.images is None or options.images.isdigit() else options.images
+    if given is not None and options.models:
         raise TDQError("models and a folder of images", fix="one of them")
-    if folder is not None:
+    if given is not None:
         idle = changed_flags(options, _SAMPLING)
         if idle or options.overrides:
             raise TDQError(
@@ -127,8 +128,14 @@ def run(options: argparse.Namespace) -> int:
                 why="they are there already, and no model is at hand",
                 fix="leave it out",
             )
-    if folder is None and not options.models:
-        raise TDQError("nothing to evaluate", fix="a MODEL, --images DIR, or --compare RUN RUN")
+    if given is None and not options.models:
+        taken = options.lpips if isinstance(options.lpips, str) else None
+        raise TDQError(
+            "nothing to evaluate",
+            why=f"--lpips took {taken} for the file of its weights" if taken else "",
+            fix=f"the model first: tdquant evaluate {taken} --lpips ..." if taken
+            else "a MODEL, --images DIR, or --compare RUN RUN",
+        )  # fmt: skip
     if options.out is None:
         raise TDQError("no folder to write", fix="--out RUN")
     status = spread(options.gpus, options.words)
@@ -138,13 +145,15 @@ def run(options: argparse.Namespace) -> int:
 
     from tdquant.calibrate.prompts import read_prompts
     from tdquant.evaluate import comparison_table, evaluate_images, record_table
+    from tdquant.evaluate.picture_sets import counted_folder
 
     if options.threads:
         torch.set_num_threads(options.threads)
     prompts = None if options.prompts is None else read_prompts(options.prompts)
     judging = _judging(options) | {"prompts": prompts}
-    if folder is not None:
-        record = evaluate_images(folder, options.out, **judging)
+    if given is not None:
+        folder, count = counted_folder(given)
+        record = evaluate_images(folder or given, options.out, images=count, **judging)
         return _say(record_table(record), options.out, judging["rank"])
     outs = _folders(options)
     records = []
@@ -207,7 +216,7 @@ def _judging(options: argparse.Namespace) -> dict[str, Any]:
     reference = _setting(options, "reference")
     return {
         "reference": None if reference == "none" else reference,
-        "metrics": options.metrics.split(",") if options.metrics else None,
+        "metrics": _words(options.metrics),
         "network": load_network(name, weights, download=options.download),
         "resamples": _setting(options, "resamples"),
         "resize": options.resize,
@@ -219,6 +228,11 @@ def _judging(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _words(text: str | None) -> list[str] | None:
+    """The words between commas, or None if there are none."""
+    return [word.strip() for word in (text or "").split(",") if word.strip()] or None
+
+
 def _evaluate(model: str, out: Path, options: argparse.Namespace, judging: dict[str, Any]) -> Any:
     from tdquant.evaluate import evaluate
     from tdquant.evaluate.opening import open_subject
@@ -226,6 +240,7 @@ def _evaluate(model: str, out: Path, options: argparse.Namespace, judging: dict[
 
     config, changes = overrides_among(options.config or [])
     words = [*changes, *options.overrides]
+    shape = shape_of(options.shape)
     opened = {
         "config": config or None,
         "ema": not options.no_ema,
@@ -236,14 +251,14 @@ def _evaluate(model: str, out: Path, options: argparse.Namespace, judging: dict[
     pipe, twin = open_subject(
         model,
         parts=options.pipe,
-        shape=shape_of(options.shape),
+        shape=shape,
         overrides=() if folder else tuple(words),
         **opened,
     )
     against = None
     other = options.against or twin
     if other is not None and not options.no_paired:
-        against, _ = open_subject(other, parts=options.pipe, **opened)
+        against, _ = open_subject(other, parts=options.pipe, shape=shape, **opened)
     return evaluate(
         pipe,
         out,

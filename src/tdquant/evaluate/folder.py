@@ -43,6 +43,11 @@ def check_out(out: Path) -> None:
         )
 
 
+def under_way(out: Path) -> bool:
+    """Whether images or features of the run are there already, whose making is not timed now."""
+    return any(any(out.glob(made)) for made in ("images/*.png", "features/*.safetensors"))
+
+
 def lacking(files: Sequence[Path]) -> int:
     """How many files are not there; one look at the folder, not one a file."""
     folder = files[0].parent

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tdquant.errors import DataError, StorageError
-from tdquant.evaluate.folder import awaited, check_out, close, retire
+from tdquant.evaluate.folder import awaited, check_out, close, retire, under_way
 from tdquant.evaluate.judges import make_judges
 from tdquant.evaluate.picture_sets import HELDOUT
 from tdquant.evaluate.progress import Progress, now
@@ -48,7 +49,7 @@ def evaluate_images(
 
     The other arguments, what is returned and what is raised are those of ``evaluate``.
     """
-    out = Path(out)
+    out, began = Path(out), time.perf_counter()
     check_out(out)
     if (out / "images" / "samples.json").exists():
         raise StorageError(
@@ -79,6 +80,7 @@ def evaluate_images(
     )
     where = str(Path(folder).resolve())
     asked = digest_of_json({"folder": where, "images": len(files), **judges.asked()})
+    resumed = under_way(out)
     state = Progress(out, writes=rank == 0)
     opened = None
     if rank == 0:
@@ -106,6 +108,7 @@ def evaluate_images(
         network=judges.described(),
         metrics=measured,
         cost={
+            "seconds": round(time.perf_counter() - began, 3), "resumed": resumed,
             "sampling_seconds": None, "images_per_second": None, "milliseconds_a_call": None,
             "megabytes": None,
         },

@@ -56,7 +56,8 @@ def paired_metrics(
         count: Number of images.
         resamples: Draws of the bootstrap.
         seed: Its seed.
-        more: Metrics beside ``PAIRED``: those that have weights.
+        more: Metrics beside ``PAIRED``: those that have weights, with their ``digest`` and a
+            ``title`` that says which they are.
 
     Raises:
         DataError: Images of two sizes.
@@ -70,7 +71,8 @@ def paired_metrics(
         )
     a, b = (images.float() / 127.5 - 1 for images in sets)
     found = {}
-    for name, metric in {**PAIRED, **(more or {})}.items():
+    metrics: dict[str, PairedMetric] = {**PAIRED, **(more or {})}
+    for name, metric in metrics.items():
         values = torch.cat([metric(x, y) for x, y in zip(a.split(64), b.split(64), strict=True)])
         # Of images that are equal to the last bit PSNR is infinite, and no mean of it says much.
         finite = values[values.isfinite()].double()
@@ -79,7 +81,7 @@ def paired_metrics(
             interval = bootstrap(finite, resamples=resamples, seed=seed)
             low, high = interval.low, interval.high
         found[name] = {
-            "title": name.upper(),
+            "title": getattr(metric, "title", name.upper()),
             "value": float(finite.mean()),
             "low": low,
             "high": high,
@@ -89,6 +91,9 @@ def paired_metrics(
             "better": "higher" if name in HIGHER else "lower",
             "unit": UNITS.get(name, ""),
         }
+        # Values by two networks, or by one with other weights, must not be compared.
+        if (network := getattr(metric, "digest", None)) is not None:
+            found[name]["network"] = network
     return found
 
 

@@ -65,11 +65,11 @@ def find_pictures(spec: str, side: int | None, resize: int | None) -> PictureSet
     Raises:
         DataError: There is no such set, or it has fewer images.
     """
-    place, count = _counted_folder(spec)
+    place, count = counted_folder(spec)
     return _dataset(spec, side) if place is None else _folder(place, count, resize)
 
 
-def _counted_folder(spec: str) -> tuple[Path | None, int | None]:
+def counted_folder(spec: str) -> tuple[Path | None, int | None]:
     """``FOLDER[:COUNT]``, or no folder."""
     before, _, count = spec.rpartition(":")
     if Path(spec).is_dir():

@@ -7,11 +7,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tdquant.errors import StorageError
+from tdquant.evaluate.shape import record_mistakes
 from tdquant.formats import check_version, json_safe
 from tdquant.writing import replacing
 
@@ -35,13 +36,13 @@ class Record:
         reference: The set that they are compared with, or None.
         network: The feature network: name, digest, title.
         metrics: Name -> title, value, low, high, images, better, unit.
-        cost: Seconds, images a second, milliseconds a call, megabytes.
+        cost: Seconds of it all and of sampling, whether the run was resumed, images a second,
+            milliseconds a call, megabytes.
         machine: What it ran on.
         paired: Comparison with another model from the same noise, or None.
         sqnr: Times and decibels of the denoiser's output, or None.
         command: The command that made it.
         asked: Digest of everything that was asked for, by which a finished run is known again.
-        complete: Whether every image and metric that was asked for is in it.
     """
 
     tdquant: str
@@ -57,7 +58,6 @@ class Record:
     sqnr: Mapping[str, Any] | None = None
     command: str = ""
     asked: str = ""
-    complete: bool = field(default=True)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; numbers that are not finite become None."""
@@ -69,7 +69,8 @@ class Record:
         """Reads what ``to_dict`` gave.
 
         Raises:
-            StorageError: It is foreign, of a newer format, or lacks parts.
+            StorageError: It is foreign, of a newer format, or damaged; every part that is not what
+                a record has is named.
         """
         if not isinstance(spec, dict) or spec.get("format") != FORMAT:
             raise StorageError(
@@ -78,21 +79,17 @@ class Record:
                 fix="a folder that tdquant evaluate wrote",
             )
         check_version(spec.get("version"), VERSION, where)
-        optional = {"paired", "sqnr", "command", "asked", "complete"}
-        names = {f.name for f in fields(cls)}
-        odd = sorted(names - optional - set(spec))
-        sections = names - {"tdquant", "created", "command", "asked", "complete"}
-        odd += sorted(
-            name
-            for name in sections & set(spec)
-            if not isinstance(spec[name], dict)
-            and not (spec[name] is None and name in ("reference", "paired", "sqnr"))
-        )
-        if odd:
+        if wrong := record_mistakes(spec):
+            more = [f"and {len(wrong) - 8} more"] if len(wrong) > 8 else []
             raise StorageError(
-                f"the record lacks {', '.join(odd)}", where=where, fix="evaluate again"
+                "\n  - ".join(["the record is damaged:", *wrong[:8], *more]),
+                where=where,
+                fix="evaluate again",
             )
-        return cls(**{name: spec[name] for name in names & set(spec)})
+        # What other versions of tdquant wrote beside, such as complete, says nothing here.
+        known = {f.name for f in fields(cls)}
+        given = {k: v for k, v in spec.items() if k in known and v is not None}
+        return cls(**{"reference": None, **given})
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file, whole or not at all."""
@@ -176,10 +173,9 @@ def incomparable(a: Record, b: Record) -> list[str]:
     if a.sampling.get("prompts") != b.sampling.get("prompts"):
         reasons.append("other prompts")
     reasons += _other_arguments(a, b)
-    for name in sorted(set(a.metrics) & set(b.metrics)):
-        if a.metrics[name].get("network") != b.metrics[name].get("network"):
-            reasons.append(f"{a.metrics[name].get('title', name)} by two networks")
+    reasons += _other_networks(a.metrics, b.metrics)
     if a.paired and b.paired:
+        reasons += _other_networks(a.paired["metrics"], b.paired["metrics"])
         if a.paired["against"].get("digest") != b.paired["against"].get("digest"):
             reasons.append("paired errors against other models")
         if a.sampling.get("seed") != b.sampling.get("seed"):
@@ -224,6 +220,19 @@ def _other_arguments(a: Record, b: Record) -> list[str]:
         if values[0] != values[1]:
             mild = all(v is None or isinstance(v, (int, float)) for v in values)
             reasons.append(f"{WARNING if mild else ''}{key} {values[0]} and {values[1]}")
+    return reasons
+
+
+def _other_networks(
+    a: Mapping[str, Mapping[str, Any]], b: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Metrics by networks of their own that differ, or of which one record does not tell."""
+    reasons = []
+    for name in sorted(set(a) & set(b)):
+        found = [m[name].get("network") for m in (a, b)]
+        if found[0] != found[1]:
+            how = "an unknown network" if None in found else "two networks"
+            reasons.append(f"{a[name].get('title', name)} by {how}")
     return reasons
 
 

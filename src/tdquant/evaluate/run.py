@@ -23,7 +23,7 @@ from typing import Any
 
 from tdquant.clock import is_quantized
 from tdquant.errors import ModelError
-from tdquant.evaluate.folder import awaited, check_out, close, finished, lacking
+from tdquant.evaluate.folder import awaited, check_out, close, finished, lacking, under_way
 from tdquant.evaluate.generators import generator_of
 from tdquant.evaluate.judges import make_judges
 from tdquant.evaluate.layers import layer_report, write_layers
@@ -123,7 +123,7 @@ def evaluate(
         DataError: Metrics, reference set and images do not go together.
         ModelError: Something about the model or the sampler does not fit.
     """
-    out = Path(out)
+    out, began = Path(out), time.perf_counter()
     check_out(out)
     batch = _batch_of(out) if batch is None else batch
     count = min(paired, images) if against is not None else 0
@@ -144,9 +144,11 @@ def evaluate(
     asked = digest_of_json(
         {"sampling": settings, "images": images, "steps": steps, "seed": seed, "eta": eta}
         | judges.asked()
-        | {"against": other and other.digest, "paired": count, "more": sorted(more)}
+        | {"against": other and other.digest, "paired": count}
+        | {"more": sorted(f"{name} {metric.digest}" for name, metric in more.items())}
     )
     state = Progress(out, writes=rank == 0)
+    resumed = under_way(out)
     files = [picture_path(out / "images", i) for i in range(images)]
     size, opened = generator.size(), None
     if size is not None and resize is not None:
@@ -223,6 +225,8 @@ def evaluate(
         paired=compared,
         sqnr=decibels,
         cost={
+            "seconds": round(time.perf_counter() - began, 3),
+            "resumed": resumed,
             "sampling_seconds": round(seconds * images / made, 3) if made else None,
             "images_per_second": made / seconds if seconds else None,
             "milliseconds_a_call": generator.milliseconds(images, sampling),

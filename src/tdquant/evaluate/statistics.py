@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,13 @@ from tdquant.metrics.frechet import Statistics
 UNKNOWN = 0
 """Number of images of a file that does not tell."""
 
+_FORM = "an .npz with mu (D,) and sigma (D, D)"
+# What numpy raises over files that are no archive, or one of other things.
+_DAMAGED = (
+    OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
 
 def read_statistics(path: Path, network: FeatureNetwork) -> Statistics:
     """Mean and covariance of pooled features, as FID implementations exchange them (``mu``,
@@ -23,11 +31,15 @@ def read_statistics(path: Path, network: FeatureNetwork) -> Statistics:
     Which network they are of the file does not tell; that its features are as many is checked.
 
     Raises:
-        DataError: The file cannot be read, or has another number of features.
+        DataError: The file cannot be read, holds something else or numbers that are not finite,
+            or has another number of features.
     """
     if not path.is_file():
-        raise DataError("no such file", where=str(path))
-    found = _npz(path) if path.suffix == ".npz" else Statistics.from_bytes(path.read_bytes())
+        raise DataError("no such file", where=str(path), fix="check the path")
+    if path.suffix == ".npz":
+        found = _npz(path)
+    else:
+        found = Statistics.from_bytes(path.read_bytes(), str(path))
     blank = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=network.device)
     width = network.extract(blank, ("pooled",))["pooled"].shape[1]
     if len(found.mean) != width:
@@ -46,19 +58,11 @@ def _npz(path: Path) -> Statistics:
             mean = torch.from_numpy(np.asarray(stored["mu"], dtype=np.float64))
             covariance = torch.from_numpy(np.asarray(stored["sigma"], dtype=np.float64))
             count = int(stored["count"]) if "count" in stored else UNKNOWN
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise DataError(
             "no feature statistics",
             where=str(path),
             why=str(error),
-            fix="an .npz with mu (D,) and sigma (D, D)",
+            fix=_FORM,
         ) from error
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise DataError(
-            f"mu of shape {tuple(mean.shape)} and sigma of shape {tuple(covariance.shape)}",
-            where=str(path),
-            fix="an .npz with mu (D,) and sigma (D, D)",
-        )
-    if not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise DataError("mu or sigma is not finite", where=str(path), fix="compute them again")
-    return Statistics(mean, covariance, count)
+    return Statistics(mean, covariance, count).checked(str(path), _FORM)

@@ -38,11 +38,11 @@ def record_table(record: Record) -> str:
     lines += [f"  {t:<{width}}  {v:<{side}}  {better}".rstrip() for t, v, better in rows]
     against = []
     if record.reference:
-        count, name = record.reference["images"], record.reference["name"]
+        count, name = record.reference.get("images"), record.reference["name"]
         against.append(f"against {count} images of {name}" if count else f"against {name}")
     if record.paired:
-        against.append(f"paired with {record.paired['images']} images of "
-                       f"{record.paired['against']['name']}")  # fmt: skip
+        other = record.paired["against"].get("name") or "another model"
+        against.append(f"paired with {record.paired['images']} images of {other}")
     return "\n".join([*lines, *(["  " + "; ".join(against)] if against else [])])
 
 
@@ -50,14 +50,15 @@ def _heading(record: Record) -> str:
     sampling, cost = record.sampling, record.cost
     words = [f"{_name(record)}: {sampling['images']} images"]
     if sampling.get("steps"):
-        words.append(f"{sampling['steps']} steps of {sampling['scheduler']['name']}")
+        sampler = (sampling.get("scheduler") or {}).get("name")
+        words.append(f"{sampling['steps']} steps" + (f" of {sampler}" if sampler else ""))
     if cost.get("images_per_second"):
         words.append(f"{cost['images_per_second']:.2f} images/s")
     return ", ".join(words)
 
 
 def _arrow(measured: Mapping[str, Any]) -> str:
-    return f"{measured['better']} is better"
+    return f"{measured['better']} is better" if measured.get("better") else ""
 
 
 def _name(record: Record) -> str:
@@ -87,7 +88,7 @@ def comparison_table(records: Sequence[Record], names: Sequence[str] = ()) -> st
             "paired": (record.paired or {"metrics": {}})["metrics"],
         }
         found = [_value(sections[part].get(key), ends=False) for part, key in columns]
-        counts = [str(record.sampling[k] or "-") for k in ("images", "steps")]
+        counts = [str(record.sampling.get(k) or "-") for k in ("images", "steps")]
         cells.append([name, _name(record), *counts, *found])
     if named == [_name(record) for record in records]:
         cells = [[line[0], *line[2:]] for line in cells]

@@ -24,6 +24,12 @@ from torch import Tensor
 from tdquant.errors import DataError
 from tdquant.metrics.bootstrap import counts
 
+_NONE = "no feature statistics"
+_FORM = (
+    "a .safetensors with mean (D,), the lower half of the covariance (D (D + 1) / 2,) and count, "
+    "as Statistics.to_bytes writes it, or an .npz with mu (D,) and sigma (D, D)"
+)
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -70,23 +76,59 @@ class Statistics:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Statistics:
+    def from_bytes(cls, data: bytes, where: str = "") -> Statistics:
         """Reads what ``to_bytes`` wrote.
 
+        Arguments:
+            data: The bytes.
+            where: The file that they are of, for errors.
+
         Raises:
-            DataError: The bytes are something else.
+            DataError: The bytes are something else, or the numbers are not finite.
         """
         try:
             tensors = load(data)
-            mean = tensors["mean"].double()
-            covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-            lower = torch.tril_indices(len(mean), len(mean))
-            covariance[lower[0], lower[1]] = tensors["covariance"].double()
-        except (SafetensorError, KeyError, RuntimeError) as error:
+        except (SafetensorError, ValueError) as error:
+            raise DataError(_NONE, where=where, why=str(error), fix=_FORM) from error
+        lacks = [name for name in ("mean", "covariance", "count") if name not in tensors]
+        if lacks:
+            raise DataError(_NONE, where=where, why=f"no {', '.join(lacks)} in it", fix=_FORM)
+        mean, half, count = (tensors[name] for name in ("mean", "covariance", "count"))
+        width = len(mean) if mean.ndim == 1 else 0
+        if mean.ndim != 1 or half.shape != (width * (width + 1) // 2,) or count.numel() != 1:
+            shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in sorted(tensors.items()))
+            raise DataError(_NONE, where=where, why=f"the shapes are {shapes}", fix=_FORM)
+        if not count.double().isfinite().all():
+            raise DataError("count is not finite", where=where, fix=_FORM)
+        covariance = torch.zeros(width, width, dtype=torch.float64)
+        lower = torch.tril_indices(width, width)
+        covariance[lower[0], lower[1]] = half.double()
+        covariance = covariance + covariance.tril(-1).T
+        return cls(mean.double(), covariance, int(count)).checked(where, _FORM)
+
+    def checked(self, where: str, form: str) -> Statistics:
+        """Itself, if it is what statistics are: for those that others wrote.
+
+        Arguments:
+            where: The file.
+            form: What is in a good one.
+
+        Raises:
+            DataError: Shapes that do not go together, numbers that are not finite, or fewer
+                images than none.
+        """
+        mean, covariance = tuple(self.mean.shape), tuple(self.covariance.shape)
+        if len(mean) != 1 or covariance != mean * 2:
             raise DataError(
-                "unreadable feature statistics", why=str(error), fix="delete the file"
-            ) from error
-        return cls(mean, covariance + covariance.tril(-1).T, int(tensors["count"]))
+                f"mean of shape {mean} and covariance of shape {covariance}", where=where, fix=form
+            )
+        if not (self.mean.isfinite().all() and self.covariance.isfinite().all()):
+            raise DataError(
+                "mean or covariance is not finite", where=where, fix="compute the statistics again"
+            )
+        if self.count < 0:
+            raise DataError(f"statistics of {self.count} images", where=where, fix=form)
+        return self
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

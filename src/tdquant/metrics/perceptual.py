@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.caching import cache_folder
+from tdquant.digests import file_digest, hash_tensors
 from tdquant.errors import DataError
 from tdquant.metrics.paired import clamped
-from tdquant.metrics.weights import check_state, find_weights, read_state
+from tdquant.metrics.weights import check_state, find_weights, published_digest, read_state
 from tdquant.optional import require
 
 SHIFT = (-0.030, -0.088, -0.188)
@@ -99,7 +101,8 @@ class Lpips(nn.Module):
     Arguments:
         weights: The backbone's state dict, torchvision's file ``alexnet-owt-7be5be79.pth`` or
             ``vgg16-397923af.pth``. If None, it is looked for in ``$TDQUANT_CACHE``
-            (``~/.cache/tdquant``) and in the cache of ``torch.hub``.
+            (``~/.cache/tdquant``) and in the cache of ``torch.hub``. With others than the
+            published ones, ``standard`` is False and ``title`` has their digest.
         backbone: "alex", by which LPIPS is usually reported, or "vgg".
 
     Raises:
@@ -137,6 +140,16 @@ class Lpips(nn.Module):
         self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1))
         self.eval().requires_grad_(False)
+        self.standard = file_digest(file).startswith(published_digest(self.backbone.file))
+        if not self.standard:
+            self.title = f"LPIPS (weights {self.digest[:8]})"
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of names, types, shapes and bytes of all weights:
+        distances of two digests are not comparable.
+        """
+        return hash_tensors(self.state_dict()).hexdigest()[:16]
 
     @torch.no_grad()
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

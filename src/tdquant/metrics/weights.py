@@ -28,13 +28,18 @@ def find_weights(names: Sequence[str]) -> Path | None:
     folders = (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints")
     files = (folder / name for folder in folders for name in names)
     file = next((file for file in files if file.is_file()), None)
-    if file is not None and not file_digest(file).startswith(file.stem.rpartition("-")[2]):
+    if file is not None and not file_digest(file).startswith(published_digest(file.name)):
         raise DataError(
             "damaged weights: their SHA-256 is not that of their name",
             where=str(file),
             fix="delete the file",
         )
     return file
+
+
+def published_digest(name: str) -> str:
+    """The beginning of a published file's SHA-256, in which its name ends."""
+    return Path(name).stem.rpartition("-")[2]
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""What the files of a report look like: see ``shapes.mistakes`` for how to read it."""
+"""What the files of a report look like: see ``tdquant.shapes.mistakes`` for how to read it."""
 
 from __future__ import annotations
 
-from tdquant.report.shapes import GAP, NUMBER
+from tdquant.shapes import GAP, NUMBER
 
 VERDICTS = ("holds", "holds in part", "does not hold", "not finished")
 
@@ -34,11 +34,14 @@ STUDY = {
             "title": str,
             "note?": str,
             "group?": [str],
-            "columns": [{"key": str, "label": str, "better?": str, "digits?": int}],
+            "columns": [{"key": str, "label": str, "better?": str, "digits?": int,
+                         "unit?": str}],
             "rows": [dict],
         }
     ],
     "figures?": [{"file": str, "title": str, "alt": str}],
+    # A hue is the number of a colour and mark; -1 is the neutral one, of what others are
+    # compared with.
     "plots?": [
         {
             "title": str,
@@ -49,6 +52,7 @@ STUDY = {
                  "dashed?": bool, "hue?": int}
             ],
             "points?": bool,
+            "note?": str,
         }
     ],
     "samples?": [
@@ -65,14 +69,4 @@ STUDY = {
     "layers?": [{"title": str, **LAYERS}],
 }  # fmt: skip
 
-METRIC = {"title": str, "value": GAP, "low?": NUMBER, "high?": NUMBER, "better?": str,
-            "unit?": str}  # fmt: skip
-_SCHEDULER = {"name?": str}
-RECORD = {
-    "model": {"name?": str, "bits?": str, "scale?": str},
-    "sampling": {"images": int, "steps?": int, "scheduler?": _SCHEDULER},
-    "paired?": {"against": {"bits?": str}, "images": int, "metrics": dict},
-    "sqnr?": {"times": [NUMBER], "decibels": [GAP]},
-    "command?": str,
-}
 PROGRESS = {"stage": str, "done": NUMBER, "of": NUMBER, "updated?": (str, int, float)}

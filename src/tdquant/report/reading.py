@@ -17,7 +17,7 @@ from tdquant.evaluate.layers import FORMAT as LAYERS_FORMAT
 from tdquant.evaluate.record import PROGRESS, RECORD, Record
 from tdquant.formats import check_version
 from tdquant.report import formats
-from tdquant.report.shapes import mistakes
+from tdquant.shapes import mistakes
 
 LAYERS = "layers.json"
 STUDY_FORMAT, VERSION = "tdquant-study", 1
@@ -58,6 +58,12 @@ class Run:
     def pictures(self) -> list[Path]:
         """Its pictures in order, so that the same place is the same noise."""
         return sorted((self.path / "images").glob("*.png"))
+
+    @property
+    def grid(self) -> Path | None:
+        """One picture of its first images: of images made elsewhere, all that is kept."""
+        file = self.path / "grid.png"
+        return file if file.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -201,16 +207,6 @@ def read_run(folder: Path) -> Run:
         StorageError: The record or ``layers.json`` is damaged or of a newer version.
     """
     record = Record.read(folder / RECORD)
-    spec = record.to_dict()
-    wrong = mistakes(spec, formats.RECORD)
-    if not wrong:
-        paired = (spec["paired"] or {"metrics": {}})["metrics"]
-        for part, metrics in (("metrics", spec["metrics"]), ("paired.metrics", paired)):
-            wrong += mistakes(metrics, dict.fromkeys(metrics, formats.METRIC), part)
-        sqnr = spec["sqnr"] or {"times": [], "decibels": []}
-        if len(sqnr["times"]) != len(sqnr["decibels"]):
-            wrong.append("sqnr has lists of different lengths")
-    _refuse(folder / RECORD, wrong)
     file = folder / LAYERS
     layers = _read(file, LAYERS_FORMAT, formats.LAYERS) if file.is_file() else None
     if layers is not None:

@@ -17,14 +17,19 @@ from tdquant.recipe import Recipe
 from tdquant.storage.diffusers_folder import quantized_parts
 from tdquant.storage.files import model_files, read_index
 from tdquant.storage.layer_table import layer_table
+from tdquant.storage.narrow import counted
 from tdquant.storage.tensor_files import TensorFiles
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
-def inspect_saved(path: str | os.PathLike[str]) -> str:
+def inspect_saved(path: str | os.PathLike[str], width: int | None = None) -> str:
     """What is saved at a path: a model of ``tdq.save`` or ``save_pretrained``, a whole pipeline, a
     training run or a checkpoint of one, or a file of tensors.
+
+    Arguments:
+        path: The file or folder.
+        width: Characters of the terminal, to which tables are cut; None cuts nothing.
 
     Raises:
         StorageError: There is nothing, or nothing that can be told without running it.
@@ -33,18 +38,18 @@ def inspect_saved(path: str | os.PathLike[str]) -> str:
     if not place.exists():
         raise StorageError("there is nothing here", where=str(place), fix="check the path")
     if place.is_file():
-        return _file(place)
+        return _file(place, width)
     parts = quantized_parts(place)
     if parts:
-        return "\n\n".join(f"{part.name}: {inspect_saved(part)}" for part in parts)
+        return "\n\n".join(f"{part.name}: {inspect_saved(part, width)}" for part in parts)
     if (place / "state.json").exists():
         return _checkpoint(place)
     if (place / "checkpoints").is_dir():
-        return _run(place)
-    return _model(place)
+        return _run(place, width)
+    return _model(place, width)
 
 
-def _model(folder: Path) -> str:
+def _model(folder: Path, width: int | None) -> str:
     index = read_index(folder)
     files = TensorFiles(model_files(folder))
     model = index["model"] or {"source": "the caller's", "class": "model"}
@@ -58,7 +63,7 @@ def _model(folder: Path) -> str:
     for step in index.get("history", ()):
         facts = {k: v for k, v in step.items() if k != "step" and v not in ({}, [], None)}
         lines.append(f"{step.get('step')}: {_facts(facts)}")
-    return "\n".join([*lines, "", layer_table(index, files)])
+    return "\n".join([*lines, "", layer_table(index, files, width)])
 
 
 def _said(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -79,12 +84,12 @@ def _facts(facts: dict[str, Any]) -> str:
     return ", ".join(f"{k} {word(v)}" for k, v in facts.items())
 
 
-def _run(folder: Path) -> str:
+def _run(folder: Path, width: int | None) -> str:
     lines = [f"a training run, {_megabytes(folder):.2f} MB"]
     kept = sorted((folder / "checkpoints").glob("step-*"))
     lines += [_checkpoint(kept[-1])] if kept else ["no checkpoint yet"]
     if (folder / "frozen").is_dir():
-        lines += ["", f"frozen: {_model(folder / 'frozen')}"]
+        lines += ["", f"frozen: {_model(folder / 'frozen', width)}"]
     return "\n".join(lines)
 
 
@@ -110,10 +115,39 @@ def _checkpoint(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _file(file: Path) -> str:
+def _file(file: Path, width: int | None) -> str:
     if file.suffix in _PICKLES:
         return _pickle(file)
-    return TensorFiles([file]).listing()
+    if (found := _json(file)) is not None:
+        raise StorageError(
+            "not a file of tensors",
+            where=str(file),
+            why=found,
+            fix=f"its folder, {file.parent}, if that is a model or a checkpoint",
+        )
+    try:
+        return TensorFiles([file]).listing(width)
+    except StorageError as error:
+        if file.suffix == ".safetensors":
+            raise
+        raise StorageError(
+            "not a file of tensors",
+            where=str(file),
+            why=error.why,
+            fix="a .safetensors or .ckpt file, or the folder of a model or a run",
+        ) from error
+
+
+def _json(file: Path) -> str | None:
+    """What a file of JSON is, in words; None of any other."""
+    if file.suffix != ".json":
+        return None
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        return f"damaged JSON: {error}"
+    name = content.get("format") if isinstance(content, dict) else None
+    return f"JSON of the format {name}" if isinstance(name, str) else "JSON of no known format"
 
 
 def _pickle(file: Path) -> str:
@@ -126,8 +160,9 @@ def _pickle(file: Path) -> str:
         )
     with zipfile.ZipFile(file) as archive:
         sizes = [e.file_size for e in archive.infolist() if "/data/" in e.filename]
+    size, arrays = file.stat().st_size / 1e6, counted(len(sizes), "array")
     return (
-        f"a pickled checkpoint, {file.stat().st_size / 1e6:.2f} MB: {len(sizes)} arrays of "
+        f"a pickled checkpoint, {size:.2f} MB: {arrays} of "
         f"{sum(sizes) / 1e6:.2f} MB in all, the largest {max(sizes, default=0) / 1e6:.2f} MB\n"
         "Their names stand in the pickle, which can run code and was not opened. "
         "tdquant sample --ckpt reads it with PyTorch's restricted unpickler."

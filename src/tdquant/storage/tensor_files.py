@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdquant.errors import StorageError
+from tdquant.storage.narrow import counted, cut, narrow
 
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "BOOL": 8}
 
@@ -59,12 +60,22 @@ class TensorFiles:
         with safe_open(self._where[name], framework="pt") as opened:
             return opened.get_tensor(name)
 
-    def listing(self) -> str:
-        """A line for each tensor, and the whole."""
-        width = max(map(len, self.shapes), default=0)
-        lines = [
-            f"{name:<{width}}  {self._types[name]:<5} {'x'.join(map(str, shape)) or 'scalar'}"
+    def listing(self, width: int | None = None) -> str:
+        """A line for each tensor, and the whole.
+
+        Arguments:
+            width: Characters of the terminal, to which names are cut; None cuts nothing.
+        """
+        facts = {
+            name: f"{self._types[name]:<5} {'x'.join(map(str, shape)) or 'scalar'}"
             for name, shape in self.shapes.items()
-        ]
+        }
+        column = max(map(len, facts), default=0)
+        if width is not None:
+            longest = max(map(len, facts.values()), default=0)
+            column = min(column, max(width - longest - 2, 16))
+        lines = [f"{narrow(name, column):<{column}}  {fact}" for name, fact in facts.items()]
+        if width is not None:
+            lines = [cut(line, width) for line in lines]
         total = sum(self.sizes.values()) / 1e6
-        return "\n".join([*lines, f"{len(lines)} tensors, {total:.2f} MB"])
+        return "\n".join([*lines, f"{counted(len(lines), 'tensor')}, {total:.2f} MB"])
