@@ -60,9 +60,35 @@ def test_words_on_an_axis():
     assert '<th scope="row">W8A8</th><td>4</td><td>2</td><td>5</td>' in made
     assert '"head":"bits W8A8"' in made
     assert made.count("mark c0 dashed") == 3  # two values and the legend
-    marks = re.findall(r"M([\d.]+) [\d.]+a4", made)  # circles of the first hue
-    assert len(set(marks) - {"9"}) == 2  # the hue has one column a word
+    marks = re.findall(r"M([\d.]+) [\d.]+m-4 0a4", made)  # circles of the first hue
+    assert len(set(marks) - {"13"}) == 2  # the hue has one column a word
     assert 'class="stroke c0" d=""' in made or 'd="" class="stroke c0"' in made  # not joined
+
+
+def test_lines_are_told_apart_without_their_colour():
+    many = list(range(100))
+    lines = [Line(f"line {k}", many, [float(k)] * 100) for k in range(10)]
+    made = plot("Title", "t", "y", [*lines, Line("float", many, [11.0] * 100, hue=-1)])
+    marks = re.findall(r'd="M([\d.]+) ([\d.]+)(m[^"]*)" class="mark ([^"]*)"', made)
+    looks = {(shape, colour) for _, _, shape, colour in marks}
+    assert len(looks) == 11  # past eight lines a colour comes again, with another mark
+    assert len({shape for shape, _ in looks}) == 9
+    assert len({x for x, *_ in marks}) > 11  # not all above each other
+    assert all(5 < sum(y == height for _, y, *_ in marks) < 14 for height in {m[1] for m in marks})
+    assert "mark" not in plot("Title", "t", "y", lines[:1])  # nothing to tell it from
+    points = plot("Title", "t", "y", lines[:2], points=True)
+    assert points.count('class="mark') == 202
+
+
+def test_what_others_are_compared_with_has_no_colour():
+    lines = [Line("a", [1, 2], [3.0, 4.0], hue=0), Line("float", [1, 2], [1.0, 1.0], hue=-1)]
+    made = plot("Title", "t", "y", lines, points=True)
+    assert made.count("stroke neutral") == 2  # and the legend
+    assert made.count("mark neutral") == 3
+    assert "c-1" not in made
+    assert '[-1,"float: 1"]' in made  # the readout of the script
+    words = plot("Title", "bits", "y", [Line("float", [0], [1.0], hue=-1)], x_words=["W4A4"])
+    assert "mark neutral" in words
 
 
 def test_a_plot_of_nothing_is_a_plot():

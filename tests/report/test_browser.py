@@ -3,6 +3,7 @@
 Every test also sees that nothing was written to the console and nothing was asked of a network.
 """
 
+import re
 import shutil
 
 import pytest
@@ -301,13 +302,77 @@ def test_words_stand_out_from_their_ground(visit, scheme):
 
 def test_the_page_is_whole_without_its_script(visit):
     page = visit(java_script_enabled=False)
-    assert page.locator("figure.samples .strip img:visible").count() == 3
+    strips = page.locator("figure.samples .strip")
+    assert strips.locator("img:visible").count() == 11  # three models of four values, less one
+    for strip in strips.all():
+        assert strip.locator(".value:visible").all_inner_texts() == [
+            f"sampler steps: {steps}" for steps in (100, 50, 10, 5)
+        ]
+    assert page.get_by_text("not sampled").is_visible()
     assert page.locator("figure.compare img:visible").count() == 5
     assert page.locator("table.sortable:visible").count() >= 5
-    for dead in ("button", "input[type=checkbox]", "input[type=search]", ".slider"):
+    for dead in ("button", "input[type=checkbox]", "input[type=search]", "input[type=range]",
+                 ".slider", ".readout"):  # fmt: skip
         assert page.locator(f"{dead}:visible").count() == 0
     page.locator("summary", has_text="Commands of these rows").first.click()
     assert page.get_by_text("python studies/a-qat.py --only W8A8-lsq").is_visible()
+
+
+def test_what_a_slider_hides_is_never_seen_before(visit):
+    """The style sheet hides it while the page is read, the script once it has a slider."""
+    page = visit()
+    strips = page.locator("figure.samples .strip")
+    assert strips.locator("img:visible").count() == 3
+    assert strips.locator(".value:visible").count() == 0
+    page.evaluate("document.documentElement.dataset.script = 'loading'")
+    page.evaluate("for (const e of document.querySelectorAll('.strip [data-value]'))"
+                  "e.hidden = false")  # fmt: skip
+    assert strips.locator("img:visible").count() == 3
+
+
+def test_a_readout_is_said_once(visit):
+    page = visit()
+    assert page.locator(".readout").count() >= 6
+    assert page.locator(".readout:not([aria-hidden=true]), output.readout").count() == 0
+    for reader in page.locator("input.reader").all():
+        assert "Arrow keys" in reader.get_attribute("aria-label")
+    assert "press arrow keys" in page.locator("figure.plot .readout").first.inner_text()
+    heat = page.locator(".heat").first
+    assert "Enter draws" in heat.locator(".readout").inner_text()
+    assert "Enter draws" in heat.get_by_label("Layer of the heat map").get_attribute("aria-label")
+
+
+def test_the_neutral_line_is_grey_in_its_readout_too(visit):
+    page = visit()
+    page.evaluate("tell(document.querySelector('.readout'), 'x', [[-1, 'float: 1'], [7, 'a: 2']])")
+    colour = "e => getComputedStyle(e, '::before').backgroundColor"
+    spans = page.locator(".readout").first.locator("span")
+    red, green, blue = (int(v) for v in re.findall(r"\d+", spans.nth(0).evaluate(colour))[:3])
+    assert max(red, green, blue) - min(red, green, blue) < 20
+    assert spans.nth(1).evaluate(colour) != spans.nth(0).evaluate(colour)
+
+
+def test_chosen_curves_keep_marks_to_tell_them_by(visit):
+    layers = visit().locator(".layers").first
+    marks = "paths => new Set(paths.map(p => p.getAttribute('d').replace(/^M[^m]*/, ''))).size"
+    assert layers.locator(".curves .lines .mark").evaluate_all(marks) == 4
+    layers.locator("input[data-layer]:not(:checked)").first.check()
+    for place in (".curves .lines .mark", ".curves .legend .mark"):
+        assert layers.locator(place).evaluate_all(marks) == 5
+
+
+def test_paper_has_small_tables_and_nothing_to_press(visit):
+    page = visit()
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    page.emulate_media(media="print")
+    style = "e => { const s = getComputedStyle(e); return [s.fontSize, s.position]; }"
+    assert page.locator(".tall table").first.evaluate(style)[0] == "10px"  # 7.5pt
+    assert page.locator(".tall thead th").first.evaluate(style)[1] == "static"
+    for dead in (".slider", ".readout", ".filter", ".copy", "nav"):
+        assert page.locator(f"{dead}:visible").count() == 0
+    # The slider that named the strips is gone.
+    named = page.locator("figure.samples .strip .value:visible").all_inner_texts()
+    assert named == ["sampler steps: 100"] * 3
 
 
 def test_the_keyboard_reaches_the_content_first(visit):

@@ -1,9 +1,14 @@
 """Which runs stand together, what they are called, and in which order."""
 
+import base64
+import io
+import re
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
+from tdquant.evaluate import evaluate_images
 from tdquant.report.heatmap import relative_steps
 from tdquant.report.labels import bits_of, in_order, label_runs
 from tdquant.report.layers import brief, explorer, moves
@@ -11,7 +16,8 @@ from tdquant.report.pictures import Pictures
 from tdquant.report.reading import read_inputs
 from tdquant.report.runs import comparable, section
 
-from .made_up import MODELS, layers, record, write_run
+from ..evaluate.small import Random
+from .made_up import MODELS, face, layers, record, write_run
 
 
 def opened(tmp_path, *specs):
@@ -72,13 +78,38 @@ def test_samples_of_other_noise_are_apart(tmp_path):
     assert made.count("The same place is the same noise") == 1
 
 
-def test_pictures_from_elsewhere_share_their_noise_with_nobody(tmp_path):
-    elsewhere = {"model": {"name": "folder", "bits": "", "scale": "", "history": []},
-                 **sampling(seed=None, steps=None, eta=None, scheduler=None)}  # fmt: skip
-    runs = opened(tmp_path, (MODELS[0], elsewhere), (MODELS[0], elsewhere))
-    assert label_runs(runs) == ["folder (run0)", "folder (run1)"]
+def test_given_images_are_shown_by_their_grid(tmp_path):
+    for name, count in (("some", 5), ("others", 40)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.fromarray(face(i, 0.1)).save(tmp_path / name / f"{i}.png")
+        evaluate_images(tmp_path / name, tmp_path / "runs" / name, reference=None, metrics=[],
+                        network=Random(), device="cpu", progress=False)  # fmt: skip
+    write_run(tmp_path / "runs" / "w4a4", MODELS[4], 1, with_layers=False)
+    *runs, model = read_inputs([tmp_path / "runs"]).runs
+    assert "unknown" not in "".join(label_runs([*runs, model]))
+    assert all(run.grid and not run.pictures for run in runs)
     made = section(runs, Pictures())
+    for words in ("Images of some</h3>", 'alt="The first 5 images of some"',
+                  "The first 5 of 5, none chosen.", "Images of others</h3>",
+                  "The first 36 of 40, none chosen."):  # fmt: skip
+        assert words in made
+    # Nobody knows their noise: they do not stand beside each other, whatever is in the folder.
     assert "The same place is the same noise" not in made
+    found = re.findall(r'base64,([^"]*)" alt="The first 5', made)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[0]))).convert("RGB"))
+    written = np.asarray(Image.open(tmp_path / "runs" / "some" / "grid.png"))
+    assert np.array_equal(shown, written)
+    assert shown.shape == (2 * 34 + 2, 3 * 34 + 2, 3)
+
+
+def test_a_model_whose_pictures_were_removed_has_its_grid(tmp_path):
+    write_run(tmp_path / "run", MODELS[4], 0, with_layers=False)
+    Image.new("RGB", (6 * 130 + 2,) * 2).save(tmp_path / "run" / "grid.png")
+    made = section(read_inputs([tmp_path]).runs, Pictures(0.5))
+    assert "The first 36 of 5\u202f000, none chosen." in made
+    assert "Samples of cats-ddpm W4A4 temporal</h3>" in made
+    assert 'width="391"' in made  # large tiles are made smaller, as elsewhere
 
 
 def test_a_layer_that_is_seldom_called_has_a_row_and_no_curve():

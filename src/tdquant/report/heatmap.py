@@ -45,7 +45,8 @@ def heat_map(content: dict[str, Any]) -> Markup:
     ticks = [times[round(q * (len(times) - 1))] for q in (0, 0.25, 0.5, 0.75, 1)]
     field = tag(
         "div", *_both(codes.astype(np.uint8), class_="cells"), tag("div", class_="cross"),
-        _reader("Layer", len(layers), "row"), _reader("Timestep", len(times), "column"),
+        _reader("Layer", len(layers), "row"),
+        _reader("Timestep", len(times), "column"),
         class_="field",
     )  # fmt: skip
     factor = numeral(round(float(np.exp(limit)), 2))
@@ -66,7 +67,7 @@ def heat_map(content: dict[str, Any]) -> Markup:
         ),
         tag("div", *(tag("span", numeral(t)) for t in ticks), class_="times"),
         tag("p", "timestep", class_="under"),
-        tag("output", "", class_="readout"),
+        tag("div", "", class_="readout", aria_hidden="true"),
         class_="heat",
         role="group",
         aria_label=f"Heat map of the steps of {len(layers)} layers over time; "
@@ -75,8 +76,11 @@ def heat_map(content: dict[str, Any]) -> Markup:
 
 
 def _reader(label: str, count: int, which: str) -> Markup:
-    return tag("input", type="range", class_=f"reader {which}", min=0, max=count - 1, value=0,
-               aria_label=f"{label} of the heat map", aria_valuetext="")  # fmt: skip
+    return tag(
+        "input", type="range", class_=f"reader {which}", min=0, max=count - 1, value=0,
+        aria_label=f"{label} of the heat map. Arrow keys move, Enter draws the layer or takes "
+        "it away", aria_valuetext="", hidden=True,
+    )  # fmt: skip
 
 
 def _both(codes: np.ndarray, class_: str) -> list[Markup]:

@@ -56,7 +56,7 @@ def _facts(run: Run) -> list[str]:
         scale if scale != bits else "",
         f"{steps} steps" if steps else "",
         f"eta {eta}" if eta is not None else "",
-        str(scheduler or ""),
+        str(scheduler or "") if seed is not None else "",  # of given images it is "unknown"
         backend if backend != bits else "",
         f"seed {seed}" if seed is not None else "",
     ]

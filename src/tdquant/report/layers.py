@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tdquant.report.heatmap import heat_map, relative_steps
+from tdquant.report.marks import MARKS
 from tdquant.report.markup import Markup, data, tag
 from tdquant.report.numerals import is_number, numeral
 from tdquant.report.plots import Line, plot
@@ -65,6 +66,7 @@ def explorer(content: dict[str, Any], name: str) -> Markup:
         "paths": [layer["path"] for layer in drawn],
         "steps": [[float(f"{s:.4g}") for s in layer["steps"]] for layer in drawn],
         "chosen": first,
+        "marks": MARKS,
     }
     places = {layer["path"]: i for i, layer in enumerate(drawn)}
     picture = heat_map({"times": times, "layers": drawn})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,14 +40,13 @@ class Pictures:
         factor = min(self.shrink, LARGEST_FIGURE / image.width)
         return _element(_resized(image, factor), alt, class_="drawn")
 
-    def strip(self, path: Path, tile: int, alt: str, **attributes: Any) -> Markup:
+    def strip(self, path: Path, tile: int, alt: str) -> Markup:
         """A row of tiles, each ``tile`` pixels wide, shown at twice that or at about 64 pixels.
 
         Arguments:
             path: The file.
             tile: Width and height of a tile.
             alt: What is seen.
-            attributes: Further ones of the element.
         """
         image = _open(path)
         count = self.count(max(1, image.width // tile), tile)
@@ -55,7 +55,7 @@ class Pictures:
         width = max(1, image.width // tile) * shown
         return _element(self._smaller(image, tile), alt, width=width,
                         height=max(1, width * image.height // image.width),
-                        class_="tiles", **attributes)  # fmt: skip
+                        class_="tiles")  # fmt: skip
 
     def sheet(self, paths: Sequence[Path], columns: int, alt: str) -> Markup:
         """Pictures of one size side by side, row after row.
@@ -81,6 +81,18 @@ class Pictures:
         for i, image in enumerate(images):
             whole.paste(image.convert("RGB"), (i % columns * width, i // columns * height))
         return _element(self._smaller(whole, width), alt, class_="tiles")
+
+    def grid(self, path: Path, count: int, alt: str) -> Markup:
+        """The ``grid.png`` of a run.
+
+        Arguments:
+            path: The file.
+            count: How many pictures are in it, nearly as many in a row as there are rows.
+            alt: What is seen.
+        """
+        image = _open(path)
+        tile = image.width // math.ceil(count**0.5)
+        return _element(self._smaller(image, tile), alt, class_="tiles")
 
     def width(self, path: Path) -> int:
         """Width of a picture, in its own pixels."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tdquant.report.axes import Axis, fit_axis
+from tdquant.report.marks import colour, shape, sparse
 from tdquant.report.markup import Markup, data, join, tag
 from tdquant.report.numerals import interval, is_number, numeral
 
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 466, 34, 256
-COLOURS = 8
 
 Number = float | None
 
@@ -34,7 +34,8 @@ class Line:
         labels: A word at each point, or empty.
         dashed: For what others are compared with; marks are hollow.
         joined: Whether a stroke goes through the values.
-        hue: Number of its colour and mark; its place among the lines if None.
+        hue: Number of its colour and mark; its place among the lines if None. -1 is grey with a
+            mark of its own, for what others are compared with.
     """
 
     name: str
@@ -85,7 +86,7 @@ def plot(
             instead of numbers. Values are marked, those of each hue a little aside of the others.
         x_log: Logarithmic, where all numbers are positive.
         y_log: The same upwards.
-        points: Mark every value.
+        points: Mark every value; without it, where there are several lines, some of each.
         note: A line underneath.
         heading: Level of the title.
         name: A class by which the script knows this plot.
@@ -105,7 +106,8 @@ def plot(
     drawing = tag(
         "svg",
         _frame(x_axis, y_axis, x_label, y_label, x_words),
-        tag("g", *(_line(s, x_axis, y_axis, points) for s in drawn), class_="lines"),
+        tag("g", *(_line(s, x_axis, y_axis, points, _marked(s, k, len(drawn), points))
+                   for k, s in enumerate(drawn)), class_="lines"),
         _labels(drawn, x_axis, y_axis),
         tag("line", class_="cursor", x1=0, x2=0, y1=TOP, y2=BOTTOM),
         viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=about,
@@ -114,9 +116,10 @@ def plot(
     return tag(
         "figure",
         tag(f"h{heading}", title),
-        legend(drawn, points),
+        legend(drawn, points or len(drawn) > 1),
         tag("div", drawing, _reader(title, len(rows)), class_="drawing"),
-        tag("output", "", class_="readout"),
+        # Screen readers hear the same from the slider: here it would be said twice.
+        tag("div", "", class_="readout", aria_hidden="true"),
         tag("figcaption", note) if note else None,
         _numbers(title, x_label, lines, x_words),
         data({"rows": rows, "axes": axes, "box": [LEFT, RIGHT, TOP, BOTTOM]}),
@@ -175,7 +178,7 @@ def _aside(lines: Sequence[Line]) -> list[Line]:
 def _reader(title: str, count: int) -> Markup:
     return tag(
         "input", type="range", class_="reader", min=0, max=max(count - 1, 0), value=0,
-        aria_label=f"Read values of: {title}", aria_valuetext="",
+        aria_label=f"Read values of: {title}. Arrow keys move", aria_valuetext="", hidden=True,
     )  # fmt: skip
 
 
@@ -198,7 +201,15 @@ def _frame(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str, words: Sequen
     return join(parts)
 
 
-def _line(line: Line, x_axis: Axis, y_axis: Axis, points: bool) -> Markup:
+def _marked(line: Line, place: int, count: int, points: bool) -> list[int]:
+    """Which values of a line have a mark."""
+    there = line.points()
+    if points or len(there) == 1 or not line.joined:
+        return there
+    return sparse(there, place, count) if count > 1 else []
+
+
+def _line(line: Line, x_axis: Axis, y_axis: Axis, points: bool, marked: Sequence[int]) -> Markup:
     there = line.points()
     place = {i: (round(x_axis.at(line.x[i]), 1), round(y_axis.at(line.y[i]), 1)) for i in there}  # type: ignore[arg-type]
     spans: dict[int, tuple[float, float]] = {}
@@ -220,8 +231,7 @@ def _line(line: Line, x_axis: Axis, y_axis: Axis, points: bool) -> Markup:
         path += f"{'L' if previous == i - 1 else 'M'}{place[i][0]} {place[i][1]}"
         previous = i
     parts.append(tag("path", d=path, class_=_classes("stroke", line)))
-    if points or len(there) == 1:
-        parts += [_mark(*place[i], line) for i in there]
+    parts += [_mark(*place[i], line) for i in marked]
     return tag("g", *parts)
 
 
@@ -257,19 +267,11 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def _mark(x: float, y: float, line: Line) -> Markup:
-    """A mark: circle, square, diamond, triangle, so that colour is not needed to tell lines."""
-    shapes = (
-        f"M{x - 4} {y}a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
-        f"M{x - 3.6} {y - 3.6}h7.2v7.2h-7.2Z",
-        f"M{x} {y - 5}l5 5l-5 5l-5-5Z",
-        f"M{x} {y - 5}l4.8 8.6h-9.6Z",
-    )
-    shape = shapes[(line.hue or 0) % len(shapes)]
-    return tag("path", d=shape, class_=_classes("mark", line))
+    return tag("path", d=f"M{x} {y}{shape(line.hue or 0)}", class_=_classes("mark", line))
 
 
 def _classes(kind: str, line: Line) -> str:
-    return f"{kind} c{(line.hue or 0) % COLOURS}{' dashed' if line.dashed else ''}"
+    return f"{kind} {colour(line.hue or 0)}{' dashed' if line.dashed else ''}"
 
 
 def _numbers(title: str, x_label: str, lines: Sequence[Line], words: Sequence[str]) -> Markup:

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+from tdquant.evaluate.folder import SHOWN as IN_GRID
 from tdquant.evaluate.record import WARNING, incomparable
 from tdquant.report.labels import in_order, label_runs
 from tdquant.report.layers import brief, explorer, moves
@@ -229,21 +231,26 @@ def _over_time(group: list[Run], label: dict[Any, str], level: int) -> Markup | 
 
 
 def _samples(runs: Sequence[Run], label: dict[Any, str], pictures: Pictures) -> list[Markup]:
-    """A figure for each noise, with the samples that every model makes of it."""
+    """A figure for each noise, with the samples that every model makes of it; then the grids of
+    runs that have nothing else, such as those of given images.
+    """
     noises: dict[tuple[Any, ...], list[Run]] = {}
+    grids: list[Run] = []
     for run in runs:
-        if run.pictures:
+        if run.pictures and not _is_given(run):
             noises.setdefault(_noise(run), []).append(run)
+        elif run.grid:
+            grids.append(run)
     found = []
     for noise, members in noises.items():
         tile = pictures.width(members[0].pictures[0])
         count = pictures.count(min(SHOWN, *(len(run.pictures) for run in members)), tile)
         words = [label[run.path] for run in members]
-        grids = []
+        sheets = []
         for i, (run, name) in enumerate(zip(members, words, strict=True)):
             alt = f"The first {count} samples of {name}"
             sheet = pictures.sheet(run.pictures[:count], COLUMNS, alt)
-            grids.append(tag("figure", sheet, tag("figcaption", name), data_value=i))
+            sheets.append(tag("figure", sheet, tag("figcaption", name), data_value=i))
         title = "Samples from the same noise" if len(members) > 1 else f"Samples of {words[0]}"
         if len(noises) > 1 and len(members) > 1:
             title += f" (seed {noise[0]})"
@@ -252,16 +259,32 @@ def _samples(runs: Sequence[Run], label: dict[Any, str], pictures: Pictures) -> 
             note = f"The same place is the same noise. {note}"
         found.append(
             tag("figure", tag("h3", title), _views(words) if len(members) > 1 else None,
-                tag("div", *grids, class_="grids"), caption(note, None), class_="samples compare")
+                tag("div", *sheets, class_="grids"), caption(note, None), class_="samples compare")
         )  # fmt: skip
-    return found
+    return found + [_grid(run, run.grid, label[run.path], pictures) for run in grids if run.grid]
+
+
+def _grid(run: Run, file: Path, name: str, pictures: Pictures) -> Markup:
+    """The first pictures of a run that stands by itself."""
+    images = max(1, run.record.sampling["images"])
+    count = min(IN_GRID, images)
+    what = "images" if _is_given(run) else "samples"
+    sheet = pictures.grid(file, count, f"The first {count} {what} of {name}")
+    note = f"The first {count} of {numeral(images)}, none chosen."
+    return tag(
+        "figure", tag("h3", f"{what.capitalize()} of {name}"),
+        tag("div", tag("figure", sheet), class_="grids"), caption(note, None), class_="samples",
+    )  # fmt: skip
+
+
+def _is_given(run: Run) -> bool:
+    """Whether the images were made elsewhere: what their noise was, nobody knows."""
+    return run.record.sampling.get("seed") is None
 
 
 def _noise(run: Run) -> tuple[Any, ...]:
-    """What the noise of a run's pictures is a function of; of given pictures, nobody knows."""
+    """What the noise of a run's pictures is a function of."""
     sampling = run.record.sampling
-    if sampling.get("seed") is None:
-        return None, run.path
     return sampling["seed"], str(sampling.get("shape")), sampling.get("prompts")
 
 

@@ -152,13 +152,16 @@ def _samples(study: Study, content: dict[str, Any], pictures: Pictures) -> Marku
     for row in content["rows"]:
         strips: list[Markup] = []
         for i, (key, value) in enumerate(zip(keys, values, strict=True)):
-            file, later = row["files"].get(key), bool(i)
-            if file is None:
-                strips.append(tag("p", "not sampled", data_value=i, hidden=later, class_="absent"))
-            else:
-                alt = f"Samples of {row['name']}, {axis}: {value}"
-                strips.append(pictures.strip(study.file(file), content["tile"], alt,
-                                             data_value=i, hidden=later))  # fmt: skip
+            file, alt = row["files"].get(key), f"Samples of {row['name']}, {axis}: {value}"
+            # The script shows one value at a time, which its slider names; without it, or on
+            # paper, every strip says its own.
+            named = tag("p", f"{axis}: {value}", class_="value") if len(values) > 1 else None
+            seen = (
+                tag("p", "not sampled", class_="absent")
+                if file is None
+                else pictures.strip(study.file(file), content["tile"], alt)
+            )
+            strips.append(tag("div", named, seen, data_value=i))
         rows.append(tag("div", tag("p", row["name"], class_="name"), tag("div", *strips),
                         class_="strip"))  # fmt: skip
     words = [f"{axis}: {value}" for value in values]

@@ -4,7 +4,11 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 8;
+const SPARSE = 8; // marks of a line: see marks.py
 const KEY = "tdquant-theme";
+
+// The style sheet hides what sliders will choose from, before it is drawn.
+document.documentElement.dataset.script = "loading";
 
 // The theme comes first, before anything is drawn. Pages from files may be denied storage.
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -26,6 +30,13 @@ function make(name, words = "", classes = "") {
   const element = document.createElement(name);
   element.textContent = words;
   if (classes) element.className = classes;
+  return element;
+}
+
+function path(d, classes) {
+  const element = document.createElementNS(SVG, "path");
+  element.setAttribute("d", d);
+  element.setAttribute("class", classes);
   return element;
 }
 
@@ -154,7 +165,7 @@ function setUpSamples(figure) {
 }
 
 function tell(output, head, items) {
-  output.replaceChildren(make("b", head), ...items.map(([k, words]) => make("span", words, `c${k % COLOURS}`)));
+  output.replaceChildren(make("b", head), ...items.map(([k, words]) => make("span", words, k < 0 ? "neutral" : `c${k % COLOURS}`)));
 }
 
 function hint(output, words) {
@@ -165,11 +176,11 @@ function hint(output, words) {
 function setUpPlot(figure) {
   const drawing = figure.querySelector(".drawing");
   const svg = drawing.querySelector("svg");
-  const reader = drawing.querySelector(".reader");
+  const reader = show(drawing.querySelector(".reader"));
   const cursor = svg.querySelector(".cursor");
   const output = figure.querySelector(".readout");
   const plot = content(figure);
-  hint(output, "Point at the plot to read values.");
+  hint(output, "Point at the plot, or go to it with Tab and press arrow keys, to read values.");
   plot.figure = figure;
   const read = () => {
     const row = plot.rows[reader.value];
@@ -248,12 +259,14 @@ class Layers {
     axes.y = [low, high, true];
     this.rules([left, right, top, bottom], (value) => place(value, axes.y, bottom, top), low, high);
     const at = times.map((time) => Number(place(time, axes.x, left, right).toFixed(1)));
-    const lines = this.chosen.map((layer, k) => {
-      const path = document.createElementNS(SVG, "path");
+    const stride = Math.ceil(times.length / SPARSE);
+    const several = this.chosen.length > 1;
+    const mark = (k, point) => path(`M${point}${this.data.marks[k]}`, `mark c${k}`);
+    const lines = this.chosen.flatMap((layer, k) => {
       const points = this.relative[layer].map((v, i) => `${at[i]} ${place(v, axes.y, bottom, top).toFixed(1)}`);
-      path.setAttribute("d", `M${points.join("L")}`);
-      path.setAttribute("class", `stroke c${k % COLOURS}`);
-      return path;
+      const start = Math.floor(k * stride / this.chosen.length);
+      const marked = points.filter((_, i) => several && i >= start && (i - start) % stride === 0);
+      return [path(`M${points.join("L")}`, `stroke c${k}`), ...marked.map((point) => mark(k, point))];
     });
     figure.querySelector(".lines").replaceChildren(...lines);
     const svg = figure.querySelector(".drawing svg");
@@ -264,10 +277,7 @@ class Layers {
       const swatch = document.createElementNS(SVG, "svg");
       swatch.setAttribute("viewBox", "0 0 26 14");
       swatch.setAttribute("aria-hidden", "true");
-      const stroke = document.createElementNS(SVG, "path");
-      stroke.setAttribute("d", "M1 7H25");
-      stroke.setAttribute("class", `stroke c${k % COLOURS}`);
-      swatch.append(stroke);
+      swatch.append(path("M1 7H25", `stroke c${k}`), ...(several ? [mark(k, "13 7")] : []));
       entry.append(swatch, paths[layer]);
       return entry;
     }));
@@ -293,9 +303,7 @@ class Layers {
     }
     for (const value of values) {
       const y = place(value).toFixed(1);
-      const rule = document.createElementNS(SVG, "path");
-      rule.setAttribute("d", `M${left} ${y}H${right}`);
-      rule.setAttribute("class", "rule");
+      const rule = path(`M${left} ${y}H${right}`, "rule");
       const tick = document.createElementNS(SVG, "text");
       tick.setAttribute("x", left - 7);
       tick.setAttribute("y", Number(y) + 4);
@@ -326,10 +334,10 @@ class Layers {
     const field = heat.querySelector(".field");
     const cross = field.querySelector(".cross");
     const output = heat.querySelector(".readout");
-    const [row, column] = [".row", ".column"].map((name) => field.querySelector(name));
+    const [row, column] = [".row", ".column"].map((name) => show(field.querySelector(name)));
     const { times, paths, steps } = this.data;
     this.names = all(".names li", heat);
-    hint(output, "Point at the map to read steps; click to draw a layer.");
+    hint(output, "Point at the map, or go to it with Tab and press arrow keys, to read steps; a click or Enter draws a layer.");
     const read = () => {
       const [i, j] = [Number(row.value), Number(column.value)];
       field.classList.add("reading");
@@ -390,6 +398,7 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const button of all(".copy")) show(button).addEventListener("click", () => copy(button));
   for (const table of all(".sortable")) setUpTable(table);
   for (const figure of all("figure.samples")) setUpSamples(figure);
+  document.documentElement.dataset.script = "ready";
   for (const figure of all("figure.plot:not(.curves)")) setUpPlot(figure);
   for (const root of all(".layers")) new Layers(root);
 });
