@@ -3,9 +3,11 @@
     python studies/ablations.py                         # goes on where it was
     python studies/ablations.py --part depth --choice 1 --seeds 0
 
-Each run trains the pixel model at W4A4 exactly as studies/qat.py does, and changes one thing in
-the temporal scale: the depth or width of its network, how it sees time, dropout, where it starts,
-a table instead of the network, or which layers get one at all.
+Each run trains the pixel model at W4A4 as studies/qat.py does, at the smaller of its two rates,
+and changes one thing in the temporal scale: the depth or width of its network, how it sees time,
+dropout, where it starts, a table instead of the network, or which layers get one at all. What is
+far off wants the larger rate, so the network, a flat start, a table and a static step are trained
+at that as well.
 """
 
 from functools import partial
@@ -31,6 +33,12 @@ CHOICES = {
     },
     "law": {"table (S1000)": {"scale": "table"}, "static (LSQ)": {"scale": "static"}},
     "share": {f"{share:.0%}": {"share": share} for share in (0.1, 0.3, 0.6)},
+    "larger rate": {
+        "published form, 1e-3": {"rate": 1e-3},
+        "flat, at the mse step, 1e-3": {"start": "flat", "rate": 1e-3},
+        "table (S1000), 1e-3": {"scale": "table", "rate": 1e-3},
+        "static (LSQ), 1e-3": {"scale": "static", "rate": 1e-3},
+    },
 }
 KEYS = ("part", "choice", "seed")
 VALUES = ("frechet", "paired_mse", "paired_median", "loss")
@@ -44,6 +52,8 @@ Reported for the paper, not checked against it."""
 COMMAND = "python studies/ablations.py"
 NOTABLE = 1.1
 """A ratio from which the summary names the choice."""
+WORSE = 1.02
+"""A ratio from which a choice counts as worse, and its inverse as better."""
 
 
 def trained(
@@ -56,6 +66,7 @@ def trained(
     estimator="mse",
     start="fitted",
     share=1.0,
+    rate=None,
 ):
     """The frozen moving average, and the loss of the last fifth of the steps."""
     recipe = tdq.Recipe(*settings["bits"], scale=scale, temporal=temporal or {})
@@ -78,7 +89,7 @@ def trained(
                 quantizers[path].clock.forget_laws()
             elif start == "flat" and isinstance(scale_there, TemporalScale):
                 scale_there.reset(q.scale.step.item())
-    return finished(subject, model, settings, settings["rate"], seed)
+    return finished(subject, model, settings, rate or settings["rate"], seed)
 
 
 def make_runs(ledger, args):
@@ -123,14 +134,8 @@ def tell(ledger):
     if not done or not table:
         verdict = "not finished"
     else:
-        four_best = all(value >= 0.98 for value in depth.values())
-        verdict = (
-            "holds"
-            if four_best and table > 1.02
-            else "holds in part"
-            if four_best or table > 1.02
-            else "does not hold"
-        )
+        seen = [all(value > WORSE for value in depth.values()), table > WORSE]
+        verdict = "holds" if all(seen) else "holds in part" if any(seen) else "does not hold"
     ledger.write(
         position=4,
         title="Ablations: what the parts of a temporal scale are worth",
@@ -143,8 +148,9 @@ def tell(ledger):
         tables=[
             {
                 "title": "One change at a time, W4A4, cats-ddpm",
-                "note": f"{ledger.settings['steps']} training steps. Mean over seeds; in brackets "
-                "the least and largest.",
+                "note": f"{ledger.settings['steps']} training steps, at a rate of "
+                f"{ledger.settings['rate']:g} where none is named. Mean over seeds; below it the "
+                f"least and largest.{ledger.elsewhere()}",
                 "group": ["part"],
                 "columns": [
                     column("choice", "Choice"),

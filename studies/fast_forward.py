@@ -144,7 +144,7 @@ def tell(ledger):
         else "",
         f"TDQ's over LSQ's at equal steps: {', '.join(beside)}" if beside else "",
     ]
-    ours = [v for (m, _), v in growth.items() if m == "TDQ"]
+    ours = [v for (m, _), v in growth.items() if m.startswith("TDQ")]
     worse = [
         growth["LSQ", s] > growth["TDQ", s]
         for s in SCHEDULERS
@@ -188,7 +188,7 @@ def tell(ledger):
                 "title": f"Distance by sampler steps, {scheduler}",
                 "x": {"label": "sampler steps", "log": True},
                 "y": {"label": "Frechet EfficientNet-Lite0 distance", "log": True},
-                "points": False,
+                "points": True,
                 "lines": [
                     {
                         "name": method,
@@ -199,6 +199,7 @@ def tell(ledger):
                             if (method, scheduler, n) in frechet
                         ],
                         "dashed": method == "float",
+                        "hue": METHODS.index(method) - 1,
                     }
                     for method in METHODS
                     if any(m == method and s == scheduler for m, s, _ in frechet)

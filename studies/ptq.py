@@ -218,7 +218,7 @@ def tell(ledger):
                 "title": "Distance and paired error, static and temporal",
                 "note": f"{ledger.settings['images']} images, {ledger.settings['sampler_steps']} "
                 f"DDIM steps; {ledger.settings['updates']} updates of reconstruction. Mean over "
-                f"seeds; in brackets the least and largest.{ledger.elsewhere()}",
+                f"seeds; below it the least and largest.{ledger.elsewhere()}",
                 "group": ["model", "bits"],
                 "columns": [
                     column("label", "Method"),

@@ -189,6 +189,133 @@ def test_training_is_compared_with_the_better_lsq(studies, tdq, judged, verdict)
     assert book.kept["verdict"] == "not finished"
 
 
+def told(studies, name, runs):
+    """What a study says of made-up runs."""
+    module, ledger = studies(name), studies("ledger")
+    book = ledger.Ledger(name, module.KEYS, module.SETTINGS)
+    book.runs = list(runs(module, ledger))
+    module.tell(book)
+    return book.kept["verdict"], book.kept["measured"]
+
+
+def test_training_is_compared_with_every_law_that_the_paper_names(studies):
+    def runs(module, ledger):
+        distances = dict.fromkeys(module.METHODS, 100.0) | {"TDQ": 50.0, "S1000": 45.0}
+        axes = {"seed": range(3), "bits": module.BITS, "model": module.MODELS}
+        for key in ledger.grid(**axes, method=distances, rate=module.RATES):
+            values = dict.fromkeys(module.VALUES, 1.0)
+            yield {**key, **values, "frechet": distances[key["method"]], "loss": key["rate"]}
+
+    verdict, measured = told(studies, "qat", runs)
+    assert verdict == "holds in part"
+    assert "over that of NIPQ 0.50x, input-dynamic 0.50x, S1000 1.11x" in measured
+
+
+@pytest.mark.parametrize(
+    ("temporal", "verdict"), [(0.5, "holds"), (1.01, "holds"), (1.5, "does not hold")]
+)
+def test_calibration_holds_where_no_pair_is_worse(studies, temporal, verdict):
+    def runs(module, ledger):
+        axes = {"model": module.MODELS, "bits": module.BITS, "seed": range(3)}
+        for key in ledger.grid(method=module.METHODS, **axes):
+            alone = module.ALONE.get(key["method"])
+            for scale in [alone] if alone else module.SCALES:
+                value = temporal if scale == "temporal" else 1.0
+                yield {**key, "scale": scale, **dict.fromkeys(module.VALUES, value)}
+
+    found, measured = told(studies, "ptq", runs)
+    assert found == verdict
+    assert f"W8A5 {temporal:.2f}x" in measured
+    assert told(studies, "ptq", lambda *given: list(runs(*given))[:-1])[0] == "not finished"
+
+
+@pytest.mark.parametrize(
+    ("grown", "lsq", "verdict"),
+    [
+        ({"TDQ": 1.1, "TDQ, corrected": 1.1}, 1.3, "holds"),
+        ({"TDQ": 1.1, "TDQ, corrected": 1.2}, 1.3, "holds in part"),
+        ({"TDQ": 1.1, "TDQ, corrected": 1.1}, 1.0, "holds in part"),
+        ({"TDQ": 1.3, "TDQ, corrected": 1.1}, 1.4, "does not hold"),
+    ],
+)
+def test_fewer_steps_are_judged_by_how_the_ratio_to_float_grows(studies, grown, lsq, verdict):
+    def runs(module, ledger):
+        for key in ledger.grid(
+            method=module.METHODS, scheduler=module.SCHEDULERS, steps=module.STEPS
+        ):
+            base = 1.0 if key["method"] == "float" else 2.0
+            last = {"float": 1.0, **grown}.get(key["method"], lsq)
+            distance = base * (last if key["steps"] == 10 else 1.0) * 1000 / key["steps"]
+            errors = {"paired_mse": 0.1, "paired_median": 0.1}
+            yield {**key, "seed": 0, "frechet": distance, **errors}
+
+    assert told(studies, "fast_forward", runs)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("depth", "table", "verdict"),
+    [
+        (1.1, 1.1, "holds"), (1.0, 1.1, "holds in part"), (1.1, 1.0, "holds in part"),
+        (0.9, 0.9, "does not hold"),
+    ],
+)  # fmt: skip
+def test_four_layers_are_best_if_every_other_depth_is_worse(studies, depth, table, verdict):
+    def runs(module, ledger):
+        for part, choices in module.CHOICES.items():
+            for choice in choices:
+                ratio = {"depth": depth, "law": table}.get(part, 1.0)
+                values = dict.fromkeys(module.VALUES, ratio)
+                for seed in range(3):
+                    yield {"part": part, "choice": choice, "seed": seed, **values}
+
+    assert told(studies, "ablations", runs)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("pixel", "latent", "verdict"),
+    [
+        ([0.8] * 39 + [0.6] * 23 + [0.1] * 38, [0.6] * 50 + [0.1] * 50, "holds"),
+        ([0.8] * 100, [0.6] * 50 + [0.1] * 50, "holds in part"),
+        ([0.8] * 39 + [0.6] * 23 + [0.1] * 38, [0.6] * 90 + [0.1] * 10, "holds in part"),
+        ([0.1] * 100, [0.1] * 100, "does not hold"),
+    ],
+)
+def test_movement_is_compared_with_the_reported_shares(studies, pixel, latent, verdict):
+    def runs(module, ledger):
+        for model, found in zip(module.MODELS, (pixel, latent), strict=True):
+            for i, r in enumerate(found):
+                numbers = dict.fromkeys(("range4", "range8", "saved4", "saved8"), 0.5)
+                numbers |= dict.fromkeys(("error4", "static4"), 0.1)
+                about = {"layer": f"mid.{i}", "type": "Conv2d", "times": [0], "steps4": [1.0]}
+                yield {"model": model, "seed": 0, "r": -r, **about, **numbers}
+
+    assert told(studies, "movement", runs)[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("slower", "verdict"), [(1.0, "holds"), (1.03, "holds in part"), (1.2, "does not hold")]
+)
+def test_cost_is_that_of_temporal_over_static_calls(studies, slower, verdict):
+    def runs(module, ledger):
+        for model in module.MODELS:
+            for work, batch in (("training step", 32), ("call", 1), ("call", 32)):
+                key = {"model": model, "work": work, "batch": batch, "seed": 0}
+                for scale, value in (("static", 1.0), ("temporal", slower)):
+                    for backend in ("reference", "cpu"):
+                        numbers = {"milliseconds": value, "ratio": value}
+                        yield {
+                            **key,
+                            "bits": "W4A8",
+                            "scale": scale,
+                            "backend": backend,
+                            **numbers,
+                        }
+
+    found, measured = told(studies, "cost", runs)
+    assert found == verdict
+    assert f"{slower:.3f} in the median" in measured
+
+
 @pytest.mark.parametrize(
     "file", sorted((STUDIES / "results").glob("*.json")), ids=lambda f: f.stem
 )
