@@ -1,5 +1,6 @@
 """The programs of the other pages run as they are printed, from the first block to the last."""
 
+import html
 import importlib
 import json
 import re
@@ -226,6 +227,15 @@ def test_verdicts_on_the_page_are_those_of_the_studies():
     told = dict(re.findall(r"^\| `(\w+)` \| ([a-z ]+) \| ", text, re.M))
     results = sorted((DOCS.parent / "studies" / "results").glob("*.json"))
     assert {file.stem: json.loads(file.read_text())["verdict"] for file in results} == told
+
+
+def test_the_report_that_ships_is_of_the_committed_results():
+    page = html.unescape((DOCS / "report.html").read_text())
+    for file in (DOCS.parent / "studies" / "results").glob("*.json"):
+        study = json.loads(file.read_text())
+        assert study["title"] in page
+        assert study["measured"] in page, file.stem
+    assert len(page) < 5_000_000
 
 
 def test_flags_on_the_evaluation_page_exist():

@@ -38,7 +38,9 @@ class QuantLayer(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         floats = [base for base in cls.__bases__ if not issubclass(base, QuantLayer)]
-        if cls.geometry and floats:
+        # Only what names QuantLayer itself: torch.export makes classes of registered layers and
+        # of its own proxies.
+        if cls.geometry and floats and QuantLayer in cls.__bases__:
             QUANTIZED[floats[0]] = cls  # type: ignore[index]
 
     @classmethod
