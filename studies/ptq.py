@@ -12,8 +12,6 @@ beside itself with temporal scales in the place of static ones, and nothing else
 it has a gain over time behind its output (``tdq.correct``).
 """
 
-from functools import partial
-
 import tdquant as tdq
 from ledger import (
     FRECHET,
@@ -149,10 +147,9 @@ def make_runs(ledger, args):
         if (model, seed) not in prepared:
             prepared[model, seed] = Calibrations(subjects[model], s, seed)
         keep = None
-        if seed == 0 and label(method, scale) in SHOWN:
-            write = partial(STRIPS[model].keep, again=ledger.again)
-            write(subjects[model].exact, "float")
-            keep = partial(write, method=label(method, scale), value=bits)
+        if seed == 0:
+            exact = subjects[model].exact
+            keep = STRIPS[model].keeper(label(method, scale), bits, exact, ledger.again)
         return subjects[model].judge(prepared[model, seed].frozen(bits, method, scale), keep)
 
     for key in plans(args):

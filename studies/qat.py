@@ -13,8 +13,6 @@ Scales start at the least squared error; LSQ also from what calibration judges b
 output, so that it does not lose by its start, and TDQ is compared with the better of the two.
 """
 
-from functools import partial
-
 import tdquant as tdq
 from ledger import (
     FRECHET,
@@ -110,10 +108,8 @@ def make_runs(ledger, args):
             subject(model), seen[model, seed], bits, method, rate, seed, ledger.settings
         )
         keep = None
-        if seed == 1 and method in SHOWN:  # the seed that trains at the chosen rate only
-            write = partial(STRIPS[model].keep, again=ledger.again)
-            write(subject(model).exact, "float")
-            keep = partial(write, method=method, value=bits)
+        if seed == 1:  # the seed that trains at the chosen rate only
+            keep = STRIPS[model].keeper(method, bits, subject(model).exact, ledger.again)
         return {**subject(model).judge(frozen, keep), "loss": loss}
 
     for name in args.model if "float" in args.method else ():

@@ -7,8 +7,9 @@ report shows a slider over the values.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ class Strips:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         save_png(torch.cat(list(to_uint8(images[:TILES])), dim=2), file)
+
+    def keeper(
+        self, method: str, value: str, exact: Tensor, again: bool = False
+    ) -> Callable[[Tensor], None] | None:
+        """What writes the strip of a method when it gets the images, and writes that of the float
+        model's, ``exact``, beside it; None for a method that has no row.
+        """
+        if method not in self.methods:
+            return None
+        self.keep(exact, "float", again=again)
+        return partial(self.keep, method=method, value=value, again=again)
 
     def told(self) -> list[dict[str, Any]]:
         """The grid as reports read it, of the methods whose strips are all there."""

@@ -10,6 +10,8 @@ import math
 from types import NoneType
 from typing import Any
 
+from tdquant.errors import StorageError
+
 NUMBER = (int, float)
 GAP = (int, float, NoneType)
 
@@ -49,6 +51,22 @@ def mistakes(value: Any, shape: Any, at: str = "") -> list[str]:
     if isinstance(value, float) and not math.isfinite(value):
         fits = NoneType in types
     return [] if fits else [_wrong(at, types)]
+
+
+def refuse(wrong: list[str], what: str, where: str, fix: str = "") -> None:
+    """Raises a StorageError that lists what is wrong, the first eight of it; does nothing if
+    nothing is.
+
+    Arguments:
+        wrong: What ``mistakes`` and other checks found.
+        what: What is damaged then, such as ``"the record"``.
+        where: The file.
+        fix: What to do.
+    """
+    if wrong:
+        more = [f"and {len(wrong) - 8} more"] if len(wrong) > 8 else []
+        listed = "\n  - ".join([*wrong[:8], *more])
+        raise StorageError(f"{what} is damaged:\n  - {listed}", where=where, fix=fix)
 
 
 def _takes_null(shape: Any) -> bool:

@@ -156,6 +156,15 @@ def test_strips_are_told_of_where_every_stop_has_one(studies, tmp_path):
         assert picture.size == (16 * 4, 4)
 
 
+def test_what_keeps_a_strip_keeps_the_float_models_beside_it(studies):
+    made = studies("strips").Strips("some", "Bits", "bits", ["W4A4"], ["float", "A"])
+    images = torch.zeros(20, 3, 4, 4)
+    assert made.keeper("B", "W4A4", images) is None
+    assert not made.file("float").exists()
+    made.keeper("A", "W4A4", images)(images)
+    assert [row["name"] for row in made.told()[0]["rows"]] == ["float", "A"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_says_what_is_missing_before_it_has_runs(studies, name, monkeypatch, tmp_path):
     module = studies(name)

@@ -89,16 +89,11 @@ def _unfinished(folder: Path) -> str:
 
 
 def _study(file: Path) -> str:
-    from tdquant.errors import StorageError
-    from tdquant.shapes import mistakes
+    from tdquant.shapes import mistakes, refuse
 
     study = json.loads(file.read_text())
-    if wrong := mistakes(study, _STUDY):
-        raise StorageError(
-            "\n  - ".join(["the study is damaged:", *wrong]),
-            where=str(file),
-            fix="run the study again: it makes what is missing",
-        )
+    fix = "run the study again: it makes what is missing"
+    refuse(mistakes(study, _STUDY), "the study", str(file), fix)
     lines = [f"the study {study['study']}: {study['title']}"]
     lines += [f"{key}: {study[key]}" for key in ("question", "measured", "verdict")
               if study.get(key)]  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 from tdquant.errors import StorageError
 from tdquant.evaluate.shape import record_mistakes
 from tdquant.formats import check_version, json_safe
+from tdquant.shapes import refuse
 from tdquant.writing import replacing
 
 FORMAT, VERSION = "tdquant-record", 1
@@ -79,13 +80,7 @@ class Record:
                 fix="a folder that tdquant evaluate wrote",
             )
         check_version(spec.get("version"), VERSION, where)
-        if wrong := record_mistakes(spec):
-            more = [f"and {len(wrong) - 8} more"] if len(wrong) > 8 else []
-            raise StorageError(
-                "\n  - ".join(["the record is damaged:", *wrong[:8], *more]),
-                where=where,
-                fix="evaluate again",
-            )
+        refuse(record_mistakes(spec), "the record", where, "evaluate again")
         # What other versions of tdquant wrote beside, such as complete, says nothing here.
         known = {f.name for f in fields(cls)}
         given = {k: v for k, v in spec.items() if k in known and v is not None}

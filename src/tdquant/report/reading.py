@@ -17,7 +17,7 @@ from tdquant.evaluate.layers import FORMAT as LAYERS_FORMAT
 from tdquant.evaluate.record import PROGRESS, RECORD, Record
 from tdquant.formats import check_version
 from tdquant.report import formats
-from tdquant.shapes import mistakes
+from tdquant.shapes import mistakes, refuse
 
 LAYERS = "layers.json"
 STUDY_FORMAT, VERSION = "tdquant-study", 1
@@ -196,7 +196,7 @@ def read_study(path: Path) -> Study:
                 wrong.append(f"plots[{i}].lines[{j}] has an x that is no place of a word")
     for each in content.get("layers") or []:
         wrong += _ragged(each)
-    _refuse(path, wrong)
+    refuse(wrong, "the file", str(path))
     return Study(path, content)
 
 
@@ -212,7 +212,7 @@ def read_run(folder: Path) -> Run:
     if layers is not None:
         # A layer whose input stays in float has no steps.
         layers["layers"] = [layer for layer in layers["layers"] if layer["steps"]]
-        _refuse(file, _ragged(layers))
+        refuse(_ragged(layers), "the file", str(file))
     if layers is not None and not layers["layers"]:
         layers = None
     return Run(folder, record, layers)
@@ -239,7 +239,7 @@ def _read(path: Path, format: str, shape: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != format:
         raise StorageError(f"the file is no {format}", where=str(path))
     check_version(content.get("version"), VERSION, str(path))
-    _refuse(path, mistakes(content, shape))
+    refuse(mistakes(content, shape), "the file", str(path))
     return content
 
 
@@ -251,10 +251,3 @@ def _ragged(layers: dict[str, Any]) -> list[str]:
         for i, layer in enumerate(layers["layers"])
         if len(layer["steps"]) > times or not all(step > 0 for step in layer["steps"])
     ]
-
-
-def _refuse(path: Path, wrong: list[str]) -> None:
-    if wrong:
-        more = [f"and {len(wrong) - 8} more"] if len(wrong) > 8 else []
-        listed = "\n  - ".join([*wrong[:8], *more])
-        raise StorageError(f"the file is damaged:\n  - {listed}", where=str(path))
