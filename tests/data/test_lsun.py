@@ -80,7 +80,7 @@ def test_a_list_does_not_go_with_an_lmdb(store, listed):
 
 def test_absent_files_say_what_is_needed(listed):
     root, names = listed
-    with pytest.raises(DataError, match=r"no txt_file, and no data\.mdb"):
+    with pytest.raises(DataError, match=r"txt_file is not given .*and no data\.mdb"):
         lsun(root)
     with pytest.raises(DataError, match=r"no file .*none\.txt"):
         lsun(root, root / "none.txt")

@@ -215,7 +215,7 @@ def _status(key: str) -> float:
 
 
 def _resident() -> float:
-    _give_back()
+    _trim_heap()
     try:
         return _status("VmRSS")
     except OSError:
@@ -239,12 +239,12 @@ def _forget_peak() -> None:
     """Starts measuring the peak anew, with what building left behind given back; without Linux the
     peak stays that of building.
     """
-    _give_back()
+    _trim_heap()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _give_back() -> None:
+def _trim_heap() -> None:
     """Returns freed memory to the system, so that it does not count."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):

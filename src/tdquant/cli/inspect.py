@@ -1,4 +1,4 @@
-"""``tdquant inspect``: what is in a file or folder, read without building a model or opening a
+"""``tdquant inspect``: what is in a file or folder, read without building a model or running a
 pickle.
 """
 
@@ -23,7 +23,8 @@ def add(commands: Any) -> None:
         help="what is in a saved model, a run, a study or a file of tensors",
         description="Prints what every layer of a saved model is: bits, zero point, size, and its "
         "scale over time as a line of bars, as wide as the terminal. Tells training runs, "
-        "checkpoints, evaluations, studies and files of tensors too. No pickle is opened.",
+        "checkpoints, evaluations, studies and files of tensors too. Nothing that a pickle names "
+        "is run.",
     )
     parser.add_argument(
         "model",

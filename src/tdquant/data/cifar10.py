@@ -67,7 +67,8 @@ def _files(root: Path, batches: list[str]) -> list[Path]:
     raise DataError(
         "no CIFAR-10",
         where=str(root),
-        why=f"looked for {batches[0]} and {batches[0]}.bin there and in {' and '.join(FOLDERS)}",
+        why=f"looked for {batches[0]} and {batches[0]}.bin in {root.absolute()} and, below it, in "
+        f"{' and '.join(FOLDERS)}",
         fix="get cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html and "
         f"extract it in {root}",
     )

@@ -19,6 +19,10 @@ from tdquant.optional import require
 
 LMDB_FILE = "data.mdb"
 _FIX = "the extracted images with a text file of their names, or LSUN's NAME_lmdb folder"
+_LAYOUT = (
+    "the images as data_root/NAME for every line NAME of txt_file, or LSUN's NAME_lmdb folder as "
+    "data_root; data.params.train.params.data_root=FOLDER says where"
+)
 
 _environments: dict[str, tuple[int, Any]] = {}
 
@@ -111,11 +115,14 @@ def lsun(
 def _names(root: Path, txt_file: str | os.PathLike[str] | None) -> list[str]:
     """The names in ``txt_file``."""
     if txt_file is None or not Path(txt_file).is_file() or not root.is_dir():
-        lacking = "no txt_file" if txt_file is None else f"no file {txt_file}"
+        missing = "txt_file is not given" if txt_file is None else f"there is no file {txt_file}"
         if not root.is_dir():
-            lacking = f"no folder {root}"
+            missing = f"there is no folder {root}"
         raise DataError(
-            "no LSUN images", where=str(root), why=f"{lacking}, and no {LMDB_FILE}", fix=_FIX
+            "no LSUN images",
+            where=str(root),
+            why=f"{missing} (looked in {Path.cwd()}), and no {LMDB_FILE}",
+            fix=_LAYOUT,
         )
     try:
         lines = Path(txt_file).read_text(encoding="utf-8").splitlines()

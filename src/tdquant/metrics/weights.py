@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tdquant.caching import cache_folder
 from tdquant.digests import file_digest
-from tdquant.errors import DataError
+from tdquant.errors import DataError, StorageError
+from tdquant.files import open_checkpoint
 
 
 def find_weights(names: Sequence[str]) -> Path | None:
@@ -43,29 +41,19 @@ def published_digest(name: str) -> str:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a ``.safetensors`` file or a ``.pth`` file that holds tensors alone.
+    """A state dict from a ``.safetensors`` file or one of ``torch.save``.
 
     Raises:
-        DataError: The file is missing, damaged, or holds anything but tensors.
+        DataError: The file is missing, damaged, or no state dict.
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        with open_checkpoint(path) as state:
+            return {name: tensor.load() for name, tensor in state.items()}
+    except StorageError as error:
         raise DataError(
-            "weights that cannot be read",
-            where=str(path),
-            why=(str(error) or type(error).__name__).splitlines()[0],
-            fix="a state dict of tensors, .pth or .safetensors; code in pickles is never run",
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise DataError(
-            f"a {type(state).__name__} that is no state dict",
-            where=str(path),
-            fix="a dictionary from names to tensors",
-        )
-    return state
+            "weights that cannot be read", where=error.where, why=error.why or error.what,
+            fix=error.fix,
+        ) from error  # fmt: skip
 
 
 def check_state(state: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:

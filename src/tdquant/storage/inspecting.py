@@ -1,13 +1,13 @@
 """What a file or folder holds, as text: from indices and the headers of tensors alone.
 
-Of a model's numbers only its tables are read. Nothing is built, and no pickle is opened.
+Of a model's numbers only its tables are read. Nothing is built, and nothing that a pickle names
+is run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from tdquant.recipe import Recipe
 from tdquant.storage.diffusers_folder import quantized_parts
 from tdquant.storage.files import model_files, read_index
 from tdquant.storage.layer_table import layer_table
-from tdquant.storage.narrow import counted
 from tdquant.storage.tensor_files import TensorFiles
 
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_TENSORS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def inspect_saved(path: str | os.PathLike[str], width: int | None = None) -> str:
@@ -116,8 +115,6 @@ def _checkpoint(folder: Path) -> str:
 
 
 def _file(file: Path, width: int | None) -> str:
-    if file.suffix in _PICKLES:
-        return _pickle(file)
     if (found := _json(file)) is not None:
         raise StorageError(
             "not a file of tensors",
@@ -128,7 +125,7 @@ def _file(file: Path, width: int | None) -> str:
     try:
         return TensorFiles([file]).listing(width)
     except StorageError as error:
-        if file.suffix == ".safetensors":
+        if file.suffix in _TENSORS:
             raise
         raise StorageError(
             "not a file of tensors",
@@ -148,25 +145,6 @@ def _json(file: Path) -> str | None:
         return f"damaged JSON: {error}"
     name = content.get("format") if isinstance(content, dict) else None
     return f"JSON of the format {name}" if isinstance(name, str) else "JSON of no known format"
-
-
-def _pickle(file: Path) -> str:
-    """The sizes in a pickled checkpoint's archive: what they belong to stands in the pickle."""
-    if not zipfile.is_zipfile(file):
-        raise StorageError(
-            "a pickle that cannot be told without running it",
-            where=str(file),
-            fix="load it where you trust it, and save it as safetensors",
-        )
-    with zipfile.ZipFile(file) as archive:
-        sizes = [e.file_size for e in archive.infolist() if "/data/" in e.filename]
-    size, arrays = file.stat().st_size / 1e6, counted(len(sizes), "array")
-    return (
-        f"a pickled checkpoint, {size:.2f} MB: {arrays} of "
-        f"{sum(sizes) / 1e6:.2f} MB in all, the largest {max(sizes, default=0) / 1e6:.2f} MB\n"
-        "Their names stand in the pickle, which can run code and was not opened. "
-        "tdquant sample --ckpt reads it with PyTorch's restricted unpickler."
-    )
 
 
 def _megabytes(folder: Path) -> float:

@@ -10,7 +10,7 @@ from torch import nn
 from tdquant.announce import announce
 from tdquant.digests import hash_tensors
 from tdquant.errors import StorageError
-from tdquant.footprint import give_back
+from tdquant.footprint import trim_heap
 from tdquant.models import build
 from tdquant.storage.files import read_index, read_tensors
 from tdquant.storage.rebuilding import build_skeleton, settle, unpack_tensors
@@ -88,5 +88,5 @@ def load(
         )
     del tensors, state
     settle(model, compact)
-    give_back()
+    trim_heap()
     return announce(model)

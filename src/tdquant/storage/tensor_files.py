@@ -1,18 +1,14 @@
-"""The tensors of safetensors files, known by their headers."""
+"""The tensors of files, known before their numbers are read."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tdquant.errors import StorageError
+from tdquant.files import open_checkpoint
 from tdquant.storage.narrow import counted, cut, narrow
-
-_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "BOOL": 8}
 
 
 class TensorFiles:
@@ -35,30 +31,16 @@ class TensorFiles:
         self._types: dict[str, str] = {}
         self._where: dict[str, Path] = {}
         for file in files:
-            try:
-                self._take(file)
-            except (SafetensorError, OSError) as error:
-                raise StorageError(
-                    "the tensors cannot be read",
-                    where=str(file),
-                    why=str(error),
-                    fix="a whole safetensors file: copy or save it again if it was cut",
-                ) from error
-
-    def _take(self, file: Path) -> None:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                header = opened.get_slice(name)
-                self.shapes[name] = tuple(header.get_shape())
-                self._types[name] = header.get_dtype()
-                bits = _BITS.get(self._types[name], 8)
-                self.sizes[name] = math.prod(self.shapes[name]) * bits // 8
-                self._where[name] = file
+            with open_checkpoint(file) as found:
+                for name, tensor in found.items():
+                    self.shapes[name], self.sizes[name] = tuple(tensor.shape), tensor.nbytes
+                    self._types[name] = str(tensor.dtype).removeprefix("torch.")
+                    self._where[name] = file
 
     def read(self, name: str) -> Tensor:
         """The numbers of one tensor."""
-        with safe_open(self._where[name], framework="pt") as opened:
-            return opened.get_tensor(name)
+        with open_checkpoint(self._where[name]) as found:
+            return found[name].load()
 
     def listing(self, width: int | None = None) -> str:
         """A line for each tensor, and the whole.
@@ -67,7 +49,7 @@ class TensorFiles:
             width: Characters of the terminal, to which names are cut; None cuts nothing.
         """
         facts = {
-            name: f"{self._types[name]:<5} {'x'.join(map(str, shape)) or 'scalar'}"
+            name: f"{self._types[name]:<8} {'x'.join(map(str, shape)) or 'scalar'}"
             for name, shape in self.shapes.items()
         }
         column = max(map(len, facts), default=0)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdquant.errors import BackendError, ClockError
-from tdquant.footprint import give_back
+from tdquant.footprint import trim_heap
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
 from tdquant.runtime.cpu.deferred import Deferred
 from tdquant.runtime.cpu.kernels import Kernel, exact_kernels
@@ -146,14 +146,14 @@ class CpuLayer(nn.Module):
             if len(makers) > 1 and not seconds:
                 for name, make in makers.items():
                     seconds[name] = _fastest(partial(make(operation), x, scale))
-                    give_back()
+                    trim_heap()
                 self._trials.seconds[key] = seconds
             best = min(seconds, key=seconds.__getitem__) if seconds else next(iter(makers))
             self._note = _explain(best, seconds, operation)
             self.kernel, self.operation = makers[best](operation), None
             self._trials.left -= 1
             if not self._trials.left:
-                give_back()
+                trim_heap()
             return self.kernel
 
 

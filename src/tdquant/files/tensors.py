@@ -1,0 +1,66 @@
+"""Tensors in files: what is known of them before their numbers are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor in an open file.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its dtype.
+        load: Reads the numbers: a tensor on the CPU that shares memory with no other.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    load: Callable[[], Tensor]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """The numbers, half precision as float32."""
+        tensor = self.load().reshape(self.shape)
+        half = tensor.dtype in (torch.float16, torch.bfloat16)
+        return tensor.float() if half else tensor
+
+    def reshape(self, *shape: int) -> LazyTensor:
+        """The same numbers in another shape."""
+        return replace(self, shape=torch.Size(shape))
+
+
+def fill_module(module: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:
+    """Copies tensors into parameters and buffers one by one, so that none is held twice.
+
+    Arguments:
+        module: The module. Parameters and buffers on the meta device are allocated on the CPU.
+        tensors: Value by the name of each parameter and buffer, of its shape.
+    """
+    for name, value in tensors.items():
+        path, _, last = name.rpartition(".")
+        owner = module.get_submodule(path)
+        target = getattr(owner, last)
+        if target.is_meta:
+            fresh = torch.empty_like(target, device="cpu")
+            if isinstance(target, nn.Parameter):
+                fresh = nn.Parameter(fresh, target.requires_grad)
+            setattr(owner, last, fresh)
+            target = fresh
+        with torch.no_grad():
+            target.copy_(value.read())
