@@ -68,7 +68,7 @@ class ModelError(TDQError):
 
 
 class TrainingError(TDQError):
-    """Training cannot start, or met a loss that is not finite."""
+    """Training cannot start, or met a loss or a gradient that is not finite."""
 
 
 class MissingDependencyError(TDQError, ImportError):

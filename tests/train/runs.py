@@ -8,12 +8,14 @@ import functools
 import json
 import os
 import sys
+import time
 from types import SimpleNamespace
 
 import torch
 from torch.utils.data import Dataset
 
 import tdquant as tdq
+from tdquant.cli.launch import leave_group
 
 from ..conftest import THREADS
 from ..denoisers import Mixed, calls
@@ -22,13 +24,15 @@ from ..denoisers import Mixed, calls
 class Noise(Dataset):
     """32 fixed samples."""
 
-    def __init__(self, count=32):
+    def __init__(self, count=32, slow=0.0):
+        self.slow = slow
         self.samples = torch.randn(count, 6, 8, 8, generator=torch.Generator().manual_seed(3))
 
     def __len__(self):
         return len(self.samples)
 
     def __getitem__(self, index):
+        time.sleep(self.slow)
         return self.samples[index]
 
 
@@ -53,11 +57,30 @@ def model(calibrated=True, scale="temporal", exclude=()):
     return copy.deepcopy(_quantized(calibrated, scale, exclude))
 
 
-def run(out=None, steps=12, net=None, float_model=False, **options):
+def spoil(net, at, value=float("nan"), times=1, name="linear.bias"):
+    """Lets backward passes from number ``at`` on, ``times`` of them, give one parameter a gradient
+    with ``value`` in it.
+    """
+    seen = iter(range(10**9))
+
+    def hook(gradient):
+        if not at <= next(seen) < at + times:
+            return gradient
+        gradient = gradient.clone()
+        gradient.view(-1)[0] = value
+        return gradient
+
+    net.get_parameter(name).register_hook(hook)
+    return net
+
+
+def run(out=None, steps=12, net=None, float_model=False, slow=0.0, **options):
     options = {"batch": 8, "warmup": 0, "progress": False, "save_every": 3, "seed": 5} | options
     if net is None:
         net = Mixed() if float_model else model()
-    return tdq.train(net, Noise(), scheduler(), steps=steps, out=out, rate=1e-3, **options)
+    return tdq.train(
+        net, Noise(slow=slow), scheduler(), steps=steps, out=out, rate=1e-3, **options
+    )
 
 
 class Sharding:
@@ -99,9 +122,23 @@ def main():
     out, steps, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     if options.pop("sharded", False):
         options["accelerator"] = Sharding()
-    done = run(None if out == "-" else out, steps, **options)
+    spoilt = options.pop("spoilt", None)  # the process and the step of a NaN in a gradient
+    if spoilt is not None:
+        options["net"] = model()
+        if os.environ["RANK"] == str(spoilt[0]):
+            spoil(options["net"], spoilt[1])
+    try:
+        done = run(None if out == "-" else out, steps, **options)
+    except tdq.TDQError as error:
+        if spoilt is None:
+            raise
+        digest = [float(p.double().sum()) for p in options["net"].parameters()]
+        print(json.dumps({"error": str(error), "parameters": digest}), flush=True)
+        leave_group()
+        return
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps({"losses": done.losses, "finished": done.finished}))
+        print(json.dumps({"losses": done.losses, "finished": done.finished}), flush=True)
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -73,3 +73,48 @@ def test_the_log_is_json_whatever_a_norm_is(tmp_path):
     assert json.loads(text, parse_constant=pytest.fail) == {
         "step": 1, "loss": 1.0, "norm": None, "seconds": 0.5
     }  # fmt: skip
+
+
+class Ending(Callback):
+    def __init__(self, events, name, fails=()):
+        self.events, self.name, self.fails = events, name, fails
+
+    def _tell(self, what):
+        self.events.append(f"{what} {self.name}")
+        if what in self.fails:
+            raise ValueError(f"{what} of {self.name}")
+
+    def start(self, run):
+        self._tell("start")
+
+    def after_step(self, run, record):
+        self._tell("step")
+
+    def end(self, run):
+        self._tell("end")
+
+
+def test_callbacks_end_when_the_run_fails_and_its_error_is_seen():
+    events = []
+    callbacks = [
+        Ending(events, "a", ["end"]), Ending(events, "b", ["step"]), Ending(events, "c"),
+    ]  # fmt: skip
+    with pytest.warns(UserWarning, match="could not end.*end of a"):  # noqa: SIM117
+        with pytest.raises(ValueError, match="step of b"):
+            run(steps=3, callbacks=callbacks)
+    assert events[3:] == ["step a", "step b", "end a", "end b", "end c"]
+
+
+def test_a_callback_that_did_not_start_is_not_ended():
+    events = []
+    callbacks = [Ending(events, "a"), Ending(events, "b", ["start"]), Ending(events, "c")]
+    with pytest.raises(ValueError, match="start of b"):
+        run(steps=3, callbacks=callbacks)
+    assert events == ["start a", "start b", "end a"]
+
+
+def test_a_callback_that_cannot_end_does_not_keep_others_from_it():
+    events = []
+    with pytest.raises(ValueError, match="end of a"):
+        run(steps=1, callbacks=[Ending(events, "a", ["end"]), Ending(events, "b")])
+    assert events[-2:] == ["end a", "end b"]

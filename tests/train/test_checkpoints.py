@@ -1,5 +1,9 @@
 import errno
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,3 +85,44 @@ def test_what_a_crash_left_half_written_is_not_seen(tmp_path):
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert store.latest().step == 5
+
+
+USERS = ("step-00000003-best", "step-3", "step-000000009", "step-0000000x", "step-00000008.old")
+
+
+def test_folders_of_other_names_are_the_user_s(tmp_path):
+    store = Checkpoints(tmp_path, keep=1)
+    first = save(store, 3)
+    for name in USERS:
+        shutil.copytree(first, tmp_path / name)
+    (tmp_path / "step-00000009").write_text("a file")
+    assert store.latest().path == first
+    save(store, 4)
+    save(store, 5)
+    found = sorted(p.name for p in tmp_path.iterdir())
+    assert found == sorted([*USERS, "step-00000009", "step-00000005"])
+    assert store.latest().step == 5
+
+
+def test_only_other_folders_are_no_checkpoint(tmp_path):
+    save(Checkpoints(tmp_path), 3).rename(tmp_path / "step-00000003-best")
+    assert Checkpoints(tmp_path).latest() is None
+
+
+def test_what_crashes_left_half_written_goes_with_the_next_one(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    remains = [f".writing-00000002-{gone.pid}", f".writing-00000003-{10**30}"]
+    remains += [f".writing-00000002-{os.getpid()}"]  # of an earlier process with this number
+    kept = [f".writing-00000002-{living.pid}", ".writing-00000002-1", ".writing-notes"]
+    kept += [f".writing-2-{gone.pid}", f".writing-00000002-{gone.pid}-mine"]
+    for name in remains + kept:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    try:
+        save(Checkpoints(tmp_path), 5)
+        found = sorted(p.name for p in tmp_path.iterdir())
+        assert found == sorted([*kept, "step-00000005"])
+    finally:
+        living.communicate(b"\n")

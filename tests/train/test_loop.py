@@ -1,8 +1,10 @@
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,6 @@ from tdquant.errors import DataError, StorageError, TrainingError
 from tdquant.quantizers import activation_quantizers
 from tdquant.scales import PendingScale
 from tdquant.train.callbacks import Callback
-from tdquant.train.signals import Interruptions
 
 from ..denoisers import Mixed, calls
 from .runs import Noise, model, run
@@ -30,6 +31,7 @@ def launch(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "tests.train.runs", *map(str, arguments), json.dumps(options)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
 
 
@@ -107,6 +109,20 @@ def test_sigterm_saves_and_stops(tmp_path):
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert json.loads(output)["finished"] is False
+    done = len(json.loads(output)["losses"])
+    assert [p.name for p in tmp_path.glob("checkpoints/*")] == [f"step-{done:08d}"]
+
+
+def test_ctrl_c_reaches_the_workers_that_read_too(tmp_path):
+    # Slow workers: the run waits for one of them when the signal comes.
+    process = launch(tmp_path, 100_000, save_every=10**6, workers=2, slow=0.05)
+    log = tmp_path / "log.jsonl"
+    deadline = time.time() + 120
+    while not log.exists() and time.time() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
     done = len(json.loads(output)["losses"])
     assert [p.name for p in tmp_path.glob("checkpoints/*")] == [f"step-{done:08d}"]
 
@@ -196,16 +212,6 @@ def test_another_model_s_checkpoint_is_refused(tmp_path):
         run(tmp_path, net=model(exclude=("linear",)))
 
 
-def test_interrupt_twice_stops_at_once():
-    before = signal.getsignal(signal.SIGINT)
-    with Interruptions() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.asked
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 def test_a_calibrated_model_is_needed_only_when_nothing_is_resumed(tmp_path):
     assert Noise()[0].shape == (6, 8, 8)
     run(tmp_path, steps=3)
@@ -245,6 +251,7 @@ def test_another_recipe_is_not_gone_on_with(tmp_path):
     ("options", "words"),
     [
         ({"save_every": 0}, "save_every=0"),
+        ({"steps": 100_000_000}, "steps=100000000"),
         ({"net": "frozen"}, "there is nothing to train"),
         ({"net": "wide"}, r"a prediction of \(8, 18, 8, 8\)"),
     ],
@@ -257,7 +264,7 @@ def test_what_cannot_be_trained_is_told(options, words):
             net.conv_out = torch.nn.Conv2d(12, 18, 1)
         options = options | {"net": net}
     with pytest.raises(TrainingError, match=words):
-        run(steps=1, **options)
+        run(**{"steps": 1, **options})
 
 
 def test_no_scheduler():
@@ -280,3 +287,9 @@ def test_noise_belongs_to_the_part_of_a_batch():
     whole, parts = (run(steps=1, net=model(scale="nipq"), accumulate=n).losses[0] for n in (1, 2))
     assert whole != parts
     assert parts == run(steps=1, net=model(scale="nipq"), accumulate=2).losses[0]
+
+
+def test_the_filters_of_warnings_are_those_of_before():
+    before = list(warnings.filters)
+    run(steps=1)
+    assert warnings.filters == before

@@ -57,7 +57,7 @@ class Callback:
         """After each step, with ``loss``, its parts, ``rate`` and ``norm`` of the gradient."""
 
     def end(self, run: Run) -> None:
-        """After the last step, or when the run was stopped."""
+        """After the last step, or when the run was stopped or failed."""
 
 
 class ShowProgress(Callback):

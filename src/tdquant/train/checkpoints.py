@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ from tdquant.writing import unshared, write_tensors
 
 FORMAT = "tdquant-training"
 VERSION = 1
+LAST_STEP = 99_999_999
+"""The last step whose number fits the name of a folder."""
+
+_NAME = re.compile(r"step-[0-9]{8}")
+_UNFINISHED = re.compile(r"\.writing-[0-9]{8}-([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run: the folders ``step-`` and exactly eight digits. Whatever else is
+    there is its user's, and left alone.
 
     Arguments:
         folder: Where they are, ``RUN/checkpoints``.
@@ -63,7 +70,12 @@ class Checkpoints:
     def save(
         self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]
     ) -> Path | None:
-        """Writes one and removes those that are too many.
+        """Writes one and removes those that are too many, and what a crash left half written.
+
+        Arguments:
+            step: Steps done, at most LAST_STEP.
+            tensors: The tensors of each file.
+            state: Everything that is no tensor, JSON-safe.
 
         Returns:
             Its folder, or None if the disk did not take it: a warning says so, and the
@@ -72,7 +84,7 @@ class Checkpoints:
         target = self.folder / f"step-{step:08d}"
         fresh = self.folder / f".writing-{step:08d}-{os.getpid()}"
         try:
-            shutil.rmtree(fresh, ignore_errors=True)
+            self._remove_unfinished()
             fresh.mkdir(parents=True)
             digests = {}
             for name, content in tensors.items():
@@ -111,7 +123,16 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         """Newest first."""
-        return sorted(self.folder.glob("step-*"), reverse=True)
+        found = [f for f in self.folder.glob("step-*") if _NAME.fullmatch(f.name) and f.is_dir()]
+        return sorted(found, reverse=True)
+
+    def _remove_unfinished(self) -> None:
+        """Removes what processes that are gone were writing, and what this one left."""
+        for folder in self.folder.glob(".writing-*"):
+            match = _UNFINISHED.fullmatch(folder.name)
+            # A process has the number of one before it, after a restart of its container.
+            if match and (int(match[1]) == os.getpid() or not _lives(int(match[1]))):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
@@ -141,6 +162,17 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         )
     check_version(version, VERSION, str(folder))
     return Checkpoint(folder, step, state)
+
+
+def _lives(process: int) -> bool:
+    """Whether there is a process with this number on this machine."""
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except PermissionError:  # somebody else's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _flush(path: Path) -> None:

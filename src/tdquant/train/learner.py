@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,13 +19,20 @@ from tdquant.diffusion.sampling import stream_of
 from tdquant.errors import StorageError, TrainingError
 from tdquant.train.average import Average
 from tdquant.train.checkpoints import Checkpoint
-from tdquant.train.diagnose import first_not_finite
+from tdquant.train.diagnose import (
+    first_gradients_not_finite,
+    first_not_finite,
+    gradients_not_finite,
+)
 from tdquant.train.objective import Batch, DiffusionObjective
 from tdquant.train.optimizing import load_optimizer, optimizer_tensors
 from tdquant.train.sharding import fill, whole
 from tdquant.train.structure import describe
+from tdquant.train.weights import forgetting_weights
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_SCALE = 1.0
+"""Scale of the fp16 loss below which gradients that are not finite are no longer due to it."""
 
 
 class Learner:
@@ -78,13 +86,45 @@ class Learner:
             factor: Factor on the learning rates.
 
         Returns:
-            ``loss`` and its parts, means over the whole batch, and ``norm`` of the gradient.
+            ``loss`` and its parts, means over the whole batch, and ``norm`` of the gradient. With
+            fp16 also ``skipped``: 1 if the gradient overflowed at the present scale of the loss,
+            which is lower in the next step; parameters and averages are as before.
 
         Raises:
-            TrainingError: The loss is NaN or infinite; nothing was changed.
+            TrainingError: The loss or the gradient is NaN or infinite. Parameters, buffers,
+                optimizer and averages are as before the step.
         """
+        buffers = {n: b.detach().clone() for n, b in self.root.named_buffers()}
+        try:
+            return self._learn(data, step, factor)
+        except TrainingError:
+            self._undo(buffers)
+            raise
+
+    def _learn(self, data: Any, step: int, factor: float) -> dict[str, float]:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
+        record, batch = self._differentiate(data, step)
+        if not math.isfinite(record["loss"]):
+            raise self._bad_loss(batch, step, record["loss"])
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.root.parameters() if p.grad is not None]
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = float(whole(total))
+        skipped = not math.isfinite(norm)
+        if skipped:
+            self._lower_scale(step, norm)
+        else:
+            if self.clip:
+                nn.utils.clip_grads_with_norm_(parameters, self.clip, total)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.average.update(self.root)
+        told = {"skipped": float(skipped)} if self.scaler.is_enabled() else {}
+        return record | {"norm": norm} | told
+
+    def _differentiate(self, data: Any, step: int) -> tuple[dict[str, float], Batch]:
+        """Gradients of the whole batch; its losses, and this process's last part of it."""
         rank = self.accelerator.process_index
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
@@ -94,21 +134,41 @@ class Learner:
             torch.manual_seed(stream_of(self.seed, step, stream=stream).initial_seed())
             batch = self.objective.draw(part, self.seed, step, positions, self.accelerator.device)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self._autocast():
+                with self._autocast(), forgetting_weights(self.root):
                     loss, parts = self.objective(self.model, batch)
                 self.scaler.scale(loss / self.accumulate).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / self.accumulate
         means = self.accelerator.reduce(torch.stack(list(sums.values())), "mean").tolist()
-        record = dict(zip(sums, means, strict=True))
-        if not record["loss"] < float("inf"):
-            raise self._not_finite(batch, step, record["loss"])
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.root.parameters(), self.clip or float("inf"))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.average.update(self.root)
-        return record | {"norm": float(whole(norm))}
+        return dict(zip(sums, means, strict=True)), batch
+
+    def _lower_scale(self, step: int, norm: float) -> None:
+        """Takes a step of fp16 as skipped, if a lower scale of the loss can help.
+
+        Gradients are averages over all processes, so all of them decide alike.
+
+        Raises:
+            TrainingError: It cannot.
+        """
+        if self.scaler.is_enabled() and gradients_not_finite(self.root):
+            self.scaler.update()
+            if self.scaler.get_scale() >= SMALLEST_SCALE:
+                return
+        raise self._bad_gradient(step, norm)
+
+    @torch.no_grad()
+    def _undo(self, buffers: dict[str, Tensor]) -> None:
+        """Puts back what a forward pass changes, and drops the gradients."""
+        for name, buffer in self.root.named_buffers():
+            buffer.copy_(buffers[name])
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def release(self) -> None:
+        """Frees gradients and the optimizer's state, twice the size of the model, after the last
+        step. The accelerator would keep them for as long as it lives.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
 
     def plain(self) -> nn.Module:
         """The model, whole on this process. Where it is sharded, every process has to ask."""
@@ -171,10 +231,26 @@ class Learner:
             return contextlib.nullcontext()
         return torch.autocast(self.accelerator.device.type, PRECISIONS[self.precision])
 
-    def _not_finite(self, batch: Batch, step: int, loss: float) -> TrainingError:
+    def _bad_loss(self, batch: Batch, step: int, loss: float) -> TrainingError:
+        def call() -> None:
+            with self._autocast():
+                self.objective(self.root, batch)
+
         return TrainingError(
             f"the loss is {loss} in step {step + 1}",
             where=type(self.root).__name__,
-            why=first_not_finite(self.root, lambda: self.objective(self.root, batch)),
+            why=first_not_finite(self.root, call),
             fix="a lower rate, a longer warm-up or clip=; the last checkpoint is as it was",
+        )
+
+    def _bad_gradient(self, step: int, norm: float) -> TrainingError:
+        fp16 = self.scaler.is_enabled()
+        scaled = f", at a scale of the loss of {self.scaler.get_scale():.3g} too" if fp16 else ""
+        return TrainingError(
+            f"the norm of the gradient is {norm} in step {step + 1}",
+            where=type(self.root).__name__,
+            why=first_gradients_not_finite(self.root) + scaled,
+            fix="a lower rate, a longer warm-up, clip="
+            + (" or precision='bf16'" if fp16 else "")
+            + "; the last checkpoint is as it was",
         )

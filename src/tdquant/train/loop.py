@@ -10,9 +10,10 @@ ends in the same bits as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tdquant.data.order import loader
 from tdquant.errors import StorageError, TrainingError
 from tdquant.optional import require
 from tdquant.train.callbacks import Callback, JsonLog, Run, ShowProgress
-from tdquant.train.checkpoints import Checkpoint, Checkpoints
+from tdquant.train.checkpoints import LAST_STEP, Checkpoint, Checkpoints
 from tdquant.train.groups import parameter_groups
 from tdquant.train.learner import PRECISIONS, Learner
 from tdquant.train.objective import DiffusionObjective
@@ -123,8 +124,9 @@ def train(
         progress: Draw a bar.
 
     Raises:
-        TrainingError: An argument cannot be, or the loss became NaN or infinite: the layer is
-            named, and the last checkpoint stays.
+        TrainingError: An argument cannot be, or the loss or the gradient became NaN or infinite:
+            the layer or the parameters are named, the model is as it was before that step, and
+            the last checkpoint stays.
         StorageError: The checkpoint belongs to another model.
         DataError: There are fewer items than the batch.
     """
@@ -152,9 +154,6 @@ def train(
         _load(model, found)
     if recompute:
         recompute_blocks(model)
-    # Gradients of (1, d) weights come with other strides of the dimension of size 1: DDP tells
-    # everybody, although nothing is slower for it.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     learner = Learner(
         model.train(),
         parameter_groups(model, rate, rates=rates, decay=decay),
@@ -173,7 +172,7 @@ def train(
         run.step, run.seconds = found.step, float(found.state["seconds"])
     warmup = min(5000, steps // 20) if warmup is None else warmup
     order = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-    batches = iter(loader(data, batch, seed=seed, start=run.step, workers=workers, **order))
+    feed = loader(data, batch, seed=seed, start=run.step, workers=workers, **order)
     told = [c for c in _told(callbacks, out, progress) if main or c.everywhere]
 
     def save() -> None:
@@ -182,9 +181,10 @@ def train(
             checkpoints.save(run.step, tensors, state)
 
     losses: list[float] = []
-    for callback in told:
-        callback.start(run)
-    with Interruptions() as interruptions:
+    with _telling(told, run), _without_stride_warnings(), Interruptions() as interruptions:
+        # Only now: workers inherit the handlers, or Ctrl-C, which reaches them too, would end
+        # them while the step in hand waits for its batch.
+        batches = iter(feed)
         stop = False
         while run.step < steps and not stop:
             began = time.perf_counter()
@@ -198,9 +198,8 @@ def train(
             stop = learner.agree(interruptions.asked)
             if run.step % save_every == 0 or stop or run.step == steps:
                 save()
-    for callback in told:
-        callback.end(run)
     accelerator.wait_for_everyone()
+    learner.release()
     return Training(
         learner.plain().eval(),
         learner.averaged(),
@@ -209,6 +208,48 @@ def train(
         losses,
         run.seconds,
     )
+
+
+@contextlib.contextmanager
+def _telling(callbacks: Sequence[Callback], run: Run) -> Iterator[None]:
+    """Starts callbacks, and ends those that were started, whatever happens in between: they hold
+    files and bars.
+    """
+    started: list[Callback] = []
+    try:
+        for callback in callbacks:
+            callback.start(run)
+            started.append(callback)
+        yield
+    except BaseException:
+        for error in _end(started, run):
+            # The error that ended the run is the one to be seen.
+            warnings.warn(f"a callback could not end: {error!r}", stacklevel=2)
+        raise
+    errors = _end(started, run)
+    if errors:
+        raise errors[0]
+
+
+def _end(callbacks: Sequence[Callback], run: Run) -> list[Exception]:
+    """Ends every callback; gives what they raised."""
+    errors = []
+    for callback in callbacks:
+        try:
+            callback.end(run)
+        except Exception as error:
+            errors.append(error)
+    return errors
+
+
+@contextlib.contextmanager
+def _without_stride_warnings() -> Iterator[None]:
+    """Gradients of (1, d) weights come with other strides of the dimension of size 1: DDP tells
+    everybody, although nothing is slower for it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        yield
 
 
 def _check(
@@ -223,8 +264,8 @@ def _check(
     found = []
     if save_every < 1:
         found.append(f"save_every={save_every}: at least 1")
-    if steps < 1:
-        found.append(f"steps={steps}: at least 1")
+    if not 1 <= steps <= LAST_STEP:
+        found.append(f"steps={steps}: 1 to {LAST_STEP}")
     if batch < 1 or accumulate < 1 or batch % (world * accumulate):
         found.append(
             f"batch={batch}: a multiple of {world} processes times {accumulate} parts (accumulate)"

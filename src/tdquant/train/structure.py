@@ -6,9 +6,11 @@ brings a model that was quantized, but not calibrated, into the form that a run 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tdquant.clock import is_quantized
 from tdquant.errors import StorageError
@@ -70,6 +72,19 @@ def restore(model: nn.Module, structure: dict[str, Any] | None, where: str = "")
         quantizer.grid = Grid(*spec["grid"])
         if isinstance(quantizer.scale, PendingScale):
             quantizer.scale = SCALES[spec["kind"]].blank(**spec["settings"])
+
+
+def joined(tensors: Mapping[str, Tensor], structure: dict[str, Any] | None) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, and beside them whole weights and biases of the layers that were
+    split, as the model has them before it is split again.
+    """
+    out = dict(tensors)
+    for path, sizes in ({} if structure is None else structure.get("splits", {})).items():
+        parts = [tensors[f"{path}.parts.{i}.weight"] for i in range(len(sizes))]
+        out[f"{path}.weight"] = torch.cat(parts, dim=1)
+        if f"{path}.parts.0.bias" in tensors:
+            out[f"{path}.bias"] = tensors[f"{path}.parts.0.bias"]
+    return out
 
 
 def _same_recipe(model: nn.Module, structure: dict[str, Any] | None, where: str) -> None:
