@@ -14,6 +14,7 @@ from tdquant.grid import Grid
 from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
 from tdquant.layers.base import keep_layers_called
+from tdquant.models.compvis.published_quantizers import equip
 from tdquant.patterns import idle, matching
 from tdquant.quantizers import ActivationQuantizer, NoiseWeight, WeightQuantizer
 from tdquant.quantizers.weight import mse_step
@@ -69,7 +70,7 @@ def quantize(
             plan = recipe.for_layer(overridden, path in first | last, time_path)
             if min(plan.weights, plan.activations) < FLOAT:
                 try:
-                    swaps[path] = _quant_layer(layers[path], path, plan, recipe, clock)
+                    swaps[path] = _quant_layer(model, layers[path], path, plan, recipe, clock)
                 except ConversionError as error:
                     mistakes.append(error)
         _complain(mistakes)
@@ -114,7 +115,12 @@ def activation_quantizer(
 
 
 def _quant_layer(
-    layer: nn.Module, path: str, plan: LayerRecipe, recipe: Recipe, clock: Clock
+    model: nn.Module,
+    layer: nn.Module,
+    path: str,
+    plan: LayerRecipe,
+    recipe: Recipe,
+    clock: Clock,
 ) -> QuantLayer:
     if "weight" not in layer._parameters:
         raise ConversionError(
@@ -124,6 +130,9 @@ def _quant_layer(
             fix="torch.nn.utils.remove_weight_norm (or its like), or exclude the layer",
         )
     new = QUANTIZED[type(layer)].from_float(layer)
+    if recipe.grid == "published":
+        bits, dynamic = (plan.weights, plan.activations), plan.scale == "temporal"
+        return equip(model, path, new, bits, dynamic, clock).train(layer.training)
     if plan.activations != FLOAT:
         new.input_quantizer = activation_quantizer(
             path,

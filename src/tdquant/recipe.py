@@ -16,7 +16,7 @@ FLOAT = 32
 """Bits of an operand that stays in float."""
 
 GRANULARITIES = ("channel", "tensor")
-GRIDS = ("auto", "symmetric")
+GRIDS = ("auto", "symmetric", "published")
 _TEMPORAL_OPTIONS = ("features", "hidden", "depth", "dropout", "encoding")
 
 
@@ -53,7 +53,8 @@ class Recipe:
         attention: Bits of the operands of QK^T and AV, or 32 to leave the products in float.
         granularity: One weight step for each output ``"channel"``, or for the ``"tensor"``.
         grid: ``"auto"`` lets calibration give one-sided activations (after SiLU, GELU, softmax) a
-            zero point; ``"symmetric"`` forces signed symmetric codes.
+            zero point; ``"symmetric"`` forces signed symmetric codes; ``"published"`` are the
+            grids, starts and scale networks of TDQ's authors: see ``Recipe.published``.
         include: Glob patterns over module paths: which layers may be quantized.
         exclude: Patterns of layers that stay in float.
         overrides: Pattern -> fields of LayerRecipe to replace; later patterns win.
@@ -102,9 +103,48 @@ class Recipe:
                     found += _check_choice(where, value, kinds)
                 else:
                     found.append(f"{where}: no such field; one of weights, activations, scale")
+        if self.grid == "published":
+            found += self._unpublished()
         for key in self.temporal:
             found += _check_choice("temporal option", key, _TEMPORAL_OPTIONS)
         return found
+
+    def _unpublished(self) -> list[str]:
+        """What the published quantizers do not have."""
+        fixed = Recipe(grid="auto", time_weights=FLOAT, granularity="tensor")
+        names = ("time_weights", "granularity", "edges", "attention", "overrides", "temporal")
+        found = [
+            f"{name}={getattr(self, name)!r}: {getattr(fixed, name)!r} with grid='published'"
+            for name in names
+            if getattr(self, name) != getattr(fixed, name)
+        ]
+        if self.scale not in ("temporal", "static"):
+            found.append(f"scale={self.scale!r}: temporal or static with grid='published'")
+        for name in ("weights", "activations"):
+            if getattr(self, name) == MIN_BITS:
+                found.append(f"{name}={MIN_BITS}: 3 bits or more with grid='published'")
+        return found
+
+    @classmethod
+    def published(cls, weights: int = 4, activations: int = 4, dynamic: bool = True) -> Recipe:
+        """What TDQ's authors train: one step for each weight, the time path in float, their grids.
+
+        For latent diffusion's UNet. ``calibrate`` then starts the scales as they do, and a trained
+        model can be written in their format (``tdq.models.save_compvis``).
+
+        Arguments:
+            weights: Bits of the weights, 3 to 16, or 32 for float.
+            activations: Bits of the activations, 3 to 16, or 32 for float.
+            dynamic: Scales follow the timestep (TDQ); otherwise they are static (LSQ).
+        """
+        return cls(
+            weights,
+            activations,
+            "temporal" if dynamic else "static",
+            time_weights=FLOAT,
+            granularity="tensor",
+            grid="published",
+        )
 
     def for_layer(self, overridden: list[str], edge: bool, time_path: bool) -> LayerRecipe:
         """What a layer gets that matches the override patterns ``overridden``, in their order."""

@@ -14,6 +14,9 @@ SHIPPED = sorted(p.name for p in CONFIGS.glob("*.yaml"))
 # Millions of parameters that the UNets of these configurations are known or computed to have.
 MILLIONS = {
     "lsun_churches-ldm-kl-8.yaml": (280, 310),
+    "lsun_churches-ldm-kl-8-compvis.yaml": (280, 310),
+    "stable-diffusion-v1.yaml": (859, 860),
+    "txt2img-1p4B.yaml": (872, 873),
     "cifar10-ddpm.yaml": (33, 38),
     "cats-ldm.yaml": (2, 8),
     "cats-ddpm.yaml": (0.5, 2),
@@ -32,7 +35,7 @@ def mistakes(config):
 
 
 def test_every_shipped_configuration_is_known_here():
-    assert sorted(MILLIONS) == SHIPPED
+    assert sorted(MILLIONS) == sorted(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

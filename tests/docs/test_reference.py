@@ -13,6 +13,7 @@ from .programs import DOCS
 PACKAGES = (
     "tdquant", "tdquant.bench", "tdquant.calibrate", "tdquant.config", "tdquant.data",
     "tdquant.demo", "tdquant.diffusion", "tdquant.evaluate", "tdquant.export", "tdquant.families",
+    "tdquant.files",
     "tdquant.layers", "tdquant.metrics", "tdquant.models", "tdquant.quantizers", "tdquant.ranges",
     "tdquant.reconstruct", "tdquant.report", "tdquant.runs", "tdquant.runtime", "tdquant.scales",
     "tdquant.search", "tdquant.storage", "tdquant.train",

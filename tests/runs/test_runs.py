@@ -13,10 +13,9 @@ from tdquant.cli import main
 from tdquant.errors import StorageError
 from tdquant.frozen import is_frozen
 from tdquant.layers.gain import gain_of
-from tdquant.models.compvis.checkpoint import read_checkpoint
 from tdquant.runs import RunFolder, open_pipe, sample_pictures
 
-from ..models.compvis.examples import checkpoint, published, weights, write
+from ..models.compvis.examples import checkpoint, published, read, weights, write
 from .tiny import CONFIG, workspace
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +85,16 @@ def test_more_steps_go_on_and_other_arguments_are_refused(place, tmp_path, capsy
     # The folder alone is enough to go on.
     assert main(["train", "--resume", str(tmp_path / "run"), "--max_steps", "7", "--quiet"]) == 0
     assert RunFolder(tmp_path / "run").checkpoints.latest().step == 7
+
+
+def test_a_run_whose_layers_were_split_goes_on(place, tmp_path):
+    wide = ("data.params.batch_size=8", "--max_steps")
+    assert train(place, tmp_path, *wide, "2") == 0
+    folder = RunFolder(tmp_path / "run")
+    assert folder.checkpoints.latest().state["structure"]["splits"]
+    assert train(place, tmp_path, *wide, "3") == 0
+    assert folder.checkpoints.latest().step == 3
+    assert is_frozen(open_pipe(tmp_path / "run").unet)
 
 
 def test_correcting_at_the_end_or_later(place, tmp_path):
@@ -239,7 +248,7 @@ def test_a_float_run_is_a_start_for_a_quantized_one(place, tmp_path, capsys):
 def test_a_published_quantized_checkpoint_trains_on(place, tmp_path):
     params = CONFIG["model"]["params"]["unet_config"]["params"]
     state = published(weights(params), params)
-    source = read_checkpoint(place / "model.safetensors") | checkpoint(state)
+    source = read(place / "model.safetensors") | checkpoint(state)
     file = write(tmp_path / "theirs.ckpt", source)
     base = ["train", "--base", str(place / "config.yaml"), "--ckpt", str(file), "--quiet"]
     base += ["--logdir", str(tmp_path), "--name", "t"]
@@ -260,6 +269,7 @@ def test_two_processes_train_one_run(place, tmp_path):
     command = [sys.executable, str(ROOT / "main.py"), "--base", str(place / "config.yaml")]
     command += ["--ckpt", str(place / "model.safetensors"), "--scale_lr", "False", "--quiet"]
     command += ["--logdir", str(tmp_path), "--threads", "1", "--max_steps", "2"]
+    command += ["--train", "True"]
     two = [*command, "--name", "two", "--gpus", "0,1", "data.params.batch_size=2"]
     one = [*command, "--name", "one", "tdquant.accumulate=2", "data.params.batch_size=2"]
     for words in (two, one):

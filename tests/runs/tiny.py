@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,8 @@ def workspace(folder: Path):
     }
     (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     torch.manual_seed(0)
-    pipe = load_compvis(folder / "config.yaml")
+    # As if the factor of the latents had been measured in training.
+    pipe = replace(load_compvis(folder / "config.yaml"), scale_factor=1.0)
     with torch.no_grad():  # what starts at zero could not be quantized
         for parameter in pipe.unet.parameters():
             if not parameter.any():

@@ -17,6 +17,7 @@ from tdquant.calibrate.concatenations import SUFFIX, Concatenation, splittable, 
 from tdquant.calibrate.judge import Judgement, judge
 from tdquant.calibrate.observe import Observations, observed
 from tdquant.calibrate.observers import observing
+from tdquant.calibrate.published import start_as_published
 from tdquant.calibrate.report import Calibration, LayerChoice, SplitChoice
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
@@ -26,6 +27,7 @@ from tdquant.layers import QuantLayer, SplitLayer, replace_module
 from tdquant.progress import track
 from tdquant.provenance import note
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
+from tdquant.recipe import Recipe
 from tdquant.scales import SCALES, Curves, DynamicScale, Scale, StaticScale, TemporalScale
 from tdquant.scales.base import steps_at
 from tdquant.scales.table import training_timesteps
@@ -80,8 +82,18 @@ def calibrate(
         CalibrationError: No batches, layers that no batch reached, NaN, infinite or all-zero
             activations, or an unknown estimator. The model is then left as it was.
         ConversionError: The model is not quantized.
+
+    A model that ``Recipe.published`` quantized gets the published start instead, whatever the
+    estimator (``tdquant.calibrate.published``).
     """
     clock_of(model)
+    recipe = getattr(model, "tdq_recipe", None)
+    if isinstance(recipe, Recipe) and recipe.grid == "published":
+        if isinstance(batches, Observations):
+            batches = batches.calls
+        return start_as_published(
+            model, batches, time_range=time_range, seed=seed, progress=progress
+        )
     if estimator not in ESTIMATORS:
         raise CalibrationError(
             f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"

@@ -20,7 +20,7 @@ QUICK = {
 }
 _SAMPLING = (
     "steps", "scheduler", "eta", "seed", "batch", "backend", "against", "paired", "no-paired",
-    "lpips", "pipe", "shape", "config", "no-ema", "allow-pickle",
+    "lpips", "pipe", "shape", "config", "no-ema",
 )  # fmt: skip
 """Flags that say nothing of images that were made elsewhere."""
 USUAL = {"images": 5000, "steps": 50, "paired": 256, "resamples": 100, "reference": "cats-heldout"}
@@ -106,7 +106,6 @@ def add(commands: Any) -> None:
     flag("--shape", help="shape of a sample, such as 3,32,32, where nothing tells")
     flag("--config", nargs="+", help="configuration of a checkpoint file")
     flag("--no-ema", action="store_true", help="the parameters themselves, not their averages")
-    flag("--allow-pickle", action="store_true", help="let a trusted .ckpt run the code it names")
     parser.set_defaults(run=run, overridden=parser)
 
 
@@ -244,7 +243,6 @@ def _evaluate(model: str, out: Path, options: argparse.Namespace, judging: dict[
     opened = {
         "config": config or None,
         "ema": not options.no_ema,
-        "allow_pickle": options.allow_pickle,
         "scheduler": options.scheduler,
     }
     folder = (Path(model) / "model_index.json").exists()

@@ -1,4 +1,4 @@
-"""``tdquant quantize``: a diffusers pipeline, from a float folder to a quantized one."""
+"""``tdquant quantize``: from a float pipeline or checkpoint file to a quantized folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tdquant.cli.switches import argument_of
+from tdquant.cli.switches import argument_of, overrides_among
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -16,15 +16,23 @@ def add(commands: Any) -> None:
     """Adds the command."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "quantize",
-        help="quantize a diffusers pipeline, folder to folder",
+        help="quantize a diffusers pipeline or a latent-diffusion checkpoint",
         description="Records what the pipeline's denoisers get while it samples, quantizes and "
         "calibrates them, compares pictures with the float pipeline's, and saves an ordinary "
-        "diffusers folder. A job that was stopped goes on where it was: repeat the command.",
+        "diffusers folder. A job that was stopped goes on where it was: repeat the command. Of a "
+        "checkpoint file with --config the folder is one that tdquant sample and evaluate take.",
         epilog="KEY=VALUE are further arguments of the pipeline, the value JSON or a word: "
         "guidance_scale=5 height=256.",
     )
     flag = parser.add_argument
-    flag("--model", required=True, help="folder of a diffusers pipeline, or its name on the hub")
+    flag("--model", required=True, help="folder of a diffusers pipeline, or its name on the hub; "
+         "or a latent-diffusion checkpoint file")  # fmt: skip
+    flag("--config", nargs="+", help="configuration of a checkpoint file; KEY.PATH=VALUE among "
+         "its words changes it")  # fmt: skip
+    flag("--text-encoder", type=Path, metavar="DIR", help="folder of the CLIP text encoder of a "
+         "text-to-image checkpoint, for --prompts")  # fmt: skip
+    flag("--no-ema", action="store_true", help="of a checkpoint, the parameters themselves, not "
+         "their averages")  # fmt: skip
     flag("--out", type=Path, required=True, help="folder to write")
     flag("--weights", type=int, default=4, help="bits of the weights (default: 4)")
     flag("--activations", type=int, default=8, help="bits of the activations (default: 8)")
@@ -65,6 +73,7 @@ def run(options: argparse.Namespace) -> None:
     require("diffusers", "pipelines")
     import torch
 
+    from tdquant.integrations.diffusers.checkpoint_job import run_checkpoint_job
     from tdquant.integrations.diffusers.job import Job
     from tdquant.integrations.diffusers.workflow import run_job
 
@@ -88,12 +97,39 @@ def run(options: argparse.Namespace) -> None:
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         device=options.device,
         progress=not options.quiet,
+        config=_config(options),
+        ema=not options.no_ema,
+        text_encoder=options.text_encoder,
     )
-    outcome = run_job(job)
+    outcome = run_job(job) if job.config is None else run_checkpoint_job(job)
     if options.layers:
         for name, table in outcome.layers.items():
             print(f"\n{name}\n{table}")
     print(outcome)
+
+
+def _config(options: argparse.Namespace) -> Any:
+    """The configuration of a checkpoint file, None for a pipeline.
+
+    Raises:
+        TDQError: A checkpoint file without one, or one for a pipeline.
+    """
+    from tdquant.config import read_config
+    from tdquant.errors import TDQError
+
+    is_file = Path(options.model).is_file()
+    if is_file and not options.config:
+        raise TDQError(
+            "a checkpoint file without its configuration",
+            where=options.model,
+            fix="--config FILE.yaml, the one that it was trained with",
+        )
+    if options.config and not is_file:
+        raise TDQError("--config without a checkpoint file", where=options.model)
+    if not is_file:
+        return None
+    files, changes = overrides_among(options.config)
+    return read_config(files, changes)
 
 
 def _recipe(options: argparse.Namespace) -> Any:

@@ -45,9 +45,15 @@ def add(commands: Any) -> None:
     flag = more.add_argument
     flag("-s", "--seed", type=int, default=23, help="seed of all noise (default: 23)")
     flag("--scheduler", help="ddim, dpm++, euler, euler-a, unipc, ddpm (default: ddim)")
+    flag("--embeddings", type=Path, metavar="FILE", help="what a text-to-image model is to show: "
+         "tensors context (N, tokens, width) and, for guidance, empty (1, tokens, width), in "
+         ".safetensors or of torch.save; image i takes row i modulo N")  # fmt: skip
+    flag("--prompt", action="append", metavar="TEXT", help="the same as text; may be repeated")
+    flag("--text-encoder", type=Path, metavar="DIR", help="folder of the CLIP text encoder "
+         "and its tokenizer, for --prompt")  # fmt: skip
+    flag("--guidance", type=float, help="guidance scale (default: 7.5 with --prompt, else 1)")
     flag("--no-ema", action="store_true", help="the parameters themselves, not their averages")
     flag("--threads", type=int, help="threads of torch")
-    flag("--allow-pickle", action="store_true", help="let a trusted .ckpt run the code it names")
     flag("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=run, overridden=parser)
 
@@ -73,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         options.ckpt,
         config or None,
         ema=not options.no_ema,
-        allow_pickle=options.allow_pickle,
+        text_encoder=options.text_encoder,
         overrides=[*changes, *options.overrides],
     )
     pipe = _ready(pipe, options)
@@ -88,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         start=options.n_start,
         eta=options.eta,
+        condition=_condition(pipe, options),
         settings={
             "ckpt": str(Path(options.ckpt).resolve())
             if Path(options.ckpt).exists()
@@ -95,6 +102,7 @@ def run(options: argparse.Namespace) -> int:
             "scheduler": type(pipe.scheduler).__name__,
             "ema": not options.no_ema,
             "overrides": [*changes, *options.overrides],
+            **_asked(options),
         },
         rank=rank,
         world=world,
@@ -106,6 +114,50 @@ def run(options: argparse.Namespace) -> int:
     share = f"process {rank}: " if world > 1 else ""
     print(f"{share}{written} images in {folder}, {steps} steps, {took:.1f} s{speed}")
     return 0
+
+
+def _condition(pipe: Any, options: argparse.Namespace) -> Any:
+    """What is to be shown, or None for an unconditional model.
+
+    Raises:
+        TDQError: Flags contradict each other, or the embeddings cannot be read.
+    """
+    from tdquant.diffusion import Condition
+    from tdquant.errors import TDQError
+    from tdquant.files import open_checkpoint
+
+    if options.prompt and options.embeddings:
+        raise TDQError("--prompt and --embeddings", fix="one of them")
+    if options.prompt:
+        if pipe.text_encoder is None:
+            raise TDQError("--prompt without a text encoder", fix="--text-encoder FOLDER")
+        guidance = 7.5 if options.guidance is None else options.guidance
+        empty = pipe.text_encoder([""])
+        return Condition(pipe.text_encoder(options.prompt), empty, guidance)
+    guidance = 1.0 if options.guidance is None else options.guidance
+    if options.embeddings is None:
+        if options.guidance is not None:
+            raise TDQError("--guidance without a condition", fix="--prompt or --embeddings")
+        return None
+    with open_checkpoint(options.embeddings) as found:
+        if "context" not in found:
+            raise TDQError(
+                "no tensor named context",
+                where=str(options.embeddings),
+                why=f"it has {', '.join(list(found)[:5])}",
+            )
+        empty = found["empty"].read() if "empty" in found else None
+        return Condition(found["context"].read(), empty, guidance)
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """What the images of a conditional model depend on, of such a model alone."""
+    from tdquant.digests import file_digest
+
+    asked = {"prompt": options.prompt, "guidance": options.guidance}
+    if options.embeddings is not None:
+        asked["embeddings"] = file_digest(options.embeddings)
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def _ready(pipe: Any, options: argparse.Namespace) -> Any:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tdquant.cli.launch import spread
+from tdquant.cli.launch import leave_group, spread
 from tdquant.cli.switches import changed_flags, overrides_among, truth
+from tdquant.recipe import Recipe
 
 
 def add(commands: Any) -> None:
@@ -33,8 +34,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     flag("-b", "--base", nargs="+", metavar="CFG", help="YAML configurations; later ones win")
     flag("--ckpt", help="what to start from: .ckpt, .safetensors, a run, an embedded model")
     flag(
-        "-t", "--train", type=truth, nargs="?", const=True, default=True, metavar="BOOL",
-        help="False: calibrate and freeze only (default: True)",
+        "-t", "--train", type=truth, nargs="?", const=True, metavar="BOOL",
+        help="False: calibrate and freeze only (default: True; False for main.py, as published)",
     )  # fmt: skip
     flag(
         "--scale_lr", type=truth, nargs="?", const=True, default=True, metavar="BOOL",
@@ -65,6 +66,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--scale", help="law of the scales: temporal, static, dynamic, table, pact, nipq, auto")
     flag("--rates", help="rates of scales: equal or published")
     flag(
+        "--scheme",
+        help="published: grids, starts and scale networks of the published code (default: ours)",
+    )
+    flag(
         "--distill",
         type=float,
         metavar="SHARE",
@@ -82,13 +87,16 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--recompute", action="store_true", help="gradient checkpointing: less memory, more time")
     flag("--workers", type=int, help="processes that read data (default: data.params.num_workers)")
     flag("--threads", type=int, help="threads of torch")
-    flag("--allow-pickle", action="store_true", help="let a trusted .ckpt run the code it names")
     flag("--quiet", action="store_true", help="no progress bars")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command."""
-    arguments = ["train", *sys.argv[1:]] if options.published else sys.argv[1:]
+    if options.train is None:
+        options.train = not options.published
+    arguments = sys.argv[1:]
+    if options.published:
+        arguments = ["train", *arguments, "--train", str(options.train)]
     status = spread(options.gpus, arguments)
     if status is not None:
         return status
@@ -101,14 +109,18 @@ def run(options: argparse.Namespace) -> int:
     job = _resumed(options) if options.resume else _described(options)
     data = job["config"].get("data", {}).get("params", {})
     workers = data.get("num_workers") or 0 if options.workers is None else options.workers
-    trained = run_training(
-        **job,
-        recompute=options.recompute,
-        train_scales=options.train,
-        workers=workers,
-        allow_pickle=options.allow_pickle,
-        progress=not options.quiet,
-    )
+    if not options.train:
+        print("--train False: calibrates and freezes, without training")
+    try:
+        trained = run_training(
+            **job,
+            recompute=options.recompute,
+            train_scales=options.train,
+            workers=workers,
+            progress=not options.quiet,
+        )
+    finally:
+        leave_group()
     return 0 if trained is None or trained.finished else 130
 
 
@@ -116,7 +128,7 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
     """What the configurations and flags describe, as arguments of ``run_training``."""
     from tdquant.config import check_latent_diffusion, read_config, training_options
     from tdquant.errors import ConfigError
-    from tdquant.recipe import FLOAT, Recipe
+    from tdquant.recipe import FLOAT
 
     bases, changes = overrides_among(options.base or [])
     if not bases:
@@ -128,6 +140,7 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "steps": options.max_steps,
         "rates": options.rates,
+        "scheme": options.scheme,
         "scale": options.scale or ("temporal" if options.use_dynamic else None),
         "correct": options.correct,
     }
@@ -142,10 +155,7 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
     rate, words = learning_rate(float(base), options.scale_lr, data, settings["accumulate"])
     print(f"learning rate {rate:.3g} ({words})")
     weights, activations = (bits or FLOAT for bits in (options.n_bit_w, options.n_bit_a))
-    temporal = {k: settings[k] for k in ("depth", "dropout") if settings[k] is not None}
-    chosen = {k: settings[k] for k in ("granularity", "time_weights") if settings[k] is not None}
-    scale = settings["scale"] or "static"
-    recipe = Recipe(weights, activations, scale, temporal=temporal, **chosen)
+    recipe = _recipe(weights, activations, settings)
     name = options.name or Path(bases[-1]).stem
     return {
         "config": config,
@@ -158,17 +168,26 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _recipe(weights: int, activations: int, settings: dict[str, Any]) -> Recipe:
+    """The recipe of bits and of options of training."""
+    scale = settings["scale"] or "static"
+    if settings["scheme"] == "published":
+        return Recipe.published(weights, activations, dynamic=scale == "temporal")
+    temporal = {k: settings[k] for k in ("depth", "dropout") if settings[k] is not None}
+    chosen = {k: settings[k] for k in ("granularity", "time_weights") if settings[k] is not None}
+    return Recipe(weights, activations, scale, temporal=temporal, **chosen)
+
+
 def _resumed(options: argparse.Namespace) -> dict[str, Any]:
     """What a run was started with; only the number of steps and the correction at the end
     may be others.
     """
     from tdquant.errors import ConfigError
-    from tdquant.recipe import Recipe
     from tdquant.runs import RunFolder
 
     fixed = (
         "base", "ckpt", "name", "postfix", "seed", "scale_lr", "n_bit_w", "n_bit_a", "use_dynamic",
-        "scale", "rates", "distill",
+        "scale", "rates", "scheme", "distill",
     )  # fmt: skip
     idle = changed_flags(options, fixed)
     if idle or options.overrides:

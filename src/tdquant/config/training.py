@@ -89,6 +89,12 @@ TRAINING: dict[str, Option] = {
         None, ("channel", "tensor"), "Steps of a weight: one an output channel, or one in all."
     ),
     "time_weights": Option(None, int, "Bits of weights on the time path; 8, or 32 for float.", 2),
+    "scheme": Option(
+        "tdquant",
+        ("tdquant", "published"),
+        "published: the grids, starts and scale networks of TDQ's code, one step for each weight, "
+        "the time path in float; clip is then 0 and calibration_batches 100 unless given.",
+    ),
     "rates": Option(
         "published",
         ("published", "equal"),
@@ -98,9 +104,16 @@ TRAINING: dict[str, Option] = {
     "correct": Option(
         0, int, "Samples on which a gain of the output over time is fitted at the end; 0: none."
     ),
-    "calibration_batches": Option(16, int, "Batches from which the scales start.", low=1),
+    "calibration_batches": Option(
+        16, int, "Batches from which the scales start; of one batch with scheme published.", low=1
+    ),
 }
 """Every key of the section ``tdquant``, its default, its type and its meaning."""
+
+PUBLISHED = {"clip": 0.0, "calibration_batches": 100}
+"""Defaults that are others with ``scheme: published``."""
+
+_OWN = ("depth", "dropout", "granularity", "time_weights")
 
 
 def training_mistakes(section: object, where: str = SECTION) -> list[str]:
@@ -113,6 +126,17 @@ def training_mistakes(section: object, where: str = SECTION) -> list[str]:
             wrong = TRAINING[key].mistake(value) if key in TRAINING else None
             if wrong:
                 mistakes.append(f"{dotted(where, key)}={value!r}: {wrong}")
+        if section.get("scheme") == "published":
+            mistakes += [
+                f"{dotted(where, key)}={section[key]!r}: the published scheme has its own"
+                for key in _OWN
+                if section.get(key) is not None
+            ]
+            if section.get("scale") not in (None, "static", "temporal"):
+                mistakes.append(
+                    f"{dotted(where, 'scale')}={section['scale']!r}: static or temporal with the "
+                    "published scheme"
+                )
     return mistakes
 
 
@@ -133,4 +157,8 @@ def training_options(
     """
     section = config.get(SECTION)
     complain(training_mistakes(section), where)
-    return {key: option.default for key, option in TRAINING.items()} | dict(section or {})
+    section = dict(section or {})
+    defaults = {key: option.default for key, option in TRAINING.items()}
+    if section.get("scheme") == "published":
+        defaults |= PUBLISHED
+    return defaults | section

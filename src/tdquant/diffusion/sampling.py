@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tdquant.diffusion.guidance import Condition
 from tdquant.errors import ModelError
 from tdquant.progress import track
 
@@ -98,6 +99,7 @@ def generate(
     steps: int = 50,
     seed: int = 0,
     eta: float = 0.0,
+    condition: Condition | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
     label: str = "sampling",
@@ -112,6 +114,7 @@ def generate(
         steps: Sampler steps.
         seed: Seed of all noise.
         eta: Share of DDIM's noise.
+        condition: Embeddings for a model that takes a context.
         device: Where the model is.
         progress: Draw a bar.
         label: Words in front of it.
@@ -124,7 +127,8 @@ def generate(
         for batch in batches:
             x = initial_noise(batch, shape, seed).to(device)
             generators = [stream_of(seed, i, stream=1) for i in batch]
-            on_the_way = denoise_steps(model, scheduler, steps, x, generators, eta)
+            denoiser = model if condition is None else condition.bound(model, batch, device)
+            on_the_way = denoise_steps(denoiser, scheduler, steps, x, generators, eta)
             _, _, x = next(on_the_way)
             for _, _, denoised in on_the_way:
                 yield None  # a step of the bar; the last one comes with the images
@@ -147,6 +151,7 @@ def sample(
     batch: int = 64,
     seed: int = 0,
     start: int = 0,
+    condition: Condition | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
     label: str = "sampling",
@@ -162,6 +167,7 @@ def sample(
         batch: Images at a time.
         seed: Seed of all noise.
         start: Index of the first image.
+        condition: Embeddings for a model that takes a context, by the index of the image.
         device: Where the model is.
         progress: Draw a bar.
         label: Words in front of it.
@@ -182,6 +188,7 @@ def sample(
         shape,
         steps=steps,
         seed=seed,
+        condition=condition,
         device=device,
         progress=progress,
         label=label,

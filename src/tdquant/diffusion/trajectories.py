@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tdquant.diffusion.guidance import Condition
 from tdquant.diffusion.sampling import Denoiser, denoise_steps, initial_noise, scheduled
 from tdquant.errors import ModelError
 
@@ -26,7 +27,8 @@ LAWS = ("uniform", "normal")
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Iterable of calls ``(x (B, *), t ())``; each iteration samples anew, with equal results.
+    """Iterable of calls ``(x (B, *), t ())``, or ``(x, t, context)`` under a condition; each
+    iteration samples anew, with equal results.
 
     Made by ``trajectories``, which says what the fields are.
     """
@@ -42,6 +44,7 @@ class Trajectories:
     mean: float
     std: float
     device: torch.device | str
+    condition: Condition | None = None
 
     def __len__(self) -> int:
         """Number of the denoiser's calls over all batches, at least the number of calls given."""
@@ -51,13 +54,18 @@ class Trajectories:
         """Calls on one trajectory: schedulers of higher order make several a step."""
         return len(scheduled(self.scheduler, self.steps).timesteps)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         chosen = self._chosen()
         for first in range(0, self.count, self.batch):
             group = range(first, min(first + self.batch, self.count))
             noise = initial_noise(group, self.shape, self.seed).to(self.device)
+            denoiser, copies = self.model, 1
+            context: tuple[Tensor, ...] = ()
+            if self.condition is not None:
+                denoiser = self.condition.bound(self.model, group, self.device)
+                context, copies = (self.condition.rows(group, self.device),), self.condition.copies
             # The mode is left between yields: a generator must not change it for its consumer.
-            steps = denoise_steps(self.model, self.scheduler, self.steps, noise)
+            steps = denoise_steps(denoiser, self.scheduler, self.steps, noise)
             for position in range(chosen.shape[1]):
                 with torch.no_grad():
                     call = next(steps, None)
@@ -65,7 +73,9 @@ class Trajectories:
                     break
                 keep = chosen[group.start : group.stop, position].to(self.device)
                 if keep.any():
-                    yield call[0][keep], call[1]
+                    keep = keep.repeat(copies)
+                    x = call[0].repeat(copies, *[1] * (call[0].ndim - 1))
+                    yield x[keep], call[1], *(rows[keep] for rows in context)
 
     def _chosen(self) -> Tensor:
         """Which calls to keep, bool ``(count, calls)``."""
@@ -91,6 +101,7 @@ def trajectories(
     law: str = "uniform",
     mean: float = 0.4,
     std: float = 0.4,
+    condition: Condition | None = None,
     device: torch.device | str = "cpu",
 ) -> Trajectories:
     """Records the calls of a denoiser on ``count`` sampling trajectories, lazily and reproducibly.
@@ -108,6 +119,8 @@ def trajectories(
             image, 1 the noise).
         mean: Mean of that distribution.
         std: Its standard deviation.
+        condition: Embeddings for a model that takes a context; the calls are then ``(x, t,
+            context)``.
         device: Where the model is.
 
     Raises:
@@ -118,5 +131,6 @@ def trajectories(
     if law not in LAWS:
         raise ModelError(f"no law {law!r}", where="trajectories", fix=f"one of {', '.join(LAWS)}")
     return Trajectories(
-        model, scheduler, count, tuple(shape), steps, batch, seed, law, mean, std, device
-    )
+        model, scheduler, count, tuple(shape), steps, batch, seed, law, mean, std, device,
+        condition,
+    )  # fmt: skip

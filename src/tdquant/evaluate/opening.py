@@ -27,7 +27,6 @@ def open_subject(
     shape: tuple[int, ...] | None = None,
     scheduler: str | None = None,
     ema: bool = True,
-    allow_pickle: bool = False,
     overrides: tuple[str, ...] = (),
 ) -> tuple[Any, str | None]:
     """What samples: a pipe, or a diffusers pipeline from its folder.
@@ -42,7 +41,6 @@ def open_subject(
         shape: Shape of a sample, where a saved denoiser does not tell.
         scheduler: Name of a sampler to take in the place of the model's own.
         ema: Take averaged parameters of runs and checkpoints.
-        allow_pickle: Let a ``.ckpt`` file run the code that it names.
         overrides: ``key.path=value`` changes to the configuration.
 
     Returns:
@@ -54,7 +52,7 @@ def open_subject(
         ModelError: Parts are missing, or do not fit.
     """
     path, twin = Path(source), None
-    given = {"config": config, "ema": ema, "allow_pickle": allow_pickle, "overrides": overrides}
+    given = {"config": config, "ema": ema, "overrides": overrides}
     if path.is_dir() and (path / PIPELINE).exists():
         pipe: Any = require("diffusers", "diffusers").DiffusionPipeline.from_pretrained(path)
         if scheduler:

@@ -16,6 +16,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from tdquant.clock import Clock
@@ -37,6 +39,12 @@ class OffsetQuantizer(ActivationQuantizer):
         clock: Where the timestep of the call in progress is read.
         offset: The real number o that code 0 stands for.
         wanted: Kind of the scale.
+        options: Of the law that calibration makes.
+        dropout: Rate p of the dropout in front of the quantizer. It divides what it keeps by 1 - p
+            in training, where o is divided by the same.
+
+    Attributes:
+        offset: o in evaluation.
     """
 
     def __init__(
@@ -46,14 +54,17 @@ class OffsetQuantizer(ActivationQuantizer):
         clock: Clock,
         offset: float = SILU_MINIMUM,
         wanted: str = "auto",
+        options: dict[str, Any] | None = None,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__(grid, scale, clock, symmetric=True, wanted=wanted)
-        self.offset = offset
+        super().__init__(grid, scale, clock, symmetric=True, wanted=wanted, options=options)
+        self.offset, self.dropout = offset, dropout
 
     def forward(self, x: Tensor) -> Tensor:
         scale = expand_scale(self.step(x), x)
-        shifted = x.float() - self.offset
-        quantized = fake_quantize(shifted, scale, self.grid.low, self.grid.high) + self.offset
+        offset = self.offset / (1 - self.dropout) if self.training else self.offset
+        shifted = x.float() - offset
+        quantized = fake_quantize(shifted, scale, self.grid.low, self.grid.high) + offset
         return quantized.to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -5,6 +5,8 @@ RUN/config.yaml                     the whole configuration
 RUN/first_stage.safetensors         the autoencoder, if there is one
 RUN/checkpoints/step-00000500/      see tdquant.train.checkpoints
 RUN/frozen/                         the averaged model, frozen, as tdq.save writes it
+RUN/published.ckpt                  model and averages as TDQ's authors write them, if the
+                                    quantizers are theirs
 RUN/log.jsonl, samples/, tensorboard/
 """
 
@@ -19,6 +21,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
+from tdquant.config import TRAINING
 from tdquant.errors import StorageError
 from tdquant.models import Pipe
 from tdquant.optional import require
@@ -49,6 +52,11 @@ class RunFolder:
         return self.path / "frozen"
 
     @property
+    def published(self) -> Path:
+        """The finished model in the published format."""
+        return self.path / "published.ckpt"
+
+    @property
     def checkpoints(self) -> Checkpoints:
         """The checkpoints of training."""
         return Checkpoints(self.path / "checkpoints")
@@ -61,6 +69,7 @@ class RunFolder:
     def begin(self, pipe: Pipe, config: dict[str, Any], asked: dict[str, Any]) -> None:
         """Writes what does not change while the run goes on; ``run.json`` comes last."""
         shutil.rmtree(self.frozen, ignore_errors=True)  # a longer run makes a better one
+        self.published.unlink(missing_ok=True)
         conf = require("omegaconf", "train").OmegaConf
         with replacing(self.config) as fresh:
             fresh.write_text(conf.to_yaml(conf.create(config)))
@@ -78,7 +87,17 @@ class RunFolder:
         Raises:
             StorageError: ``run.json`` cannot be read.
         """
-        return dict(self._index()["asked"])
+        asked = dict(self._index()["asked"])
+        if "rate" not in asked:
+            raise StorageError(
+                "a folder that was never trained",
+                where=str(self.path),
+                why="tdquant quantize wrote it",
+                fix="another --name; the float checkpoint is what training starts from",
+            )
+        # Runs of older versions lack the options that came later.
+        known = {key: option.default for key, option in TRAINING.items()}
+        return asked | {"options": known | asked["options"]}
 
     def scale_factor(self) -> float:
         """Factor of the latents."""

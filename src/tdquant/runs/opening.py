@@ -13,7 +13,7 @@ from tdquant.recipe import Recipe
 from tdquant.runs.folder import RunFolder
 from tdquant.storage import load
 from tdquant.train.checkpoints import Checkpoint, read_checkpoint
-from tdquant.train.structure import restore
+from tdquant.train.structure import joined, restore
 
 
 def open_pipe(
@@ -21,8 +21,8 @@ def open_pipe(
     config: str | Path | Sequence[str | Path] | None = None,
     *,
     ema: bool = True,
-    allow_pickle: bool = False,
     overrides: Sequence[str] = (),
+    text_encoder: str | Path | None = None,
 ) -> Pipe:
     """A model that samples, from any of
 
@@ -34,14 +34,20 @@ def open_pipe(
         source: Path or name.
         config: YAML configuration; a run has its own.
         ema: Take averaged parameters.
-        allow_pickle: Let a ``.ckpt`` file run the code that it names.
         overrides: ``key.path=value`` changes to the configuration.
+        text_encoder: Folder of the text encoder of a checkpoint file of a text-to-image model.
 
     Raises:
         StorageError: There is no such thing, or it is damaged.
         ModelError: The configuration is missing, or does not fit.
     """
     path = Path(source)
+    if text_encoder is not None and not path.is_file():
+        raise ModelError(
+            "a text encoder for what is no checkpoint file",
+            where=str(source),
+            fix="leave it out: runs and embedded models are unconditional",
+        )
     if path.is_dir():
         return _open_run(path, ema, overrides)
     if str(source) in EMBEDDED and not path.exists():
@@ -63,7 +69,7 @@ def open_pipe(
             where=str(source),
             fix="--config FILE.yaml, the one that it was trained with",
         )
-    return load_compvis(config, path, ema=ema, allow_pickle=allow_pickle, overrides=overrides)
+    return load_compvis(config, path, ema=ema, overrides=overrides, text_encoder=text_encoder)
 
 
 def _open_run(path: Path, ema: bool, overrides: Sequence[str]) -> Pipe:
@@ -110,7 +116,8 @@ def reopen(folder: RunFolder, found: Checkpoint, overrides: Sequence[str] = ()) 
         return _first_parts(folder, source, overrides)
     pipe = _first_parts(folder, None, overrides)
     known = pipe.unet.state_dict()
-    pipe.unet.load_state_dict({k: v for k, v in found.tensors("model").items() if k in known})
+    tensors = joined(found.tensors("model"), structure)
+    pipe.unet.load_state_dict({k: v for k, v in tensors.items() if k in known})
     if structure is not None:
         quantize(pipe.unet, Recipe.from_dict(structure["recipe"]), verbose=False)
         restore(pipe.unet, structure, str(found.path))

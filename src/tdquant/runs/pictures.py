@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tdquant.diffusion.guidance import Condition
 from tdquant.diffusion.pictures import save_png, to_uint8
 from tdquant.diffusion.sampling import generate
 from tdquant.errors import ModelError, StorageError
@@ -38,6 +39,7 @@ def sample_pictures(
     seed: int = 23,
     start: int = 0,
     eta: float = 0.0,
+    condition: Condition | None = None,
     settings: dict[str, Any] | None = None,
     rank: int = 0,
     world: int = 1,
@@ -56,6 +58,7 @@ def sample_pictures(
         seed: Seed of all noise.
         start: Index of the first image.
         eta: Share of DDIM's noise.
+        condition: Embeddings for a model that takes a context.
         settings: What else the images depend on, JSON-safe; kept in ``samples.json``.
         rank: This process.
         world: Number of processes that share the work.
@@ -68,9 +71,11 @@ def sample_pictures(
 
     Raises:
         StorageError: The folder has images of other settings.
-        ModelError: Count, steps or batch out of range.
+        ModelError: Count, steps or batch out of range, or a context is missing, too many, or of
+            another width.
     """
     folder = Path(folder)
+    _check_condition(pipe, condition)
     if count < 1 or batch < 1:
         raise ModelError(f"{count} images in batches of {batch}", fix="both at least 1")
     claim_folder(folder, {"seed": seed, "steps": steps, "eta": eta, **(settings or {})})
@@ -90,6 +95,7 @@ def sample_pictures(
         steps=steps,
         seed=seed,
         eta=eta,
+        condition=condition,
         device=device,
         progress=progress and rank == 0,
     )
@@ -103,6 +109,22 @@ def sample_pictures(
                 written += 1
         seen(written)
     return written
+
+
+def _check_condition(pipe: Pipe, condition: Condition | None) -> None:
+    """Compares a condition with what a latent-diffusion UNet takes."""
+    config: Any = getattr(pipe.unet, "config", {})
+    wanted = config.get("context_dim") if hasattr(config, "get") else None
+    found = None if condition is None else condition.context.shape[-1]
+    if wanted == found or (wanted is None and "context_dim" not in config):
+        return
+    takes = "no context" if wanted is None else f"a context of width {wanted}"
+    given = "none is" if found is None else f"embeddings of width {found} are"
+    raise ModelError(
+        f"the model takes {takes}, and {given} given",
+        where=pipe.name,
+        fix="condition=, --embeddings FILE or --prompt TEXT, as the model wants",
+    )
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:

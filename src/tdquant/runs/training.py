@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from tdquant.convert import quantize
 from tdquant.correct import correct
 from tdquant.data import dataset_from_config
 from tdquant.data.order import loader
-from tdquant.diffusion.sampling import sample
+from tdquant.diffusion.sampling import sample, stream_of
 from tdquant.errors import ConfigError, ModelError, StorageError
+from tdquant.footprint import trim_heap
 from tdquant.frozen import freeze
-from tdquant.models import Pipe, load_compvis
+from tdquant.models import Pipe, load_compvis, save_compvis
+from tdquant.models.compvis.published import can_be_published
 from tdquant.optional import require
 from tdquant.recipe import Recipe
 from tdquant.runs.comparing import differences
@@ -55,7 +57,6 @@ def run_training(
     recompute: bool = False,
     train_scales: bool = True,
     workers: int = 0,
-    allow_pickle: bool = False,
     progress: bool = True,
     say: Say = print,
 ) -> Training | None:
@@ -73,7 +74,6 @@ def run_training(
         recompute: Gradient checkpointing.
         train_scales: False stops after calibration, and freezes that.
         workers: Processes that read data.
-        allow_pickle: Let a ``.ckpt`` file run the code that it names.
         progress: Draw bars.
         say: Takes lines about what is going on.
 
@@ -108,15 +108,15 @@ def run_training(
     shown = progress and accelerator.is_main_process
     data: Any = dataset_from_config(node["train"], "data.params.train", progress=shown)
     say(f"data: {len(data):,} images of {data.name}")
-    pipe = reopen(folder, found) if found else _pipe(config, checkpoint, allow_pickle)
+    pipe = reopen(folder, found) if found else _pipe(config, checkpoint)
     if pipe.vae is not None:
         pipe.vae.to(accelerator.device).eval().requires_grad_(False)
     if checkpoint is None and found is None:
-        pipe = _with_unit_variance(pipe, config, data, options["seed"], say)
+        pipe = _with_factor(pipe, data, batch, options["seed"], say)
     samples = options.get("correct", 0) if recipe is not None else 0
     start = None
     if distill is not None or samples:
-        source = _pipe(config, checkpoint, allow_pickle) if found else pipe
+        source = _pipe(config, checkpoint) if found else pipe
         start = copy.deepcopy(source.unet).to(accelerator.device).eval()
     if samples and (checkpoint is None or start is None or is_quantized(start)):
         raise ConfigError(
@@ -143,6 +143,7 @@ def run_training(
         quantize(unet, recipe, verbose=False)
         calls = _calls(objective, data, batch, options, accelerator.device)
         say(str(calibrate(unet, calls, seed=options["seed"], progress=shown)))
+        trim_heap()
     if accelerator.is_main_process:
         folder.begin(pipe, config, asked)
     accelerator.wait_for_everyone()
@@ -166,6 +167,11 @@ def run_training(
         if not trained.finished:
             say(f"stopped after step {trained.step}; the same command goes on from there")
             return trained
+        trim_heap()
+    if trained is not None and accelerator.is_main_process and can_be_published(unet):
+        averaged = dict(trained.average.named_parameters())
+        save_compvis(replace(pipe, unet=unet), folder.published, ema=averaged)
+        say(f"checkpoint in the published format: {folder.published}")
     if recipe is not None and accelerator.is_main_process:
         frozen = freeze(trained.average if trained else unet)
         if samples and start is not None:
@@ -212,10 +218,10 @@ def _check_asked(folder: RunFolder, asked: dict[str, Any]) -> None:
         )
 
 
-def _pipe(config: dict[str, Any], checkpoint: str | Path | None, allow_pickle: bool) -> Pipe:
+def _pipe(config: dict[str, Any], checkpoint: str | Path | None) -> Pipe:
     """The model to start from."""
     if checkpoint is None or Path(checkpoint).is_file():
-        return load_compvis(config, checkpoint, allow_pickle=allow_pickle)
+        return load_compvis(config, checkpoint)
     pipe = open_pipe(checkpoint)
     if is_quantized(pipe.unet):
         raise ModelError(
@@ -234,18 +240,17 @@ def _pipe(config: dict[str, Any], checkpoint: str | Path | None, allow_pickle: b
     return pipe
 
 
-def _with_unit_variance(
-    pipe: Pipe, config: dict[str, Any], data: Any, seed: int, say: Say
-) -> Pipe:
-    """Latent diffusion's ``scale_by_std``: a new model measures the factor of its latents."""
-    if pipe.vae is None or not config["model"]["params"].get("scale_by_std"):
+def _with_factor(pipe: Pipe, data: Any, batch: int, seed: int, say: Say) -> Pipe:
+    """Measures the factor of the latents on the first batch, if the configuration leaves it to
+    training (``scale_by_std``).
+    """
+    if pipe.vae is None or pipe.scale_factor is not None:
         return pipe
-    images = next(iter(loader(data, min(256, len(data)), seed=seed)))
-    with torch.no_grad():
-        latents = replace(pipe, scale_factor=1.0).encode(images.to(next(pipe.vae.parameters())))
-    factor = 1 / float(latents.std())
-    say(f"scale_by_std: latents times {factor:.5f}")
-    return replace(pipe, scale_factor=factor)
+    images = next(iter(loader(data, batch, seed=seed)))
+    streams = [stream_of(seed, i, stream=2) for i in range(len(images))]
+    pipe = pipe.with_measured_factor(images.to(next(pipe.vae.parameters())), streams)
+    say(f"scale_by_std: latents times {pipe.scale_factor:.5f}, measured on the first batch")
+    return pipe
 
 
 def _calls(
@@ -255,9 +260,14 @@ def _calls(
     options: dict[str, Any],
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Noised training images, which every process draws alike."""
+    """Noised training images, which every process draws alike: of one batch, under many draws of
+    time and noise, if the scales start as published.
+    """
     seed, count = options["seed"], options["calibration_batches"]
-    for step, images in enumerate(islice(iter(loader(data, batch, seed=seed)), count)):
+    batches: Iterable[Tensor] = islice(iter(loader(data, batch, seed=seed)), count)
+    if options["scheme"] == "published":
+        batches = repeat(next(iter(batches)), count)
+    for step, images in enumerate(batches):
         drawn = objective.draw(images, seed + 1, step, range(batch), device)
         yield drawn.x_t, drawn.t
 

@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 from safetensors.torch import save_file
 
+from tdquant.files import open_checkpoint
 from tdquant.models import UNetModel
 from tdquant.models.compvis.autoencoder import build_first_stage, to_published
 
@@ -128,6 +129,12 @@ def write(path, state, **more):
     else:
         torch.save({"state_dict": OrderedDict(state), "global_step": 3, **more}, path)
     return path
+
+
+def read(path):
+    """The tensors of a checkpoint file."""
+    with open_checkpoint(path) as found:
+        return {name: tensor.read() for name, tensor in found.items()}
 
 
 def config(unet=UNET, first_stage=None, **params):

@@ -6,7 +6,7 @@ import torch
 import tdquant as tdq
 from tdquant.diffusion.sampling import denoise_steps
 from tdquant.errors import StorageError
-from tdquant.models.compvis.checkpoint import read_checkpoint, write_checkpoint
+from tdquant.models.compvis.checkpoint import write_checkpoint
 
 from .examples import (
     KL_NODE,
@@ -16,6 +16,7 @@ from .examples import (
     checkpoint,
     config,
     published,
+    read,
     stage,
     weights,
     write,
@@ -116,7 +117,7 @@ def test_written_and_read_back(tmp_path, suffix, of):
     if of is not None:
         again = raw.vae.state_dict()
         assert all(torch.equal(again[k], v) for k, v in pipe.vae.state_dict().items())
-        names = {k for k in read_checkpoint(file) if k.startswith("first_stage_model.")}
+        names = {k for k in read(file) if k.startswith("first_stage_model.")}
         assert names == {f"first_stage_model.{k}" for k in stage(of)}
 
 
@@ -137,14 +138,14 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="space"):
         write_checkpoint({"a": torch.zeros(2)}, file)
-    assert torch.equal(read_checkpoint(file)["a"], torch.ones(2))
+    assert torch.equal(read(file)["a"], torch.ones(2))
     assert [p.name for p in tmp_path.iterdir()] == ["m.ckpt"]
 
 
 def test_without_state_dict_it_is_no_checkpoint(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "list.pt")
     with pytest.raises(StorageError, match="no state dict"):
-        read_checkpoint(tmp_path / "list.pt")
+        read(tmp_path / "list.pt")
 
 
 def test_the_factor_of_the_latents_is_written(tmp_path):

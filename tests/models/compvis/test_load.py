@@ -6,8 +6,8 @@ import torch
 
 import tdquant as tdq
 from tdquant.errors import ConfigError, ModelError, StorageError
-from tdquant.models.compvis.checkpoint import read_checkpoint
 
+from ...files.lightning import write_lightning
 from .emulation import FirstStage, UNet
 from .examples import (
     KL,
@@ -19,6 +19,7 @@ from .examples import (
     config,
     inputs,
     node,
+    read,
     stage,
     weights,
     write,
@@ -126,6 +127,108 @@ def test_a_measured_factor_wins(tmp_path):
     assert pipe.scale_factor == pipe.vae.config.scaling_factor == 0.75
 
 
+def latent_state(**more):
+    return checkpoint(weights(LATENT), stage(KL_NODE), ema=weights(LATENT), **more)
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "by_std", "factor"),
+    [
+        (0.75, None, True, 0.75),
+        (0.75, 0.5, True, 0.75),
+        (0.75, 0.5, False, 0.75),
+        (None, 0.5, True, 0.5),
+        (None, 0.5, False, 0.5),
+        (None, None, False, 1.0),
+        (None, None, True, None),
+    ],
+)
+def test_where_the_factor_of_the_latents_comes_from(tmp_path, stored, given, by_std, factor):
+    more = {} if stored is None else {"scale_factor": torch.tensor(stored)}
+    params = {} if given is None else {"scale_factor": given}
+    conf = config(LATENT, KL_NODE, scale_by_std=by_std, **params)
+    file = write(tmp_path / "m.ckpt", latent_state(**more))
+    if factor is not None:
+        pipe = tdq.models.load_compvis(conf, file)
+        assert pipe.scale_factor == pipe.vae.config.scaling_factor == factor
+        return
+    with pytest.raises(ModelError, match=r"factor of the latents(.|\n)*0\.2458") as error:
+        tdq.models.load_compvis(conf, file)
+    assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.2, float("nan"), float("inf")])
+def test_factors_that_are_none(tmp_path, value):
+    file = write(tmp_path / "m.ckpt", latent_state(scale_factor=torch.tensor(value)))
+    with pytest.raises(ModelError, match="scale_factor="):
+        tdq.models.load_compvis(config(LATENT, KL_NODE), file)
+    file = write(tmp_path / "n.ckpt", latent_state(scale_factor=torch.ones(2)))
+    with pytest.raises(ModelError, match="scale_factor="):
+        tdq.models.load_compvis(config(LATENT, KL_NODE), file)
+    file = write(tmp_path / "o.ckpt", latent_state())
+    with pytest.raises(ModelError, match="scale_factor="):
+        tdq.models.load_compvis(config(LATENT, KL_NODE, scale_factor=value), file)
+
+
+def test_an_untrained_model_has_no_factor_until_it_is_measured():
+    pipe = tdq.models.load_compvis(config(LATENT, KL_NODE, scale_by_std=True), quiet=True)
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    assert pipe.scale_factor is None
+    for call in (lambda: pipe.encode(images), lambda: pipe.decode(torch.zeros(1, *pipe.shape))):
+        with pytest.raises(ModelError, match="factor of the latents is not known"):
+            call()
+    measured = pipe.with_measured_factor(images)
+    with torch.no_grad():
+        assert float(measured.encode(images).std()) == pytest.approx(1, rel=1e-5)
+    assert measured.vae.config.scaling_factor == measured.scale_factor
+    pixels = tdq.models.load_compvis(config())
+    with pytest.raises(ModelError, match="no latents"):
+        pixels.with_measured_factor(images)
+
+
+def test_a_first_stage_of_another_kind(tmp_path):
+    for own, other in ((KL_NODE, VQ_NODE), (VQ_NODE, KL_NODE)):
+        unet = LATENT if other is KL_NODE else UNET
+        state = checkpoint(weights(unet), stage(own), ema=weights(unet))
+        kind = "a KL" if own is KL_NODE else "a VQ"
+        with pytest.raises(ModelError, match=f"checkpoint is {kind} model"):
+            tdq.models.load_compvis(config(unet, other), write(tmp_path / "m.ckpt", state))
+
+
+def test_where_a_first_stage_was_looked_for(tmp_path):
+    file = write(tmp_path / "m.ckpt", checkpoint(weights(LATENT), ema=weights(LATENT)))
+    lost = node("autoencoder.AutoencoderKL", **KL_NODE["params"], ckpt_path="gone/kl.ckpt")
+    with pytest.raises(ModelError, match=r"there is no file gone/kl\.ckpt"):
+        tdq.models.load_compvis(config(LATENT, lost), file)
+    path = write(tmp_path / "kl.ckpt", stage(KL_NODE))
+    found = node("autoencoder.AutoencoderKL", **KL_NODE["params"], ckpt_path=str(path))
+    assert tdq.models.load_compvis(config(LATENT, found), file).vae is not None
+
+
+def test_what_the_configuration_averages_not_is_not_missed(tmp_path):
+    file = write(tmp_path / "m.ckpt", checkpoint(weights()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tdq.models.load_compvis(config(use_ema=False), file)
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+def test_lightning_files(tmp_path, options):
+    state = checkpoint(weights(), ema=weights(seed=1))
+    parallel = {f"module.{k}": v for k, v in state.items()}
+    for name, content in (("m.ckpt", state), ("parallel.ckpt", parallel)):
+        file = write_lightning(tmp_path / name, content, **options)
+        x, t, found = outputs(tdq.models.load_compvis(config(), file))
+        assert close(found, UNet(UNET, weights(seed=1))(x, t))
+
+
+def test_loading_leaves_the_random_numbers_alone(tmp_path):
+    file = write(tmp_path / "m.ckpt", latent_state())
+    before = torch.random.get_rng_state()
+    tdq.models.load_compvis(config(LATENT, KL_NODE, scale_factor=0.5), file)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_half_precision_tensors(tmp_path):
     state = checkpoint(weights(), ema=weights())
     half = {k: v.bfloat16() if v.is_floating_point() else v for k, v in state.items()}
@@ -203,7 +306,7 @@ def test_averages_of_another_shape(tmp_path):
 
 def test_a_first_stage_that_is_missing_or_does_not_fit(tmp_path):
     file = write(tmp_path / "m.ckpt", checkpoint(weights(LATENT), ema=weights(LATENT)))
-    with pytest.raises(ModelError, match=r"first stage(.|\n)*missing: encoder"):
+    with pytest.raises(ModelError, match=r"no first stage(.|\n)*ckpt_path"):
         tdq.models.load_compvis(config(LATENT, KL_NODE), file)
     inner = stage(KL_NODE)
     inner["decoder.extra.weight"] = torch.zeros(3)
@@ -219,43 +322,21 @@ def test_a_checkpoint_of_something_else(tmp_path):
         tdq.models.load_compvis(config(), file)
 
 
-class Callback:
-    """What Lightning pickles beside the weights."""
-
-    ran = False
-
-    def __setstate__(self, state):
-        Callback.ran = True
-
-
-def test_a_pickle_of_more_than_tensors(tmp_path):
-    state = checkpoint(weights(), ema=weights())
-    callback = Callback()
-    callback.monitor = "loss"
-    file = write(tmp_path / "m.ckpt", state, callbacks=[callback])
-    with pytest.raises(StorageError, match=r"test_load\.Callback; Lightning(.|\n)*--allow-pickle"):
-        tdq.models.load_compvis(config(), file)
-    assert not Callback.ran
-    pipe = tdq.models.load_compvis(config(), file, allow_pickle=True)
-    assert Callback.ran
-    assert outputs(pipe)[2].any()
-
-
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(StorageError, match="no such file"):
-        read_checkpoint(tmp_path / "absent.ckpt")
+        read(tmp_path / "absent.ckpt")
     for name in ("cut.ckpt", "cut.safetensors"):
         file = write(tmp_path / name, checkpoint(weights()))
         file.write_bytes(file.read_bytes()[: 2**16])
         with pytest.raises(StorageError, match=r"cannot be read(.|\n)*copy it again"):
-            read_checkpoint(file)
+            read(file)
     for name, content in (("text.ckpt", b"hello"), ("empty.ckpt", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(StorageError):
-            read_checkpoint(tmp_path / name)
+            read(tmp_path / name)
     torch.save({"epoch": 3}, tmp_path / "none.ckpt")
     with pytest.raises(StorageError, match="no state dict"):
-        read_checkpoint(tmp_path / "none.ckpt")
+        read(tmp_path / "none.ckpt")
 
 
 def test_mistakes_in_the_configuration():
@@ -265,7 +346,7 @@ def test_mistakes_in_the_configuration():
     conf["model"]["params"]["unet_config"]["target"] = "my.package.Transformer"
     with pytest.raises(ModelError, match=r"no UNet class my\.package\.Transformer"):
         tdq.models.load_compvis(conf)
-    with pytest.raises(ModelError, match=r"no first stage x\.Wavelets"):
+    with pytest.raises(ModelError, match=r"no first stage Wavelets"):
         tdq.models.load_compvis(config(UNET, {"target": "x.Wavelets", "params": {}}))
     with pytest.raises(ModelError, match="multiple of 32"):
         tdq.models.load_compvis(config({**UNET, "model_channels": 48}))

@@ -19,7 +19,8 @@ class Job:
     """What to do.
 
     Arguments:
-        model: Folder of a diffusers pipeline, or its name on the hub.
+        model: Folder of a diffusers pipeline, or its name on the hub; or a latent-diffusion
+            checkpoint file.
         out: Folder to write.
         recipe: Bits and scales.
         prompts: Prompts, dictionaries of the pipeline's arguments, or a number of samples.
@@ -38,6 +39,9 @@ class Job:
         dtype: Type to load the pipeline in.
         device: Where to run it.
         progress: Draw bars.
+        config: Latent-diffusion configuration of a checkpoint file; None for a pipeline.
+        ema: Take the averaged parameters of a checkpoint file.
+        text_encoder: Folder of the text encoder of a text-to-image checkpoint.
     """
 
     model: str
@@ -59,6 +63,9 @@ class Job:
     dtype: torch.dtype | None = None
     device: str = "cpu"
     progress: bool = True
+    config: Mapping[str, Any] | None = None
+    ema: bool = True
+    text_encoder: str | Path | None = None
 
 
 @dataclass(frozen=True)

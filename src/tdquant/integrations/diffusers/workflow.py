@@ -15,6 +15,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,8 @@ def run_job(job: Job) -> Outcome:
         StorageError: The output folder holds something else.
         TDQError: Whatever a stage complains of. What was recorded stays for the next try.
     """
-    _check_out(job)  # before hours of work, and not after
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter()
-
-    def lap(stage: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        seconds[stage] = seconds.get(stage, 0.0) + now - clock
-        clock = now
-
+    check_out(job)  # before hours of work, and not after
+    lap = Laps()
     pipe = open_pipeline(job)
     parts = _parts(pipe, job)
     lap("load")
@@ -75,7 +68,7 @@ def run_job(job: Job) -> Outcome:
     teachers = {name: copy.deepcopy(pipe.components[name]) for name in parts if job.correct}
     for name in parts:
         before = resident_bytes(pipe.components[name])
-        live = _quantize_part(pipe.components[name], name, calls[name], job, work, lap)
+        live = quantize_part(pipe.components[name], name, calls[name], job, work, lap)
         frozen = freeze(live)
         layers[name] = str(summary(frozen))
         setattr(pipe, name, frozen)
@@ -105,18 +98,40 @@ def run_job(job: Job) -> Outcome:
         for name in parts:
             after = sum(f.stat().st_size for f in (fresh / name).glob("*.safetensors"))
             sizes[name] = (sizes[name][0], after)
-        written = {"format": "tdquant-job", "version": 1, "files": _files(fresh)}
-        (fresh / MARK).write_text(json.dumps(written, indent=1) + "\n")
+        write_mark(fresh)
     shutil.rmtree(work, ignore_errors=True)
     lap("save")
-    return Outcome(job.out, layers, sizes, errors, seconds)
+    return Outcome(job.out, layers, sizes, errors, lap.seconds)
+
+
+class Laps:
+    """Wall time by stage: ``lap(stage)`` ends a stage.
+
+    Attributes:
+        seconds: Stage -> seconds.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def __call__(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
+        self._since = now
+
+
+def write_mark(folder: Path) -> None:
+    """Notes what a job wrote into its folder."""
+    written = {"format": "tdquant-job", "version": 1, "files": _files(folder)}
+    (folder / MARK).write_text(json.dumps(written, indent=1) + "\n")
 
 
 def _files(folder: Path) -> list[str]:
     return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
 
 
-def _check_out(job: Job) -> None:
+def check_out(job: Job) -> None:
     """Raises StorageError unless the output is new, or nothing but what an earlier job wrote."""
     out = check_folder(job.out, MARK)
     if Path(job.model).exists() and Path(job.model).resolve() == out:
@@ -139,10 +154,19 @@ def _check_out(job: Job) -> None:
         )
 
 
-def _quantize_part(
-    model: nn.Module, name: str, calls: Shards, job: Job, work: Path, lap: Any
-) -> Any:
-    """One denoiser quantized and calibrated, in place."""
+def quantize_part(
+    model: nn.Module, name: str, calls: Any, job: Job, work: Path, lap: Callable[[str], None]
+) -> nn.Module:
+    """Quantizes and calibrates one denoiser in place, with whatever else the job asks for.
+
+    Arguments:
+        model: The denoiser.
+        name: What it is called.
+        calls: Calls of it, which can be iterated over several times.
+        job: The job.
+        work: Folder for what is not finished.
+        lap: Called with the name of each stage that ended.
+    """
     recipe = job.recipe
     if job.balance is not None:
         balance(model, calls, alpha=job.balance, progress=job.progress)

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tdquant.errors import ModelError
+from tdquant.files import LazyTensor
 from tdquant.optional import require
 
 _RESIDUAL = {"nin_shortcut": "conv_shortcut"}
@@ -30,14 +31,16 @@ _ATTENTION = {
 }
 
 
-def build_first_stage(kind: str, params: Mapping[str, Any], scale_factor: float) -> nn.Module:
+def build_first_stage(
+    kind: str, params: Mapping[str, Any], scale_factor: float | None
+) -> nn.Module:
     """A fresh first stage.
 
     Arguments:
         kind: Class in the configuration: AutoencoderKL, VQModel or VQModelInterface.
         params: Its ``first_stage_config.params``: ``ddconfig``, ``embed_dim`` and ``n_embed`` are
             read.
-        scale_factor: Factor of its latents, for its own configuration.
+        scale_factor: Factor of its latents, for its own configuration; None if it is not known.
 
     Raises:
         ModelError: Options that diffusers' classes have no counterpart for; all are listed.
@@ -58,7 +61,7 @@ def build_first_stage(kind: str, params: Mapping[str, Any], scale_factor: float)
         "layers_per_block": net["num_res_blocks"],
         "latent_channels": net["z_channels"],
         "sample_size": size,
-        "scaling_factor": scale_factor,
+        "scaling_factor": 1.0 if scale_factor is None else scale_factor,
         "mid_block_add_attention": net.get("attn_type", "vanilla") == "vanilla",
     }
     if vector:
@@ -97,7 +100,7 @@ def first_stage_names(vae: nn.Module) -> dict[str, str]:
     return {name: _published(name, levels) for name in vae.state_dict()}
 
 
-def from_published(vae: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_published(vae: nn.Module, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The tensors for ``vae``, under its own names, out of those with published names.
 
     Names that are missing are left out, and others are passed on as they are, so that whoever
@@ -107,8 +110,8 @@ def from_published(vae: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     own = vae.state_dict()
     found = {name: state[published] for name, published in names.items() if published in state}
     for name, tensor in found.items():
-        if tensor.ndim == 4 and own[name].ndim == 2:
-            found[name] = tensor.flatten(1)  # a 1x1 convolution as a matrix
+        if tensor.ndim == 4 and own[name].ndim == 2:  # a 1x1 convolution as a matrix
+            found[name] = tensor.reshape(tensor.shape[0], tensor.shape[1:].numel())
     known = set(names.values())
     return found | {name: tensor for name, tensor in state.items() if name not in known}
 

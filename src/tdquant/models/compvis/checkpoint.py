@@ -1,4 +1,4 @@
-"""Latent-diffusion checkpoints as files and names: reading, averaged weights, fitting, writing.
+"""Latent-diffusion checkpoints as names: averaged weights, fitting, the noise schedule, writing.
 
 model.diffusion_model.*     the denoiser
 model_ema.*                 averaged parameters; their names have lost the dots
@@ -9,20 +9,18 @@ betas, alphas_cumprod, ...  the noise schedule
 from __future__ import annotations
 
 import os
-import pickle
-import re
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from tdquant.errors import ModelError, StorageError
-from tdquant.writing import replacing, write_tensors
+from tdquant.errors import ModelError
+from tdquant.files import LazyTensor
+from tdquant.writing import replacing, unshared, write_tensors
+
+State = Mapping[str, LazyTensor]
+"""Tensors of a checkpoint file by their names in it."""
 
 UNET, EMA, FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 CONDITION = "cond_stage_model."
@@ -30,81 +28,7 @@ LISTED = 8
 """Names of tensors that an error lists before it counts the rest."""
 
 
-def read_checkpoint(file: str | os.PathLike[str], allow_pickle: bool = False) -> dict[str, Tensor]:
-    """The state dict in a ``.safetensors`` file, or in a ``.ckpt``, ``.pt`` or ``.pth`` of torch.
-
-    Arguments:
-        file: The file.
-        allow_pickle: Let a pickle run whatever code it holds. Only for files that you trust.
-
-    Returns:
-        Tensors on the CPU, bfloat16 and float16 ones as float32.
-
-    Raises:
-        StorageError: The file is missing, cut or foreign, or is a pickle of more than tensors.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise StorageError("no such file", where=str(path), fix="check the path")
-    if path.suffix == ".safetensors":
-        try:
-            state: Any = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(path, error) from error
-    else:
-        state = _unpickle(path, allow_pickle)
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    tensors = {
-        str(name): tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-        for name, tensor in (state.items() if isinstance(state, dict) else ())
-        if isinstance(tensor, Tensor)
-    }
-    if not tensors:
-        raise StorageError("no state dict of tensors", where=str(path))
-    return tensors
-
-
-def _unpickle(path: Path, allow_pickle: bool) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if allow_pickle or not (named or zipfile.is_zipfile(path)):
-            raise _unreadable(path, error) from error
-        what = f", {named[1]}" if named else ""
-        raise StorageError(
-            "a pickle of more than tensors",
-            where=str(path),
-            why=f"unpickling it would run code that the file names{what}; Lightning writes its "
-            "configuration and callbacks so",
-            fix="if you trust whoever wrote it: allow_pickle=True, --allow-pickle",
-        ) from error
-    except ImportError as error:
-        raise StorageError(
-            "the pickle needs a package that is not installed",
-            where=str(path),
-            why=str(error),
-            fix=f"install {error.name}, or save state_dict alone where it is",
-        ) from error
-    except Exception as error:  # a foreign file can make the unpickler raise anything
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> StorageError:
-    return StorageError(
-        "the checkpoint cannot be read",
-        where=str(path),
-        why=_first_line(error),
-        fix="the file was cut, or is no checkpoint; copy it again",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(state: State, prefix: str) -> dict[str, LazyTensor]:
     """The tensors below ``prefix``, named without it."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
@@ -115,8 +39,8 @@ def ema_name(name: str) -> str:
 
 
 def with_ema(
-    weights: Mapping[str, Tensor], state: Mapping[str, Tensor], parameters: Collection[str]
-) -> dict[str, Tensor] | None:
+    weights: State, state: State, parameters: Collection[str]
+) -> dict[str, LazyTensor] | None:
     """The UNet's tensors with averaged parameters, or None where the checkpoint has no averages.
 
     Arguments:
@@ -148,9 +72,7 @@ def with_ema(
     return {**weights, **{names[n]: state[n] for n in names if n in state}}
 
 
-def check_fit(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str, where: str
-) -> None:
+def check_fit(found: State, wanted: Mapping[str, Tensor], what: str, where: str) -> None:
     """Checks names and shapes before anything is loaded.
 
     Raises:
@@ -179,7 +101,7 @@ def check_fit(
         )
 
 
-def check_schedule(state: Mapping[str, Tensor], alphas_cumprod: Tensor, where: str) -> None:
+def check_schedule(state: State, alphas_cumprod: Tensor, where: str) -> None:
     """Compares the noise schedule in a checkpoint, if there is one, with the configuration's.
 
     A model under another schedule than its own sees noise levels that it never saw, silently.
@@ -187,28 +109,32 @@ def check_schedule(state: Mapping[str, Tensor], alphas_cumprod: Tensor, where: s
     Raises:
         ModelError: They differ.
     """
-    stored = state.get("alphas_cumprod")
-    if stored is None and "betas" in state:
-        stored = (1 - state["betas"].double()).cumprod(0)
+    stored = next((state[name] for name in ("alphas_cumprod", "betas") if name in state), None)
     if stored is None:
         return
-    same_length = stored.shape == alphas_cumprod.shape
-    # The tolerance holds bfloat16: buffers may have been cast with the weights.
-    if not same_length or not torch.allclose(stored.float(), alphas_cumprod, 5e-3, 1e-5):
-        mine = f"{len(alphas_cumprod)} timesteps down to {float(alphas_cumprod[-1]):.3g}"
-        raise ModelError(
-            "the checkpoint has another noise schedule than the configuration",
-            where=where,
-            why=f"alphas_cumprod: {stored.numel()} timesteps down to "
-            f"{float(stored.flatten()[-1]):.3g} in the checkpoint, {mine} in the configuration",
-            fix="timesteps, beta_schedule, linear_start and linear_end of its training",
-        )
+    last = ""
+    if stored.shape == alphas_cumprod.shape:
+        found = stored.read()
+        if "alphas_cumprod" not in state:
+            found = (1 - found.double()).cumprod(0)
+        # The tolerance holds bfloat16: buffers may have been cast with the weights.
+        if torch.allclose(found.float(), alphas_cumprod, 5e-3, 1e-5):
+            return
+        last = f" down to {float(found[-1]):.3g}"
+    mine = f"{len(alphas_cumprod)} timesteps down to {float(alphas_cumprod[-1]):.3g}"
+    raise ModelError(
+        "the checkpoint has another noise schedule than the configuration",
+        where=where,
+        why=f"alphas_cumprod: {stored.shape.numel()} timesteps{last} in the checkpoint, {mine} in "
+        "the configuration",
+        fix="timesteps, beta_schedule, linear_start and linear_end of its training",
+    )
 
 
 def write_checkpoint(state: Mapping[str, Tensor], file: str | os.PathLike[str]) -> Path:
     """Writes a state dict, ``.safetensors`` or torch's format by suffix, whole or not at all."""
     path = Path(file)
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+    tensors = unshared({name: tensor.detach() for name, tensor in state.items()})
     with replacing(path) as fresh:
         if path.suffix == ".safetensors":
             write_tensors(tensors, fresh, metadata={"format": "pt"})

@@ -44,14 +44,20 @@ def save_compvis(
     if ema is not None:
         averages = dict(ema.named_parameters()) if isinstance(ema, nn.Module) else ema
         names = published.names(unet)
-        state |= {files.ema_name(names[name]): tensor for name, tensor in averages.items()}
+        for name, tensor in averages.items():
+            shape = state[files.UNET + names[name]].shape  # of steps, that of the published ones
+            state[files.ema_name(names[name])] = tensor.reshape(shape)
+        # Theirs has a static step beside the network of a temporal scale, and averages it.
+        for name in published.unused_steps(unet):
+            state[files.ema_name(name)] = state[files.UNET + name]
         state[files.EMA + "decay"] = torch.tensor(0.9999)
         state[files.EMA + "num_updates"] = torch.tensor(0, dtype=torch.int32)
     if isinstance(model, Pipe):
         state["betas"] = model.scheduler.betas
         state["alphas_cumprod"] = model.scheduler.alphas_cumprod
         if model.vae is not None:
-            state["scale_factor"] = torch.tensor(model.scale_factor)
+            if model.scale_factor is not None:
+                state["scale_factor"] = torch.tensor(model.scale_factor)
             inner = to_published(model.vae)
             state |= {files.FIRST_STAGE + name: tensor for name, tensor in inner.items()}
     return files.write_checkpoint(state, file)

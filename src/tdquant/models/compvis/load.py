@@ -6,19 +6,25 @@ checkpoint that the authors of TDQ wrote makes quantized layers (``published``).
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from tdquant.config import check_latent_diffusion, read_config
 from tdquant.errors import ModelError
+from tdquant.files import open_checkpoint
+from tdquant.files.tensors import fill_module
 from tdquant.models.compvis import checkpoint as files
 from tdquant.models.compvis import published
 from tdquant.models.compvis.autoencoder import build_first_stage, from_published
+from tdquant.models.compvis.text import load_text_encoder
 from tdquant.models.compvis.unet import UNetModel
 from tdquant.models.pipe import Pipe
 from tdquant.optional import require
@@ -37,31 +43,37 @@ def load_compvis(
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     ema: bool = True,
-    allow_pickle: bool = False,
     overrides: Sequence[str] = (),
+    text_encoder: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Pipe:
     """Builds a latent-diffusion model from its configuration and fills it from a checkpoint.
 
     Arguments:
         config: YAML file or files, or the configuration itself, a mapping or OmegaConf's.
-        checkpoint: ``.ckpt`` or ``.safetensors`` file; None leaves the model as initialised. With
-            the layers of TDQ's authors in it, the UNet comes quantized, its scales in place.
+        checkpoint: ``.safetensors`` file, or one of ``torch.save`` (``.ckpt``, ``.pt``, ``.pth``,
+            ``.bin``), of latent diffusion or Stable Diffusion 1. None leaves the model as
+            initialised. With the layers of TDQ's authors in it, the UNet comes quantized, its
+            scales in place. Nothing that a pickle names is imported or called.
         ema: Take averaged parameters where the checkpoint has them.
-        allow_pickle: Let a ``.ckpt`` run the code that it names. Only for files that you trust.
         overrides: ``key.path=value`` changes to the configuration.
+        text_encoder: Folder of the CLIP text encoder and tokenizer of a text-to-image model, as
+            transformers or diffusers saves them.
         quiet: Do not warn of what is left out or stays untrained.
 
     Returns:
         The UNet and first stage in evaluation mode, on the CPU, in float32, and a DDIM scheduler
-        on the configuration's noise schedule. The first stage is None for a pixel model.
+        on the configuration's noise schedule. The first stage is None for a pixel model. The
+        factor of the latents is the checkpoint's ``scale_factor``, else the configuration's; it is
+        None for an untrained model whose configuration says ``scale_by_std``.
 
     Raises:
         ConfigError: The configuration is missing, malformed, or has wrong keys.
         ModelError: It asks for what does not exist, contradicts itself, or the checkpoint does
-            not fit it.
-        StorageError: The checkpoint cannot be read, or only by running its code.
-        MissingDependencyError: diffusers or omegaconf is not installed.
+            not fit it; or neither of them has the factor of the latents.
+        StorageError: The checkpoint cannot be read.
+        MissingDependencyError: diffusers or omegaconf is not installed, or transformers for a
+            text encoder.
     """
     require("diffusers", "diffusers")
     from tdquant.diffusion.ddim import make_ddim
@@ -70,31 +82,33 @@ def load_compvis(
     check_latent_diffusion(conf, where)
     params = conf["model"]["params"]
     scheduler = make_ddim(params)
-    unet = _unet(params["unet_config"])
     source = where if checkpoint is None else str(checkpoint)
-    state = {} if checkpoint is None else files.read_checkpoint(checkpoint, allow_pickle)
+    stage, condition = params.get("first_stage_config"), params.get("cond_stage_config")
     notes: list[str] = []
-    if state:
-        files.check_schedule(state, scheduler.alphas_cumprod, source)
+    opened: AbstractContextManager[files.State] = nullcontext({})
+    if checkpoint is not None:
+        opened = open_checkpoint(checkpoint)
+    with opened as state:
+        if state:
+            files.check_schedule(state, scheduler.alphas_cumprod, source)
+        factor = latent_factor(params, state, source) if _first_stage_kind(stage) else 1.0
         times = (0.0, float(len(scheduler.alphas_cumprod) - 1))
-        _fill_unet(unet, state, ema, times, source, notes)
-        if any(name.startswith(files.CONDITION) for name in state):
-            notes.append(
-                f"the conditioning stage ({files.CONDITION}*) is left out; pass its output to the "
-                "UNet as context= or y="
-            )
-    # A factor measured in training (scale_by_std) is stored with the weights.
-    factor = float(state.get("scale_factor", params.get("scale_factor", 1.0)))
-    stage = params.get("first_stage_config")
-    vae = _first_stage(stage, state, factor, source, allow_pickle, notes) if stage else None
+        unet = _unet(params, state, ema, times, source, notes)
+        vae = _first_stage(stage, state, factor, source, notes) if stage else None
+        skipped = any(name.startswith(files.CONDITION) for name in state)
+    encoder = None
+    if text_encoder is not None:
+        encoder = load_text_encoder(condition, text_encoder)
+    elif skipped:
+        notes.append(
+            f"the conditioning stage ({_named(condition)}, {files.CONDITION}*) is left out; pass "
+            "its output to the UNet as context= or y="
+        )
     for note in () if quiet else notes:
         warnings.warn(f"{source}: {note}", stacklevel=2)
-    options = unet.config
-    size = options["image_size"]
-    sides = tuple(size) if isinstance(size, list) else (size,) * options["dims"]
-    shape = (options["in_channels"], *sides)
+    shape = _sample_shape(unet.config, params)
     name = "compvis" if source == UNNAMED else Path(source).stem
-    return Pipe(unet.eval(), vae, scheduler, shape, name, factor)
+    return Pipe(unet.eval(), vae, scheduler, shape, name, factor, encoder)
 
 
 def _configuration(config: Config, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -111,24 +125,87 @@ def _configuration(config: Config, overrides: Sequence[str]) -> tuple[dict[str, 
     return conf.to_container(merged, resolve=True), UNNAMED
 
 
-def _unet(node: Mapping[str, Any]) -> UNetModel:
+def _sample_shape(options: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[int, ...]:
+    """Shape of one sample: the UNet's own, as published samplers take it. Configurations of
+    text-to-image models leave that unused, and say it in ``model.params.image_size``.
+    """
+    size = options["image_size"]
+    if options["context_dim"] is not None:
+        size = params.get("image_size", size)
+    sides = tuple(size) if isinstance(size, list) else (size,) * options["dims"]
+    return options["in_channels"], *sides
+
+
+def _named(condition: object) -> str:
+    """What a configuration calls its conditioning stage, in words."""
+    target = condition.get("target") if isinstance(condition, Mapping) else condition
+    name = str(target or "unnamed").rpartition(".")[2]
+    return f"the CLIP text encoder {name}" if "CLIP" in name else name
+
+
+def latent_factor(params: Mapping[str, Any], state: files.State, where: str) -> float | None:
+    """Factor from the latents of the first stage to those of the denoiser.
+
+    Arguments:
+        params: ``model.params`` of the configuration.
+        state: The checkpoint; empty for a model that is to be trained from its start.
+        where: What to call the two, for the error.
+
+    Returns:
+        The checkpoint's ``scale_factor``, else that of the configuration, else 1, latent
+        diffusion's default. None if the configuration says ``scale_by_std`` and there is no
+        checkpoint: the factor is then measured on the first batch of training.
+
+    Raises:
+        ModelError: The configuration says ``scale_by_std`` and the checkpoint has no factor; or
+            the factor is not a positive number.
+    """
+    stored, given = state.get("scale_factor"), params.get("scale_factor")
+    if stored is None and given is None:
+        if not params.get("scale_by_std"):
+            return 1.0
+        if not state:
+            return None
+        raise ModelError(
+            "the factor of the latents is not known",
+            where=where,
+            why="with scale_by_std: true, as in the configuration, training stores a "
+            "scale_factor, and this checkpoint has none; with a wrong factor pictures turn grey",
+            fix="the configuration that the checkpoint was trained with, or "
+            "model.params.scale_factor=VALUE. TDQ's authors train LSUN-churches with 0.2458, as "
+            "in configs/lsun_churches-ldm-kl-8.yaml",
+        )
+    value: Any = given
+    if stored is not None:
+        value = stored.read() if stored.shape.numel() == 1 else math.nan
+    value = float(value)
+    if not (math.isfinite(value) and value > 0):
+        raise ModelError(
+            f"scale_factor={value:g}", where=where, why="it is a positive number",
+            fix="an earlier checkpoint, or model.params.scale_factor",
+        )  # fmt: skip
+    return value
+
+
+def _unet(
+    params: Mapping[str, Any],
+    state: files.State,
+    ema: bool,
+    times: tuple[float, float],
+    where: str,
+    notes: list[str],
+) -> UNetModel:
+    """The UNet, filled from a checkpoint if there is one, and quantized if that is."""
+    node, use_ema = params["unet_config"], params.get("use_ema", True)
     target = str(node["target"])
     if target.rpartition(".")[2] != "UNetModel":
         raise ModelError(
             f"no UNet class {target}", where="model.params.unet_config", fix="...UNetModel"
         )
-    return UNetModel(**node["params"])
-
-
-def _fill_unet(
-    unet: UNetModel,
-    state: Mapping[str, Tensor],
-    ema: bool,
-    times: tuple[float, float],
-    where: str,
-    notes: list[str],
-) -> None:
-    """Loads the UNet, quantizing it first if the checkpoint is of a quantized one."""
+    if not state:
+        return UNetModel(**node["params"])
+    with torch.device("meta"):
+        unet = UNetModel(**node["params"])
     weights = files.below(state, files.UNET)
     if not weights and not any(name.startswith(files.EMA) for name in state):
         first = ", ".join(list(state)[:3])
@@ -142,47 +219,75 @@ def _fill_unet(
         files.check_fit(weights, unet.state_dict(), "UNet", where)
     parameters = published.names(unet).values()
     averaged = files.with_ema(weights, state, parameters) if ema else None
-    if ema and averaged is None:
+    if ema and averaged is None and use_ema:
         notes.append(
             f"no averaged parameters ({files.EMA}*); the UNet has the raw ones, which sample worse"
         )
     weights = weights if averaged is None else averaged
     if quantized:
         weights = published.to_own(unet, weights, where)
-    files.check_fit(weights, unet.state_dict(), "UNet", where)
-    unet.load_state_dict(weights)
+    files.check_fit(weights, dict(unet.named_parameters()), "UNet", where)
+    fill_module(unet, weights)
+    return unet
 
 
-def _first_stage(
-    node: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    factor: float,
-    where: str,
-    allow_pickle: bool,
-    notes: list[str],
-) -> nn.Module | None:
-    """The first stage, filled from the checkpoint, else from the file that its node names."""
-    kind = str(node["target"]).rpartition(".")[2]
+def _first_stage_kind(node: Mapping[str, Any] | None) -> str | None:
+    """Class of the first stage, or None for a pixel model.
+
+    Raises:
+        ModelError: No such class.
+    """
+    kind = str(node["target"]).rpartition(".")[2] if node else "IdentityFirstStage"
     if kind == "IdentityFirstStage":
         return None
     if kind not in FIRST_STAGES:
         raise ModelError(
-            f"no first stage {node['target']}",
+            f"no first stage {kind}",
             where="model.params.first_stage_config",
             fix=f"one of {', '.join(FIRST_STAGES)}, IdentityFirstStage",
         )
+    return kind
+
+
+def _first_stage(
+    node: Mapping[str, Any],
+    state: files.State,
+    factor: float | None,
+    where: str,
+    notes: list[str],
+) -> nn.Module | None:
+    """The first stage, filled from the checkpoint, else from the file that its node names."""
+    kind = _first_stage_kind(node)
+    if kind is None:
+        return None
     params = node["params"]
-    vae = build_first_stage(kind, params, factor)
-    tensors = files.below(state, files.FIRST_STAGE)
-    path = params.get("ckpt_path")
-    if not tensors and path and Path(path).is_file():
-        tensors, where = files.read_checkpoint(path, allow_pickle), str(path)
-    elif not tensors and not state:
-        missing = f"; there is no file {path}" if path else ""
-        notes.append("the first stage is untrained" + missing)
-        return vae
-    tensors = {k: v for k, v in tensors.items() if k.startswith(_PARTS)}
-    renamed = from_published(vae, tensors)
-    files.check_fit(renamed, vae.state_dict(), "first stage", where)
-    vae.load_state_dict(renamed)
+    tensors, path = files.below(state, files.FIRST_STAGE), params.get("ckpt_path")
+    own = not tensors and path and Path(path).is_file()
+    if not tensors and not own:
+        missing = f"there is no file {path}" if path else "its node names no ckpt_path"
+        if state:
+            raise ModelError(
+                f"no first stage: no tensors named {files.FIRST_STAGE}*",
+                where=where,
+                why=f"the configuration has one, and {missing}",
+                fix="model.params.first_stage_config.params.ckpt_path=FILE, a checkpoint of it",
+            )
+        notes.append(f"the first stage is untrained; {missing}")
+        return build_first_stage(kind, params, factor)
+    with torch.device("meta"):
+        vae = build_first_stage(kind, params, factor)
+    with open_checkpoint(path) if own else nullcontext(tensors) as tensors:
+        where = str(path) if own else where
+        tensors = {k: v for k, v in tensors.items() if k.startswith(_PARTS)}
+        quantizes = any(name.startswith("quantize.") for name in tensors)
+        if quantizes == (kind == "AutoencoderKL"):
+            raise ModelError(
+                f"the first stage in the checkpoint is {'a VQ' if quantizes else 'a KL'} model",
+                where=where,
+                why=f"the configuration describes {node['target']}",
+                fix="the configuration that the checkpoint was trained with",
+            )
+        renamed = from_published(vae, tensors)
+        files.check_fit(renamed, vae.state_dict(), "first stage", where)
+        fill_module(vae, renamed)
     return vae

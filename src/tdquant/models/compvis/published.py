@@ -8,8 +8,7 @@ A quantized layer P of theirs has, beside ``weight`` and ``bias``, with n = 2^b 
     P.act_func.tdq_module.s_gen.{0,2,4,7}.*        the network
     P.act_func.b                                   not used
 
-Weights and most inputs have the symmetric codes +-(n // 2 - 1). Inputs that come from SiLU, those
-of the two 3x3 convolutions of a residual block, have the codes 0 .. n-1 from -0.2785 upwards.
+What the numbers mean is in ``published_quantizers``.
 
 References:
     So et al., Temporal Dynamic Quantization for Diffusion Models, 2023
@@ -18,8 +17,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from fnmatch import fnmatchcase
+import math
 from typing import Any
 
 import torch
@@ -27,27 +25,31 @@ from torch import Tensor, nn
 
 from tdquant.clock import Clock
 from tdquant.errors import ModelError
+from tdquant.files import LazyTensor
 from tdquant.grid import Grid
 from tdquant.layers import QUANTIZED, QuantLayer, quantized_layers, replace_module
+from tdquant.models.compvis.checkpoint import State
+from tdquant.models.compvis.published_quantizers import (
+    activation_quantizer,
+    after_silu,
+    symmetric,
+)
 from tdquant.models.compvis.unet import UNetModel
-from tdquant.quantizers import ActivationQuantizer, OffsetQuantizer, WeightQuantizer
+from tdquant.quantizers import WeightQuantizer
 from tdquant.scales import PublishedScale, Scale, StaticScale
 
-AFTER_SILU = ("*.in_layers.2", "*.out_layers.3")
 NETWORK = "act_func.tdq_module.s_gen"
 NEEDED = ("s", "act_func.s", "act_func.n_lv", "act_func.dynamic")
 LAYERS = (0, 2, 4, 7)
 """Positions of the network's linear layers; our network has them at the same ones."""
 
 
-def is_quantized(weights: Mapping[str, Tensor]) -> bool:
+def is_quantized(weights: State) -> bool:
     """Whether a UNet's tensors are of a quantized one."""
     return any(name.endswith(".n_lv") for name in weights)
 
 
-def quantize(
-    unet: UNetModel, weights: Mapping[str, Tensor], time_range: tuple[float, float], where: str
-) -> None:
+def quantize(unet: UNetModel, weights: State, time_range: tuple[float, float], where: str) -> None:
     """Puts quantized layers in place, as the checkpoint has them, their tensors still to load.
 
     Arguments:
@@ -71,61 +73,59 @@ def quantize(
         )
     clock = Clock(unet, "timesteps")
     for path in paths:
-        codes = int(weights[f"{path}.n_lv"]), int(weights[f"{path}.act_func.n_lv"])
-        if codes == (0, 0):
+        codes = [int(_number(weights, f"{path}.{rest}")) for rest in ("n_lv", "act_func.n_lv")]
+        if not any(codes):
             continue
         layer = QUANTIZED[type(modules[path])].from_float(modules[path])
         if codes[0]:
-            layer.weight_quantizer = WeightQuantizer(_symmetric(codes[0]), torch.ones(()))
+            layer.weight_quantizer = WeightQuantizer(symmetric(codes[0]), torch.ones(()))
         if codes[1]:
-            dynamic = bool(weights[f"{path}.act_func.dynamic"])
+            dynamic = bool(_number(weights, f"{path}.act_func.dynamic"))
             scale: Scale = (
                 PublishedScale(1.0, time_range, unet.model_channels) if dynamic else StaticScale()
             )
-            layer.input_quantizer = _activation(path, codes[1], scale, clock)
+            layer.input_quantizer = activation_quantizer(
+                unet, path, codes[1], scale, scale.kind, clock
+            )
         replace_module(unet, modules[path], layer)
 
 
-def _mistakes(path: str, layer: nn.Module | None, weights: Mapping[str, Tensor]) -> list[str]:
+def _number(weights: State, name: str) -> float:
+    """A tensor of one number, NaN where it has more."""
+    tensor = weights[name]
+    return float(tensor.read()) if tensor.shape.numel() == 1 else math.nan
+
+
+def _mistakes(path: str, layer: nn.Module | None, weights: State) -> list[str]:
     """What is wrong with the quantized layer at ``path``."""
     if type(layer) not in QUANTIZED:
         return [f"{path}: no layer that can be quantized is there"]
     absent = [f"{path}.{rest}" for rest in NEEDED if f"{path}.{rest}" not in weights]
     if absent:
         return [f"{name}: missing" for name in absent]
-    signed = {"n_lv": True, "act_func.n_lv": not _after_silu(path)}
+    signed = {"n_lv": True, "act_func.n_lv": not after_silu(path)}
+    counts = {rest: _number(weights, f"{path}.{rest}") for rest in signed}
     wrong = [
-        f"{path}.{rest}={int(weights[f'{path}.{rest}'])}: 2^b - 1 with b of 2 to 16"
+        f"{path}.{rest}={counts[rest]:g}: 2^b - 1 with b of 2 to 16"
         + (", 3 to 16 where they are signed" if sign else "")
         for rest, sign in signed.items()
-        if not _possible(int(weights[f"{path}.{rest}"]), sign)
+        if not _possible(counts[rest], sign)
     ]
-    if int(weights[f"{path}.act_func.n_lv"]) and bool(weights[f"{path}.act_func.dynamic"]):
+    dynamic = _number(weights, f"{path}.act_func.dynamic")
+    if dynamic not in (0, 1):
+        wrong.append(f"{path}.act_func.dynamic={dynamic:g}: 0 or 1")
+    if counts["act_func.n_lv"] and dynamic:
         names = [f"{path}.{NETWORK}.{i}.{rest}" for i in LAYERS for rest in ("weight", "bias")]
         wrong += [f"{name}: missing" for name in names if name not in weights]
     return wrong
 
 
-def _possible(count: int, signed: bool) -> bool:
+def _possible(count: float, signed: bool) -> bool:
     """Whether there are grids of that many codes: 0 is float, 3 signed ones are zero alone."""
-    bits = count.bit_length()
+    if count != count or count < 0 or count != int(count):
+        return False
+    bits = int(count).bit_length()
     return count == 0 or (count == 2**bits - 1 and (3 if signed else 2) <= bits <= 16)
-
-
-def _after_silu(path: str) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in AFTER_SILU)
-
-
-def _symmetric(count: int) -> Grid:
-    high = count // 2 - 1
-    return Grid(count.bit_length(), -high, high)
-
-
-def _activation(path: str, count: int, scale: Scale, clock: Clock) -> ActivationQuantizer:
-    if _after_silu(path):
-        grid = Grid(count.bit_length(), 0, count - 1)
-        return OffsetQuantizer(grid, scale, clock, wanted=scale.kind)
-    return ActivationQuantizer(_symmetric(count), scale, clock, True, scale.kind)
 
 
 def names(unet: nn.Module) -> dict[str, str]:
@@ -145,31 +145,38 @@ def names(unet: nn.Module) -> dict[str, str]:
     return found
 
 
-def to_own(unet: nn.Module, weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Tensors with published names as a state dict for the quantized ``unet``.
+def unused_steps(unet: nn.Module) -> list[str]:
+    """Published names of the steps that the authors' quantizers have and never use."""
+    used = set(names(unet).values())
+    steps = [
+        f"{path}.{rest}" for path, _ in quantized_layers(unet) for rest in ("s", "act_func.s")
+    ]
+    return [name for name in steps if name not in used]
+
+
+def to_own(unet: nn.Module, weights: State, where: str) -> dict[str, LazyTensor]:
+    """Tensors with published names by the names of the quantized ``unet``'s own parameters.
 
     Names that belong to no quantized layer are passed on as they are.
 
     Raises:
         ModelError: A step is zero, negative on the grid from -0.2785, or not finite.
     """
-    own = unet.state_dict()
     ours = names(unet)
-    # Buffers, which are not in the checkpoint: zero points and ranges of time.
-    found = {name: tensor for name, tensor in own.items() if name not in ours}
-    wrong = []
+    found, wrong = {}, []
     for name, published in ours.items():
         if published not in weights:
             continue
         tensor = weights[published]
-        if name.endswith(("weight_quantizer.step", "scale.step")) and tensor.numel() == 1:
-            tensor = tensor.reshape(())
+        if name.endswith(("weight_quantizer.step", "scale.step")) and tensor.shape.numel() == 1:
+            step = tensor.read().reshape(())
             # A symmetric grid of step -s is that of s; training may have led there.
             layer = name.removesuffix(".input_quantizer.scale.step")
-            if layer == name or not _after_silu(layer):
-                tensor = tensor.abs()
-            if not (tensor.isfinite() and tensor > 0):
-                wrong.append(f"{published}={float(weights[published]):g}")
+            if layer == name or not after_silu(layer):
+                step = step.abs()
+            if not (step.isfinite() and step > 0):
+                wrong.append(f"{published}={float(tensor.read()):g}")
+            tensor = LazyTensor(step.shape, step.dtype, step.clone)
         found[name] = tensor
     if wrong:
         raise ModelError(
@@ -183,6 +190,13 @@ def to_own(unet: nn.Module, weights: Mapping[str, Tensor], where: str) -> dict[s
     return found | rest
 
 
+def can_be_published(unet: nn.Module) -> bool:
+    """Whether the published format can say what the quantized layers of a UNet are."""
+    layers = list(quantized_layers(unet))
+    known = hasattr(unet, "model_channels")
+    return bool(layers) and known and all(_describe(unet, p, layer) for p, layer in layers)
+
+
 def to_published(unet: nn.Module) -> dict[str, Tensor]:
     """A UNet's tensors with published names, of the quantized layers of TDQ's authors, too.
 
@@ -193,7 +207,7 @@ def to_published(unet: nn.Module) -> dict[str, Tensor]:
     out = {published: state[name] for name, published in ours.items()}
     foreign = []
     for path, layer in quantized_layers(unet):
-        spec = _describe(path, layer)
+        spec = _describe(unet, path, layer)
         if spec is None:
             foreign.append(path)
             continue
@@ -211,7 +225,7 @@ def to_published(unet: nn.Module) -> dict[str, Tensor]:
     return out
 
 
-def _describe(path: str, layer: QuantLayer) -> dict[str, Any] | None:
+def _describe(unet: nn.Module, path: str, layer: QuantLayer) -> dict[str, Any] | None:
     """What a layer has beside its parameters, or None if the published format cannot say it."""
     weight = layer.weight_quantizer
     activation: Any = layer.input_quantizer
@@ -221,13 +235,15 @@ def _describe(path: str, layer: QuantLayer) -> dict[str, Any] | None:
         counts[name] = 0 if grid is None else 2**grid.bits - 1
     if counts["n_lv"]:
         whole = isinstance(weight, WeightQuantizer) and weight.step.numel() == 1
-        if not whole or weight.grid != _symmetric(counts["n_lv"]):
+        if not whole or weight.grid != symmetric(counts["n_lv"]):
             return None
     scale = getattr(activation, "scale", None)
     if counts["act_func.n_lv"]:
         if not isinstance(scale, (StaticScale, PublishedScale)):
             return None
-        theirs = _activation(path, counts["act_func.n_lv"], scale, activation.clock)
+        theirs = activation_quantizer(
+            unet, path, counts["act_func.n_lv"], scale, scale.kind, activation.clock
+        )
         same = (type(activation), activation.grid, getattr(activation, "offset", None))
         if same != (type(theirs), theirs.grid, getattr(theirs, "offset", None)):
             return None

@@ -1,0 +1,86 @@
+"""The text encoder of latent-diffusion checkpoints, from a folder of transformers' or diffusers'.
+
+Checkpoints hold the encoder's weights but not its vocabulary, so that a folder is needed anyway.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import ModelError
+from tdquant.optional import require
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text model behind its tokenizer: ``encoder(prompts) -> (N, length, width)``.
+
+    Arguments:
+        tokenizer: transformers' tokenizer.
+        model: transformers' ``CLIPTextModel``.
+        length: Tokens to which every prompt is cut or padded.
+    """
+
+    def __init__(self, tokenizer: Any, model: nn.Module, length: int) -> None:
+        super().__init__()
+        self.tokenizer, self.model, self.length = tokenizer, model, length
+
+    @torch.no_grad()
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(
+            list(prompts), truncation=True, max_length=self.length, padding="max_length",
+            return_tensors="pt",
+        )  # fmt: skip
+        device = next(self.model.parameters()).device
+        return self.model(input_ids=tokens["input_ids"].to(device)).last_hidden_state
+
+
+def load_text_encoder(condition: Any, folder: str | os.PathLike[str]) -> TextEncoder:
+    """Loads the text encoder that a configuration names, from a folder.
+
+    Arguments:
+        condition: The configuration's ``cond_stage_config``.
+        folder: A CLIP model's folder, or a pipeline's with ``text_encoder`` and ``tokenizer``.
+
+    Raises:
+        ModelError: The configuration has no CLIP text encoder, or the folder holds none.
+        MissingDependencyError: transformers is not installed.
+    """
+    target = condition.get("target") if isinstance(condition, Mapping) else condition
+    target = str(target or "an unconditional model")
+    place = Path(folder)
+    if "CLIP" not in target:
+        raise ModelError(
+            f"a text encoder for {target}",
+            where="text_encoder",
+            why="only CLIP text encoders (FrozenCLIPEmbedder) can be taken from a folder",
+            fix="leave text_encoder out, and pass embeddings as context=",
+        )
+    if not place.is_dir():
+        raise ModelError("no such folder", where=str(place), fix="check the path")
+    transformers = require("transformers", "pipelines")
+    inner = (place / "text_encoder").is_dir()
+    try:
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(
+            place / "tokenizer" if inner else place, local_files_only=True
+        )
+        model = transformers.CLIPTextModel.from_pretrained(
+            place / "text_encoder" if inner else place, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            "no CLIP text encoder",
+            where=str(place),
+            why=str(error).strip().splitlines()[0],
+            fix="a folder with config.json, model.safetensors, vocab.json and merges.txt, or that "
+            "of a pipeline",
+        ) from error
+    params = condition.get("params") or {}
+    longest = int(model.config.max_position_embeddings)
+    length = min(int(params.get("max_length", longest)), longest)
+    return TextEncoder(tokenizer, model.eval().requires_grad_(False), length).eval()

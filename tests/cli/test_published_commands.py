@@ -1,0 +1,308 @@
+"""The two published commands, word for word, on files of the published forms.
+
+A folder looks as a researcher's does: the configuration and the checkpoint at the published paths,
+both of the embedded latent model so that it takes seconds. Lightning is not installed.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tdquant as tdq
+from tdquant.cli import main
+from tdquant.config import read_config
+from tdquant.runs import open_pipe
+
+from ..files.lightning import write_lightning
+from ..models.compvis.emulation import UNet
+from ..models.compvis.examples import checkpoint, published, read
+
+ROOT = Path(__file__).parents[2]
+TRAIN = """
+python main.py \
+    --base configs/lsun_churches-ldm-kl-8.yaml \
+    --ckpt models/ldm/lsun_churches256/model.ckpt \
+    --train True \
+    --scale_lr False \
+    --n_bit_w ${w_bit} \
+    --n_bit_a ${a_bit} \
+    --name churches_W${w_bit}A${a_bit}_TDQ \
+    --use_dynamic
+"""
+SAMPLE = """
+python sample.py \
+    --ckpt ${ckpt} \
+    --config configs/lsun_churches-ldm-kl-8.yaml  \
+    --logdir samples \
+    --n_samples 10 \
+    --custom_steps 100 \
+    --gpus 0 \
+    --batch_size 100 \
+    --name test
+"""
+
+
+def words(command, **values):
+    """What a shell makes of a published command."""
+    for name, value in values.items():
+        command = command.replace("${" + name + "}", str(value))
+    program, script, *rest = shlex.split(command)
+    assert program == "python"
+    return [sys.executable, str(ROOT / script), *rest]
+
+
+def run(place, command, **values):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("RANK", None)
+    return subprocess.run(
+        words(command, **values), cwd=place, env=environment, capture_output=True, text=True
+    )
+
+
+def float_state():
+    """The state dict of a CompVis checkpoint of the embedded model: averages, first stage and
+    factor of the latents included.
+    """
+    pipe = tdq.models.load_embedded("cats-ldm")
+    from tdquant.models.compvis.autoencoder import to_published
+
+    unet = pipe.unet.state_dict()
+    stage = to_published(pipe.vae)
+    schedule = {"betas": pipe.scheduler.betas, "alphas_cumprod": pipe.scheduler.alphas_cumprod}
+    averages = dict(pipe.unet.named_parameters())
+    factor = {"scale_factor": torch.tensor(pipe.scale_factor)}
+    return checkpoint(unet, stage, ema=averages, **schedule, **factor)
+
+
+def configuration(**params):
+    """The embedded model's configuration, short to train, as the published file."""
+    conf = read_config(ROOT / "configs" / "cats-ldm.yaml")
+    conf["model"]["params"].pop("scale_factor")
+    conf["model"]["params"].update(params)
+    conf["data"]["params"]["batch_size"] = 4
+    conf["data"]["params"]["train"]["params"]["count"] = 16
+    conf["tdquant"] = {"steps": 2, "warmup": 1, "calibration_batches": 2}
+    return conf
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("researcher")
+    (folder / "configs").mkdir()
+    (folder / "models/ldm/lsun_churches256").mkdir(parents=True)
+    file = folder / "configs/lsun_churches-ldm-kl-8.yaml"
+    file.write_text(json.dumps(configuration(scale_by_std=False, scale_factor=1.0)))
+    compvis = folder / "configs/compvis.yaml"
+    compvis.write_text(json.dumps(configuration(scale_by_std=True)))
+    write_lightning(folder / "models/ldm/lsun_churches256/model.ckpt", float_state())
+    return folder
+
+
+def test_both_commands_on_a_lightning_file(place):
+    done = run(place, TRAIN, w_bit=4, a_bit=4)
+    assert done.returncode == 0, done.stderr
+    assert "pytorch_lightning" not in done.stderr
+    folder = place / "logs" / "churches_W4A4_TDQ"
+    assert (folder / "frozen" / "tdquant.json").exists()
+    done = run(place, SAMPLE, ckpt="models/ldm/lsun_churches256/model.ckpt")
+    assert done.returncode == 0, done.stderr
+    pictures = sorted((place / "samples" / "test").glob("*.png"))
+    assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(10)]
+    # The file's model is the embedded one, to the bit.
+    embedded = tdq.models.load_embedded("cats-ldm")
+    loaded = open_pipe(
+        place / "models/ldm/lsun_churches256/model.ckpt",
+        place / "configs/lsun_churches-ldm-kl-8.yaml",
+    )
+    x, t = torch.randn(2, *embedded.shape), torch.tensor([10, 900])
+    with torch.no_grad():
+        assert torch.equal(loaded.unet(x, t), embedded.unet(x, t))
+        assert torch.equal(loaded.decode(x), embedded.decode(x))
+    # And the run, which has its own configuration, samples by the same words.
+    command = SAMPLE.replace("--name test", "--name trained")
+    done = run(place, command, ckpt="logs/churches_W4A4_TDQ")
+    assert done.returncode == 0, done.stderr
+    assert len(list((place / "samples" / "trained").glob("*.png"))) == 10
+
+
+KINDS = {"W4A4 TDQ": (4, 4, True), "W8A8 TDQ": (8, 8, True), "W4A8 LSQ": (4, 8, False)}
+
+
+def quantized_state(bits_w, bits_a, dynamic):
+    """A checkpoint of TDQ's authors: quantized layers, averages of them, no factor."""
+    state = float_state()
+    del state["scale_factor"]
+    prefix, unet = "model.diffusion_model.", {}
+    for name in [n for n in state if n.startswith(prefix)]:
+        unet[name.removeprefix(prefix)] = state.pop(name)
+    state = {k: v for k, v in state.items() if not k.startswith("model_ema.")}
+    conf = configuration()["model"]["params"]["unet_config"]["params"]
+    layers = published(unet, conf, bits_w, bits_a, dynamic)
+    buffers = ("n_lv", "act_func.b", "act_func.dynamic")
+    ema = {k: v for k, v in layers.items() if not k.endswith(buffers)}
+    return checkpoint(layers, ema=ema) | state, layers, conf
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_commands_on_the_authors_format(place, kind, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    state, layers, conf = quantized_state(*KINDS[kind])
+    name = kind.replace(" ", "_")
+    file = write_lightning(place / f"{name}.ckpt", state)
+    sampling = words(SAMPLE.replace("--name test", f"--name {name}"), ckpt=file.name)
+    assert main(["sample", *sampling[2:], "--quiet"], published=True) == 0
+    assert len(list((place / "samples" / name).glob("*.png"))) == 10
+    # What was sampled is the published arithmetic.
+    pipe = open_pipe(file, place / "configs/lsun_churches-ldm-kl-8.yaml")
+    x, t = torch.randn(2, *pipe.shape), torch.tensor([10, 900])
+    with torch.no_grad():
+        found, expected = pipe.unet(x, t), UNet(conf, layers)(x, t)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    # It trains on, and ends as a checkpoint in the same format.
+    training = words(TRAIN, w_bit=KINDS[kind][0], a_bit=KINDS[kind][1])
+    training[training.index("--ckpt") + 1] = file.name
+    training[training.index("--name") + 1] = name
+    assert main(["train", *training[2:], "--quiet"], published=True) == 0
+    written = read(place / "logs" / name / "published.ckpt")
+    missing = {k for k in state if k not in written}
+    assert {k for k in missing if "tdq_module" not in k} == set()
+    assert bool(missing) == (not KINDS[kind][2])  # static layers have no use for a network
+    odd = {k for k in state if k in written and written[k].shape != state[k].shape}
+    assert odd == set()
+
+
+def test_the_wrong_configuration_is_refused_and_not_grey(place, capsys):
+    state, *_ = quantized_state(4, 4, True)
+    file = write_lightning(place / "authors.ckpt", state)
+    common = ["--ckpt", str(file), "--logdir", str(place / "grey"), "-n", "1", "-c", "2"]
+    compvis = str(place / "configs/compvis.yaml")
+    assert main(["sample", *common, "--config", compvis]) == 1
+    said = capsys.readouterr().err
+    assert "the factor of the latents is not known" in said
+    assert "0.2458" in said
+    assert "model.params.scale_factor" in said
+    assert not (place / "grey").exists()
+    override = "model.params.scale_factor=1.0"
+    assert main(["sample", *common, "--config", compvis, override, "--quiet"]) == 0
+    base = ["train", "--base", compvis, "--ckpt", str(file), "--logdir", str(place / "none")]
+    assert main([*base, "--quiet"]) == 1
+    assert "0.2458" in capsys.readouterr().err
+    assert not (place / "none").exists()
+    # CompVis's own file has the factor, and its configuration needs none.
+    own = str(place / "models/ldm/lsun_churches256/model.ckpt")
+    assert open_pipe(own, compvis).scale_factor == 1.0
+
+
+def test_without_train_main_py_only_calibrates(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    command = words(TRAIN.replace("--train True", ""), w_bit=8, a_bit=8)[2:]
+    assert main(["train", *command, "--quiet"], published=True) == 0
+    assert "without training" in capsys.readouterr().out
+    folder = place / "logs" / "churches_W8A8_TDQ"
+    assert (folder / "frozen").is_dir()
+    assert not (folder / "checkpoints").exists()
+
+
+def test_training_as_published_from_a_float_checkpoint(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    command = words(TRAIN, w_bit=4, a_bit=4)[2:]
+    command[command.index("--name") + 1] = "published"
+    options = ["--scheme", "published", "--quiet", "tdquant.calibration_batches=3"]
+    assert main(["train", *command, *options], published=True) == 0
+    run_folder = place / "logs" / "published"
+    asked = json.loads((run_folder / "run.json").read_text())["asked"]
+    assert asked["recipe"]["grid"] == "published"
+    assert asked["options"]["clip"] == 0
+    assert asked["options"]["rates"] == "published"
+    # A killed run goes on: the folder knows its quantizers.
+    assert main(["train", "--resume", str(run_folder), "--max_steps", "3", "--quiet"]) == 0
+    config = place / "configs/lsun_churches-ldm-kl-8.yaml"
+    written = open_pipe(run_folder / "published.ckpt", config)
+    x, t = torch.randn(2, *written.shape), torch.tensor([10, 900])
+    with torch.no_grad():
+        frozen = open_pipe(run_folder).unet(x, t)
+        assert torch.equal(tdq.freeze(written.unet)(x, t), frozen)
+
+
+def test_options_that_contradict_the_published_scheme(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    command = words(TRAIN, w_bit=4, a_bit=4)[2:]
+    options = ["--scheme", "published", "tdquant.dropout=0.1", "--scale", "table"]
+    assert main(["train", *command, *options], published=True) == 1
+    said = capsys.readouterr().err
+    assert "tdquant.dropout=0.1" in said
+    assert "static or temporal" in said
+
+
+def test_the_factor_is_measured_on_the_first_batch_and_stored(place, capsys):
+    base = ["train", "--base", str(place / "configs/compvis.yaml"), "--quiet"]
+    base += ["--logdir", str(place / "fresh"), "--name", "a", "--n_bit_w", "0", "--n_bit_a", "0"]
+    stage = place / "stage.ckpt"
+    state = {k.removeprefix("first_stage_model."): v for k, v in float_state().items()
+             if k.startswith("first_stage_model.")}  # fmt: skip
+    write_lightning(stage, state)
+    first = f"model.params.first_stage_config.params.ckpt_path={stage}"
+    assert main([*base, first]) == 0
+    said = capsys.readouterr().out
+    factor = json.loads((place / "fresh" / "a" / "run.json").read_text())["scale_factor"]
+    assert f"latents times {factor:.5f}" in said
+    # The latents of that model have a standard deviation of about 1.4.
+    assert factor == pytest.approx(1 / 1.4, rel=0.15)
+    pipe = open_pipe(place / "fresh" / "a")
+    assert pipe.scale_factor == factor
+    cats = tdq.data.Cats("train", count=64)
+    images = torch.stack([cats[i] for i in range(64)])
+    with torch.no_grad():
+        assert float(pipe.encode(images).std()) == pytest.approx(1, rel=0.1)
+
+
+def test_post_training_quantization_of_a_checkpoint(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    ckpt, config = "models/ldm/lsun_churches256/model.ckpt", "configs/compvis.yaml"
+    words = ["--config", config, "--out", "w4a8", "--steps", "4", "--samples", "4", "--quiet"]
+    words += ["--batch", "4", "--correct", "--weights", "4"]
+    assert main(["quantize", "--model", ckpt, *words]) == 0
+    said = capsys.readouterr().out
+    assert "PSNR" in said
+    assert (place / "w4a8" / "comparison.png").exists()
+    assert not (place / "w4a8.work").exists()
+    # It samples by the published command, is evaluated, and its model loads.
+    assert (
+        main(["sample", "--ckpt", "w4a8", "--name", "w4a8", "-n", "2", "-c", "4", "--quiet"]) == 0
+    )
+    assert len(list((place / "samples" / "w4a8").glob("*.png"))) == 2
+    frozen = tdq.load(place / "w4a8" / "frozen")
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
+    with torch.no_grad():
+        assert torch.equal(open_pipe(place / "w4a8").unet(x, t), frozen(x, t))
+    # The folder is this command's own: it may be written again, and nothing else trains into it.
+    assert main(["quantize", "--model", ckpt, *words, "--scale", "static"]) == 0
+    assert main(["train", "--resume", "w4a8"]) == 1
+    assert "never trained" in capsys.readouterr().err
+
+
+def test_what_quantize_refuses_of_checkpoints(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    ckpt, config = "models/ldm/lsun_churches256/model.ckpt", "configs/compvis.yaml"
+    state, *_ = quantized_state(8, 8, True)
+    write_lightning(place / "theirs.ckpt", state)
+    (place / "prompts.txt").write_text("a cat\n")
+    cases = {
+        ("--model", ckpt): "without its configuration",
+        ("--model", "configs", "--config", config): "--config without a checkpoint file",
+        ("--model", ckpt, "--config", config, "--prompts", "prompts.txt"): "takes no prompts",
+        ("--model", "theirs.ckpt", "--config", "configs/lsun_churches-ldm-kl-8.yaml"): (
+            "of a quantized model"
+        ),
+        ("--model", "theirs.ckpt", "--config", config): "0.2458",
+    }
+    for words, expected in cases.items():
+        assert main(["quantize", *words, "--out", "refused", "--quiet"]) == 1
+        assert expected in capsys.readouterr().err
+    assert not (place / "refused").exists()
