@@ -55,9 +55,9 @@ def read(path):
         return {name: tensor.load() for name, tensor in found.items()}
 
 
-def repack(source, target, change):
+def repack(source, target, change, method=zipfile.ZIP_DEFLATED):
     """Another archive with the entries of one, compressed and changed."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", method) as new:
         for entry in old.infolist():
             new.writestr(entry.filename, change(entry.filename, old.read(entry)))
 
@@ -239,3 +239,111 @@ def test_damaged_files_are_an_error_or_read(files, tmp_path_factory, data):
     harmed.write_bytes(content)
     with contextlib.suppress(TDQError):  # anything else is a failure
         assert all(isinstance(tensor, torch.Tensor) for tensor in read(harmed).values())
+
+
+def test_bits_that_say_conjugate_or_negative(tmp_path):
+    x = torch.randn(3, dtype=torch.complex64)
+    state = {
+        "conjugate": x.conj(),
+        "imaginary": x.conj().imag,
+        "negative": torch._neg_view(x.real),
+    }
+    for options in FORMATS.values():
+        torch.save(state, tmp_path / "m.pt", **options)
+        found = read(tmp_path / "m.pt")
+        assert all(torch.equal(found[k], v.resolve_conj().resolve_neg()) for k, v in state.items())
+
+
+def test_tensors_of_other_kinds_are_left_out(tmp_path):
+    state = {
+        "a": torch.ones(2),
+        "sparse": torch.eye(3).to_sparse(),
+        "meta": torch.empty(2, device="meta"),
+    }
+    torch.save(state, tmp_path / "m.pt")
+    assert set(read(tmp_path / "m.pt")) == {"a"}
+
+
+def entry(content):
+    """Where the numbers of storage 0 lie in an archive."""
+    at = content.index(b"/data/0")
+    return content.index(torch.ones(4).numpy().tobytes(), at)
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    torch.save({"a": torch.ones(4)}, tmp_path / "m.pt")
+    content = bytearray((tmp_path / "m.pt").read_bytes())
+    content[entry(content) + 2] ^= 1
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(StorageError, match="other numbers than written"):
+        read(tmp_path / "m.pt")
+
+
+def test_archives_without_checksums_are_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(4)}, tmp_path / "m.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert torch.equal(read(tmp_path / "m.pt")["a"], torch.ones(4))
+
+
+@pytest.mark.parametrize("order", [b"little\n", b"LITTLE", b""])
+def test_an_unknown_order_of_bytes(tmp_path, order):
+    torch.save({"a": torch.ones(4)}, tmp_path / "m.pt")
+
+    def change(name, content):
+        return order if name.endswith("byteorder") else content
+
+    repack(tmp_path / "m.pt", tmp_path / "n.pt", change)
+    with pytest.raises(StorageError, match="order of bytes"):
+        read(tmp_path / "n.pt")
+
+
+def test_entries_that_point_elsewhere(tmp_path):
+    torch.save({"a": torch.ones(4), "b": torch.zeros(4)}, tmp_path / "m.pt")
+    content = (tmp_path / "m.pt").read_bytes()
+    local = content.index(b"m/data/1")
+    (tmp_path / "m.pt").write_bytes(content[:local] + b"m/data/0" + content[local + 8 :])
+    with pytest.raises(StorageError, match="not where it should be"):
+        read(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_damaged_compressed_archives(tmp_path, method):
+    torch.save({"a": torch.randn(500)}, tmp_path / "m.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "m.pt") as old,
+        zipfile.ZipFile(tmp_path / "n.pt", "w", method) as new,
+    ):
+        for one in old.infolist():
+            new.writestr(one.filename, old.read(one))
+    content = (tmp_path / "n.pt").read_bytes()
+    for place in range(40, len(content), 41):
+        harmed = bytearray(content)
+        harmed[place] ^= 0x55
+        (tmp_path / "h.pt").write_bytes(harmed)
+        with contextlib.suppress(TDQError):
+            read(tmp_path / "h.pt")
+
+
+def test_names_that_would_write_to_a_terminal(tmp_path):
+    torch.save({"\x1b]0;owned\x07": torch.ones(2)}, tmp_path / "m.pt")
+    with pytest.raises(StorageError, match="control characters"):
+        read(tmp_path / "m.pt")
+
+
+def test_names_too_long_for_a_file(tmp_path):
+    with pytest.raises(StorageError):
+        read(tmp_path / ("x" * 5000 + ".pt"))
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path):
+    file = tmp_path / "m.safetensors"
+    save_file({"a": torch.ones(4), "b": torch.ones(4)}, file)
+    with open_checkpoint(file) as found:
+        assert torch.equal(found["a"].load(), torch.ones(4))
+        save_file({"a": torch.zeros(4), "b": torch.zeros(4)}, tmp_path / "new.safetensors")
+        (tmp_path / "new.safetensors").replace(file)
+        assert torch.equal(found["b"].load(), torch.ones(4))

@@ -4,7 +4,9 @@ import io
 import os
 import pickle
 import struct
+import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
@@ -43,7 +45,7 @@ def archive(path, pickled):
 VALUES = [
     None, True, 0, -5, 2**40, 2**100, 1.5, float("inf"), "text", "ä\u20ac", b"bytes", bytes(300),
     bytearray(b"ab"), (), (1,), (1, 2), (1, 2, 3), tuple(range(9)), [], [1, [2, []]], {},
-    {"a": {"b": [None]}, 3: "x", (1, "y"): 4}, "x" * 70000, [["shared"]] * 3,
+    {"a": {"b": [None]}, 3: "x", 2.5: 4}, "x" * 70000, [["shared"]] * 3,
 ]  # fmt: skip
 
 
@@ -125,12 +127,15 @@ def nested(opening, depth):
     return b"\x80\x02" + opening + b"".join(b"q\x00h\x00\x86" for _ in range(depth))
 
 
-BOMBS = {
+STRANGE_KEYS = {
     "a key of tuples, doubled 60 times": b"\x80\x02}" + nested(b")", 60)[2:] + b"K\x01s.",
     "a key of tuples, a million deep": b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.",
     "a key of 100,000 digits": b"\x80\x02}\x8b" + struct.pack("<i", 99_999) + b"\x01" * 99_999
     + b"K\x01s.",
     "a list as a key": b"\x80\x02}]K\x01s.",
+}  # fmt: skip
+
+BOMBS = {
     "bytes of an exabyte": b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"ab.",
     "text of an exabyte": b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"ab.",
     "a bytearray of an exabyte": b"\x80\x05\x96" + struct.pack("<Q", 2**60) + b"ab.",
@@ -151,6 +156,12 @@ BOMBS = {
     "a persistent id": b"\x80\x02K\x01Q.",
     "a global without a name": b"\x80\x04K\x01K\x02\x93.",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE_KEYS)
+def test_keys_that_are_costly_to_hash_are_stand_ins(name):
+    (key,) = load(STRANGE_KEYS[name])
+    assert isinstance(key, Inert)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -186,10 +197,60 @@ def test_values_a_million_deep_come_and_go():
     del found
 
 
+def shared(value, times, call):
+    """``times`` calls ``call(value)`` of one value, by reference."""
+    return b"\x80\x02" + value + b"q\x000" + (call + b"h\x00\x85R0") * times + b"N."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # Items and text that functions of the table would build again and again.
+        shared(b"(" + b"]" * 100_000 + b"l", 2000, b"ccollections\nOrderedDict\n"),
+        shared(b"X" + struct.pack("<I", 5_000_000) + b"x" * 5_000_000, 200, b"c_codecs\nencode\n"),
+    ],
+    ids=["items", "text"],
+)
+def test_what_functions_are_given_is_counted(content):
+    functions = {"collections.OrderedDict": lambda x: {}, "_codecs.encode": lambda x: x.encode()}
+    began = time.perf_counter()
+    with pytest.raises(pickle.UnpicklingError, match="instructions"):
+        unpickle(io.BytesIO(content), functions)
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize(
+    "name", ["_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter"]
+)
+def test_doubled_tuples_in_the_place_of_storages_and_types(tmp_path, name):
+    doubled = nested(b")", 60)[2:]
+    call = b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n" + name.encode() + b"\n("
+    file = archive(tmp_path / "m.ckpt", call + doubled * 8 + b"tRs.")
+    with pytest.raises(StorageError), open_checkpoint(file):
+        pass
+
+
+def test_no_module_is_imported_for_a_dtype(tmp_path):
+    code = (
+        "import sys\n"
+        "from tdquant.files.torch_format import _DTYPES\n"
+        "assert 'torch.float8_e4m3fn' in _DTYPES and 'torch.onnx' not in _DTYPES\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_number_of_instructions_is_bounded(monkeypatch):
     monkeypatch.setattr("tdquant.files.unpickling.MOST_INSTRUCTIONS", 1000)
     with pytest.raises(pickle.UnpicklingError, match="more than 1,000 instructions"):
         load(b"\x80\x02" + b"]0" * 1000 + b"N.")
+
+
+def test_lines_end_where_the_limit_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("tdquant.files.unpickling.MOST_BYTES", 1000)
+    with pytest.raises(pickle.UnpicklingError):
+        load(b"V" + b"x" * 5000 + b"\n.")
+    with pytest.raises(pickle.UnpicklingError):
+        load(b"\x80\x02X" + struct.pack("<I", 3000) + b"x" * 3000 + b".")
 
 
 def rebuilt(size, stride, offset=0, count=4, kind="FloatStorage", key="0"):
@@ -223,7 +284,7 @@ def rebuilt(size, stride, offset=0, count=4, kind="FloatStorage", key="0"):
         ({"size": (2.0,), "stride": (1,)}, "negative"),
         ({"size": (2,), "stride": (1,), "count": 2**50}, "cut or damaged at storage"),
         ({"size": (2,), "stride": (1,), "key": "9"}, "cut or damaged at storage"),
-        ({"size": (2,), "stride": (1,), "kind": "dtype"}, "a storage of type 'dtype'"),
+        ({"size": (1,) * 65, "stride": (1,) * 65}, "without a storage or a shape"),
     ],
 )
 def test_tensors_larger_than_their_file(tmp_path, given, words):
@@ -240,7 +301,7 @@ def test_the_same_by_the_right_numbers(tmp_path):
 
 
 def test_a_pickle_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("tdquant.files.torch_format.MOST_PICKLE", 1000)
+    monkeypatch.setattr("tdquant.files.unpickling.MOST_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "m.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("m/data.pkl", bytes(1_000_000))
         bomb.writestr("m/version", "3")

@@ -22,7 +22,7 @@ class _Type:
     def __init__(self, name: str | bytes, *_: object) -> None:
         text = name.decode("latin1") if isinstance(name, bytes) else name
         if not isinstance(text, str) or not _DTYPE.fullmatch(text):
-            raise pickle.UnpicklingError(f"an array of type {text!r}")
+            raise pickle.UnpicklingError("an array of other than numbers")
         self.dtype = np.dtype(text)
 
     def fill(self, state: Any) -> None:

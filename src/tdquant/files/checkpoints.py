@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
-import struct
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from tdquant.errors import StorageError
-from tdquant.files.safetensors_format import SUFFIX, safetensors_in
+from tdquant.files.safetensors_format import SUFFIX, read_safetensors
 from tdquant.files.tensors import LazyTensor
 from tdquant.files.torch_format import read_torch
 
 PARALLEL = "module."
 """What DataParallel and DistributedDataParallel put before every name."""
-
-_DAMAGED = (
-    pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, OSError, ValueError, EOFError,
-    KeyError, NotImplementedError, MemoryError, RuntimeError, struct.error,
-)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -49,18 +40,20 @@ def open_checkpoint(file: str | os.PathLike[str]) -> Iterator[dict[str, LazyTens
         StorageError: The file is missing, cut, foreign or hostile, or has no state dict.
     """
     path = Path(file)
-    if not path.is_file():
-        what = "a folder, not a checkpoint file" if path.is_dir() else "no such file"
+    with _damage(path):
+        exists, folder = path.is_file(), path.is_dir()
+    if not exists:
+        what = "a folder, not a checkpoint file" if folder else "no such file"
         raise StorageError(what, where=str(path), fix="check the path")
-    if path.suffix == SUFFIX:
+    with contextlib.ExitStack() as stack:
         with _damage(path):
-            tensors = safetensors_in(path)
+            opened = stack.enter_context(open(path, "rb"))
+            if path.suffix == SUFFIX:
+                found: Any = {"state_dict": read_safetensors(path, opened)}
+            else:
+                found = read_torch(opened)
+        tensors = _state_dict(found, path)
         yield _checked(tensors, path)
-        return
-    with open(path, "rb") as opened:
-        with _damage(path):
-            found = read_torch(opened)
-        yield _checked(_state_dict(found, path), path)
 
 
 @contextlib.contextmanager
@@ -68,7 +61,7 @@ def _damage(path: Path) -> Iterator[None]:
     """Turns whatever reading a foreign file raises into one error."""
     try:
         yield
-    except _DAMAGED as error:
+    except Exception as error:  # a damaged file makes readers raise anything
         raise StorageError(
             "the tensors cannot be read",
             where=str(path),
@@ -98,12 +91,19 @@ def _state_dict(found: Any, path: Path) -> dict[str, LazyTensor]:
 
 
 def _tensors(state: dict[Any, Any]) -> dict[str, LazyTensor]:
-    return {str(name): v for name, v in state.items() if isinstance(v, LazyTensor)}
+    return {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, LazyTensor)}
 
 
 def _checked(tensors: dict[str, LazyTensor], path: Path) -> dict[str, LazyTensor]:
     if not tensors:
         raise StorageError("no state dict of tensors", where=str(path))
+    strange = [name for name in tensors if not name.isprintable()]
+    if strange:
+        raise StorageError(
+            f"{len(strange)} names with control characters",
+            where=str(path),
+            why=f"the first is {strange[0][:60]!r}",
+        )
     parallel = all(name.startswith(PARALLEL) for name in tensors)
     return {
         name.removeprefix(PARALLEL) if parallel else name: replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,20 @@ class LazyTensor:
     def reshape(self, *shape: int) -> LazyTensor:
         """The same numbers in another shape."""
         return replace(self, shape=torch.Size(shape))
+
+
+def read_bytes(file: BinaryIO, start: int, length: int) -> Tensor:
+    """Bytes of an open file as a uint8 tensor ``(length,)``.
+
+    Raises:
+        EOFError: The file ends before.
+    """
+    raw = torch.empty(length, dtype=torch.uint8)
+    file.seek(start)
+    reader: Any = file
+    if length and reader.readinto(raw.numpy()) != length:
+        raise EOFError("the file is cut")
+    return raw
 
 
 def fill_module(module: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:

@@ -18,22 +18,20 @@ import pickle
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tdquant.files.tensors import LazyTensor
+from tdquant.files import unpickling
+from tdquant.files.tensors import LazyTensor, read_bytes
 from tdquant.files.unpickling import Inert, checked_key, unpickle
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-MOST_PICKLE = 1 << 28
-"""Bytes of a pickle without its tensors."""
-
 SMALL = 1 << 20
 """Elements up to which a tensor may be larger than its storage, as expanded ones are."""
 
@@ -44,9 +42,30 @@ _STORAGES = {
     "BoolStorage": torch.bool, "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
 }  # fmt: skip
+_DTYPES = {
+    f"torch.{name}": dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)
+}
+MOST_DIMENSIONS = 64
 
-Locate = Callable[[str], tuple[BinaryIO, int, int]]
-"""Key of a storage -> an open file, and first byte and number of bytes of the storage in it."""
+
+class Place(NamedTuple):
+    """Where a storage lies.
+
+    Attributes:
+        file: An open file.
+        start: First byte in it.
+        length: Number of bytes.
+        crc: CRC-32 of them, or None if it is not known.
+    """
+
+    file: BinaryIO
+    start: int
+    length: int
+    crc: int | None = None
+
+
+Locate = Callable[[str], Place]
+"""Finds a storage by its key."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +105,18 @@ def _read_zip(file: BinaryIO) -> Any:
     folder = pickles[0].removesuffix("data.pkl")
     if folder + "constants.pkl" in names:
         raise pickle.UnpicklingError("a TorchScript program, not a checkpoint")
-    swapped = _content(archive, names, folder + "byteorder", 16) not in (
-        None, sys.byteorder.encode(),
-    )  # fmt: skip
+    order = _content(archive, names, folder + "byteorder", 16)
+    if order not in (None, b"little", b"big"):
+        raise pickle.UnpicklingError("damaged: an unknown order of bytes")
+    swapped = order not in (None, sys.byteorder.encode())
 
-    def locate(key: str) -> tuple[BinaryIO, int, int]:
+    def locate(key: str) -> Place:
         entry = names.get(f"{folder}data/{key}")
         if entry is None:
             raise pickle.UnpicklingError(f"it is cut: storage {key} is missing")
-        if entry.compress_type != zipfile.ZIP_STORED:  # somebody packed the file again
-            return archive.open(entry), 0, entry.file_size  # type: ignore[return-value]
-        return file, _start(file, entry), entry.file_size
+        return _place(archive, file, entry)
 
-    content = _content(archive, names, pickles[0], MOST_PICKLE)
+    content = _content(archive, names, pickles[0], unpickling.MOST_BYTES)
     assert content is not None
     sizes = {name.removeprefix(folder + "data/"): entry.file_size for name, entry in names.items()}
     return _Reader(locate, sizes, swapped).read(io.BytesIO(content))
@@ -114,20 +132,34 @@ def _content(
     """
     if name not in names:
         return None
-    with archive.open(names[name]) as stream:
-        content = stream.read(most + 1)
-    if len(content) > most:
+    assert archive.fp is not None
+    place = _place(archive, cast(BinaryIO, archive.fp), names[name])
+    if place.length > most:
         raise pickle.UnpicklingError(f"{name} has more than {most:,} bytes")
+    place.file.seek(place.start)
+    content = place.file.read(place.length)
+    if len(content) < place.length or place.crc not in (None, zlib.crc32(content)):
+        raise pickle.UnpicklingError(f"{name} is cut or damaged")
     return content
+
+
+def _place(archive: zipfile.ZipFile, file: BinaryIO, entry: zipfile.ZipInfo) -> Place:
+    """Where an entry of an archive lies."""
+    if entry.compress_type != zipfile.ZIP_STORED:  # somebody packed the file again
+        return Place(cast(BinaryIO, archive.open(entry)), 0, entry.file_size)
+    # torch writes 0 where it is told not to compute checksums, which zipfile itself would refuse.
+    return Place(file, _start(file, entry), entry.file_size, entry.CRC or None)
 
 
 def _start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """First byte of an entry that is stored as it is: its local header has a length of its own."""
     file.seek(entry.header_offset)
     header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\3\4":
-        raise pickle.UnpicklingError(f"damaged: no entry {entry.filename} at its place")
-    name, extra = struct.unpack("<HH", header[26:30])
+    method, lengths = header[8:10], header[26:30]
+    name, extra = struct.unpack("<HH", lengths) if len(header) == 30 else (0, 0)
+    same = file.read(name) == entry.orig_filename.encode("utf-8")
+    if header[:4] != b"PK\3\4" or method != b"\0\0" or not same:
+        raise pickle.UnpicklingError("damaged: an entry is not where it should be")
     return entry.header_offset + 30 + name + extra
 
 
@@ -144,12 +176,12 @@ def _read_legacy(file: BinaryIO) -> Any:
         raise pickle.UnpicklingError("a version of torch.save that is not known")
     system = unpickle(file, {})
     little = system.get("little_endian", True) if isinstance(system, dict) else True
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[str, Place] = {}
 
-    def locate(key: str) -> tuple[BinaryIO, int, int]:
+    def locate(key: str) -> Place:
         if key not in places:
             raise pickle.UnpicklingError(f"it is cut: storage {key} is missing")
-        return file, *places[key]
+        return places[key]
 
     reader = _Reader(locate, None, little != (sys.byteorder == "little"))
     found = reader.read(file)
@@ -167,7 +199,7 @@ def _read_legacy(file: BinaryIO) -> Any:
         length = storage.count * storage.dtype.itemsize
         if count != storage.count or position + 8 + length > size:
             raise pickle.UnpicklingError(f"it is cut or damaged at storage {key}")
-        places[key] = position + 8, length
+        places[key] = Place(file, position + 8, length)
         position += 8 + length
     return found
 
@@ -191,7 +223,7 @@ class _Reader:
             "torch._utils._rebuild_parameter": _first,
             "torch._utils._rebuild_parameter_with_state": _first,
             "torch._tensor._rebuild_from_type_v2": self._subclass,
-            "torch.Size": tuple,
+            "torch.Size": _size,
             "collections.OrderedDict": _dictionary,
         }
 
@@ -199,7 +231,7 @@ class _Reader:
         """The object of the pickle at the current position."""
         return unpickle(file, self.functions, self._storage)
 
-    def _storage(self, identity: Any) -> _Storage:
+    def _storage(self, identity: Any) -> _Storage | Inert:
         """A storage by its persistent id, ``("storage", type, key, device, elements, ...)``."""
         if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
             raise pickle.UnpicklingError("a persistent id that is no storage")
@@ -207,27 +239,31 @@ class _Reader:
         if len(identity) > 5 and identity[5] is not None:
             raise pickle.UnpicklingError("views of storages, as torch 0.3 wrote them")
         name = kind.name.rpartition(".")[2] if isinstance(kind, Inert) else ""
-        if name not in _STORAGES or not _natural(count):
-            raise pickle.UnpicklingError(f"a storage of type {name or kind!r}")
+        if not _natural(count) or not isinstance(key, (str, int)):
+            raise pickle.UnpicklingError("damaged: a storage without a size")
+        if name not in _STORAGES:  # such as those of quantized tensors
+            return Inert(name)
         storage = _Storage(str(key), _STORAGES[name], count)
         length = count * storage.dtype.itemsize
         if self.sizes is not None and length > self.sizes.get(storage.key, -1):
             raise pickle.UnpicklingError(f"it is cut or damaged at storage {key}")
         return self.storages.setdefault(storage.key, storage)
 
-    def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> LazyTensor:
+    def _tensor(
+        self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any = None,
+        hooks: Any = None, metadata: Any = None,
+    ) -> LazyTensor | Inert:  # fmt: skip
         dtype = storage.dtype if isinstance(storage, _Storage) else torch.uint8
-        return self._view(storage, dtype, offset, size, stride)
+        return self._view(storage, dtype, offset, size, stride, metadata)
 
     def _typed(
         self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any,
-        *_: Any,
-    ) -> LazyTensor:  # fmt: skip
-        name = dtype.name.removeprefix("torch.") if isinstance(dtype, Inert) else ""
-        found = getattr(torch, name, None) if name.isidentifier() else None
-        if not isinstance(found, torch.dtype):
-            raise pickle.UnpicklingError(f"a tensor of type {name or dtype!r}")
-        return self._view(storage, found, offset, size, stride)
+        metadata: Any = None,
+    ) -> LazyTensor | Inert:  # fmt: skip
+        found = _DTYPES.get(dtype.name) if isinstance(dtype, Inert) else None
+        if found is None:
+            return Inert("a tensor of an unknown type")
+        return self._view(storage, found, offset, size, stride, metadata)
 
     def _subclass(self, function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
         """A tensor of a class of its own, as the plain tensor that it holds."""
@@ -237,10 +273,12 @@ class _Reader:
         return known(*arguments)
 
     def _view(
-        self, storage: Any, dtype: torch.dtype, offset: Any, size: Any, stride: Any
-    ) -> LazyTensor:
+        self, storage: Any, dtype: torch.dtype, offset: Any, size: Any, stride: Any, metadata: Any
+    ) -> LazyTensor | Inert:
+        if isinstance(storage, Inert):
+            return storage
         shaped = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
-        if not isinstance(storage, _Storage) or not shaped:
+        if not isinstance(storage, _Storage) or not shaped or len(size) > MOST_DIMENSIONS:
             raise pickle.UnpicklingError("damaged: a tensor without a storage or a shape")
         if not all(map(_natural, (offset, *size, *stride))):
             raise pickle.UnpicklingError("damaged: a tensor of negative size")
@@ -249,7 +287,15 @@ class _Reader:
         extent = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if count and (offset + extent > held or count > max(held, SMALL)):
             raise pickle.UnpicklingError(f"damaged: a tensor {size} in a storage of {held}")
-        load = partial(self._load, storage.key, dtype, offset, size, stride, extent)
+        bits = metadata if isinstance(metadata, dict) else {}
+        conjugate, negative = bits.get("conj") is True, bits.get("neg") is True
+        part = offset, extent, size, stride
+
+        def load() -> Tensor:
+            values = self._load(storage.key, dtype, *part)
+            values = values.conj().resolve_conj() if conjugate else values
+            return -values if negative else values
+
         return LazyTensor(torch.Size(size), dtype, load)
 
     def _load(
@@ -257,17 +303,18 @@ class _Reader:
         key: str,
         dtype: torch.dtype,
         offset: int,
+        extent: int,
         size: tuple[int, ...],
         stride: tuple[int, ...],
-        extent: int,
     ) -> Tensor:
         if 0 in size:
             return torch.empty(size, dtype=dtype)
-        file, start, length = self.locate(key)
-        raw = torch.empty(extent * dtype.itemsize, dtype=torch.uint8)
-        file.seek(start + offset * dtype.itemsize)
-        if raw.numel() > length or file.readinto(raw.numpy()) != raw.numel():  # type: ignore[attr-defined]
+        place, length = self.locate(key), extent * dtype.itemsize
+        if length > place.length:
             raise pickle.UnpicklingError(f"it is cut at storage {key}")
+        raw = read_bytes(place.file, place.start + offset * dtype.itemsize, length)
+        if length == place.length and place.crc not in (None, zlib.crc32(_buffer(raw))):
+            raise pickle.UnpicklingError(f"damaged: storage {key} has other numbers than written")
         if self.swapped and dtype.itemsize > 1:
             width = dtype.itemsize // (2 if dtype.is_complex else 1)
             raw.numpy().view(np.dtype(f"u{width}")).byteswap(inplace=True)
@@ -275,8 +322,18 @@ class _Reader:
         return values.as_strided(size, stride).contiguous()
 
 
+def _buffer(raw: Tensor) -> memoryview:
+    return memoryview(cast(Any, raw.numpy()))
+
+
 def _first(tensor: Any, *_: Any) -> Any:
     return tensor
+
+
+def _size(shape: Any = ()) -> tuple[Any, ...]:
+    if not isinstance(shape, tuple):
+        raise pickle.UnpicklingError("damaged: a size that is no tuple")
+    return shape
 
 
 def _natural(value: Any) -> bool:

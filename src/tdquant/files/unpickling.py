@@ -19,8 +19,13 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, cast
 
-MOST_INSTRUCTIONS = 10_000_000
-"""A checkpoint of 10,000 tensors has a tenth of it."""
+MOST_INSTRUCTIONS = 4_000_000
+"""A checkpoint of 10,000 tensors has a quarter of it. Items that functions are given count as
+well.
+"""
+
+MOST_BYTES = 1 << 28
+"""Bytes of a pickle; those of tensors lie outside."""
 
 HOSTILE = {
     "os", "posix", "nt", "sys", "subprocess", "pty", "runpy", "shutil", "socket", "importlib",
@@ -35,10 +40,7 @@ Refusing them is a courtesy to whoever was sent such a file, not the protection:
 hides what it wants behind other names gets inert objects.
 """
 
-MOST_PARTS = 8
-"""Length of a tuple that may be a key."""
-
-_KEYS = (str, bytes, bool, float, type(None))
+_KEYS = (str, bytes, float, type(None))
 _MARK = object()
 
 
@@ -94,12 +96,14 @@ def unpickle(
 
 
 class _Bounded:
-    """A file that refuses reads past its end instead of allocating what they ask for."""
+    """A file that refuses reads past its end, and more than MOST_BYTES, instead of allocating what
+    they ask for.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         here = file.tell()
-        self.left = file.seek(0, io.SEEK_END) - here
+        self.left = min(file.seek(0, io.SEEK_END) - here, MOST_BYTES)
         file.seek(here)
 
     def read(self, size: int = -1) -> bytes:
@@ -109,7 +113,7 @@ class _Bounded:
         return self.file.read(size)
 
     def readline(self) -> bytes:
-        line = self.file.readline()
+        line = self.file.readline(self.left)
         self.left -= len(line)
         return line
 
@@ -124,13 +128,13 @@ class _Machine:
         strict: bool,
     ) -> None:
         self.functions, self.persistent, self.strict = functions, persistent, strict
+        self.items = self.bytes = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def run(self, file: _Bounded) -> Any:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(BinaryIO, file))):
-            if count == MOST_INSTRUCTIONS:
-                raise pickle.UnpicklingError(f"more than {MOST_INSTRUCTIONS:,} instructions")
+        for opcode, argument, _ in pickletools.genops(cast(BinaryIO, file)):
+            self._count(items=1)
             name = opcode.name
             if name in _CONSTANTS:
                 self.stack.append(_CONSTANTS[name])
@@ -143,6 +147,13 @@ class _Machine:
                 execute(argument)
         (result,) = self.stack
         return result
+
+    def _count(self, items: int = 0, size: int = 0) -> None:
+        """Keeps account of what was done and made."""
+        self.items += items
+        self.bytes += size
+        if self.items > MOST_INSTRUCTIONS or self.bytes > MOST_BYTES:
+            raise pickle.UnpicklingError(f"more than {MOST_INSTRUCTIONS:,} instructions")
 
     def _top(self) -> list[Any]:
         """Pops everything above the last mark."""
@@ -288,7 +299,14 @@ class _Machine:
         if not isinstance(function, Inert) or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError(f"a call of a {type(function).__name__}")
         known = self.functions.get(function.name)
-        return Inert(f"{function.name}()") if known is None else known(*arguments)
+        if known is None:
+            return Inert(f"{function.name}()")
+        for argument in arguments:
+            if isinstance(argument, (str, bytes)):
+                self._count(size=len(argument))
+            elif isinstance(argument, (list, tuple, dict)):
+                self._count(items=len(argument))
+        return known(*arguments)
 
     def _build(self, _: Any) -> None:
         state = self.stack.pop()
@@ -315,16 +333,10 @@ _SKIPPED = {"PROTO", "FRAME", "STOP"}
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dictionary, if hashing and comparing it is harmless.
+    """A key of a dictionary, if hashing and comparing it is harmless, or a stand-in for it.
 
-    Hashing nested tuples takes time that is exponential in their depth, or overflows the stack.
-
-    Raises:
-        pickle.UnpicklingError: It is a container, or an integer of more than 64 bits.
+    Hashing nested tuples takes time that is exponential in their depth or overflows the stack, and
+    hashes of tuples and long integers can be made to collide.
     """
-    parts = key if isinstance(key, tuple) and len(key) <= MOST_PARTS else (key,)
-    for part in parts:
-        small = isinstance(part, int) and abs(part) < 2**63
-        if not small and not isinstance(part, (*_KEYS, Inert)):
-            raise pickle.UnpicklingError(f"a {type(part).__name__} in a key")
-    return key
+    small = isinstance(key, int) and abs(key) < 2**63
+    return key if small or isinstance(key, (*_KEYS, Inert)) else Inert(type(key).__name__)

@@ -91,9 +91,9 @@ def load_compvis(
     with opened as state:
         if state:
             files.check_schedule(state, scheduler.alphas_cumprod, source)
-        factor = latent_factor(params, state, source) if _first_stage_kind(stage) else 1.0
         times = (0.0, float(len(scheduler.alphas_cumprod) - 1))
         unet = _unet(params, state, ema, times, source, notes)
+        factor = latent_factor(params, state, source) if _first_stage_kind(stage) else 1.0
         vae = _first_stage(stage, state, factor, source, notes) if stage else None
         skipped = any(name.startswith(files.CONDITION) for name in state)
     encoder = None
