@@ -66,7 +66,7 @@ CASES = {
         "cannot be read",
     ),
     "a bomb": (
-        lambda place, file: archive(file, BOMBS["a key of tuples, doubled 60 times"]),
+        lambda place, file: archive(file, BOMBS["text of 4 GB"]),
         "cannot be read",
     ),
     "another model": (

@@ -306,3 +306,90 @@ def test_what_quantize_refuses_of_checkpoints(place, monkeypatch, capsys):
         assert main(["quantize", *words, "--out", "refused", "--quiet"]) == 1
         assert expected in capsys.readouterr().err
     assert not (place / "refused").exists()
+
+
+def test_without_train_a_trained_run_stays_what_it_is(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    command = words(TRAIN, w_bit=4, a_bit=4)[2:]
+    command[command.index("--name") + 1] = "kept"
+    command += ["--scheme", "published", "--quiet", "tdquant.calibration_batches=2"]
+    assert main(["train", *command], published=True) == 0
+    folder = place / "logs" / "kept"
+    before = {k: v.clone() for k, v in tdq.load(folder / "frozen").state_dict().items()}
+    untrained = [w for w in command if w not in ("--train", "True")]
+    assert main(["train", *untrained], published=True) == 0
+    assert "the average of step 2 is frozen" in capsys.readouterr().out
+    after = tdq.load(folder / "frozen").state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert (folder / "published.ckpt").exists()
+    assert main(["train", "--resume", str(folder), "--train", "False", "--quiet"]) == 0
+    after = tdq.load(folder / "frozen").state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_a_folder_of_somebody_else_beside_the_output(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    (place / "mine.work").mkdir()
+    (place / "mine.work" / "thesis.txt").write_text("precious")
+    ckpt = "models/ldm/lsun_churches256/model.ckpt"
+    job = ["quantize", "--model", ckpt, "--config", "configs/compvis.yaml"]
+    job += ["--out", "mine", "--steps", "2", "--samples", "2", "--quiet"]
+    assert main(job) == 1
+    assert "mine.work" in capsys.readouterr().err
+    assert (place / "mine.work" / "thesis.txt").read_text() == "precious"
+    odd = ["--dtype", "bfloat16", "--part", "transformer", "height=8"]
+    assert main([*job, *odd]) == 1
+    assert "height=, --part transformer, --dtype for a checkpoint" in capsys.readouterr().err
+
+
+def test_images_of_two_models_are_never_mixed(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    sampling = ["sample", "--ckpt", "copy.ckpt", "--name", "mixed", "-c", "2", "--quiet"]
+    state = float_state()
+    write_lightning(place / "copy.ckpt", state)
+    config = "configs/lsun_churches-ldm-kl-8.yaml"
+    assert main([*sampling, "--config", config, "-n", "1"]) == 0
+    state = {k: v * 1.01 if k.startswith("model_ema.diffusion") else v for k, v in state.items()}
+    write_lightning(place / "copy.ckpt", state)  # another model under the same name
+    assert main([*sampling, "--config", config, "-n", "2"]) == 1
+    assert "images of other settings" in capsys.readouterr().err
+
+
+def test_settings_that_fail_leave_the_folder_free(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    sampling = ["sample", "--ckpt", "cats-ldm", "--name", "free", "-n", "1", "--quiet"]
+    for bad in (["-c", "1001"], ["-c", "0"], ["--eta", "7"], ["--scheduler", "euler", "-e", "0.5"],
+                ["--n_start", "-2"], ["--n_bit_w", "4"]):  # fmt: skip
+        assert main([*sampling, *bad]) == 1
+        assert not (place / "samples" / "free").exists(), bad
+    assert "n_bit_w=4, but the checkpoint has no bits" in capsys.readouterr().err
+    assert main([*sampling, "-c", "2", "--n_bit_w", "0", "--n_bit_a", "32"]) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data=null", "data.params.batch_size=abc", "model.params.timesteps=abc",
+        "model.params.timesteps=-4", "model.params.linear_start=abc",
+        "model.params.given_betas=[a]", "model.params.scale_factor=abc",
+        "model.params.unet_config.params.model_channels=abc",
+        "model.params.unet_config.params.channel_mult=3",
+        "model.params.unet_config.params.num_res_blocks=[1]",
+        "model.params.unet_config.params.attention_resolutions=4",
+        "model.params.unet_config.params.dropout=2",
+        "model.params.unet_config.params.image_size=0",
+        "model.params.unet_config.params.in_channels=abc",
+        "model.params.first_stage_config.params.ddconfig.ch=33",
+        "model.params.first_stage_config.params.ddconfig.ch_mult=abc",
+        "model.params.first_stage_config.params.embed_dim=abc",
+    ],
+)  # fmt: skip
+def test_configurations_of_wrong_types(place, monkeypatch, capsys, change):
+    monkeypatch.chdir(place)
+    config = "configs/lsun_churches-ldm-kl-8.yaml"
+    base = ["train", "--base", config, "--name", "typed", "--quiet", change]
+    assert main(base) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("tdquant: ")
+    assert "Traceback" not in said
+    assert not (place / "logs" / "typed").exists()

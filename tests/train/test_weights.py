@@ -6,6 +6,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import tdquant as tdq
+from tdquant.quantizers import WeightQuantizer
 from tdquant.train.weights import forgetting_weights
 
 from ..conftest import quantized
@@ -58,16 +59,45 @@ def two():
 
 
 @pytest.mark.parametrize("forget", [False, True])
-def test_quantized_weights_are_not_kept(forget):
-    model, made = two(), []
-    for layer in (model.first, model.second):
-        layer.weight_quantizer.register_forward_hook(
-            lambda module, args, output: made.append(StorageWeakRef(output.untyped_storage()))
-        )
+def test_quantized_weights_are_not_kept(forget, monkeypatch):
+    model, made, forward = two(), [], WeightQuantizer.forward
+
+    def watched(self, weight):
+        output = forward(self, weight)
+        made.append(StorageWeakRef(output.untyped_storage()))
+        return output
+
+    monkeypatch.setattr(WeightQuantizer, "forward", watched)
     with forgetting_weights(model) if forget else nullcontext():
         loss = model(torch.randn(2, 8), torch.tensor(5)).square().mean()
     assert [storage.expired() for storage in made] == [forget] * 2
     loss.backward()
+
+
+def test_quantizers_with_hooks_of_others_are_left_alone():
+    model = two()
+    quantizer = model.first.weight_quantizer
+    quantizer.register_forward_hook(lambda module, args, output: 0.5 * output)
+    a, b = gradients_of(model, False), gradients_of(model, True)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def gradients_of(model, forget):
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    with forgetting_weights(model) if forget else nullcontext():
+        model(torch.randn(2, 8), torch.tensor(5)).square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_a_step_that_changes_before_the_backward_pass_is_an_error():
+    model = two()
+    with forgetting_weights(model):
+        loss = model(torch.randn(2, 8), torch.tensor(5)).square().mean()
+    with torch.no_grad():
+        model.second.weight_quantizer.step.mul_(2)
+    with pytest.raises(RuntimeError, match="modified"):
+        loss.backward()
 
 
 def test_a_weight_that_changes_before_the_backward_pass_is_an_error():

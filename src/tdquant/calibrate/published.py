@@ -49,6 +49,8 @@ def start_as_published(
             infinite or zero throughout. The model is then left as it was.
     """
     quantizers = dict(activation_quantizers(model))
+    if not quantizers:
+        return Calibration([])
     steps: dict[str, list[float]] = {name: [] for name in quantizers}
     times, clock = TimeRange(), clock_of(model)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.cli.launch import spread
-from tdquant.cli.switches import overrides_among
+from tdquant.cli.switches import overrides_among, positive
 
 
 def add(commands: Any) -> None:
@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
          "and its tokenizer, for --prompt")  # fmt: skip
     flag("--guidance", type=float, help="guidance scale (default: 7.5 with --prompt, else 1)")
     flag("--no-ema", action="store_true", help="the parameters themselves, not their averages")
-    flag("--threads", type=int, help="threads of torch")
+    flag("--threads", type=positive, help="threads of torch")
     flag("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(run=run, overridden=parser)
 
@@ -102,7 +102,6 @@ def run(options: argparse.Namespace) -> int:
             "scheduler": type(pipe.scheduler).__name__,
             "ema": not options.no_ema,
             "overrides": [*changes, *options.overrides],
-            **_asked(options),
         },
         rank=rank,
         world=world,
@@ -150,16 +149,6 @@ def _condition(pipe: Any, options: argparse.Namespace) -> Any:
         return Condition(found["context"].read(), empty, guidance)
 
 
-def _asked(options: argparse.Namespace) -> dict[str, Any]:
-    """What the images of a conditional model depend on, of such a model alone."""
-    from tdquant.digests import file_digest
-
-    asked = {"prompt": options.prompt, "guidance": options.guidance}
-    if options.embeddings is not None:
-        asked["embeddings"] = file_digest(options.embeddings)
-    return {key: value for key, value in asked.items() if value is not None}
-
-
 def _ready(pipe: Any, options: argparse.Namespace) -> Any:
     """The pipe with the scheduler that was asked for and, if quantized, its scales as tables."""
     from dataclasses import replace
@@ -169,21 +158,23 @@ def _ready(pipe: Any, options: argparse.Namespace) -> Any:
     from tdquant.errors import ModelError
     from tdquant.frozen import freeze, is_frozen
     from tdquant.layers import quantized_layers
+    from tdquant.recipe import FLOAT
 
     kind = "ddpm" if options.vanilla else options.scheduler
     if kind:
         pipe = replace(pipe, scheduler=make_scheduler(kind, pipe.scheduler))
-    if not is_quantized(pipe.unet):
-        return pipe
     layers = [layer for _, layer in quantized_layers(pipe.unet)]
     for name, operand in (("n_bit_w", "weight_quantizer"), ("n_bit_a", "input_quantizer")):
         grids = [getattr(getattr(layer, operand), "grid", None) for layer in layers]
         bits = Counter(grid.bits for grid in grids if grid is not None)
         most = bits.most_common(1)[0][0] if bits else 0
-        if getattr(options, name) not in (None, most):
+        asked = getattr(options, name)
+        if asked is not None and asked % FLOAT != most:
             raise ModelError(
-                f"{name}={getattr(options, name)}, but the checkpoint has {most or 'no'} bits",
+                f"{name}={asked}, but the checkpoint has {most or 'no'} bits",
                 where=str(options.ckpt),
                 fix=f"leave --{name} away: the checkpoint knows",
             )
-    return pipe if is_frozen(pipe.unet) else replace(pipe, unet=freeze(pipe.unet))
+    if not is_quantized(pipe.unet) or is_frozen(pipe.unet):
+        return pipe
+    return replace(pipe, unet=freeze(pipe.unet))

@@ -21,6 +21,13 @@ def truth(text: str | bool) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r}: True or False")
 
 
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: a whole number, 1 or more")
+
+
 def overrides_among(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits words into files and ``key.path=value`` overrides."""
     changes = [w for w in words if "=" in w and not Path(w).exists()]

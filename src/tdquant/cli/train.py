@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.cli.launch import leave_group, spread
-from tdquant.cli.switches import changed_flags, overrides_among, truth
+from tdquant.cli.switches import changed_flags, overrides_among, positive, truth
 from tdquant.recipe import Recipe
 
 
@@ -86,7 +86,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flag("--recompute", action="store_true", help="gradient checkpointing: less memory, more time")
     flag("--workers", type=int, help="processes that read data (default: data.params.num_workers)")
-    flag("--threads", type=int, help="threads of torch")
+    flag("--threads", type=positive, help="threads of torch")
     flag("--quiet", action="store_true", help="no progress bars")
 
 
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     job = _resumed(options) if options.resume else _described(options)
-    data = job["config"].get("data", {}).get("params", {})
+    data = (job["config"].get("data") or {}).get("params") or {}
     workers = data.get("num_workers") or 0 if options.workers is None else options.workers
     if not options.train:
         print("--train False: calibrates and freezes, without training")
@@ -151,7 +151,7 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(
             "no learning rate", where="model.base_learning_rate", fix="such as 5.0e-5"
         )
-    data = config.get("data", {}).get("params", {})
+    data = (config.get("data") or {}).get("params") or {}
     rate, words = learning_rate(float(base), options.scale_lr, data, settings["accumulate"])
     print(f"learning rate {rate:.3g} ({words})")
     weights, activations = (bits or FLOAT for bits in (options.n_bit_w, options.n_bit_a))

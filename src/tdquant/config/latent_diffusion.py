@@ -197,6 +197,10 @@ def _data(findings: _Findings, data: object) -> None:
     if "params" not in section:
         return
     params = findings.section(section["params"], DATA_PARAMS, (), "data.params")
+    for key, low in (("batch_size", 1), ("num_workers", 0)):
+        value = params.get(key)
+        if value is not None and (type(value) is not int or value < low):
+            findings.mistakes.append(f"data.params.{key}={value!r}: a whole number from {low}")
     for split in SPLITS:
         findings.node(params, split, "data.params")
 

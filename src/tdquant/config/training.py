@@ -76,7 +76,7 @@ TRAINING: dict[str, Option] = {
     "precision": Option("no", ("no", "bf16", "fp16"), "Of autocast; no: float32 throughout."),
     "save_every": Option(5_000, int, "Steps between checkpoints.", low=1),
     "sample_every": Option(0, int, "Steps between pictures of samples; 0: none."),
-    "seed": Option(23, int, "Of the order of images, flips, noise and timesteps."),
+    "seed": Option(23, int, "Of the order of images, flips, noise and timesteps.", below=2**63),
     "scale": Option(
         None,
         str,

@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -38,12 +39,24 @@ class Condition:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.context.ndim != 3 or not len(self.context):
+        tensors = [t for t in (self.context, self.empty) if t is not None]
+        if not all(t.is_floating_point() and bool(t.float().isfinite().all()) for t in tensors):
+            raise ModelError(
+                "embeddings that are not finite real numbers",
+                where="Condition",
+                why=f"they are {', '.join(str(t.dtype) for t in tensors)}",
+                fix="floating point tensors without NaN or infinity",
+            )
+        object.__setattr__(self, "context", self.context.float())
+        object.__setattr__(self, "empty", None if self.empty is None else self.empty.float())
+        if self.context.ndim != 3 or not self.context.numel():
             raise ModelError(
                 f"embeddings of shape {tuple(self.context.shape)}",
                 where="Condition",
                 fix="(N, tokens, width)",
             )
+        if not math.isfinite(self.guidance):
+            raise ModelError(f"guidance={self.guidance}", where="Condition", fix="a finite number")
         if self.guidance != 1 and self.empty is None:
             raise ModelError(
                 f"guidance={self.guidance} without the embedding of an empty prompt",

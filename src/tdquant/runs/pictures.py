@@ -8,8 +8,9 @@ and restarts, the same bytes come out, and exactly as many images as were asked 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import torch
 
 from tdquant.diffusion.guidance import Condition
 from tdquant.diffusion.pictures import save_png, to_uint8
-from tdquant.diffusion.sampling import generate
+from tdquant.diffusion.sampling import generate, scheduled
+from tdquant.digests import hash_tensors
 from tdquant.errors import ModelError, StorageError
-from tdquant.models import Pipe
+from tdquant.models import Pipe, UNetModel
 from tdquant.runs.comparing import differences
 from tdquant.writing import replacing
 
@@ -76,47 +78,83 @@ def sample_pictures(
     """
     folder = Path(folder)
     _check_condition(pipe, condition)
+    if start < 0 or not 0 <= eta <= 1:
+        raise ModelError(f"start={start}, eta={eta}", fix="start from 0, eta from 0 to 1")
+    scheduled(pipe.scheduler, steps)  # an error now, before the folder is claimed
     if count < 1 or batch < 1:
         raise ModelError(f"{count} images in batches of {batch}", fix="both at least 1")
-    claim_folder(folder, {"seed": seed, "steps": steps, "eta": eta, **(settings or {})})
-    size = min(batch, count)
-    asked = range(start, start + count)
-    missing = {i for i in asked if i % (size * world) // size == rank}
-    missing = {i for i in missing if not picture_path(folder, i).exists()}
-    numbers = sorted({i // size for i in missing})
-    pipe.unet.to(device).eval()
+    made_with = {"model": _digest(pipe, condition), "seed": seed, "steps": steps, "eta": eta}
+    with _claimed(folder, {**made_with, **(settings or {})}):
+        size = min(batch, count)
+        asked = range(start, start + count)
+        missing = {i for i in asked if i % (size * world) // size == rank}
+        missing = {i for i in missing if not picture_path(folder, i).exists()}
+        numbers = sorted({i // size for i in missing})
+        pipe.unet.to(device).eval()
+        if pipe.vae is not None:
+            pipe.vae.to(device).eval()
+        batches = generate(
+            pipe.unet,
+            pipe.scheduler,
+            [range(k * size, (k + 1) * size) for k in numbers],
+            pipe.shape,
+            steps=steps,
+            seed=seed,
+            eta=eta,
+            condition=condition,
+            device=device,
+            progress=progress and rank == 0,
+        )
+        written = 0
+        for indices, samples in batches:
+            with torch.no_grad():
+                images = to_uint8(pipe.decode(samples.to(device))).cpu()
+            for index, image in zip(indices, images, strict=True):
+                if index in missing:
+                    save_png(image, picture_path(folder, index))
+                    written += 1
+            seen(written)
+        return written
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Claims a folder, and gives it up again if an error comes before the first image: settings
+    that failed must not stand in the way of others.
+    """
+    new, claimed = not folder.exists(), (folder / "samples.json").exists()
+    claim_folder(folder, settings)
+    try:
+        yield
+    except Exception:
+        if not claimed and not any(folder.glob("*.png")):
+            (folder / "samples.json").unlink(missing_ok=True)
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def _digest(pipe: Pipe, condition: Condition | None) -> str:
+    """What the images depend on in the model: the same path can lead to another one."""
+    found = hash_tensors(pipe.unet.state_dict())
+    found.update(str(pipe.unet).encode())
     if pipe.vae is not None:
-        pipe.vae.to(device).eval()
-    batches = generate(
-        pipe.unet,
-        pipe.scheduler,
-        [range(k * size, (k + 1) * size) for k in numbers],
-        pipe.shape,
-        steps=steps,
-        seed=seed,
-        eta=eta,
-        condition=condition,
-        device=device,
-        progress=progress and rank == 0,
-    )
-    written = 0
-    for indices, samples in batches:
-        with torch.no_grad():
-            images = to_uint8(pipe.decode(samples.to(device))).cpu()
-        for index, image in zip(indices, images, strict=True):
-            if index in missing:
-                save_png(image, picture_path(folder, index))
-                written += 1
-        seen(written)
-    return written
+        found.update(hash_tensors(pipe.vae.state_dict()).digest())
+    parts = {"schedule": pipe.scheduler.alphas_cumprod}
+    if condition is not None:
+        parts |= {"context": condition.context, "guidance": torch.tensor(condition.guidance)}
+        parts |= {} if condition.empty is None else {"empty": condition.empty}
+    found.update(hash_tensors(parts).digest())
+    found.update(f"{pipe.shape} {pipe.scale_factor}".encode())
+    return found.hexdigest()[:16]
 
 
 def _check_condition(pipe: Pipe, condition: Condition | None) -> None:
     """Compares a condition with what a latent-diffusion UNet takes."""
     config: Any = getattr(pipe.unet, "config", {})
-    wanted = config.get("context_dim") if hasattr(config, "get") else None
+    wanted = config.get("context_dim") if isinstance(pipe.unet, UNetModel) else None
     found = None if condition is None else condition.context.shape[-1]
-    if wanted == found or (wanted is None and "context_dim" not in config):
+    if wanted == found:
         return
     takes = "no context" if wanted is None else f"a context of width {wanted}"
     given = "none is" if found is None else f"embeddings of width {found} are"

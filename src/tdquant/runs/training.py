@@ -88,7 +88,7 @@ def run_training(
     torch.manual_seed(options["seed"])  # of weights that nothing fills
     say = say if accelerator.is_main_process else _quiet
     folder = RunFolder(Path(out))
-    node = config.get("data", {}).get("params", {})
+    node = (config.get("data") or {}).get("params") or {}
     batch = int(node.get("batch_size", 32)) * accelerator.num_processes * options["accumulate"]
     asked = {
         "config": {k: v for k, v in config.items() if k != "tdquant"},  # options has that
@@ -144,7 +144,10 @@ def run_training(
         calls = _calls(objective, data, batch, options, accelerator.device)
         say(str(calibrate(unet, calls, seed=options["seed"], progress=shown)))
         trim_heap()
-    if accelerator.is_main_process:
+    if found is not None and not train_scales:  # what was trained so far is frozen
+        unet.load_state_dict(found.tensors("model") | found.tensors("average"))
+        say(f"not trained on: the average of step {found.step} is frozen")
+    elif accelerator.is_main_process:
         folder.begin(pipe, config, asked)
     accelerator.wait_for_everyone()
     trained = None

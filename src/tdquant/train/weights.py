@@ -33,12 +33,13 @@ def forgetting_weights(model: nn.Module) -> Iterator[None]:
 
     def remember(quantizer: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         (weight,) = args
-        place, version = output.data_ptr(), weight._version
+        place, versions = output.data_ptr(), _versions(quantizer, weight)
 
         def again() -> Tensor:
-            if weight._version != version:
+            if _versions(quantizer, weight) != versions:
                 raise RuntimeError(
-                    "a weight was modified in place between the forward and the backward pass"
+                    "a weight or its step was modified in place between the forward and the "
+                    "backward pass"
                 )
             with torch.no_grad():
                 return quantizer.forward(weight)
@@ -59,9 +60,15 @@ def forgetting_weights(model: nn.Module) -> Iterator[None]:
         again, *geometry = packed
         return again().as_strided(*geometry)
 
-    own = [m for m in model.modules() if type(m) is WeightQuantizer]
+    # Hooks of somebody else may change what comes out.
+    own = [m for m in model.modules() if type(m) is WeightQuantizer and not m._forward_hooks]
     with (
         hooked([quantizer.register_forward_hook(remember) for quantizer in own]),
         torch.autograd.graph.saved_tensors_hooks(pack, unpack),
     ):
         yield
+
+
+def _versions(quantizer: nn.Module, weight: Tensor) -> list[int]:
+    """How often each tensor that the quantized weight depends on was modified."""
+    return [weight._version, *(p._version for p in quantizer.parameters())]

@@ -1,5 +1,6 @@
 """Text-to-image checkpoints in latent diffusion's names, at a small size."""
 
+import math
 import warnings
 
 import pytest
@@ -153,11 +154,36 @@ def test_guidance_goes_from_the_empty_prompt_to_the_full_one():
         ({"context": torch.zeros(0, 3, 4)}, "embeddings of shape"),
         ({"context": torch.zeros(2, 3, 4), "guidance": 2.0}, "without the embedding"),
         ({"context": torch.zeros(2, 3, 4), "empty": torch.zeros(3, 4)}, "an empty embedding"),
+        ({"context": torch.zeros(2, 0, 4)}, "embeddings of shape"),
+        ({"context": torch.full((2, 3, 4), torch.nan)}, "finite real numbers"),
+        ({"context": torch.zeros(2, 3, 4, dtype=torch.int64)}, "finite real numbers"),
+        ({"context": torch.zeros(2, 3, 4, dtype=torch.complex64)}, "finite real numbers"),
+        (
+            {"context": torch.zeros(2, 3, 4), "empty": torch.zeros(1, 3, 4), "guidance": math.nan},
+            "guidance=nan",
+        ),
     ],
 )
 def test_conditions_that_cannot_be(given, words):
     with pytest.raises(ModelError, match=words):
         Condition(**given)
+
+
+def test_embeddings_of_double_precision(place):
+    context = torch.randn(1, 5, 16, dtype=torch.float64)
+    assert Condition(context).context.dtype == torch.float32
+
+
+def test_prompts_of_a_job(place, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text('{"prompt": "a cat"}\n{"prompt": "a dog"}\n')
+    job = ["quantize", "--model", str(place / "sd-v1.ckpt"), "--config", str(place / "sd.yaml")]
+    job += ["--text-encoder", str(place / "clip"), "--out", str(tmp_path / "out"), "--quiet"]
+    job += ["--steps", "2", "--prompts", str(tmp_path / "p.txt"), "guidance_scale=2"]
+    assert main(job) == 0
+    assert "PSNR" in capsys.readouterr().out
+    (tmp_path / "p.txt").write_text('{"prompt": "a cat", "height": 64}\n')
+    assert main(job) == 1
+    assert "arguments prompt, height" in capsys.readouterr().err
 
 
 def sample(place, out, *more, name="sd-v1.ckpt"):

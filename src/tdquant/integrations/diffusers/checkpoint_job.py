@@ -29,6 +29,7 @@ from tdquant.integrations.diffusers.workflow import (
     Laps,
     check_out,
     quantize_part,
+    work_folder,
     write_mark,
 )
 from tdquant.models import Pipe, load_compvis
@@ -52,6 +53,7 @@ def run_checkpoint_job(job: Job) -> Outcome:
         TDQError: Whatever a stage complains of.
     """
     check_out(job)  # before hours of work, and not after
+    _check_options(job)
     lap = Laps()
     pipe = _open(job)
     condition = _condition(pipe, job)
@@ -74,9 +76,9 @@ def run_checkpoint_job(job: Job) -> Outcome:
             return pipe.decode(samples.to(job.device)).clamp(-1, 1).cpu()
 
     lap("load")
+    work = work_folder(job)
     exact = pictures(teacher) if job.pictures else None
     lap("pictures")
-    work = job.out.with_name(f"{job.out.name}.work")
     live = quantize_part(pipe.unet, PART, calls_of(teacher), job, work, lap)
     frozen = freeze(live)
     lap("freeze")
@@ -132,7 +134,7 @@ def _condition(pipe: Pipe, job: Job) -> Condition | None:
         ModelError: Prompts and model do not go together.
     """
     takes = pipe.unet.config["context_dim"] is not None  # type: ignore[index]
-    prompts = None if isinstance(job.prompts, int) else [str(p) for p in job.prompts]
+    prompts = None if isinstance(job.prompts, int) else [_text(p) for p in job.prompts]
     if takes != (prompts is not None) or (takes and pipe.text_encoder is None):
         raise ModelError(
             "the model takes prompts" if takes else "the model takes no prompts",
@@ -141,8 +143,45 @@ def _condition(pipe: Pipe, job: Job) -> Condition | None:
         )
     if prompts is None:
         return None
-    guidance = float(job.call.get("guidance_scale", GUIDANCE))
-    return Condition(pipe.text_encoder(prompts), pipe.text_encoder([""]), guidance)
+    guidance = job.call.get("guidance_scale", GUIDANCE)
+    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)):
+        raise ModelError(f"guidance_scale={guidance!r}", fix="a number")
+    return Condition(pipe.text_encoder(prompts), pipe.text_encoder([""]), float(guidance))
+
+
+def _text(prompt: Any) -> str:
+    """The prompt of a line, text or arguments of a pipeline.
+
+    Raises:
+        ModelError: It has arguments that only a pipeline takes.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if set(prompt) != {"prompt"} or not isinstance(prompt["prompt"], str):
+        raise ModelError(
+            f"arguments {', '.join(map(str, prompt))} for a checkpoint",
+            fix="lines of text, or of objects with a prompt alone",
+        )
+    return prompt["prompt"]
+
+
+def _check_options(job: Job) -> None:
+    """Refuses what a job on a checkpoint file would ignore.
+
+    Raises:
+        ModelError: There is such a thing; all are listed.
+    """
+    known = set() if isinstance(job.prompts, int) else {"guidance_scale"}
+    odd = [f"{key}=" for key in job.call if key not in known]
+    odd += [f"--part {name}" for name in job.parts if name != PART]
+    odd += ["--dtype"] if job.dtype is not None else []
+    if odd:
+        raise ModelError(
+            f"{', '.join(odd)} for a checkpoint file",
+            where=job.model,
+            why="that is for pipelines",
+            fix="leave it out; guidance_scale= goes with --prompts",
+        )
 
 
 def _asked(job: Job) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def run_job(job: Job) -> Outcome:
     pipe = open_pipeline(job)
     parts = _parts(pipe, job)
     lap("load")
-    work = job.out.with_name(f"{job.out.name}.work")
+    work = work_folder(job)
     calls = _calls(_recording(pipe, job), work / "calls")
     lap("record")
     shown = _shown(job)
@@ -102,6 +102,25 @@ def run_job(job: Job) -> Outcome:
     shutil.rmtree(work, ignore_errors=True)
     lap("save")
     return Outcome(job.out, layers, sizes, errors, lap.seconds)
+
+
+def work_folder(job: Job) -> Path:
+    """The folder beside the output for what is not finished, which is removed in the end.
+
+    Raises:
+        StorageError: There is one that no job made.
+    """
+    work = job.out.with_name(f"{job.out.name}.work")
+    if work.exists() and not (work / MARK).exists() and (work.is_file() or any(work.iterdir())):
+        raise StorageError(
+            "there is something else where unfinished work would lie",
+            where=str(work),
+            why=f"no job made it: it has no {MARK}",
+            fix="move it away, or another --out",
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    (work / MARK).write_text(json.dumps({"format": "tdquant-job", "version": 1}) + "\n")
+    return work
 
 
 class Laps:

@@ -81,6 +81,9 @@ def check_fit(found: State, wanted: Mapping[str, Tensor], what: str, where: str)
     kinds = {
         "missing": [n for n in wanted if n not in found],
         "unexpected": [n for n in found if n not in wanted],
+        "not of real numbers": [
+            f"{n} {found[n].dtype}" for n in wanted if n in found and not _real(found[n].dtype)
+        ],
         "of another shape": [
             f"{n} {tuple(found[n].shape)}, not {tuple(wanted[n].shape)}"
             for n in wanted
@@ -101,6 +104,11 @@ def check_fit(found: State, wanted: Mapping[str, Tensor], what: str, where: str)
         )
 
 
+def _real(dtype: torch.dtype) -> bool:
+    """Whether weights are kept in that type: those of 8 bits have scales that lie elsewhere."""
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
 def check_schedule(state: State, alphas_cumprod: Tensor, where: str) -> None:
     """Compares the noise schedule in a checkpoint, if there is one, with the configuration's.
 
@@ -113,7 +121,7 @@ def check_schedule(state: State, alphas_cumprod: Tensor, where: str) -> None:
     if stored is None:
         return
     last = ""
-    if stored.shape == alphas_cumprod.shape:
+    if stored.dtype.is_floating_point and stored.shape == alphas_cumprod.shape:
         found = stored.read()
         if "alphas_cumprod" not in state:
             found = (1 - found.double()).cumprod(0)
@@ -139,5 +147,6 @@ def write_checkpoint(state: Mapping[str, Tensor], file: str | os.PathLike[str]) 
         if path.suffix == ".safetensors":
             write_tensors(tensors, fresh, metadata={"format": "pt"})
         else:
-            torch.save({"state_dict": tensors}, fresh)
+            with open(fresh, "wb") as out:  # given a name, torch would write it into the file
+                torch.save({"state_dict": tensors}, out)
     return path

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tdquant.errors import ModelError, StorageError
 from tdquant.models.compvis import checkpoint as files
 from tdquant.models.compvis import published
 from tdquant.models.compvis.autoencoder import to_published
@@ -37,13 +38,25 @@ def save_compvis(
         The file. It is written whole or not at all.
 
     Raises:
-        ModelError: The UNet has quantized layers that the published format does not know.
+        ModelError: The UNet has quantized layers that the published format does not know, or the
+            averages are not those of its parameters.
+        StorageError: There is a folder of that name.
     """
+    if Path(file).is_dir():
+        raise StorageError("a folder, not a file", where=str(file), fix="a name for the file")
     unet = model.unet if isinstance(model, Pipe) else model
     state = {files.UNET + name: tensor for name, tensor in published.to_published(unet).items()}
     if ema is not None:
         averages = dict(ema.named_parameters()) if isinstance(ema, nn.Module) else ema
         names = published.names(unet)
+        odd = sorted(set(names) ^ set(averages))
+        if odd:
+            raise ModelError(
+                f"{len(odd)} parameters are only in the model or only in the averages",
+                where="ema",
+                why=f"such as {', '.join(odd[:3])}",
+                fix="averages of every parameter of the UNet, by its names",
+            )
         for name, tensor in averages.items():
             shape = state[files.UNET + names[name]].shape  # of steps, that of the published ones
             state[files.ema_name(names[name])] = tensor.reshape(shape)

@@ -6,10 +6,11 @@ checkpoint that the authors of TDQ wrote makes quantized layers (``published``).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from tdquant.config import check_latent_diffusion, read_config
-from tdquant.errors import ModelError
+from tdquant.errors import ModelError, TDQError
 from tdquant.files import open_checkpoint
 from tdquant.files.tensors import fill_module
 from tdquant.models.compvis import checkpoint as files
@@ -81,7 +82,8 @@ def load_compvis(
     conf, where = _configuration(config, overrides)
     check_latent_diffusion(conf, where)
     params = conf["model"]["params"]
-    scheduler = make_ddim(params)
+    with _building("", "timesteps, beta_schedule, linear_start, linear_end, given_betas"):
+        scheduler = make_ddim(params)
     source = where if checkpoint is None else str(checkpoint)
     stage, condition = params.get("first_stage_config"), params.get("cond_stage_config")
     notes: list[str] = []
@@ -123,6 +125,22 @@ def _configuration(config: Config, overrides: Sequence[str]) -> tuple[dict[str, 
     changes = [text.removeprefix("--") for text in overrides]
     merged = conf.merge(conf.create(config), conf.from_dotlist(changes))
     return conf.to_container(merged, resolve=True), UNNAMED
+
+
+@contextlib.contextmanager
+def _building(node: str, options: str = "") -> Iterator[None]:
+    """Turns what wrong types and sizes in a configuration raise into one error."""
+    try:
+        yield
+    except TDQError:
+        raise
+    except Exception as error:  # constructors of layers raise anything
+        raise ModelError(
+            "the configuration cannot be built",
+            where=f"model.params.{node}.params" if node else "model.params",
+            why=(str(error) or type(error).__name__).splitlines()[0],
+            fix=f"types and ranges of {options}" if options else "types and ranges of its options",
+        ) from error
 
 
 def _sample_shape(options: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[int, ...]:
@@ -175,10 +193,11 @@ def latent_factor(params: Mapping[str, Any], state: files.State, where: str) -> 
             "model.params.scale_factor=VALUE. TDQ's authors train LSUN-churches with 0.2458, as "
             "in configs/lsun_churches-ldm-kl-8.yaml",
         )
-    value: Any = given
+    value = math.nan
     if stored is not None:
-        value = stored.read() if stored.shape.numel() == 1 else math.nan
-    value = float(value)
+        value = float(stored.read()) if stored.shape.numel() == 1 else math.nan
+    elif isinstance(given, (int, float)):
+        value = float(given)
     if not (math.isfinite(value) and value > 0):
         raise ModelError(
             f"scale_factor={value:g}", where=where, why="it is a positive number",
@@ -202,10 +221,10 @@ def _unet(
         raise ModelError(
             f"no UNet class {target}", where="model.params.unet_config", fix="...UNetModel"
         )
-    if not state:
-        return UNetModel(**node["params"])
-    with torch.device("meta"):
+    with _building("unet_config"), torch.device("meta" if state else "cpu"):
         unet = UNetModel(**node["params"])
+    if not state:
+        return unet
     weights = files.below(state, files.UNET)
     if not weights and not any(name.startswith(files.EMA) for name in state):
         first = ", ".join(list(state)[:3])
@@ -273,8 +292,9 @@ def _first_stage(
                 fix="model.params.first_stage_config.params.ckpt_path=FILE, a checkpoint of it",
             )
         notes.append(f"the first stage is untrained; {missing}")
-        return build_first_stage(kind, params, factor)
-    with torch.device("meta"):
+        with _building("first_stage_config"):
+            return build_first_stage(kind, params, factor)
+    with _building("first_stage_config"), torch.device("meta"):
         vae = build_first_stage(kind, params, factor)
     with open_checkpoint(path) if own else nullcontext(tensors) as tensors:
         where = str(path) if own else where

@@ -85,6 +85,10 @@ def check_options(options: Mapping[str, Any]) -> None:
 def _mistakes(options: Mapping[str, Any]) -> list[str]:
     wrong = []
     base, multiples = options["model_channels"], options["channel_mult"]
+    size = options["image_size"]
+    sides = size if isinstance(size, (list, tuple)) else [size]
+    if not sides or not all(type(side) is int and side > 0 for side in sides):
+        return [f"image_size={size!r}: a positive whole number, or a pair"]
     if options["dims"] not in CONVOLUTIONS:
         wrong.append(f"dims={options['dims']}: one of {sorted(CONVOLUTIONS)}")
     if not multiples or any(m < 1 for m in multiples):

@@ -122,7 +122,7 @@ def _mistakes(path: str, layer: nn.Module | None, weights: State) -> list[str]:
 
 def _possible(count: float, signed: bool) -> bool:
     """Whether there are grids of that many codes: 0 is float, 3 signed ones are zero alone."""
-    if count != count or count < 0 or count != int(count):
+    if not math.isfinite(count) or count < 0 or count != int(count):
         return False
     bits = int(count).bit_length()
     return count == 0 or (count == 2**bits - 1 and (3 if signed else 2) <= bits <= 16)
@@ -169,7 +169,7 @@ def to_own(unet: nn.Module, weights: State, where: str) -> dict[str, LazyTensor]
             continue
         tensor = weights[published]
         if name.endswith(("weight_quantizer.step", "scale.step")) and tensor.shape.numel() == 1:
-            step = tensor.read().reshape(())
+            step = tensor.read().float().reshape(())
             # A symmetric grid of step -s is that of s; training may have led there.
             layer = name.removesuffix(".input_quantizer.scale.step")
             if layer == name or not after_silu(layer):
