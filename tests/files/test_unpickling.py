@@ -233,7 +233,7 @@ def test_doubled_tuples_in_the_place_of_storages_and_types(tmp_path, name):
 def test_no_module_is_imported_for_a_dtype(tmp_path):
     code = (
         "import sys\n"
-        "from tdquant.files.torch_format import _DTYPES\n"
+        "from tdquant.files.torch_tensors import _DTYPES\n"
         "assert 'torch.float8_e4m3fn' in _DTYPES and 'torch.onnx' not in _DTYPES\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,12 +12,12 @@ import tdquant as tdq
 from tdquant.calibrate.published import start_as_published
 from tdquant.config import read_config
 from tdquant.errors import CalibrationError, ConversionError, RecipeError
-from tdquant.layers import quantized_layers
+from tdquant.layers import QuantConv1d, quantized_layers
 from tdquant.quantizers import OffsetQuantizer, activation_quantizers
 from tdquant.scales import PublishedScale, StaticScale
 
 from .emulation import UNet
-from .examples import BASE, UNET, checkpoint, config, inputs, published, read, weights, write
+from .examples import BASE, UNET, case, checkpoint, config, inputs, published, read, weights, write
 from .examples import quantized_layers as published_layers
 
 ROOT = Path(__file__).parents[3]
@@ -244,3 +244,24 @@ def test_a_recipe_is_written_and_read():
     recipe = tdq.Recipe.published(8, 4, dynamic=False)
     assert tdq.Recipe.from_dict(recipe.to_dict()) == recipe
     assert (recipe.weights, recipe.activations, recipe.scale) == (8, 4, "static")
+
+
+@pytest.mark.parametrize("order", ["plain", "newer attention"])
+@pytest.mark.parametrize("scheme", ["published", "ours"])
+def test_both_orders_of_attention_quantize_sample_and_compile(order, scheme):
+    pipe = tdq.models.load_compvis(config(case(order)))
+    pipe.unet.load_state_dict(weights(case(order)))
+    exact = copy.deepcopy(pipe.unet)
+    recipe = tdq.Recipe.published(8, 8) if scheme == "published" else tdq.Recipe(8, 8)
+    tdq.quantize(pipe.unet, recipe, verbose=False)
+    calls = tdq.trajectories(exact, pipe.scheduler, 4, pipe.shape, steps=4)
+    tdq.calibrate(pipe.unet, calls, progress=False)
+    attention = pipe.unet.get_submodule("middle_block.1")
+    assert {type(attention.qkv), type(attention.proj_out)} == {QuantConv1d}
+    frozen = tdq.freeze(pipe.unet)
+    common = {"steps": 4, "progress": False}
+    expected, found = (
+        tdq.sample(net, pipe.scheduler, 4, pipe.shape, **common)
+        for net in (exact, tdq.compile(frozen, "reference"))
+    )
+    assert 0 < (found - expected).norm() < 0.2 * expected.norm()
