@@ -7,7 +7,7 @@ diffusion loss as ``main.py`` does it: l1, AdamW, a moving average. Each row cha
 last ones change all. Every row is trained at both rates on seed 0 and keeps the one with the
 smaller Frechet distance to 5,000 held-out cats there, so that its choice of rate is not counted
 against it; further seeds take that rate. Results are kept row by row: repeat the command, and what
-is there is not made again.
+is there is not made again. Two processes can share the rows: --rows.
 """
 
 import argparse
@@ -159,6 +159,12 @@ def summary(runs):
     return rows
 
 
+def read():
+    """The runs that were made."""
+    file = RESULTS / "published_scheme.json"
+    return json.loads(file.read_text())["runs"] if file.exists() else []
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -166,8 +172,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    file = RESULTS / "published_scheme.json"
-    runs = json.loads(file.read_text())["runs"] if file.exists() else []
+    runs = read()
     subject = Subject("cats-ldm", IMAGES, SAMPLER_STEPS)
     exact = subject.judge_float()["frechet"]
     settings = {
@@ -181,11 +186,13 @@ def main():
                 key = {"row": name, "rate": rate, "seed": seed}
                 if any(key.items() <= r.items() for r in runs):
                     continue
-                runs.append(run(subject, name, rate, seed))
-                print(runs[-1], flush=True)
+                made = run(subject, name, rate, seed)
+                print(made, flush=True)
+                runs = [*read(), made]  # another process may have added to them meanwhile
                 write("published_scheme", settings=settings, runs=runs, rows=summary(runs))
+    write("published_scheme", settings=settings, runs=read(), rows=summary(read()))
     head = ["row", "rate", "seeds", "untrained", "frechet", "low", "high", "paired_median"]
-    table(head, [[row[key] for key in head] for row in summary(runs)])
+    table(head, [[row[key] for key in head] for row in summary(read())])
     print(f"float: {exact:.1f}")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tdquant.diffusion.sampling import stream_of
 from tdquant.errors import StorageError, TrainingError
+from tdquant.footprint import trim_heap
 from tdquant.train.average import Average
 from tdquant.train.checkpoints import Checkpoint
 from tdquant.train.diagnose import (
@@ -33,6 +34,9 @@ from tdquant.train.weights import forgetting_weights
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALLEST_SCALE = 1.0
 """Scale of the fp16 loss below which gradients that are not finite are no longer due to it."""
+
+LARGE = 50_000_000
+"""Parameters from which a step takes so long that trimming the heap in it is not noticed."""
 
 
 class Learner:
@@ -67,6 +71,7 @@ class Learner:
         self.clip, self.accumulate, self.seed = clip, accumulate, seed
         self.precision = precision
         self._rates = [float(g["lr"]) for g in groups]
+        self._large = sum(p.numel() for p in root.parameters()) > LARGE
         # Sharding takes a model apart in place: a copy stays whole, to be filled when asked for.
         sharded = str(accelerator.distributed_type).endswith("FSDP")
         self._whole = copy.deepcopy(root) if sharded else None
@@ -133,6 +138,8 @@ class Learner:
             stream = 3 + rank * self.accumulate + i
             torch.manual_seed(stream_of(self.seed, step, stream=stream).initial_seed())
             batch = self.objective.draw(part, self.seed, step, positions, self.accelerator.device)
+            if self._large and self.objective.encode is not None:
+                trim_heap()  # of what encoding left behind, before memory is at its peak
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 with self._autocast(), forgetting_weights(self.root):
                     loss, parts = self.objective(self.model, batch)

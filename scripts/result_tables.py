@@ -1,0 +1,140 @@
+"""Writes tables of benchmark results into the documentation.
+
+    .venv/bin/python scripts/result_tables.py
+
+A table stands between ``<!-- table: scripts/result_tables.py NAME -->`` and ``<!-- end of table
+-->`` in docs/*.md; NAME is a function here and a file in benchmarks/results. A test compares the
+documentation with what this writes.
+"""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+TABLE = re.compile(
+    r"(<!-- table: scripts/result_tables\.py (\w+) -->\n).*?(<!-- end of table -->)", re.S
+)
+
+
+def markdown(head: list[str], rows: list[list[object]]) -> str:
+    """A table whose columns after the first are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def where(found: dict) -> str:
+    """The machine of a result, in words."""
+    machine = found["machine"]
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['instructions']}, torch "
+        f"{machine['torch']}"
+    )
+
+
+CHOICES = [
+    (None, "ours", "", ""),
+    ("scales at the network's rate", "rates",
+     "learned steps at a tenth of the rate, networks of scales at the whole",
+     "the same by default; here `tdquant.rates=equal`: part of the distance to LSQ may come from "
+     "there, so compare at equal rates as well"),
+    ("dropout 0.2 in the scales' networks", "dropout of the scales' networks", "0.2",
+     "none: with it training sees other scales than sampling; here `tdquant.dropout=0.2`"),
+    ("one step for each weight", "steps of weights", "one for the tensor, from max(w) / qmax",
+     "one for each output channel, of least squared error: max(w) is not max of the absolute "
+     "value, and channels differ by more than the codes of 4 bits; here "
+     "`tdquant.granularity=tensor`, of least squared error"),
+    ("time path in float", "time MLP and embedding projections", "in float",
+     "8-bit weights, float inputs; here `tdquant.time_weights=32`"),
+    ("gradients not clipped", "bound on gradients", "none",
+     "norm at most 1; here `tdquant.clip=0`"),
+    ("published grids, offset and networks", "grids, offset, what the networks see",
+     "4 bits are 13 codes; after SiLU 15 from -0.2785, in training -0.2785 / (1 - p) behind "
+     "dropout of rate p; networks on the UNet's own embedding of the raw timestep, "
+     "`model_channels` wide",
+     "16 codes (15 for weights) and an integer zero point, so that real zero, with which "
+     "convolutions pad, is a code; features of time over the model's own range, which flow models "
+     "need; here with dropout, weights and time path as published too, and every step at the "
+     "least squared error at the start"),
+    ("the same, started as published", "start of activations",
+     "mean + 3 sigma of one batch under 100 draws of t, mean + 16 sigma after SiLU; one step for "
+     "all times",
+     "calibration: candidates judged by the error that they cause at the model's output, each a "
+     "curve over time; 16 sigma at 4 bits is one step wider than the data"),
+    ("all as published", "all of it", "`--scheme published --use_dynamic`", ""),
+    ("all as published, static (LSQ)", "all of it, LSQ", "`--scheme published`", ""),
+]  # fmt: skip
+"""Row of the results, the choice, and what the published code and tdquant do."""
+
+
+def published_scheme(found: dict) -> str:
+    """Each choice of the published training, and the Frechet distance that it leads to."""
+    settings, measured = found["settings"], {row["row"]: row for row in found["rows"]}
+    rows = []
+    for name, choice, published, ours in CHOICES:
+        row = measured[name or "ours"]
+        spread = f"{row['frechet']:.1f} ({row['low']:.1f} to {row['high']:.1f})"
+        error = f"{row['paired_median']:.4f}"
+        rows.append([choice, published, ours, f"{row['untrained']:.0f}", spread, error])
+    seeds = min(row["seeds"] for row in found["rows"])
+    head = ["choice", "published", "ours, and why", "start", "trained", "paired error"]
+    return (
+        markdown(head, rows)
+        + f"\n\nMeasured: `{settings['model']}` at {settings['bits']}, each row with that choice "
+        "alone as published unless it says more; Frechet EfficientNet-Lite0 distance of "
+        f"{settings['images']} images of {settings['sampler_steps']} DDIM steps to 5,000 held-out "
+        f"cats, float {settings['float']:.1f}; {settings['steps']} steps of batch "
+        f"{settings['batch']} on the diffusion loss, mean (least to largest) of {seeds} seeds, at "
+        "the better of two rates on seed 0. *Paired error* is the median squared error of those "
+        "images against the float model's from the same noise. The published budget is 200,000 "
+        f"steps, in which a bad start may be made up for. {where(found)}."
+    )
+
+
+def published_size(found: dict) -> str:
+    """Seconds and memory of each stage of the published commands."""
+    names = {"churches": "LSUN-churches", "cifar10": "CIFAR-10"}
+    rows, sizes = [], []
+    for key, name in names.items():
+        part = found[key]
+        sizes.append(
+            f"{name}: a checkpoint of {part['checkpoint_mb']:.0f} MiB, "
+            f"{part['weights_mb']:.0f} MiB of float32 weights"
+        )
+        for stage in part["stages"]:
+            said = ""
+            if "over_checkpoint" in stage:
+                said = f"{stage['over_checkpoint']:.2f} of the checkpoint, beyond the imports"
+            elif "over_weights" in stage:
+                said = f"{stage['over_weights']:.1f} of the weights, the whole process"
+            rows.append(
+                [f"{name}, {stage['stage']}", f"{stage['seconds']:.0f}",
+                 f"{stage['peak_mb']:.0f}", said]
+            )  # fmt: skip
+    head = ["", "seconds", "peak MiB", "which is"]
+    return markdown(head, rows) + f"\n\n{'; '.join(sizes)}. {where(found)}."
+
+
+def filled(text: str) -> str:
+    """A page with its tables made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        start, name, end = match.groups()
+        found = json.loads((RESULTS / f"{name}.json").read_text())
+        return f"{start}\n{globals()[name](found)}\n\n{end}"
+
+    return TABLE.sub(table, text)
+
+
+def main():
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        before = page.read_text()
+        after = filled(before)
+        if after != before:
+            page.write_text(after)
+            print(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    main()
