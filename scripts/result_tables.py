@@ -18,9 +18,11 @@ TABLE = re.compile(
 )
 
 
-def markdown(head: list[str], rows: list[list[object]]) -> str:
-    """A table whose columns after the first are numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def markdown(head: list[str], rows: list[list[object]], numbers: slice) -> str:
+    """A table; columns of ``numbers`` are aligned to the right."""
+    rule = ["---"] * len(head)
+    rule[numbers] = ["---:"] * len(rule[numbers])
+    lines = [head, rule, *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
@@ -80,7 +82,7 @@ def published_scheme(found: dict) -> str:
     seeds = min(row["seeds"] for row in found["rows"])
     head = ["choice", "published", "ours, and why", "start", "trained", "paired error"]
     return (
-        markdown(head, rows)
+        markdown(head, rows, slice(3, None))
         + f"\n\nMeasured: `{settings['model']}` at {settings['bits']}, each row with that choice "
         "alone as published unless it says more; Frechet EfficientNet-Lite0 distance of "
         f"{settings['images']} images of {settings['sampler_steps']} DDIM steps to 5,000 held-out "
@@ -113,7 +115,7 @@ def published_size(found: dict) -> str:
                  f"{stage['peak_mb']:.0f}", said]
             )  # fmt: skip
     head = ["", "seconds", "peak MiB", "which is"]
-    return markdown(head, rows) + f"\n\n{'; '.join(sizes)}. {where(found)}."
+    return markdown(head, rows, slice(1, 3)) + f"\n\n{'; '.join(sizes)}. {where(found)}."
 
 
 def filled(text: str) -> str:

@@ -150,6 +150,11 @@ def run_training(
     elif accelerator.is_main_process:
         folder.begin(pipe, config, asked)
     accelerator.wait_for_everyone()
+    # Training encodes; the decoder's weights, which lie in the folder, come back when they are
+    # written again.
+    decoder = None if options["sample_every"] else getattr(pipe.vae, "decoder", None)
+    if decoder is not None and train_scales:
+        decoder.to("meta")
     trained = None
     if train_scales:
         say(f"{'going on in' if found else 'training into'} {folder.path}")
@@ -172,6 +177,9 @@ def run_training(
             return trained
         trim_heap()
     if trained is not None and accelerator.is_main_process and can_be_published(unet):
+        if decoder is not None:
+            decoder.to_empty(device=accelerator.device)
+            folder.fill_first_stage(pipe.vae)
         averaged = dict(trained.average.named_parameters())
         save_compvis(replace(pipe, unet=unet), folder.published, ema=averaged)
         say(f"checkpoint in the published format: {folder.published}")
