@@ -170,3 +170,10 @@ def test_prompts_and_recipes_that_are_no_json(source, tmp_path, capsys):
         run(source, "sd", tmp_path / "out", "--samples", 1, "--recipe", tmp_path / "r.json") == 1
     )
     assert "recipe cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there(source, tmp_path, capsys, device):
+    assert run(source, "ddim", tmp_path / "out", "--samples", 2, "--device", device) == 1
+    assert f"no device {device}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
         correct=options.correct,
         pictures=options.pictures,
         dtype=getattr(torch, options.dtype) if options.dtype else None,
-        device=options.device,
+        device=_device(options.device),
         progress=not options.quiet,
         config=_config(options),
         ema=not options.no_ema,
@@ -106,6 +106,24 @@ def run(options: argparse.Namespace) -> None:
         for name, table in outcome.layers.items():
             print(f"\n{name}\n{table}")
     print(outcome)
+
+
+def _device(text: str) -> str:
+    """The device, if it is there.
+
+    Raises:
+        TDQError: There is none of that name.
+    """
+    import torch
+
+    from tdquant.errors import TDQError
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        why = str(error).splitlines()[0]
+        raise TDQError(f"no device {text}", where="--device", why=why, fix="cpu") from error
+    return text
 
 
 def _config(options: argparse.Namespace) -> Any:
