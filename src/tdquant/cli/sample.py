@@ -130,9 +130,7 @@ def _condition(pipe: Any, options: argparse.Namespace) -> Any:
     if options.prompt:
         if pipe.text_encoder is None:
             raise TDQError("--prompt without a text encoder", fix="--text-encoder FOLDER")
-        guidance = 7.5 if options.guidance is None else options.guidance
-        empty = pipe.text_encoder([""])
-        return Condition(pipe.text_encoder(options.prompt), empty, guidance)
+        return pipe.text_encoder.condition(options.prompt, options.guidance)
     guidance = 1.0 if options.guidance is None else options.guidance
     if options.embeddings is None:
         if options.guidance is not None:

@@ -33,6 +33,7 @@ from tdquant.integrations.diffusers.workflow import (
     write_mark,
 )
 from tdquant.models import Pipe, load_compvis
+from tdquant.models.compvis.text import GUIDANCE
 from tdquant.provenance import note
 from tdquant.runs import RunFolder
 from tdquant.storage import save
@@ -40,7 +41,6 @@ from tdquant.summary import summary
 from tdquant.writing import replacing_folder
 
 PART = "unet"
-GUIDANCE = 7.5
 
 
 def run_checkpoint_job(job: Job) -> Outcome:
@@ -146,7 +146,7 @@ def _condition(pipe: Pipe, job: Job) -> Condition | None:
     guidance = job.call.get("guidance_scale", GUIDANCE)
     if isinstance(guidance, bool) or not isinstance(guidance, (int, float)):
         raise ModelError(f"guidance_scale={guidance!r}", fix="a number")
-    return Condition(pipe.text_encoder(prompts), pipe.text_encoder([""]), float(guidance))
+    return pipe.text_encoder.condition(prompts, float(guidance))
 
 
 def _text(prompt: Any) -> str:

@@ -119,7 +119,7 @@ def work_folder(job: Job) -> Path:
             fix="move it away, or another --out",
         )
     work.mkdir(parents=True, exist_ok=True)
-    (work / MARK).write_text(json.dumps({"format": "tdquant-job", "version": 1}) + "\n")
+    write_mark(work)
     return work
 
 

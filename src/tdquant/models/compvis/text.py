@@ -13,8 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tdquant.diffusion.guidance import Condition
 from tdquant.errors import ModelError
 from tdquant.optional import require
+
+GUIDANCE = 7.5
+"""Guidance scale that Stable Diffusion 1 is usually sampled with."""
 
 
 class TextEncoder(nn.Module):
@@ -29,6 +33,15 @@ class TextEncoder(nn.Module):
     def __init__(self, tokenizer: Any, model: nn.Module, length: int) -> None:
         super().__init__()
         self.tokenizer, self.model, self.length = tokenizer, model, length
+
+    def condition(self, prompts: Sequence[str], guidance: float | None = None) -> Condition:
+        """Prompts as what sampling takes, with the empty prompt for guidance.
+
+        Arguments:
+            prompts: One for each image, over and over.
+            guidance: Guidance scale; GUIDANCE if None.
+        """
+        return Condition(self(prompts), self([""]), GUIDANCE if guidance is None else guidance)
 
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> Tensor:
