@@ -117,6 +117,12 @@ class Sharding:
         model.set_requires_gradient_sync(True)
 
 
+def tell(**found):
+    # One write, line end included: the processes share a pipe, and torchrun's are unbuffered.
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
+
+
 def main():
     torch.set_num_threads(THREADS)
     out, steps, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
@@ -133,11 +139,11 @@ def main():
         if spoilt is None:
             raise
         digest = [float(p.double().sum()) for p in options["net"].parameters()]
-        print(json.dumps({"error": str(error), "parameters": digest}), flush=True)
+        tell(error=str(error), parameters=digest)
         leave_group()
         return
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps({"losses": done.losses, "finished": done.finished}), flush=True)
+        tell(losses=done.losses, finished=done.finished)
     leave_group()
 
 
