@@ -6,12 +6,14 @@ On a machine without GPUs each number stands for a process on the CPU.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from types import FrameType
 
 import torch
@@ -135,8 +137,14 @@ def _count_afresh(visible: str | None) -> int:
 def leave_group() -> None:
     """Ends this process's part in a group of processes, if it is in one. Threads of the group that
     still run when the interpreter ends can abort it.
+
+    Call it where the training is over, or while its error is handled.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # A DistributedDataParallel that outlives the group, kept by the frames of an error, joins
+        # the group's threads with the interpreter's lock held, and those wait for the lock.
+        traceback.clear_frames(sys.exc_info()[2])
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
