@@ -45,6 +45,13 @@ def instructions() -> frozenset[str]:
     return frozenset(name for name, among in _INSTRUCTIONS.items() if flags.intersection(among))
 
 
+def saturates_here() -> bool:
+    """Whether 8-bit kernels of this processor add pairs of products in 16 bits: x86 without VNNI
+    and AMX.
+    """
+    return bool(instructions()) and not instructions() & {"vnni", "amx"}
+
+
 def machine(device: str = "cpu") -> dict[str, str | int]:
     """Processor, cores, threads, instructions, and versions; of a GPU, its name as well.
 

@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.export import openvino_graph as graphs
 from tdquant.export.exporters import about, prepared
 from tdquant.export.openvino import convert
+from tdquant.export.openvino_graph import avoid_saturation
+from tdquant.export.openvino_passes import decompose_norms
 from tdquant.grid import Grid
 from tdquant.runtime.openvino import KEPT
 
@@ -53,36 +54,45 @@ def test_every_number_of_codes_runs_on_integer_kernels(codes, tmp_path):
     assert torch.allclose(session(x, 3), model(x, 3), rtol=1e-4, atol=1e-4)
 
 
-def test_layers_that_could_saturate_are_float_in_the_file(tmp_path):
-    model = frozen(One(nn.Conv2d(8, 8, 3)), 8, Grid.affine(8, 100))
+@pytest.fixture
+def without_vnni(monkeypatch):
+    monkeypatch.setattr("tdquant.machine.instructions", lambda: frozenset({"avx2"}))
+
+
+def test_a_portable_file_has_no_layer_that_could_saturate(tmp_path):
     x = torch.randn(1, 8, 8, 8)
-    (row,) = opened(model, x, tmp_path).rows
+    wide = frozen(One(nn.Conv2d(8, 8, 3)), 8, Grid.affine(8, 100))
+    session = opened(wide, x, tmp_path, portable=True)
+    (row,) = session.rows
     assert row.kernel == "float"
     assert "VNNI" in row.note
+    assert not any(kernel.lower().endswith("i8") for kernel in kernels(session))
+    assert torch.allclose(session(x, 3), wide(x, 3), rtol=1e-4, atol=1e-4)
+    narrow = frozen(One(nn.Conv2d(8, 8, 3)), 7, Grid.affine(8, 100))
+    (row,) = opened(narrow, x, tmp_path, portable=True).rows
+    assert row.kernel == "int8"
 
 
-def test_wide_sums_bring_the_integer_kernel_back():
-    """What a session does to the graph where int8 products are added in 32 bits."""
-    import openvino as ov
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_session_adapts_a_file_to_a_machine_that_saturates(padding, tmp_path, request):
+    model = frozen(One(nn.Conv2d(8, 8, 3, padding=padding)), 8, Grid.signed(8))
+    x = torch.randn(1, 8, 8, 8)
+    (row,) = opened(model, x, tmp_path).rows
+    assert row.kernel == "int8"
+    request.getfixturevalue("without_vnni")
+    with pytest.warns(UserWarning, match="1 layers of .* run in float here"):
+        session = tdq.open_session(tmp_path / "m.xml")
+    assert torch.allclose(session(x, 3), model(x, 3), rtol=1e-4, atol=1e-4)
+    assert [kernel.lower()[-2:] for kernel in kernels(session)] != ["i8"]
+    (row,) = session.rows
+    assert (row.kernel, "VNNI" in row.note) == ("float", True)
 
-    model = frozen(One(nn.Conv2d(8, 8, 3)), 8, Grid.affine(8, 100))
-    x = torch.randn(2, 8, 8, 8)
-    copied, call = prepared(model, (x, 3))
-    graph = convert(copied, call, about(copied))
 
-    def kinds():
-        return [op.get_type_name() for op in graph.get_ops()]
-
-    assert "FakeQuantize" not in kinds()
-    graphs.restore_levels(graph)
-    assert kinds().count("FakeQuantize") == 1
-    compiled = ov.Core().compile_model(graph, "CPU")
-    types = {
-        op.get_rt_info()["primitiveType"].astype(str)
-        for op in compiled.get_runtime_model().get_ops()
-        if op.get_rt_info()["layerType"].astype(str) == "Convolution"
-    }
-    assert all("8" in kind for kind in types)
+def test_products_that_cannot_saturate_stay(without_vnni):
+    for bits, grid in ((7, Grid.signed(8)), (8, Grid.signed(7)), (4, Grid.affine(8, 3))):
+        model = frozen(One(nn.Conv2d(8, 8, 3)), bits, grid)
+        copied, call = prepared(model, (torch.randn(2, 8, 8, 8), 3))
+        assert avoid_saturation(convert(copied, call, about(copied))) == []
 
 
 class ScaleShift(nn.Module):
@@ -137,7 +147,7 @@ def test_norms_of_files_from_elsewhere_are_decomposed():
     graph = ov.convert_model(norm, example_input=x)
     assert "GroupNormalization" in {op.get_type_name() for op in graph.get_ops()}
     graph.reshape([-1, 4, -1, -1])
-    graphs.decompose_norms(graph)
+    decompose_norms(graph)
     assert "GroupNormalization" not in {op.get_type_name() for op in graph.get_ops()}
     (y,) = ov.Core().compile_model(graph, "CPU", F32)(x.numpy()).values()
     assert torch.allclose(torch.from_numpy(y), norm(x), atol=1e-5)

@@ -19,7 +19,11 @@ def add(commands: Any) -> None:
     flag("--model", type=Path, required=True, help="folder that tdq.save wrote")
     flag("--out", type=Path, required=True, help="file to write: .xml (OpenVINO) or .onnx")
     flag("--shape", help="shape of a sample, such as 3,32,32, where the model does not tell")
-    flag("--compress", action="store_true", help="weights of 4 bits and less in int4")
+    flag(
+        "--portable",
+        action="store_true",
+        help="right without a session on x86 without VNNI, and slower everywhere",
+    )
     parser.set_defaults(run=run)
 
 
@@ -42,6 +46,6 @@ def run(options: argparse.Namespace) -> None:
             where=str(options.model),
             fix="--shape, such as 3,32,32",
         )
-    file = export(frozen, options.out, (torch.zeros(1, *shape), 0), compress=options.compress)
+    file = export(frozen, options.out, (torch.zeros(1, *shape), 0), portable=options.portable)
     size = sum(f.stat().st_size for f in {file, file.with_suffix(".bin")} if f.exists())
     print(f"wrote {file}, {size / 1e6:.2f} MB")

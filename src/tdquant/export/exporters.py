@@ -23,7 +23,7 @@ class Exporter(Protocol):
     """Writes a float32 copy of a frozen model, which it may change, with a description."""
 
     def __call__(
-        self, model: nn.Module, path: Path, call: Call, about: dict[str, Any], compress: bool
+        self, model: nn.Module, path: Path, call: Call, about: dict[str, Any], portable: bool
     ) -> None: ...
 
 
@@ -46,7 +46,7 @@ def export(
     path: str | os.PathLike[str],
     example: Example,
     *,
-    compress: bool = False,
+    portable: bool = False,
 ) -> Path:
     """Writes a frozen model as a graph of another engine, the timestep an input of it.
 
@@ -60,8 +60,10 @@ def export(
         path: File to write: ``.xml`` for OpenVINO (with a ``.bin`` beside it), ``.onnx``.
         example: Arguments of one call, as a tuple ``(x, t, ...)`` or a dictionary by name. Tensors
             become inputs; anything else is baked into the graph.
-        compress: Store weights of 4 bits and less in int4, half the file. Sessions unpack them
-            when they open it; OpenVINO without a session would run such layers in float.
+        portable: Write the form whose sums of 8-bit products saturate nowhere. An ordinary file
+            is right, and fast, on ARM and on x86 with VNNI or AMX. On other x86 it needs a
+            session, which adapts it to the machine; a portable one is right there without a
+            session, and slower everywhere.
 
     Returns:
         The file.
@@ -81,7 +83,7 @@ def export(
             fix=f"one of {', '.join(sorted(EXPORTERS))}",
         )
     model, call = prepared(frozen, example)
-    EXPORTERS[target.suffix](model, target, call, about(model), compress)
+    EXPORTERS[target.suffix](model, target, call, about(model), portable)
     return target
 
 

@@ -54,7 +54,7 @@ class LoweredLayer(nn.Module):
     weight: Tensor
     weight_step: Tensor
     bias: Tensor | None
-    inside: Tensor | None
+    sums: Tensor | None
 
     def __init__(self, layer: QuantLayer, operand: Operand | None, path: str) -> None:
         super().__init__()
@@ -68,6 +68,8 @@ class LoweredLayer(nn.Module):
             # Of the last dimension first, before and after: what F.pad takes.
             self.padding = [int(n) for n in layer._reversed_padding_repeated_twice]
             self.padding_mode = str(layer.padding_mode)
+        self.products = layer.weight[0].numel()  # in one sum
+        self.taps = tuple(layer.weight.shape[2:])
         frozen = layer.weight_quantizer
         self.bits, self.largest = FLOAT, 0
         if isinstance(frozen, FrozenWeight):
@@ -83,17 +85,15 @@ class LoweredLayer(nn.Module):
         self.register_buffer("weight", codes.contiguous())
         bias = layer.bias
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
-        inside = None
-        if operand is not None and operand.offset and self.integer:
-            inside = operand.offset * codes.float().flatten(1).sum(1)
-            if self.convolves:
-                inside = operand.offset * codes.float().sum(1, keepdim=True)
-        self.register_buffer("inside", inside)
+        sums = codes.float().sum(1) if self.integer else None
+        self.register_buffer("sums", sums)
 
     @property
     def integer(self) -> bool:
-        """Whether both operands have codes that integer kernels take."""
-        return self.bits <= 8 and self.operand is not None and self.operand.codes <= INT8_CODES
+        """Whether both operands have codes that integer kernels take, and 32 bits their sums."""
+        if self.bits > 8 or self.operand is None or self.operand.codes > INT8_CODES:
+            return False
+        return self.products * (self.operand.codes - 1) * self.largest < 2**31
 
     @property
     def kernel(self) -> tuple[str, str]:
@@ -114,21 +114,44 @@ class LoweredLayer(nn.Module):
             y = self.combine(x, self.float_weight())
         else:
             y = self.product(x)
-            if self.inside is not None:
-                y = y + self.weight_step.reshape(self.channel) * self.offset_part(x)
+            assert self.operand is not None
+            if self.operand.offset:
+                y = y + self.operand.offset * self.ones_product(x)
         return y if self.bias is None else y + self.bias.reshape(self.channel)
 
     def product(self, x: Tensor) -> Tensor:
         """``s s_w (q * q_w)`` of an input that is padded already, unless with zeros."""
         raise NotImplementedError
 
-    def offset_part(self, x: Tensor) -> Tensor:
-        """``o (1 * q_w)``: at the border a convolution sees fewer ones."""
-        assert self.inside is not None
+    def ones_product(self, x: Tensor) -> Tensor:
+        r"""``s_w (1 * q_w)`` for an input of the size of x: what a code of 1 everywhere adds. At
+        the border a convolution sees fewer ones,
+
+            (1 * q_w)_{n i j} = \sum_{k l} R_{i k} T_{n k l} C_{j l}
+
+        with T the codes summed over input channels, and R and C 1 where a tap lies inside.
+        """
+        assert self.sums is not None
+        sums = self.sums * self.weight_step.reshape(-1, *[1] * (self.sums.ndim - 1))
         if not self.convolves:
-            return self.inside
-        ones = torch.ones_like(x[:1, :1])
-        return self.convolve(ones, self.inside, groups=1)
+            return sums
+        if not any(self.zeros):
+            return sums.flatten(1).sum(1).reshape(self.channel)
+        if self.kind == "QuantConv1d":
+            return (sums[:, None] * self._inside(x, 0)).sum(-1)
+        # Not as products of matrices: OpenVINO 2026.4 fails at those of free sizes.
+        rows = (sums[:, :, None] * self._inside(x, 1)).sum(-1)
+        return (rows[:, None] * self._inside(x, 0)[..., None]).sum(2)
+
+    def _inside(self, x: Tensor, axis: int) -> Tensor:
+        """Which taps of each output lie inside x along a spatial axis, ``(outputs, taps)``."""
+        size, taps = x.shape[2 + axis], self.taps[axis]
+        after, before = self.zeros[::-1][2 * axis : 2 * axis + 2]
+        stride, dilation = self.stride[axis], self.dilation[axis]
+        outputs = (size + before + after - dilation * (taps - 1) - 1) // stride + 1
+        start = torch.arange(outputs, device=x.device)[:, None] * stride - before
+        place = start + torch.arange(taps, device=x.device) * dilation
+        return ((place >= 0) & (place < size)).to(torch.float32)
 
     def combine(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's product without its bias."""
@@ -169,14 +192,25 @@ class Lowered(nn.Module):
         rows: list[Row],
     ) -> None:
         super().__init__()
-        self.model, self.call, self.steps, self.rows = model, call, steps, rows
+        self.denoiser, self.call, self.steps, self.rows = model, call, steps, rows
         self.banks = nn.ModuleList(banks)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.call.tensors, tensors, strict=True))
         time = named[self.call.timestep]
         self.steps.found = {i: bank(time).unbind(0) for i, bank in enumerate(self.banks)}
-        return self.call.flat(self.model(**self.call.arguments(named)))
+        outputs = self.call.flat(self.denoiser(**self.call.arguments(named)))
+        return tuple(self._marked(output, named) for output in outputs)
+
+    def _marked(self, output: Tensor, named: dict[str, Tensor]) -> Tensor:
+        """The output, not a number for samples whose inputs are not: codes cannot say that."""
+        if not output.is_floating_point():
+            return output
+        for name, tensor in named.items():
+            if tensor.is_floating_point() and name in self.call.batched:
+                nothing = (tensor * 0).flatten(1).sum(1) if tensor.ndim > 1 else tensor * 0
+                output = output + nothing.reshape(-1, *[1] * (output.ndim - 1))
+        return output
 
 
 class LoweredAttention(QuantAttention):

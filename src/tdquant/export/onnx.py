@@ -14,8 +14,11 @@ convolution of ONNX Runtime, ``QLinearConv``, rounds its output to 8 bits, which
 the frozen model computes. Those in groups stay in float.
 
 **Saturation.** On x86 without VNNI products of uint8 with int8 saturate (see
-``tdquant.export.saturation``); of uint8 with uint8 they do not and are slower. Weights of layers
-at risk are written as uint8 around 128: the file is right on every machine.
+``tdquant.export.saturation``); of uint8 with uint8 they do not and are slower. A session asks ONNX
+Runtime for these where it has to; ``portable=True`` writes the weights of layers at risk as uint8
+around 128, right on every machine.
+
+**Weights** of 4 bits and fewer are int4 in the file, cast to int8 when it is loaded.
 
 References:
     ONNX operators, opset 21 (https://onnx.ai/onnx/operators/).
@@ -29,6 +32,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +61,9 @@ class ONNXLayer(LoweredLayer):
     codes: Tensor
     code_zero: Tensor
 
-    def __init__(self, layer: QuantLayer, operand: Operand | None, path: str) -> None:
+    def __init__(
+        self, layer: QuantLayer, operand: Operand | None, path: str, portable: bool = False
+    ) -> None:
         super().__init__(layer, operand, path)
         if not self.multiplies:
             return
@@ -65,9 +71,8 @@ class ONNXLayer(LoweredLayer):
         order = (*range(2, self.weight.ndim), 1, 0)
         codes = self.weight.permute(order).reshape(-1, self.weight.shape[0])
         zero = torch.zeros(codes.shape[1], dtype=torch.int8)
-        if saturates(operand, self.largest):
+        if portable and saturates(operand.codes, self.largest):
             codes, zero = (codes.int() + 128).to(torch.uint8), (zero.int() + 128).to(torch.uint8)
-        self.taps = self.weight.shape[2:]
         self.register_buffer("codes", codes.contiguous())
         self.register_buffer("code_zero", zero)
         self.weight_step = self.weight_step.reshape(-1)
@@ -137,7 +142,7 @@ def _centred(operand: Operand, q: Tensor) -> Tensor:
     return dequantize(q, one, torch.tensor(-operand.low, dtype=torch.uint8))
 
 
-def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
+def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool = False) -> Any:
     """The ONNX model of a frozen copy, described, with free batch size, and height and width
     where the model allows it.
 
@@ -146,7 +151,7 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
         MissingDependencyError: onnx or onnxscript is not installed.
     """
     require("onnx", "onnx")
-    lowered = lower(model, call, ONNXLayer, ONNXAttention)
+    lowered = lower(model, call, partial(ONNXLayer, portable=portable), ONNXAttention)
     try:
         with torch.no_grad(), _quiet():
             program = torch.onnx.export(
@@ -221,7 +226,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def compressed(graph: Any) -> None:
+def pack_int4(graph: Any) -> None:
     """Replaces int8 constants whose values int4 holds by int4 ones, in place, cast back to int8:
     ONNX Runtime does that once, when it loads the graph.
     """
@@ -251,12 +256,11 @@ def companions(path: Path) -> list[Path]:
 
 
 @register_exporter(".onnx")
-def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], compress: bool) -> None:
+def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], portable: bool) -> None:
     """Writes ``path``; constants of nearly 2 GB and more go to ``path.data`` beside it."""
     onnx = require("onnx", "onnx")
-    graph = convert(model, call, about)
-    if compress:
-        compressed(graph)
+    graph = convert(model, call, about, portable)
+    pack_int4(graph)
     large = graph.ByteSize() >= LARGEST
     if not large:
         onnx.checker.check_model(graph, full_check=True)

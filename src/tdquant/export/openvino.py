@@ -8,10 +8,18 @@ with the product over ``Multiply(Convert(int8 codes), s_w)``. The range of the F
 constant, so OpenVINO's low-precision passes take it for unit-scale int8: codes go to its kernels
 as uint8 with the zero point -low. They know 256 levels; narrower grids are clamped first.
 
-**Saturation.** On x86 without VNNI those kernels can saturate (``tdquant.export.saturation``).
-Layers at risk, 8-bit activations with weights beyond +-64, are written without the FakeQuantize,
-``Round -> Clamp``, and so run in float: the file is right on every machine. A session puts the
-FakeQuantize back where the machine has wider sums (``openvino_graph.restore_levels``).
+A zero point costs the kernels time, most at the border of small images. Where its part of the sum
+is cheaper to add afterwards, codes are counted from the lowest one:
+
+    s s_w (q * q_w) = s s_w ((q - low) * q_w + low (1 * q_w))
+
+**Saturation.** On x86 without VNNI the kernels can saturate (``tdquant.export.saturation``). An
+ordinary file is fast where they do not, and a session takes the FakeQuantize of layers at risk out
+where they do (``openvino_graph.avoid_saturation``). ``portable=True`` writes the file without
+them, right on every machine and slower: those layers run in float.
+
+**Weights** of 4 bits and fewer are int4 in the file, converted to int8 while the graph is
+compiled.
 """
 
 from __future__ import annotations
@@ -32,13 +40,14 @@ from tdquant.errors import ExportError
 from tdquant.export.calls import BATCH, Call
 from tdquant.export.exporters import register_exporter
 from tdquant.export.lowering import LoweredAttention, LoweredLayer, lower
-from tdquant.export.openvino_graph import EXACT, compressed, decompose_norms
+from tdquant.export.openvino_graph import EXACT, avoid_saturation, mark_float, pack_int4
+from tdquant.export.openvino_passes import optimize
 from tdquant.export.operand import INT8_CODES, Operand
-from tdquant.export.saturation import saturates
 from tdquant.export.sealing import KEY, description_text, sealed
 from tdquant.optional import require
 
-WIDE = "8-bit sums saturate without VNNI"
+SMALL = 256
+"""Positions of an image up to which a map of them is read faster than its border is corrected."""
 
 
 @torch.library.custom_op("tdquant::levels", mutates_args=())
@@ -55,19 +64,20 @@ def _(codes: Tensor, low: int) -> Tensor:
 class OpenVINOLayer(LoweredLayer):
     """``s (q * (s_w q_w))``: OpenVINO moves s_w behind the integer product by itself."""
 
-    @property
-    def wide(self) -> bool:
-        """Whether int16 sums could saturate."""
-        return self.operand is not None and saturates(self.operand, self.largest)
-
-    @property
-    def kernel(self) -> tuple[str, str]:
-        return ("float", WIDE) if self.integer and self.wide else super().kernel
-
     def product(self, x: Tensor) -> Tensor:
         assert self.operand is not None
-        step = self.operand.step(x)
-        return self.combine(_codes(self.operand, x, step, self.wide), self.float_weight()) * step
+        operand, step = self.operand, self.operand.step(x)
+        codes = operand.codes_of(x, step)
+        if not operand.low or not self._shifts(x):
+            return self.combine(levels(codes, operand.low), self.float_weight()) * step
+        product = self.combine(levels(codes - operand.low, 0), self.float_weight())
+        return (product + operand.low * self.ones_product(x)) * step
+
+    def _shifts(self, x: Tensor) -> bool:
+        """Whether to count codes from the lowest. What that adds is a number a channel, or, where
+        zeros are padded, one a position and channel.
+        """
+        return not self.convolves or not any(self.zeros) or x[0, 0].numel() <= SMALL
 
 
 class OpenVINOAttention(LoweredAttention):
@@ -78,11 +88,8 @@ class OpenVINOAttention(LoweredAttention):
     def kernels(self) -> dict[str, tuple[str, str]]:
         found = {}
         for left, right in (("query", "key"), ("probability", "value")):
-            one, other = self.operand(left), self.operand(right)
-            kernel = ("float", WIDE) if self.integer(one, other) else ("float", "")
-            if self.integer(one, other) and not saturates(one, max(-other.low, other.high)):
-                kernel = ("int8", "")
-            found[left] = found[right] = kernel
+            integer = self.integer(self.operand(left), self.operand(right))
+            found[left] = found[right] = ("int8" if integer else "float", "")
         return found
 
     def integer(self, one: Operand, other: Operand) -> bool:
@@ -94,24 +101,18 @@ class OpenVINOAttention(LoweredAttention):
         one, other = self.operand(left), self.operand(right)
         if not self.integer(one, other):
             return one(a) @ other(b)
-        wide = saturates(one, max(-other.low, other.high))
         s, s_other = one.step(a), other.step(b)
-        first, second = _codes(one, a, s, wide), _codes(other, b, s_other, wide, -128)
-        return first @ second * (s * s_other)
+        first = levels(one.codes_of(a, s), one.low)
+        turned = left == "query"  # keys come transposed; as codes, the product takes that in
+        b = b.transpose(-1, -2) if turned else b
+        second = other.codes_of(b, s_other)
+        if other.low != -128:
+            second = second.clamp(other.low, other.high)
+        second = levels(second, -128)
+        return first @ (second.transpose(-1, -2) if turned else second) * (s * s_other)
 
 
-def _codes(
-    operand: Operand, x: Tensor, step: Tensor, wide: bool, low: int | None = None
-) -> Tensor:
-    """The codes of x; ``wide`` leaves out what makes the engine take them for int8."""
-    q = operand.ratio(x, step).round()
-    low = operand.low if low is None else low
-    if wide or operand.codes != INT8_CODES or low != operand.low:
-        q = q.clamp(operand.low, operand.high)
-    return q if wide else levels(q, low)
-
-
-def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
+def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool = False) -> Any:
     """The OpenVINO model of a frozen copy, described, with free batch size, height and width.
 
     Raises:
@@ -120,6 +121,7 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
     """
     ov = require("openvino", "openvino")
     frontend = require("openvino.frontend.pytorch", "openvino")
+    decoders = require("openvino.frontend.pytorch.ts_decoder", "openvino")
 
     def fake_quantize(context: Any) -> list[Any]:
         op = require("openvino.opset13", "openvino")
@@ -130,9 +132,15 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
     lowered = lower(model, call, OpenVINOLayer, OpenVINOAttention)
     try:
         with torch.no_grad(), _quiet():
-            graph = ov.convert_model(
+            # Traced once: to compare a second time takes as long again, and finds differences in
+            # what the model keeps between calls.
+            decoder = decoders.TorchScriptPythonDecoder(
                 lowered,
                 example_input=tuple(call.tensors.values()),
+                trace_kwargs={"check_trace": False},
+            )
+            graph = ov.convert_model(
+                decoder,
                 extension=[frontend.ConversionExtension("tdquant::levels", fake_quantize)],
             )
     except Exception as error:
@@ -148,13 +156,18 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any]) -> Any:
         port.get_node().set_element_type(ov.Type(tensor.numpy().dtype))
     for index, port in enumerate(graph.outputs):
         port.get_tensor().set_names({f"output.{index}"})
+    graph.reshape({name: list(tensor.shape) for name, tensor in call.tensors.items()})
+    optimize(graph, call.timestep)
     _free_shapes(graph, call)
-    decompose_norms(graph)
     shapes = {
         name: [n.get_length() if n.is_static else None for n in port.get_partial_shape()]
         for name, port in zip(call.tensors, graph.inputs, strict=True)
     }
-    told = {**about, **call.description(shapes), "rows": [asdict(row) for row in lowered.rows]}
+    rows = [asdict(row) for row in lowered.rows]
+    if portable:
+        mark_float(rows, avoid_saturation(graph))
+    pack_int4(graph)
+    told = {**about, **call.description(shapes), "rows": rows}
     graph.set_rt_info(description_text(told), [KEY])
     for name, value in EXACT.items():  # as the file itself asks for, wherever it is run
         graph.set_rt_info(value, ["runtime_options", name])
@@ -191,11 +204,9 @@ def _quiet() -> Iterator[None]:
 
 
 @register_exporter(".xml")
-def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], compress: bool) -> None:
+def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], portable: bool) -> None:
     """Writes ``path`` and the ``.bin`` beside it, which holds the constants."""
     ov = require("openvino", "openvino")
-    graph = convert(model, call, about)
-    if compress:
-        compressed(graph)
+    graph = convert(model, call, about, portable)
     with sealed(path) as file:
         ov.serialize(graph, str(file), str(file.with_suffix(".bin")))

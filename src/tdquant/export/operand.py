@@ -79,6 +79,13 @@ class Operand(nn.Module):
         """What is to be rounded."""
         return (x - self.offset if self.offset else x) / step
 
+    def codes_of(self, x: Tensor, step: Tensor) -> Tensor:
+        """The nearest codes as whole numbers, left for the engine's 256 levels to clamp where the
+        grid has as many.
+        """
+        q = self.ratio(x, step).round()
+        return q if self.codes == INT8_CODES else q.clamp(self.low, self.high)
+
     def forward(self, x: Tensor) -> Tensor:
         """The nearest grid points, in float: for products that no integer kernel takes."""
         step = self.step(x)

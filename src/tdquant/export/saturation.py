@@ -11,17 +11,15 @@ with any of 7 bits or fewer; activations of 7 bits or fewer are safe with any we
 
 from __future__ import annotations
 
-from tdquant.export.operand import Operand
-
 LIMIT = 2**15
 """What int16 cannot hold."""
 
 
-def saturates(operand: Operand, largest: int) -> bool:
+def saturates(codes: int, largest: int) -> bool:
     """Whether a pair of products can leave int16.
 
     Arguments:
-        operand: The activation.
+        codes: Number of codes of the activation.
         largest: Highest ``|q_w|`` of the layer's weight.
     """
-    return 2 * (operand.codes - 1) * largest >= LIMIT
+    return 2 * (codes - 1) * largest >= LIMIT

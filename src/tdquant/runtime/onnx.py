@@ -14,6 +14,7 @@ from torch import Tensor
 from tdquant.errors import ExportError
 from tdquant.export import onnx as graphs
 from tdquant.export.sealing import KEY, check_seal, read_description
+from tdquant.machine import saturates_here
 from tdquant.optional import require
 from tdquant.runtime.session import register_engine
 
@@ -36,6 +37,8 @@ class ONNXEngine:
         options.log_severity_level = ERRORS_ONLY
         # Threads that spin between calls take the cores from whatever else samples.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if saturates_here():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         self._name = name
         try:
             source = graph if isinstance(graph, bytes) else str(graph)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import tempfile
 import threading
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ExportError
-from tdquant.export import openvino_graph as graphs
 from tdquant.export.exporters import export
+from tdquant.export.openvino_graph import EXACT, avoid_saturation, mark_float
+from tdquant.export.openvino_passes import decompose_norms
 from tdquant.export.sealing import KEY, check_seal, read_description
-from tdquant.machine import instructions
+from tdquant.machine import saturates_here
 from tdquant.optional import require
 from tdquant.runtime.compile import Example, register_backend
 from tdquant.runtime.session import ExportedModel, Session, open_session, register_engine
@@ -56,6 +58,9 @@ class OpenVINOEngine:
         threads: Threads of one call.
         device: OpenVINO's name of the device.
         name: The file, for errors.
+
+    Attributes:
+        in_float: Paths of layers whose integer products would saturate on this machine.
     """
 
     def __init__(self, graph: Any, threads: int, device: str = "CPU", name: str = "") -> None:
@@ -64,13 +69,11 @@ class OpenVINOEngine:
         self._graph, self._device, self._name = graph, device, name
         self._options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":
-            self._options |= {"INFERENCE_NUM_THREADS": str(threads), **graphs.EXACT}
+            self._options |= {"INFERENCE_NUM_THREADS": str(threads), **EXACT}
         self._compiled: OrderedDict[tuple[Any, ...], _Compiled] = OrderedDict()
         self._lock = threading.Lock()
-        graphs.expand(graph)
-        graphs.decompose_norms(graph)  # of files from elsewhere, or written before
-        if device == "CPU" and "vnni" in instructions():
-            graphs.restore_levels(graph)
+        decompose_norms(graph)  # of files from elsewhere
+        self.in_float = avoid_saturation(graph) if device == "CPU" and saturates_here() else []
 
     def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         tensors = {name: tensor.contiguous() for name, tensor in inputs.items()}
@@ -144,7 +147,15 @@ def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], Ope
             fix="update openvino, or export again",
         ) from error
     told = read_description(str(graph.get_rt_info([KEY]).value), path)
-    return told, OpenVINOEngine(graph, threads, device, str(path))
+    engine = OpenVINOEngine(graph, threads, device, str(path))
+    if engine.in_float:
+        mark_float(told.get("rows", []), engine.in_float)
+        warnings.warn(
+            f"{len(engine.in_float)} layers of {path} run in float here: without VNNI the "
+            "sums of their 8-bit products saturate. Weights of 7 bits run on integers",
+            stacklevel=3,
+        )
+    return told, engine
 
 
 @register_backend("openvino")
