@@ -19,7 +19,7 @@ F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 def kernels(session):
     """Primitive of each product in the compiled graph."""
     (compiled,) = session.engine._compiled.values()
-    infos = [node.get_rt_info() for node in compiled.model.get_runtime_model().get_ops()]
+    infos = [node.get_rt_info() for node in compiled.rest.model.get_runtime_model().get_ops()]
     return [
         info["primitiveType"].astype(str)
         for info in infos

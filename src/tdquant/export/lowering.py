@@ -16,7 +16,6 @@ Where code 0 stands for a real number o (``OffsetQuantizer``), padded zeros are 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -28,17 +27,19 @@ from tdquant.clock import clock_of
 from tdquant.errors import FreezeError
 from tdquant.export.calls import Call
 from tdquant.export.operand import INT8_CODES, FoundScale, Operand, Steps
-from tdquant.frozen import expand, is_frozen
+from tdquant.frozen import is_frozen
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.layers.gain import gain_of
 from tdquant.quantizers import (
     ActivationQuantizer,
+    CodedWeight,
     FrozenWeight,
     activation_quantizers,
 )
 from tdquant.recipe import FLOAT
 from tdquant.scales import BankedScale, ScaleBank, bank_tables
+from tdquant.sharing import copy_sharing_tensors
 from tdquant.summary import Row, summary
 
 
@@ -246,20 +247,20 @@ def require_frozen(model: nn.Module) -> None:
 
 
 def float32_copy(frozen: nn.Module) -> nn.Module:
-    """A copy in float32 on the CPU: what engines compute in. Weights that a half-precision model
-    rounded are codes times steps again.
+    """A copy in float32 on the CPU, as engines compute. Weights that a half-precision model rounded
+    are codes times steps again. What is in float32 there, or codes, is shared with the model:
+    nothing of it may be changed in place.
     """
-    model = copy.deepcopy(frozen).cpu()
-    weights = []
+    model = copy_sharing_tensors(frozen)
     for path, layer in quantized_layers(model):
-        expand(layer)
-        if isinstance(quantizer := layer.weight_quantizer, FrozenWeight):
-            weights.append((layer, quantizer, quantizer.codes(layer.weight, path)))
-    nn.Module.float(model)  # diffusers' own refuses quantized models
-    with torch.no_grad():
-        for layer, quantizer, codes in weights:
-            layer.weight.copy_(codes * quantizer.scale(codes))
-    return model
+        quantizer = layer.weight_quantizer
+        if isinstance(quantizer, CodedWeight):
+            quantizer.dtype = torch.float32
+        elif isinstance(quantizer, FrozenWeight) and layer.weight.dtype != torch.float32:
+            weight = quantizer.codes(layer.weight, path) * quantizer.scale(layer.weight)
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+    # As nn.Module's own: diffusers' refuse quantized models.
+    return nn.Module.float(nn.Module.cpu(model))
 
 
 def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> Lowered:

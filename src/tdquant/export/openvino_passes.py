@@ -48,10 +48,10 @@ def hoist_norms(graph: Any) -> None:
     """
     op = _ops()
     for node in graph.get_ordered_ops():
-        flat = (
-            node.input_value(0).get_node() if node.get_type_name() == "GroupNormalization" else 0
-        )
-        if not flat or not _flattens(flat):
+        if node.get_type_name() != "GroupNormalization":
+            continue
+        flat = node.input_value(0).get_node()
+        if not _flattens(flat):
             continue
         about = node.get_attributes()
         norm = op.group_normalization(
@@ -197,6 +197,57 @@ def merge_time_products(graph: Any, timestep: str) -> None:
             _replace(layer.output, part)
 
 
+_VIEWS = ("Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze", "VariadicSplit")
+
+
+def split_time(graph: Any, timestep: str) -> Any:
+    """Takes what depends on the timestep alone out of a graph of static shapes, in place.
+
+    Arguments:
+        graph: An ``openvino.Model``; inputs named ``time.0`` and so on take the place of its
+            timestep.
+        timestep: Name of the input that is the timestep.
+
+    Returns:
+        The model of what was taken out, from the timestep to these inputs.
+    """
+    ov, op = require("openvino", "openvino"), _ops()
+    for node in graph.get_ops():
+        if node.get_type_name() == "ShapeOf":
+            size = op.constant(np.array(node.get_input_shape(0)), node.get_element_type())
+            _replace(node.output(0), size.output(0))
+    (clock,) = (p for p in graph.get_parameters() if timestep in p.output(0).get_names())
+    timed = {node.get_name(): node for node in _of_time(graph, timestep)}
+    core = {n for n, node in timed.items() if node.get_type_name() not in _VIEWS}
+    # A view of what is computed is cheaper to form again than to hand over.
+    while views := {n for n, node in timed.items() if n not in core and _feeds(node, core)}:
+        core |= views
+    core.add(clock.get_name())
+    found, inputs = [], []
+    for node in (clock, *timed.values()):
+        for output in node.outputs() if node.get_name() in core else ():
+            users = [u for u in output.get_target_inputs() if u.get_node().get_name() not in core]
+            if users:
+                value = op.parameter(output.get_shape(), output.get_element_type())
+                value.output(0).set_names({f"time.{len(inputs)}"})
+                for user in users:
+                    user.replace_source_output(value.output(0))
+                found.append(op.result(output))
+                inputs.append(value)
+    graph.add_parameters(inputs)
+    graph.remove_parameter(clock)
+    return ov.Model(found, [clock], "time")
+
+
+def _feeds(node: Any, core: set[str]) -> bool:
+    """Whether a value is computed from."""
+    return any(
+        user.get_node().get_name() in core
+        for output in node.outputs()
+        for user in output.get_target_inputs()
+    )
+
+
 class _Linear:
     """A product with a constant weight ``(N, K)``, as codes and scales or as numbers, with its
     bias if that is the only thing that reads it.
@@ -230,8 +281,8 @@ class _Linear:
         users = list(found.output.get_target_inputs())
         if len(users) == 1 and users[0].get_node().get_type_name() == "Add":
             bias = _constant(users[0].get_node().input_value(1))
-            if bias is not None and bias.shape == (len(found.weight),):
-                found.bias, found.output = bias, users[0].get_node().output(0)
+            if bias is not None and bias.size == bias.shape[-1] == len(found.weight):
+                found.bias, found.output = bias.reshape(-1), users[0].get_node().output(0)
         return found
 
     @property

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tdquant.errors import ExportError
 from tdquant.export.exporters import export
 from tdquant.export.openvino_graph import EXACT, avoid_saturation, mark_float
-from tdquant.export.openvino_passes import decompose_norms
+from tdquant.export.openvino_passes import decompose_norms, split_time
 from tdquant.export.sealing import KEY, check_seal, read_description
 from tdquant.machine import saturates_here
 from tdquant.optional import require
@@ -33,6 +33,9 @@ from tdquant.runtime.session import ExportedModel, Session, open_session, regist
 KEPT = 4
 """Shapes of inputs whose compiled graphs are kept."""
 
+TIMES_KEPT = 2**25
+"""Bytes of what depends on the timestep alone that a compiled graph keeps."""
+
 
 @functools.cache
 def _core() -> Any:
@@ -40,14 +43,65 @@ def _core() -> Any:
     return require("openvino", "openvino").Core()
 
 
-class _Compiled:
-    """A graph compiled for one set of shapes, with the requests that are free to run it."""
+class _Requests:
+    """A compiled graph, with the requests that are free to run it."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.idle = model, list[Any]()
-        self.outputs = [
+        self._ov = require("openvino", "openvino")
+        self.model, self._free, self._lock = model, list[Any](), threading.Lock()
+        self._outputs = [
             (tuple(port.shape), port.element_type.to_dtype()) for port in model.outputs
         ]
+
+    def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        with self._lock:
+            request = self._free.pop() if self._free else self.model.create_infer_request()
+        # The engine reads and writes the memory of torch's tensors: nothing is copied.
+        found = [torch.from_numpy(np.empty(shape, dtype)) for shape, dtype in self._outputs]
+        for name, tensor in inputs.items():
+            request.set_tensor(name, self._ov.Tensor(tensor.numpy(), shared_memory=True))
+        for index, tensor in enumerate(found):
+            shared = self._ov.Tensor(tensor.numpy(), shared_memory=True)
+            request.set_output_tensor(index, shared)
+        request.infer()
+        with self._lock:
+            self._free.append(request)
+        return found
+
+
+class _Compiled:
+    """A graph compiled for one set of shapes, in two parts: what depends on the timestep alone is
+    computed once a timestep and kept, the latest of it.
+
+    Arguments:
+        time: The part from the timestep to what the other takes of it.
+        rest: The other part.
+        timestep: Name of the timestep.
+    """
+
+    def __init__(self, time: Any, rest: Any, timestep: str) -> None:
+        self.time, self.rest, self._timestep = _Requests(time), _Requests(rest), timestep
+        self._names = [port.any_name for port in rest.inputs if port.any_name.startswith("time.")]
+        self._known: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        rest = {name: tensor for name, tensor in inputs.items() if name != self._timestep}
+        return self.rest(rest | self._of_time(inputs[self._timestep]))
+
+    def _of_time(self, timestep: Tensor) -> dict[str, Tensor]:
+        key = timestep.numpy().tobytes()
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        found = dict(zip(self._names, self.time({self._timestep: timestep}), strict=True))
+        size = sum(tensor.nbytes for tensor in found.values())
+        with self._lock:
+            self._known[key] = found
+            while len(self._known) > max(1, TIMES_KEPT // max(1, size)):
+                self._known.popitem(last=False)
+        return found
 
 
 class OpenVINOEngine:
@@ -55,6 +109,7 @@ class OpenVINOEngine:
 
     Arguments:
         graph: An ``openvino.Model`` with named inputs.
+        timestep: Name of the input that is the timestep.
         threads: Threads of one call.
         device: OpenVINO's name of the device.
         name: The file, for errors.
@@ -63,9 +118,10 @@ class OpenVINOEngine:
         in_float: Paths of layers whose integer products would saturate on this machine.
     """
 
-    def __init__(self, graph: Any, threads: int, device: str = "CPU", name: str = "") -> None:
-        self._ov = require("openvino", "openvino")
-        self._core = _core()
+    def __init__(
+        self, graph: Any, timestep: str, threads: int, device: str = "CPU", name: str = ""
+    ) -> None:
+        self._core, self._timestep = _core(), timestep
         self._graph, self._device, self._name = graph, device, name
         self._options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":
@@ -78,21 +134,7 @@ class OpenVINOEngine:
     def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         tensors = {name: tensor.contiguous() for name, tensor in inputs.items()}
         compiled = self.compiled({name: tuple(t.shape) for name, t in tensors.items()})
-        with self._lock:
-            request = (
-                compiled.idle.pop() if compiled.idle else compiled.model.create_infer_request()
-            )
-        # The engine reads and writes the memory of torch's tensors: nothing is copied.
-        found = [torch.from_numpy(np.empty(shape, dtype)) for shape, dtype in compiled.outputs]
-        for name, tensor in tensors.items():
-            request.set_tensor(name, self._ov.Tensor(tensor.numpy(), shared_memory=True))
-        for index, tensor in enumerate(found):
-            shared = self._ov.Tensor(tensor.numpy(), shared_memory=True)
-            request.set_output_tensor(index, shared)
-        request.infer()
-        with self._lock:
-            compiled.idle.append(request)
-        return found
+        return compiled(tensors)
 
     def compiled(self, shapes: dict[str, tuple[int, ...]]) -> _Compiled:
         """The graph compiled for inputs of these shapes.
@@ -108,7 +150,10 @@ class OpenVINOEngine:
             graph = self._graph.clone()
             try:
                 graph.reshape({name: list(shape) for name, shape in shapes.items()})
-                model = self._core.compile_model(graph, self._device, self._options)
+                parts = [split_time(graph, self._timestep), graph]
+                time, rest = (
+                    self._core.compile_model(part, self._device, self._options) for part in parts
+                )
             except RuntimeError as error:
                 raise ExportError(
                     f"OpenVINO cannot run the graph on {self._device}",
@@ -118,7 +163,7 @@ class OpenVINOEngine:
                     fix="sizes that the model itself takes; device= one of "
                     + ", ".join(self._core.available_devices),
                 ) from error
-            self._compiled[key] = _Compiled(model)
+            self._compiled[key] = _Compiled(time, rest, self._timestep)
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
             return self._compiled[key]
@@ -147,7 +192,7 @@ def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], Ope
             fix="update openvino, or export again",
         ) from error
     told = read_description(str(graph.get_rt_info([KEY]).value), path)
-    engine = OpenVINOEngine(graph, threads, device, str(path))
+    engine = OpenVINOEngine(graph, told["timestep"], threads, device, str(path))
     if engine.in_float:
         mark_float(told.get("rows", []), engine.in_float)
         warnings.warn(

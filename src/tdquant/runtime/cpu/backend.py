@@ -14,8 +14,8 @@ from tdquant.runtime.compile import Example, register_backend
 from tdquant.runtime.cpu.deferred import DeferredNorm
 from tdquant.runtime.cpu.layer import CpuLayer, Trials
 from tdquant.runtime.native import missing
-from tdquant.runtime.sharing import copy_sharing_tensors
 from tdquant.scales import bank_tables
+from tdquant.sharing import copy_sharing_tensors
 
 _NORMS = (nn.GroupNorm, GroupNorm32)
 

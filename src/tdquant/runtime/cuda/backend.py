@@ -15,8 +15,8 @@ from tdquant.layers import quantized_layers, replace_module
 from tdquant.quantizers import activation_quantizers
 from tdquant.runtime.compile import Example, register_backend, time_calls
 from tdquant.runtime.cuda.layer import CudaLayer, obstacle
-from tdquant.runtime.sharing import copy_sharing_tensors
 from tdquant.scales import bank_tables
+from tdquant.sharing import copy_sharing_tensors
 from tdquant.summary import layer_row
 
 FP8_CAPABILITY = (8, 9)
