@@ -60,7 +60,7 @@ MODELS = {
 }
 
 
-def frozen_model(model, shape, weights, activations, scale="static"):
+def frozen_model(model, shape, weights, activations, scale="static", labels=()):
     """Frozen with the largest inputs of one random call as scales; temporal ones are tables over
     1000 timesteps made of them.
     """
@@ -79,7 +79,7 @@ def frozen_model(model, shape, weights, activations, scale="static"):
 
     hooks = [q.register_forward_pre_hook(observe) for _, q in activation_quantizers(model)]
     with torch.no_grad():
-        model(torch.randn(1, *shape), torch.tensor(500))
+        model(torch.randn(1, *shape), torch.tensor([500]), *labels)
     for hook in hooks:
         hook.remove()
     return tdq.freeze(model)
