@@ -191,12 +191,14 @@ def test_readme_in_five_lines():
         assert finite(found["again"], torch.randn(1, 3, 16, 16), 5)
 
 
-def test_readme_goes_on_to_deploy_and_train(capsys):
+def test_readme_goes_on_to_deploy_and_train(monkeypatch, capsys):
+    compiling = importlib.import_module("tdquant.runtime.compile")
+    monkeypatch.setitem(compiling.PREFERENCE, "cpu", ("onednn", "reference"))
     (use,) = programs(README, "Use")
     known = run(use, **{"count=16": "count=2, steps=4", "steps=50": "steps=2"})
     integers, file = programs(README, "Deploy")
     run(integers, known, **{"16, pipe.shape, steps=50": "2, pipe.shape, steps=2"})
-    assert known["fast"].tdq_backend.backend == "openvino"
+    assert known["fast"].tdq_backend.backend == "onednn"
     run(file, known)
     x, t = known["x"], known["t"]
     y = known["frozen"](x, t)
