@@ -1,4 +1,4 @@
-"""The cpu backend: time, memory and compile time against the float model in eager PyTorch.
+"""The onednn backend: time, memory and compile time against the float model in eager PyTorch.
 
     python benchmarks/integers.py
 
@@ -60,7 +60,7 @@ MODELS = {
 }
 
 
-def frozen_model(model, shape, weights, activations, scale="static"):
+def frozen_model(model, shape, weights, activations, scale="static", labels=()):
     """Frozen with the largest inputs of one random call as scales; temporal ones are tables over
     1000 timesteps made of them.
     """
@@ -79,7 +79,7 @@ def frozen_model(model, shape, weights, activations, scale="static"):
 
     hooks = [q.register_forward_pre_hook(observe) for _, q in activation_quantizers(model)]
     with torch.no_grad():
-        model(torch.randn(1, *shape), torch.tensor(500))
+        model(torch.randn(1, *shape), torch.tensor([500]), *labels)
     for hook in hooks:
         hook.remove()
     return tdq.freeze(model)
@@ -99,7 +99,7 @@ def speed(name, batches, bits, rounds):
             seconds = {}
             for kind, one in frozen.items():
                 start = time.perf_counter()
-                fast = tdq.compile(one, "cpu", example=(x, t))
+                fast = tdq.compile(one, "onednn", example=(x, t))
                 seconds[kind] = time.perf_counter() - start
                 functions[kind] = lambda fast=fast, x=x, t=t: fast(x, t)
             times = interleaved(functions, rounds)
@@ -130,7 +130,7 @@ def dynamic(rounds):
     )
     functions = {"float": lambda: model(x, t), "torch dynamic linears": lambda: linears(x, t)}
     for kind in ("temporal", "dynamic"):
-        fast = tdq.compile(frozen_model(model, shape, 4, 8, kind), "cpu", example=(x, t))
+        fast = tdq.compile(frozen_model(model, shape, 4, 8, kind), "onednn", example=(x, t))
         functions[kind] = lambda fast=fast: fast(x, t)
     times = interleaved(functions, rounds)
     return {name: 1e3 * seconds for name, seconds in times.items()}
@@ -157,7 +157,7 @@ if {kind!r} == "float":
 else:
     frozen = tdq.load({path!r}, compact=True)
     loaded = time.perf_counter()
-    model = tdq.compile(frozen, "cpu")
+    model = tdq.compile(frozen, "onednn")
     del frozen
     with torch.no_grad():
         model(torch.randn({batch}, 4, 32, 32), torch.tensor(500))
@@ -176,11 +176,11 @@ def memory(batch, threads, folder):
     from safetensors.torch import save_file
 
     make, shape = MODELS["churches-shaped UNet"]
-    files = {"float": folder / "float.safetensors", "cpu": folder / "w4a8"}
+    files = {"float": folder / "float.safetensors", "onednn": folder / "w4a8"}
     if not files["float"].exists():
         save_file(make().state_dict(), files["float"])
-    if not files["cpu"].exists():
-        tdq.save(frozen_model(make(), shape, 4, 8, "temporal"), files["cpu"])
+    if not files["onednn"].exists():
+        tdq.save(frozen_model(make(), shape, 4, 8, "temporal"), files["onednn"])
     out = {}
     for kind, path in files.items():
         code = CHILD.format(
@@ -194,9 +194,9 @@ def memory(batch, threads, folder):
         out[kind] = {k: float(v) for k, v in zip(words[::2], words[1::2], strict=True)}
     out["disk"] = {
         "float": files["float"].stat().st_size / 2**20,
-        "cpu": sum(p.stat().st_size for p in files["cpu"].iterdir()) / 2**20,
+        "onednn": sum(p.stat().st_size for p in files["onednn"].iterdir()) / 2**20,
     }
-    out["peak_ratio"] = out["cpu"]["peak"] / out["float"]["peak"]
+    out["peak_ratio"] = out["onednn"]["peak"] / out["float"]["peak"]
     return out
 
 

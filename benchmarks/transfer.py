@@ -54,7 +54,7 @@ def main() -> None:
         tdq.calibrate(model, calls(), estimator=estimator, generate=generate, progress=False)
         seconds[name] = time.perf_counter() - began
         print(f"{name}: calibrated in {seconds[name]:.1f} s", flush=True)
-        models[name] = tdq.compile(tdq.freeze(model), "cpu")
+        models[name] = tdq.compile(tdq.freeze(model), "onednn")
     rows = []
     for name, steps in SAMPLERS:
         exact = draw(models["float"], name, steps)

@@ -21,7 +21,7 @@ from tdquant.train.groups import parameter_groups
 
 KINDS = ("static", "dynamic", "temporal", "table", "pact", "nipq")
 BITS = {"W4A8": (4, 8), "W4A4": (4, 4), "W8A8": (8, 8)}
-BACKENDS = ("reference", "cpu", "openvino")
+BACKENDS = ("reference", "onednn", "openvino")
 KEYS = ("model", "work", "batch", "bits", "scale", "backend", "seed")
 SETTINGS = {"rounds": 31, "training_batch": 32, "batches": [1, 32]}
 QUESTION = """\
@@ -78,7 +78,7 @@ def calls(subject, batch, settings):
     for bits in BITS:
         for scale in ("static", "dynamic", "temporal"):
             frozen = tdq.freeze(calibrated(subject, bits, scale))
-            for backend in BACKENDS if bits != "W4A4" else ("reference", "cpu"):
+            for backend in BACKENDS if bits != "W4A4" else ("reference", "onednn"):
                 if scale == "dynamic" and backend == "openvino":
                     continue  # constants only
                 models[bits, scale, backend] = tdq.compile(frozen, backend, example=example)

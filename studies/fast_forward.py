@@ -73,7 +73,7 @@ def make_runs(ledger, args):
 
     def pictures(method, scheduler, steps):
         if method not in models:
-            models[method] = tdq.compile(trained(subject, method), "cpu")
+            models[method] = tdq.compile(trained(subject, method), "onednn")
         return subject.pictures(models[method], make_scheduler(scheduler, pipe.scheduler), steps)
 
     def run(method, scheduler, steps, seed):

@@ -142,7 +142,7 @@ class Subject:
         """Distance and paired error of a frozen model, run on integers where they hold exactly;
         ``keep`` gets the images.
         """
-        images = self.pictures(tdq.compile(frozen, "cpu"))
+        images = self.pictures(tdq.compile(frozen, "onednn"))
         if keep is not None:
             keep(images)
         each = mse(images, self.exact)

@@ -1,4 +1,4 @@
-"""Where what can be made or fetched again is kept: compiled kernels, features, weights."""
+"""The folder of what can be computed or fetched again: features, weights."""
 
 from __future__ import annotations
 

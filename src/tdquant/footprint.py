@@ -10,9 +10,11 @@ from torch import nn
 
 
 def resident_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers and of what lowered layers keep packed (``held``)."""
+    """Bytes of all parameters and buffers and of ``packed_tensors`` of lowered layers."""
     own = chain(model.parameters(), model.buffers())
-    packed = chain.from_iterable(getattr(module, "held", ()) for module in model.modules())
+    packed = chain.from_iterable(
+        getattr(module, "packed_tensors", ()) for module in model.modules()
+    )
     known = {id(tensor): tensor for tensor in chain(own, packed)}
     return sum(tensor.numel() * tensor.element_size() for tensor in known.values())
 

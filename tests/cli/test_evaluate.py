@@ -58,7 +58,7 @@ def test_flags_reach_the_record(saved, tmp_path):
     assert record.paired is None
     assert record.sampling["seed"] == 3
     assert record.sampling["scheduler"]["name"] == "EulerDiscreteScheduler"
-    assert record.sampling["backend"] == "cpu"  # auto
+    assert record.sampling["backend"] == "openvino"  # auto
 
 
 def test_several_models_and_comparing(saved, tmp_path, capsys):

@@ -1,12 +1,17 @@
 """Every registered backend through one contract: a lowering of the frozen model."""
 
+import contextlib
 import copy
+import math
 
 import pytest
 import torch
 
 import tdquant as tdq
-from tdquant.runtime import BACKENDS
+from tdquant.clock import clock_of
+from tdquant.layers import quantized_layers
+from tdquant.quantizers import ActivationQuantizer
+from tdquant.runtime.compile import BACKENDS
 from tdquant.runtime.cuda import lower_on
 
 from ..conftest import quantized
@@ -52,12 +57,34 @@ def call(model, x, t):
     return model(x.to(device), t.to(device)).cpu()
 
 
+def rounding_layers(frozen):
+    """Every layer that rounds its input, with its path."""
+    return [
+        (path, layer)
+        for path, layer in quantized_layers(frozen)
+        if isinstance(layer.input_quantizer, ActivationQuantizer)
+    ]
+
+
+def inputs_of(frozen, x):
+    """Path -> the input of every quantized layer in a call."""
+    seen = {}
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for path, layer in quantized_layers(frozen):
+            hook = layer.register_forward_pre_hook(
+                lambda _, args, path=path: seen.setdefault(path, args[0])
+            )
+            stack.callback(hook.remove)
+        frozen(x, torch.tensor([3, 600, 999]))
+    return seen
+
+
 @pytest.fixture(params=SETTINGS, scope="module")
 def frozen_model(request):
     return frozen_by(request.param)
 
 
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_frozen_model(frozen_model, backend, x):
     before = {k: v.clone() for k, v in frozen_model.state_dict().items()}
     fast = lowered(frozen_model, backend)
@@ -81,6 +108,40 @@ def test_batch_split_changes_nothing(frozen, backend, x):
         whole = call(fast, x, t)
         parts = torch.cat([call(fast, x[i : i + 1], t[i : i + 1]) for i in range(3)])
     assert torch.allclose(whole, parts, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "onednn", "cuda"])
+@pytest.mark.parametrize("setting", ["W8A8 temporal", "W4A4 temporal", "W8A8 dynamic"])
+def test_nan_is_never_made_finite(setting, backend, x):
+    frozen = frozen_by(setting)
+    fast, times = lowered(frozen, backend), (torch.tensor(3), torch.tensor([3, 600, 999]))
+    layers = {path: fast.get_submodule(path) for path, _ in rounding_layers(frozen)}
+    inputs = inputs_of(frozen, x)
+    with torch.no_grad():
+        for t in times:
+            for place in (0, 1, 2):
+                bad = x.clone()
+                bad[place, -1, 3, 3] = math.nan
+                assert call(fast, bad, t)[place].isnan().any()
+            for path, layer in layers.items():
+                bad = inputs[path].clone()
+                bad[(-1,) * bad.ndim] = math.nan
+                with clock_of(fast).at(t):
+                    y = layer(bad.to(next(iter(fast.parameters()), bad).device))
+                assert y[-1].isnan().any(), path
+
+
+@pytest.mark.parametrize("backend", ["reference", "onednn", "cuda"])
+def test_infinity_is_the_end_of_the_grid(frozen, backend, x):
+    fast, t = lowered(frozen, backend), torch.tensor([3, 600, 999])
+    for path, layer in rounding_layers(frozen):
+        bad = inputs_of(frozen, x)[path].clone()
+        bad[(0,) * bad.ndim], bad[(-1,) * bad.ndim] = math.inf, -math.inf
+        with torch.no_grad(), clock_of(frozen).at(t), clock_of(fast).at(t):
+            y = layer(bad)
+            found = fast.get_submodule(path)(bad.to(next(iter(fast.parameters()), bad).device))
+        assert y.isfinite().all()
+        assert (found.cpu() - y).abs().max() <= 1e-5 * y.abs().max(), path
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def test_deploying():
 def test_backends(monkeypatch, capsys):
     tdq.save(small_frozen(), "model-w4a8")
     compiling = importlib.import_module("tdquant.runtime.compile")
-    monkeypatch.setitem(compiling.PREFERENCE, "cpu", ("cpu", "reference"))
+    monkeypatch.setitem(compiling.PREFERENCE, "cpu", ("onednn", "reference"))
     x, t = torch.randn(2, 3, 16, 16), torch.tensor(5)
     known = {"tdq": tdq, "torch": torch, "frozen": small_frozen(), "pipe": small_pipe()}
     known |= {"x": x, "t": t}
@@ -101,8 +101,8 @@ def test_backends(monkeypatch, capsys):
             continue
         fewer = {"16, pipe.shape, steps=50": "2, pipe.shape, steps=2"}
         run(program, known, **{k: v for k, v in fewer.items() if k in program})
-    assert known["fast"].tdq_backend.backend == "cpu"
-    assert "backend: cpu" in capsys.readouterr().out
+    assert known["fast"].tdq_backend.backend == "onednn"
+    assert "backend: onednn" in capsys.readouterr().out
     wanted = known["frozen"](x, torch.tensor([5, 900]))
     assert torch.allclose(known["program"].module()(x, torch.tensor([5, 900])), wanted, atol=1e-4)
 
@@ -191,12 +191,14 @@ def test_readme_in_five_lines():
         assert finite(found["again"], torch.randn(1, 3, 16, 16), 5)
 
 
-def test_readme_goes_on_to_deploy_and_train(capsys):
+def test_readme_goes_on_to_deploy_and_train(monkeypatch, capsys):
+    compiling = importlib.import_module("tdquant.runtime.compile")
+    monkeypatch.setitem(compiling.PREFERENCE, "cpu", ("onednn", "reference"))
     (use,) = programs(README, "Use")
     known = run(use, **{"count=16": "count=2, steps=4", "steps=50": "steps=2"})
     integers, file = programs(README, "Deploy")
     run(integers, known, **{"16, pipe.shape, steps=50": "2, pipe.shape, steps=2"})
-    assert known["fast"].tdq_backend.backend == "cpu"
+    assert known["fast"].tdq_backend.backend == "onednn"
     run(file, known)
     x, t = known["x"], known["t"]
     y = known["frozen"](x, t)

@@ -304,7 +304,7 @@ def test_mistakes_are_told_before_anything_is_sampled(tmp_path):
     with pytest.raises(ModelError, match="takes none"):
         small.run(tmp_path / "a", prompts=["a cat"])
     with pytest.raises(ModelError, match="float model"):
-        small.run(tmp_path / "a", load_embedded("tiny"), backend="cpu")
+        small.run(tmp_path / "a", load_embedded("tiny"), backend="onednn")
     assert not list(tmp_path.glob("a/images/*.png"))
 
 
@@ -317,11 +317,11 @@ def test_without_reference_and_resamples(tmp_path):
     assert record.metrics["is"]["low"] is None
 
 
-def test_the_cpu_backend_gives_the_same_images_again(tmp_path):
-    options = {"backend": "cpu", "against": None, "images": 8, "metrics": ["frechet"]}
+def test_the_onednn_backend_gives_the_same_images_again(tmp_path):
+    options = {"backend": "onednn", "against": None, "images": 8, "metrics": ["frechet"]}
     first = small.run(tmp_path / "a", **options)
     again = small.run(tmp_path / "b", **options)
-    assert first.sampling["backend"] == "cpu"
+    assert first.sampling["backend"] == "onednn"
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
     assert first.metrics == again.metrics
 
@@ -515,10 +515,10 @@ def test_the_record_of_a_pipeline_names_what_ran(tmp_path):
         "backend": "auto", "call": {"class_labels": [1]},
     }  # fmt: skip
     record = small.run(tmp_path / "a", pipe, **options)
-    assert record.sampling["backend"] == "cpu"
-    assert json.loads((tmp_path / "a/images/samples.json").read_text())["backend"] == "cpu"
+    assert record.sampling["backend"] == "openvino"
+    assert json.loads((tmp_path / "a/images/samples.json").read_text())["backend"] == "openvino"
     assert small.run(tmp_path / "a", pipe, **options | {"backend": "cpu"}) == record
-    with pytest.raises(StorageError, match="backend: cpu, now simulated"):
+    with pytest.raises(StorageError, match="backend: openvino, now simulated"):
         small.run(tmp_path / "a", pipe, **options | {"backend": "simulated"})
 
 

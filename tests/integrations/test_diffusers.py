@@ -437,7 +437,7 @@ def test_diffusers_goes_on_without_accelerate():
     assert "UNet2DModel" in done.stdout
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "openvino"])
+@pytest.mark.parametrize("backend", ["reference", "onednn", "openvino"])
 def test_pipelines_run_what_was_compiled(frozen, backend):
     pipe = DDIMPipeline(tdq.compile(frozen, backend, verbose=False), DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)

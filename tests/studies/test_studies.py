@@ -310,7 +310,7 @@ def test_cost_is_that_of_temporal_over_static_calls(studies, slower, verdict):
             for work, batch in (("training step", 32), ("call", 1), ("call", 32)):
                 key = {"model": model, "work": work, "batch": batch, "seed": 0}
                 for scale, value in (("static", 1.0), ("temporal", slower)):
-                    for backend in ("reference", "cpu"):
+                    for backend in ("reference", "onednn"):
                         numbers = {"milliseconds": value, "ratio": value}
                         yield {
                             **key,

@@ -19,7 +19,7 @@ from tdquant.errors import BackendError
 from tdquant.machine import machine
 from tdquant.metrics.sqnr import mean_sqnr, sqnr_over_time
 from tdquant.progress import Bar
-from tdquant.runtime import BACKENDS
+from tdquant.runtime.compile import ALIASES, BACKENDS
 from tdquant.writing import replacing
 
 
@@ -122,7 +122,8 @@ def run_bench(
 
     Arguments:
         subject: The model.
-        backends: ``"float"``, ``"frozen"``, ``"auto"``, registered names, or exported files.
+        backends: ``"float"``, ``"frozen"``, ``"auto"``, ``"cpu"``, registered names, or exported
+            files.
         batch: Images in a timed call.
         threads: Threads of each backend.
         steps: Denoising steps of an image, for images a second.
@@ -184,7 +185,7 @@ def check_backends(names: Sequence[str]) -> None:
     Raises:
         BackendError: Some names are unknown, or there are none.
     """
-    known = (FLOAT, FROZEN, "auto", *BACKENDS)
+    known = (FLOAT, FROZEN, *ALIASES, *BACKENDS)
     unknown = [name for name in names if name not in known and not is_exported(name)]
     if unknown or not names:
         raise BackendError(

@@ -6,6 +6,7 @@ import math
 
 from tdquant.bench.run import BenchResult, BenchRow
 from tdquant.bench.worker import FLOAT
+from tdquant.runtime.compile import ALIASES
 
 HEAD = (
     "backend", "ms a call", "+-", "x float", "images/s",
@@ -25,7 +26,7 @@ def text_table(result: BenchResult) -> str:
     for row in rows:
         kernels = ", ".join(f"{n} {kernel}" for kernel, n in sorted(row.kernels.items()))
         if kernels:
-            chosen = f"{row.choice}: " if row.backend == "auto" else ""
+            chosen = f"{row.choice}: " if row.backend in ALIASES else ""
             lines.append(f"{row.backend}: {chosen}{kernels}")
     settings, where = result.settings, result.machine
     lines += [

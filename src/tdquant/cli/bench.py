@@ -20,8 +20,8 @@ def add(commands: Any) -> None:
     flag("--model", default="cats-ddpm", help="an embedded model's name (default: cats-ddpm), or "
          "a folder that tdq.save wrote")  # fmt: skip
     flag("--backends", help="names with commas between: float, frozen (simulated), auto, "
-         "reference, ..., or files of tdquant export (default: all that need no GPU and are no "
-         "reference)")  # fmt: skip
+         "cpu, openvino, onednn, reference, ..., or files of tdquant export (default: all that "
+         "need no GPU and are no reference)")  # fmt: skip
     flag("--weights", type=int, default=4, help="bits of an embedded model's weights (default: 4)")
     flag("--activations", type=int, default=8, help="and of its activations (default: 8)")
     flag("--batch", type=int, default=1, help="images in a call (default: 1)")

@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> None:
         "Frechet EfficientNet-Lite0 distance to 5,000 held-out cats, lower is better; no FID.\n"
         "It falls with the number of images: compare it within this table alone.\n"
         "Paired MSE is against the float model from the same noise.\n"
-        "Quantized models run on integer kernels (cpu backend), the float one in PyTorch, with as "
-        f"many threads; a call takes {TIMED} images."
+        "Quantized models run on torch's int8 operators (onednn backend), the float one in eager "
+        f"PyTorch, with as many threads; a call takes {TIMED} images."
     )
     draw(result, options.out / "demo.png")
     result.write_json(options.out / "demo.json", settings)

@@ -64,8 +64,9 @@ def add(commands: Any) -> None:
     flag("--eta", type=float, default=0.0, help="share of noise in DDIM (default: 0)")
     flag("--seed", type=int, default=0, help="seed of all noise (default: 0)")
     flag("--batch", type=int, help="images at a time (default: that of the images in RUN, or 64)")
-    flag("--backend", default="auto", help="what runs a quantized model: reference, cpu, "
-         "openvino, cuda, simulated, or auto (default): the first that runs here")  # fmt: skip
+    flag("--backend", default="auto", help="what runs a quantized model: openvino, "
+         "onednn, cuda, reference, simulated, or auto (default; cpu on the CPU): the first that "
+         "runs here")  # fmt: skip
     flag("--gpus", help="device numbers, such as 0,1: one process each, as torchrun and "
          "accelerate launch start them too")  # fmt: skip
     flag("--threads", type=int, help="threads of torch")

@@ -152,7 +152,7 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
             recipe = Recipe(weights=weights, activations=activations, scale=scale)
             title = f"W{weights}A{activations} {LABELS[scale]}"
             frozen = _quantized(pipe, recipe, observations, settings, progress)
-            model = compile(frozen, "cpu", example=_timed_call(pipe))
+            model = compile(frozen, "onednn", example=_timed_call(pipe))
             running.append(model)
             found = _sample(model, pipe, settings, title, progress)
             key = (f"W{weights}A{activations}", LABELS[scale])

@@ -97,7 +97,7 @@ def evaluate(
         metrics: Names of ``tdquant.metrics.SET_METRICS``; None takes the usual ones.
         network: Feature network, or its name.
         weights: File of its weights.
-        backend: What runs a frozen model: a backend, ``"auto"``, or ``"simulated"``.
+        backend: What runs a frozen model: a backend, ``"auto"``, ``"cpu"``, or ``"simulated"``.
         resamples: What each interval is made from: subsets of the images for metrics of sets,
             draws of the bootstrap for means over images or pairs. Fewer than 2 leave intervals
             out.

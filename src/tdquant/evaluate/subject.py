@@ -96,12 +96,13 @@ def running(
 ) -> tuple[nn.Module, str]:
     """The model as it is to run on a device, and the name of what runs it.
 
-    ``"auto"`` is the first backend of ``tdquant.runtime.compile.PREFERENCE`` that runs here, and
-    not the fastest in a trial: going on after a stop has to choose the same.
+    ``"auto"`` and ``"cpu"`` are the first backend of ``tdquant.runtime.compile.PREFERENCE`` that
+    runs here: going on after a stop chooses the same.
 
     Arguments:
         model: A float or frozen model; it stays as it is, apart from its device.
-        backend: Name of a backend, ``"auto"``, or ``"simulated"`` for the frozen model itself.
+        backend: Name of a backend, ``"auto"``, ``"cpu"``, or ``"simulated"`` for the frozen model
+            itself.
         shape: Shape of one sample, from which backends choose kernels; None leaves it to the first
             call.
         batch: Samples of a call.
@@ -122,7 +123,7 @@ def running(
     if backend == "simulated":
         return model, backend
     example = None
-    if shape is not None and backend != "auto":
+    if shape is not None:
         example = (torch.zeros(batch, *shape, device=device), torch.tensor(1, device=device))
     compiled = compile(model, backend, example=example, verbose=False)
     return compiled, str(getattr(compiled, "tdq_backend").backend)  # noqa: B009

@@ -1,6 +1,6 @@
 """Backends: lowerings of the frozen fake-quantized model, behind ``compile(frozen, backend)``."""
 
-from tdquant.runtime import cpu, cuda, onnx, openvino, reference
+from tdquant.runtime import cuda, onednn, onnx, openvino, reference
 from tdquant.runtime.compile import BACKENDS, compile
 from tdquant.runtime.session import Session, open_session
 
@@ -8,8 +8,8 @@ __all__ = [
     "BACKENDS",
     "Session",
     "compile",
-    "cpu",
     "cuda",
+    "onednn",
     "onnx",
     "open_session",
     "openvino",

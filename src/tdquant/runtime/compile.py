@@ -1,12 +1,14 @@
-"""``compile``: hands a frozen model to a backend. A backend is one function, registered under its
-name; ``"auto"`` tries those that fit the device of the model.
+"""``compile``: lowers a frozen model by a backend. A backend is one function, registered under its
+name; ``"auto"`` takes the first that runs the model on its device.
 """
 
 from __future__ import annotations
 
 import statistics
+import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,8 +16,9 @@ import torch
 from torch import nn
 
 from tdquant.clock import clock_of
-from tdquant.errors import BackendError, FreezeError, TDQError
+from tdquant.errors import BackendError, FreezeError, MissingDependencyError, TDQError
 from tdquant.frozen import is_frozen
+from tdquant.runtime.session import ExportedModel
 
 Example = tuple[Any, ...]
 """Arguments of one call, ``(x, t)``: what a backend may measure with."""
@@ -34,13 +37,15 @@ BACKENDS: dict[str, Lower] = {}
 """Every registered backend by its name."""
 
 PREFERENCE = {
-    "cpu": ("cpu", "openvino", "reference"),
+    "cpu": ("openvino", "onednn", "reference"),
     "cuda": ("cuda", "reference"),
 }
 """Device of the model -> what ``"auto"`` tries, in this order. It does not move a model."""
 
-SLOW = ("reference",)
-"""Exact and never fast: taken if nothing else runs, without being timed."""
+ALIASES = ("auto", "cpu")
+"""Names that stand for the first backend of ``PREFERENCE`` that runs the model: on its device, or
+on the CPU.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,11 @@ class Choice:
     Attributes:
         backend: Its name.
         why: In words.
-        seconds: Median time of a call of each backend that was timed.
         passed_over: Backend -> why it cannot run the model here.
     """
 
     backend: str
     why: str
-    seconds: dict[str, float] = field(default_factory=dict)
     passed_over: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -85,10 +88,12 @@ def compile(
 
     Arguments:
         frozen: What ``freeze`` or ``load`` returned; it stays as it is.
-        backend: Name of a registered backend, or ``"auto"``: with an example the fastest that
-            runs here, without one the first in ``PREFERENCE``.
-        example: Arguments ``(x, t)`` of a typical call, by which backends choose kernels.
-        verbose: Print what ``"auto"`` chose, and why.
+        backend: Name of a registered backend, or ``"auto"``: the first of ``PREFERENCE`` that runs
+            the model on its device. ``"cpu"`` is ``"auto"`` for a model on the CPU alone.
+        example: Arguments ``(x, t)`` of a typical call. With it a backend is built, and fails, at
+            once; else some are built at the first call, where ``"auto"`` falls back with a
+            warning.
+        verbose: Print what ``"auto"`` or ``"cpu"`` chose, and why.
 
     Returns:
         A module with the same call. ``tdq.summary`` shows its kernels, ``tdq_backend`` is the
@@ -97,55 +102,130 @@ def compile(
     Raises:
         FreezeError: The model is not frozen.
         BackendError: No such backend, or it cannot run the model here.
-        MissingDependencyError: The backend's package is not installed.
+        MissingDependencyError: The backend's package is not installed, or too old.
     """
     clock_of(frozen)
     if not is_frozen(frozen):
         raise FreezeError(
             "only a frozen model can be compiled", fix="tdq.compile(tdq.freeze(model))"
         )
-    if backend != "auto" and backend not in BACKENDS:
-        raise BackendError(
-            f"no backend {backend!r}", where="compile", fix=f"one of {', '.join(BACKENDS)}, auto"
-        )
-    if backend == "auto":
-        compiled, choice = _choose(frozen, example)
-        if verbose:
-            print(f"backend: {choice}")
-    else:
-        compiled, choice = BACKENDS[backend](frozen, example), Choice(backend, "as asked")
+    if backend not in ALIASES and backend not in BACKENDS:
+        known = ", ".join((*BACKENDS, *ALIASES))
+        raise BackendError(f"no backend {backend!r}", where="compile", fix=f"one of {known}")
+    if backend not in ALIASES:
+        compiled = BACKENDS[backend](frozen, example)
+        compiled.tdq_backend = Choice(backend, "as asked")  # type: ignore[assignment]
+        return compiled
+    device = next((p.device.type for p in frozen.parameters()), "cpu")
+    if backend == "cpu" != device:
+        raise BackendError(f"the model is on {device!r}", where="cpu", fix="model.cpu()")
+    names = PREFERENCE.get(device, ("reference",))
+    compiled, choice = _first_that_runs(frozen, [n for n in names if n in BACKENDS], example)
     compiled.tdq_backend = choice  # type: ignore[assignment]
+    if verbose:
+        print(f"backend: {choice}")
     return compiled
 
 
-def _choose(frozen: nn.Module, example: Example | None) -> tuple[nn.Module, Choice]:
-    """The model compiled by the backend that suits it best, and the reasons."""
-    device = next((p.device.type for p in frozen.parameters()), "cpu")
-    names = [name for name in PREFERENCE.get(device, SLOW) if name in BACKENDS]
-    compiled: dict[str, nn.Module] = {}
+def _first_that_runs(
+    frozen: nn.Module, names: Sequence[str], example: Example | None
+) -> tuple[nn.Module, Choice]:
+    """The model compiled by the first of the backends that does not fail, and the reasons."""
     failed: dict[str, str] = {}
-    for name in names:
-        if compiled and (example is None or name in SLOW):
-            break
+    for place, name in enumerate(names):
         try:
-            compiled[name] = BACKENDS[name](frozen, example)
-        except TDQError as error:
-            failed[name] = error.what
-    if not compiled:
-        raise BackendError(
-            f"no backend runs the model on {device!r}",
-            where="compile",
-            why="; ".join(f"{name}: {reason}" for name, reason in failed.items()),
-            fix="model.cpu(), or name a backend to see its whole error",
-        )
-    first = next(iter(compiled))
-    if example is None or len(compiled) == 1:
-        reason = "the only one that runs here" if example else f"the first choice on {device}"
-        return compiled[first], Choice(first, reason, passed_over=failed)
-    seconds = time_calls(compiled, example)
-    best = min(seconds, key=seconds.__getitem__)
-    times = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in seconds.items())
-    return compiled[best], Choice(best, f"the fastest of {times}", seconds, failed)
+            compiled = BACKENDS[name](frozen, example)
+        except Exception as error:  # an engine's own errors are as good a reason as ours
+            failed[name] = _reason(error)
+            continue
+        choice = Choice(name, "the first that runs here" if failed else "the first choice", failed)
+        if example is None and isinstance(compiled, ExportedModel):
+            compiled = FirstCall(frozen, compiled, names[place + 1 :], choice)
+        return compiled, choice
+    raise BackendError(
+        "no backend runs the model",
+        where="compile",
+        why="; ".join(f"{name}: {reason}" for name, reason in failed.items()),
+        fix="model.cpu(), or name a backend to see its whole error",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Why a backend cannot run a model, in a line; of a missing package, how to install it."""
+    if isinstance(error, MissingDependencyError):
+        return f"{error.what} ({error.fix})"
+    if isinstance(error, TDQError):
+        return error.what
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+class FirstCall(nn.Module):
+    """A compiled model whose engine is built at its first call, or the next one if that fails.
+
+    Whatever else is asked of it, the model that runs answers.
+
+    Arguments:
+        frozen: The frozen model.
+        model: As compiled by the first choice.
+        names: Backends to try after it.
+        choice: The first choice.
+    """
+
+    def __init__(
+        self, frozen: nn.Module, model: nn.Module, names: Sequence[str], choice: Choice
+    ) -> None:
+        super().__init__()
+        self.model, self.tdq_backend = model, choice
+        self._names, self._lock = names, threading.Lock()
+        self._frozen: tuple[nn.Module, ...] = (frozen,)  # as no child; empty once a call ran
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":  # not built yet, as while it is copied
+                raise
+            return getattr(self.model, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the model that runs.
+
+        Raises:
+            Exception: That of the first choice, where no backend can run the call.
+        """
+        if self._frozen:
+            with self._lock:
+                if self._frozen:
+                    return self._first(args, kwargs)
+        return self.model(*args, **kwargs)
+
+    def _first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            output = self.model(*args, **kwargs)
+        except Exception as error:
+            output = self._fall_back(error, args, kwargs)
+        self._frozen = ()
+        return output
+
+    def _fall_back(self, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of the next backend that runs the call, which takes the place of the first;
+        the error if there is none, as where the arguments are wrong.
+        """
+        first = self.tdq_backend
+        failed = {**first.passed_over, first.backend: _reason(error)}
+        for name in self._names:
+            try:
+                model = BACKENDS[name](self._frozen[0])
+                output = model(*args, **kwargs)
+            except Exception as other:
+                failed[name] = _reason(other)
+                continue
+            self.model = model
+            self.tdq_backend = Choice(name, "the first that runs here", failed)
+            warnings.warn(f"backend: {self.tdq_backend}", stacklevel=6)
+            return output
+        raise error
 
 
 @torch.no_grad()

@@ -141,7 +141,10 @@ class MatrixProduct(nn.Module):
         if self.shift:
             sums = sums + self.correction
         y = sums.float().reshape(*shape, self.outputs)
-        return y.permute(0, 3, 1, 2) if geometry else y
+        y = y.permute(0, 3, 1, 2) if geometry else y
+        if self.dtype == torch.int8:  # which has no NaN: one of the input marks its sample
+            y = y + 0 * q.sum(tuple(range(1, q.ndim)), keepdim=True)
+        return y
 
     def _product(self, rows: Tensor) -> Tensor:
         weight = self.weight.t()

@@ -1,4 +1,4 @@
-"""What a quantized layer computes, without how: codes, scales and geometry, for every kernel."""
+"""What a quantized layer computes, for every kernel: codes, scales and geometry."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from tdquant.grid import Grid
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
 from tdquant.packing import code_dtype
 from tdquant.quantizers import ActivationQuantizer, CodedWeight, FrozenWeight, OffsetQuantizer
-from tdquant.runtime.native.product import Codes, Geometry
 
 MODES = {
     "zeros": "constant",
@@ -19,6 +19,46 @@ MODES = {
     "replicate": "replicate",
     "circular": "circular",
 }
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Stride, padding, dilation (height, width) and groups of a two-dimensional convolution; the
+    default is that of a linear layer.
+    """
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes of an input: ``q = clip(round((x - o) / s), low, high)``, stored as ``q + zero``.
+
+    Attributes:
+        grid: Range of the codes.
+        offset: The real number o of code 0.
+    """
+
+    grid: Grid
+    offset: float = 0.0
+
+    @property
+    def zero(self) -> int:
+        """The stored code of ``q = 0``."""
+        return -self.grid.low
+
+    @property
+    def largest(self) -> int:
+        """The largest stored code; the smallest is 0."""
+        return self.grid.high - self.grid.low
+
+    def steps(self, x: Tensor, scale: Tensor) -> Tensor:
+        """``q`` of float32 x as float32, a new tensor; NaN stays NaN. The scale broadcasts."""
+        v = torch.div(x - self.offset if self.offset else x, scale)
+        return v.round_().clamp_(self.grid.low, self.grid.high)
 
 
 @dataclass(frozen=True)
@@ -65,9 +105,9 @@ class Operation:
         return cls(weight, scale, bias, _codes(layer.input_quantizer), geometry, pad)
 
     @property
-    def integer(self) -> bool:
-        """Whether both operands are codes."""
-        return self.weight_scale is not None and self.inputs is not None
+    def is_matrix(self) -> bool:
+        """Whether every output position sees one input position: a product of matrices."""
+        return self.weight.shape[2:] == (1, 1) and self.geometry == Geometry()
 
     @property
     def outputs(self) -> int:
@@ -78,6 +118,13 @@ class Operation:
     def largest(self) -> int:
         """Largest magnitude of a weight code."""
         return max(-int(self.weight.min()), int(self.weight.max())) if self.weight.numel() else 0
+
+    def largest_sum(self) -> int:
+        """An upper bound of the sum of the magnitudes of one output's weight codes."""
+        bound = self.largest * self.weight[:1].numel()
+        if bound < 2**23:  # fits 32 bits with any 8-bit input
+            return bound
+        return int(self.weight.flatten(1).int().abs().sum(1).max())
 
     def dense_weight(self) -> Tensor:
         """The weight in float32, channels last."""

@@ -1,4 +1,4 @@
-"""A quantized layer on the CPU: it tries the exact kernels on its first input and keeps the
+"""A quantized layer on the CPU that runs its first input on every exact kernel and keeps the
 fastest.
 """
 
@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +15,8 @@ from torch import Tensor, nn
 from tdquant.errors import BackendError, ClockError
 from tdquant.footprint import trim_heap
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
-from tdquant.runtime.cpu.deferred import Deferred
-from tdquant.runtime.cpu.kernels import Kernel, exact_kernels
-from tdquant.runtime.cpu.operation import Operation
-from tdquant.runtime.native import missing
+from tdquant.runtime.onednn.kernels import Float, Kernel, Maker, exact_kernels, obstacle
+from tdquant.runtime.operation import Operation
 from tdquant.summary import Row, layer_row
 
 _ROUNDS = 3
@@ -28,11 +24,11 @@ _ONE = torch.ones(())
 
 
 class Trials:
-    """What was tried so far in one model: layers of one signature on inputs of one size run the
-    same kernel, tried once.
+    """Times of the kernels in one model: layers of one signature on inputs of one size run the
+    same kernel, timed once.
 
     Attributes:
-        lock: Held while kernels are tried: threads may make the first call together.
+        lock: Held while kernels are timed: threads may make the first call together.
         seconds: Signature and shape of the input -> kernel -> time.
         left: Layers without a kernel yet.
     """
@@ -45,8 +41,16 @@ class Trials:
     def __deepcopy__(self, memo: dict[int, Any]) -> Trials:
         return self
 
+    def __reduce__(self) -> Any:
+        raise BackendError(
+            "a compiled model cannot be pickled",
+            where="onednn",
+            why="its weights are packed for this processor",
+            fix="tdq.save the frozen model, and compile it where it is to run",
+        )
 
-class CpuLayer(nn.Module):
+
+class OneDnnLayer(nn.Module):
     """A lowered layer, called as the frozen one.
 
     Arguments:
@@ -82,15 +86,14 @@ class CpuLayer(nn.Module):
         return [self._row.on(self.kernel.name, self._note)]
 
     @property
-    def held(self) -> list[Tensor]:
+    def packed_tensors(self) -> list[Tensor]:
         """The tensors that the layer keeps beside its parameters and buffers."""
         if self.kernel is not None:
-            return self.kernel.held
+            return self.kernel.packed_tensors
         return [] if self.operation is None else [self.operation.weight]
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer on ``(B, *, C)`` or, a convolution, ``(B, C, *)``."""
-        # Kernels trust the shape that they are given.
         fits = not self.dimensions or input.ndim == self.dimensions + 2
         if not fits or input.shape[1 if self.dimensions else -1] != self.channels:
             raise BackendError(
@@ -104,7 +107,7 @@ class CpuLayer(nn.Module):
         if not self.dimensions:
             # Four dimensions would be an image's.
             x = (x.flatten(0, 2) if x.ndim == 4 else x).float().contiguous()
-        elif self.pad is not None or self.dimensions == 1 or type(x) is not Deferred:
+        else:
             if self.pad is not None:
                 x = F.pad(x, *self.pad)
             if self.dimensions == 1:
@@ -123,8 +126,8 @@ class CpuLayer(nn.Module):
         if self.inputs is None:
             return _ONE
         scale: Tensor = self.input_quantizer.step(input)
-        if not scale.ndim:
-            return scale
+        if not scale.ndim or not input.numel():
+            return scale.new_ones(()) if scale.ndim else scale
         if input.shape[0] % scale.numel():
             raise ClockError(
                 f"{scale.numel()} timesteps for a batch of {input.shape[0]}",
@@ -140,40 +143,55 @@ class CpuLayer(nn.Module):
                 return self.kernel
             operation = self.operation
             assert operation is not None
+            if not x.numel():  # an empty batch times nothing
+                return Float(operation)
             makers = exact_kernels(operation)
-            key = (operation.signature(), x.shape)
-            seconds = self._trials.seconds.get(key, {})
-            if len(makers) > 1 and not seconds:
-                for name, make in makers.items():
-                    seconds[name] = _fastest(partial(make(operation), x, scale))
-                    trim_heap()
-                self._trials.seconds[key] = seconds
-            best = min(seconds, key=seconds.__getitem__) if seconds else next(iter(makers))
+            seconds: dict[str, float] = {}
+            if len(makers) > 1:
+                key = (operation.signature(), x.shape)
+                if key not in self._trials.seconds:
+                    self._trials.seconds[key] = _times(makers, operation, x, scale)
+                seconds = self._trials.seconds[key]
+            best = min(seconds, key=seconds.__getitem__, default=next(iter(makers)))
             self._note = _explain(best, seconds, operation)
-            self.kernel, self.operation = makers[best](operation), None
+            self.kernel, self.operation = makers[best](operation, x.shape), None
             self._trials.left -= 1
             if not self._trials.left:
                 trim_heap()
             return self.kernel
 
 
-def _fastest(call: Callable[[], Tensor]) -> float:
-    """Seconds of the fastest of a few calls, after one that warms up."""
-    times = []
-    for _ in range(_ROUNDS + 1):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def _times(
+    makers: dict[str, Maker], operation: Operation, x: Tensor, scale: Tensor
+) -> dict[str, float]:
+    """Kernel -> seconds of the fastest of a few calls, after one that warms up; without those
+    that oneDNN has no implementation for.
+    """
+    seconds = {}
+    for name, make in makers.items():
+        times = []
+        try:
+            kernel = make(operation, x.shape)
+            for _ in range(_ROUNDS + 1):
+                start = time.perf_counter()
+                kernel(x, scale)
+                times.append(time.perf_counter() - start)
+        except RuntimeError:
+            if name == Float.name:
+                raise
+            continue
+        seconds[name] = min(times[1:])
+        del kernel
+        trim_heap()
+    return seconds
 
 
 def _explain(best: str, seconds: dict[str, float], operation: Operation) -> str:
     """Why the kernel was taken."""
-    if not operation.integer:
-        return "one operand is float"
-    if len(seconds) < 2:
-        return "no integer kernel is exact here" + (f": {missing()}" if missing() else "")
-    if best == "float":
+    why = obstacle(operation)
+    if why or len(seconds) < 2:
+        return why or "oneDNN has no operator for its sizes"
+    if best == Float.name:
         fastest = min(time for name, time in seconds.items() if name != best)
         return f"{fastest / seconds[best]:.2f}x the time as integers"
-    return f"{seconds['float'] / seconds[best]:.1f}x as fast as float"
+    return f"{seconds[Float.name] / seconds[best]:.1f}x as fast as float"
