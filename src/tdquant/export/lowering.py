@@ -28,7 +28,7 @@ from tdquant.clock import clock_of
 from tdquant.errors import FreezeError
 from tdquant.export.calls import Call
 from tdquant.export.operand import INT8_CODES, FoundScale, Operand, Steps
-from tdquant.frozen import expand, is_frozen
+from tdquant.frozen import is_frozen
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.layers.gain import gain_of
@@ -51,7 +51,7 @@ class LoweredLayer(nn.Module):
         path: Its path, for errors.
     """
 
-    weight: Tensor
+    weight_codes: Tensor
     weight_step: Tensor
     bias: Tensor | None
     inside: Tensor | None
@@ -80,7 +80,12 @@ class LoweredLayer(nn.Module):
         else:
             codes = layer.weight.detach().float()
             self.register_buffer("weight_step", None)
-        self.register_buffer("weight", codes.contiguous())
+        self.register_buffer("weight_codes", codes.contiguous())
+        # Models ask ``next(module.parameters())`` and their layers what type to cast to.
+        self.like = nn.Parameter(torch.empty(0), requires_grad=False)
+        for name in layer.geometry:
+            if not hasattr(self, name):
+                setattr(self, name, getattr(layer, name))
         bias = layer.bias
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
         inside = None
@@ -103,10 +108,16 @@ class LoweredLayer(nn.Module):
     def float_weight(self) -> Tensor:
         """The weight itself, a constant that an engine multiplies out when it loads the graph."""
         if self.weight_step is None:
-            return self.weight
-        return self.weight.to(torch.float32) * self.weight_step
+            return self.weight_codes
+        return self.weight_codes.to(torch.float32) * self.weight_step
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """The weight itself, for models that read it."""
+        return self.float_weight()
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
         if self.convolves and self.padding_mode != "zeros":
             x = F.pad(x, self.padding, self.padding_mode)
         if not self.integer:
@@ -218,7 +229,7 @@ def float32_copy(frozen: nn.Module) -> nn.Module:
     model = copy.deepcopy(frozen).cpu()
     weights = []
     for path, layer in quantized_layers(model):
-        expand(layer)
+        layer.hold_numbers()
         if isinstance(quantizer := layer.weight_quantizer, FrozenWeight):
             weights.append((layer, quantizer, quantizer.codes(layer.weight, path)))
     nn.Module.float(model)  # diffusers' own refuses quantized models
