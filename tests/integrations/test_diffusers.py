@@ -274,7 +274,7 @@ DAMAGE = {
         "does not say",
     ),
     "no tables": (lambda f: drop(f, ".scale.table"), StorageError, "missing .*scale.table"),
-    "no codes": (lambda f: drop(f, "conv1.weight.codes"), StorageError, "missing .*weight"),
+    "no codes": (lambda f: drop(f, "conv1.weight.codes"), StorageError, "missing .*conv1.codes"),
     "layer not described": (
         lambda f: edit(f, lambda c: c["description"]["layers"].pop("mid_block.resnets.0.conv1")),
         StorageError,
