@@ -174,7 +174,9 @@ class CodedWeight(FrozenWeight):
         self.dtype = dtype
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The numbers that codes stand for."""
+        """The numbers that codes stand for; numbers pass, as they do through a FrozenWeight."""
+        if weight.is_floating_point():
+            return weight
         return (weight * self.scale(weight)).to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
