@@ -55,6 +55,10 @@ class ExportError(TDQError):
     """A model cannot become a graph of another engine, or such a file cannot be used."""
 
 
+class EngineAttributeError(ExportError, AttributeError):
+    """A model that another engine runs is asked for what only the model in torch has."""
+
+
 class DataError(TDQError):
     """A data set or a batch is empty, unreadable, or of an unexpected form."""
 

@@ -26,7 +26,6 @@ from tdquant.grid import Grid
 from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.quantizers import (
     ActivationQuantizer,
-    CodedWeight,
     FrozenWeight,
     WeightQuantizer,
     activation_quantizers,
@@ -128,14 +127,6 @@ def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale
     table = scale(times, _NOWHERE, grid).reshape(-1)
     scale.train(was_training)
     return TableScale(times, table).requires_grad_(False)
-
-
-def expand(layer: QuantLayer) -> None:
-    """Has a frozen layer hold its weight as numbers if it holds codes, in place."""
-    coded = layer.weight_quantizer
-    if isinstance(coded, CodedWeight):
-        layer.weight = nn.Parameter(coded(layer.weight), requires_grad=False)
-        layer.weight_quantizer = FrozenWeight(coded.grid, coded.step)
 
 
 @torch.no_grad()

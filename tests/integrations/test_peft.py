@@ -76,7 +76,7 @@ def test_fusing_rounds_anew_and_unfusing_restores(made, pipe):
     beside = sample(pipe, call)
     layer = pipe.unet.get_submodule(LAYER)
     base, delta = layer.base_layer, layer.get_delta_weight("default_0")
-    weight = base.weight_quantizer(base.weight) + delta
+    weight = base.weight + delta
     pipe.fuse_lora()
     quantizer = base.weight_quantizer
     codes = quantizer.codes(base.weight)  # raises if the weight is off its grid

@@ -82,6 +82,16 @@ def bound(parameters: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any
     return {name: value for name, value in given.items() if value is not None}
 
 
+def flat_times(timestep: Any) -> Tensor:
+    """Timesteps as a vector: of ``(B, N)``, one for each token, one for each sample where those of
+    a sample are equal.
+    """
+    time = torch.as_tensor(timestep).detach().cpu()
+    if time.ndim == 2 and bool((time == time[:, :1]).all()):
+        time = time[:, :1]
+    return time.reshape(-1)
+
+
 @dataclass(frozen=True)
 class Call:
     """One example call, and how its arguments and its result are laid out.
@@ -181,11 +191,12 @@ def read_call(model: nn.Module, example: Example) -> Call:
     Raises:
         ExportError: The example is no call of the model, or the result no tensors.
     """
-    parameters = [
-        name
+    signature = {
+        name: p
         for name, p in inspect.signature(model.forward).parameters.items()
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    }
+    parameters = list(signature)
     where = f"{type(model).__name__}.forward({', '.join(parameters)})"
     if not isinstance(example, (tuple, list, Mapping)):
         raise ExportError(
@@ -211,7 +222,7 @@ def read_call(model: nn.Module, example: Example) -> Call:
             fix="example=(x, t)",
         )
     batch = tensors[0].shape[0]
-    time = torch.as_tensor(given[timestep]).reshape(-1)
+    time = flat_times(given[timestep])
     time = time.float() if time.is_floating_point() else time.long()
     given[timestep] = time.expand(batch) if len(time) == 1 else time
     values = {
@@ -226,6 +237,8 @@ def read_call(model: nn.Module, example: Example) -> Call:
         )
         for argument, part in given.items()
     }
+    # Given as None, as pipelines without a prompt give text.
+    values |= {n: None for n, p in signature.items() if p.default is p.empty and n not in values}
     try:
         output = model(**values)
         values[timestep] = _as_float(model, values, timestep, output)

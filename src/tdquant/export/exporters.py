@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -14,6 +13,7 @@ from torch import nn
 from tdquant.clock import clock_of
 from tdquant.errors import ExportError
 from tdquant.export.calls import Call, Example, read_call
+from tdquant.export.carried import carried
 from tdquant.export.lowering import float32_copy, require_frozen
 from tdquant.recipe import Recipe
 from tdquant.summary import summary
@@ -97,23 +97,11 @@ def prepared(frozen: nn.Module, example: Example) -> tuple[nn.Module, Call]:
 def about(model: nn.Module) -> dict[str, Any]:
     """What a file says about the frozen model in it, as JSON."""
     recipe = getattr(model, "tdq_recipe", None)
-    config = getattr(model, "config", None)
     return {
         "tdquant": metadata.version("tdquant"),
         "model": type(model).__name__,
         "coverage": clock_of(model).coverage,
         "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
         "summary": str(summary(model)).splitlines()[-1],
-        "config": _plain(dict(config)) if config is not None else {},
+        **carried(model),
     }
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a model's configuration that JSON can hold."""
-    out = {}
-    for key, value in config.items():
-        try:
-            out[key] = json.loads(json.dumps(value))
-        except (TypeError, ValueError):
-            continue
-    return {key: value for key, value in out.items() if not key.startswith("_")}

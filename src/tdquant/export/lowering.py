@@ -52,7 +52,7 @@ class LoweredLayer(nn.Module):
         path: Its path, for errors.
     """
 
-    weight: Tensor
+    weight_codes: Tensor
     weight_step: Tensor
     bias: Tensor | None
     sums: Tensor | None
@@ -62,20 +62,17 @@ class LoweredLayer(nn.Module):
         self.operand, self.path = operand, path
         self.kind = type(layer).__name__
         self.convolves = isinstance(layer, (QuantConv1d, QuantConv2d))
-        self.channel = (-1, *[1] * (layer.weight.ndim - 2)) if self.convolves else (-1,)
         if isinstance(layer, (QuantConv1d, QuantConv2d)):
             self.stride, self.dilation = tuple(layer.stride), tuple(layer.dilation)
             self.groups = layer.groups
             # Of the last dimension first, before and after: what F.pad takes.
             self.padding = [int(n) for n in layer._reversed_padding_repeated_twice]
             self.padding_mode = str(layer.padding_mode)
-        self.products = layer.weight[0].numel()  # in one sum
-        self.taps = tuple(layer.weight.shape[2:])
         frozen = layer.weight_quantizer
         self.bits, self.largest = FLOAT, 0
         if isinstance(frozen, FrozenWeight):
             self.bits = frozen.grid.bits
-            codes = frozen.codes(layer.weight, path)
+            codes = layer.weight_codes(path)
             self.largest = int(codes.abs().max())
             steps = frozen.step.reshape(-1, *[1] * (codes.ndim - 1))
             self.register_buffer("weight_step", steps.expand(len(codes), *steps.shape[1:]).clone())
@@ -83,7 +80,15 @@ class LoweredLayer(nn.Module):
         else:
             codes = layer.weight.detach().float()
             self.register_buffer("weight_step", None)
-        self.register_buffer("weight", codes.contiguous())
+        self.channel = (-1, *[1] * (codes.ndim - 2)) if self.convolves else (-1,)
+        self.products = codes[0].numel()  # in one sum
+        self.taps = tuple(codes.shape[2:])
+        self.register_buffer("weight_codes", codes.contiguous())
+        # Models ask ``next(module.parameters())`` and their layers what type to cast to.
+        self.like = nn.Parameter(torch.empty(0), requires_grad=False)
+        for name in layer.geometry:
+            if not hasattr(self, name):
+                setattr(self, name, getattr(layer, name))
         bias = layer.bias
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
         sums = codes.float().sum(1) if self.integer else None
@@ -104,10 +109,16 @@ class LoweredLayer(nn.Module):
     def float_weight(self) -> Tensor:
         """The weight itself, a constant that an engine multiplies out when it loads the graph."""
         if self.weight_step is None:
-            return self.weight
-        return self.weight.to(torch.float32) * self.weight_step
+            return self.weight_codes
+        return self.weight_codes.to(torch.float32) * self.weight_step
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """The weight itself, for models that read it."""
+        return self.float_weight()
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
         if self.convolves and self.padding_mode != "zeros":
             x = F.pad(x, self.padding, self.padding_mode)
         if not self.integer:
@@ -247,17 +258,16 @@ def require_frozen(model: nn.Module) -> None:
 
 
 def float32_copy(frozen: nn.Module) -> nn.Module:
-    """A copy in float32 on the CPU, as engines compute. Weights that a half-precision model rounded
-    are codes times steps again. What is in float32 there, or codes, is shared with the model:
-    nothing of it may be changed in place.
+    """A copy in float32 on the CPU, as engines compute. Weights that a half-precision model
+    rounded are codes times steps again. What is in float32 there, or codes, is shared with the
+    model: nothing of it may be changed in place.
     """
     model = copy_sharing_tensors(frozen)
     for path, layer in quantized_layers(model):
         quantizer = layer.weight_quantizer
-        if isinstance(quantizer, CodedWeight):
-            quantizer.dtype = torch.float32
-        elif isinstance(quantizer, FrozenWeight) and layer.weight.dtype != torch.float32:
-            weight = quantizer.codes(layer.weight, path) * quantizer.scale(layer.weight)
+        held = not isinstance(quantizer, FrozenWeight) or isinstance(quantizer, CodedWeight)
+        if not held and layer.weight.dtype != torch.float32:
+            weight = layer.weight_codes(path) * quantizer.scale(layer.weight)
             layer.weight = nn.Parameter(weight, requires_grad=False)
     # As nn.Module's own: diffusers' refuse quantized models.
     return nn.Module.float(nn.Module.cpu(model))

@@ -68,15 +68,21 @@ class ONNXLayer(LoweredLayer):
         if not self.multiplies:
             return
         assert operand is not None
-        order = (*range(2, self.weight.ndim), 1, 0)
-        codes = self.weight.permute(order).reshape(-1, self.weight.shape[0])
+        order = (*range(2, self.weight_codes.ndim), 1, 0)
+        codes = self.weight_codes.permute(order).reshape(-1, self.weight_codes.shape[0])
         zero = torch.zeros(codes.shape[1], dtype=torch.int8)
         if portable and saturates(operand.codes, self.largest):
             codes, zero = (codes.int() + 128).to(torch.uint8), (zero.int() + 128).to(torch.uint8)
         self.register_buffer("codes", codes.contiguous())
         self.register_buffer("code_zero", zero)
         self.weight_step = self.weight_step.reshape(-1)
-        self.weight = torch.empty(0)
+        self.weight_codes = torch.empty(0)
+
+    def float_weight(self) -> Tensor:
+        if not self.multiplies:
+            return super().float_weight()
+        rows = dequantize(self.codes, self.weight_step, self.code_zero).t()
+        return rows.unflatten(1, (*self.taps, -1)).movedim(-1, 1)
 
     @property
     def multiplies(self) -> bool:

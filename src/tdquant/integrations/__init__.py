@@ -13,6 +13,10 @@ from tdquant.integrations.importing import when_imported
 _HERE = {
     "diffusers.quantizers.auto": ("tdquant.integrations.diffusers.registering", "register"),
     "diffusers.models.modeling_utils": ("tdquant.integrations.diffusers.card", "give_cards"),
+    "diffusers.pipelines.pipeline_utils": (
+        "tdquant.integrations.diffusers.saving",
+        "check_pipelines",
+    ),
     "peft.tuners.lora.model": ("tdquant.integrations.peft", "register"),
 }
 """Module of a library -> what to call here once it has been imported."""

@@ -15,7 +15,7 @@ from peft.tuners.lora.layer import Conv1d, Conv2d, Linear
 from torch import nn
 
 from tdquant.errors import ConversionError
-from tdquant.frozen import expand, requantize
+from tdquant.frozen import requantize
 from tdquant.layers import (
     QuantConv1d,
     QuantConv2d,
@@ -29,7 +29,7 @@ from tdquant.quantizers import FrozenWeight
 class Requantizing:
     """Mixin before a LoRA layer of peft whose base layer is a quantized one."""
 
-    _before: tuple[nn.Parameter, nn.Module, Any] | None = None
+    _before: tuple[dict[str, Any], nn.Module] | None = None
     get_base_layer: Any
     merged: bool
 
@@ -39,19 +39,19 @@ class Requantizing:
         if not isinstance(base.weight_quantizer, FrozenWeight):
             super().merge(safe_merge=safe_merge, adapter_names=adapter_names)  # type: ignore[misc]
             return
-        before = base.weight, base.weight_quantizer, base.bias
+        before = dict(base._parameters), base.weight_quantizer
         base.bias = None if base.bias is None else nn.Parameter(base.bias.clone(), False)
-        expand(base)
+        base.hold_numbers()
         base.weight = nn.Parameter(base.weight.clone(), requires_grad=False)
         try:
             super().merge(safe_merge=safe_merge, adapter_names=adapter_names)  # type: ignore[misc]
             if self.merged:
                 requantize(base)
         except BaseException:
-            base.weight, base.weight_quantizer, base.bias = before
+            _put_back(base, before)
             raise
         if not self.merged:
-            base.weight, base.weight_quantizer, base.bias = before
+            _put_back(base, before)
         elif self._before is None:
             self._before = before
 
@@ -60,8 +60,14 @@ class Requantizing:
         super().unmerge()  # type: ignore[misc]
         if self._before is not None:
             base = self.get_base_layer()
-            base.weight, base.weight_quantizer, base.bias = self._before
+            _put_back(base, self._before)
             self._before = None
+
+
+def _put_back(base: QuantLayer, before: tuple[dict[str, Any], nn.Module]) -> None:
+    base._parameters.clear()
+    base._parameters.update(before[0])
+    base.weight_quantizer = before[1]
 
 
 class QuantLinearAdapter(Requantizing, Linear):
@@ -103,7 +109,7 @@ def register() -> None:
         if adapter is None or kwargs.get("parameter_name") is not None:
             return default(target, adapter_name, config=config, **kwargs)
         if config.use_dora:  # its formula reads the weight itself, which must be no codes
-            expand(base)
+            base.hold_numbers()
         kwargs.pop("parameter_name", None)
         return adapter(target, adapter_name, config=config, **kwargs)
 

@@ -2,7 +2,8 @@
 back.
 
 ``weight`` and ``bias`` keep their names, so float checkpoints load. ``nn.Identity`` in place of a
-quantizer leaves that operand in float.
+quantizer leaves that operand in float. A frozen layer may hold ``codes`` in the place of
+``weight``, which is formed from them whenever it is read: models cast to the dtype of a weight.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from tdquant.quantizers import CodedWeight, FrozenWeight
 
 QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {}
 """Quantized class of every float class that can be quantized. Registered by subclassing
@@ -27,8 +30,9 @@ class QuantLayer(nn.Module):
     geometry: ClassVar[tuple[str, ...]] = ()
     weight: Any
     bias: Any
-    input_quantizer: nn.Module
-    weight_quantizer: nn.Module
+    codes: Any
+    input_quantizer: Any
+    weight_quantizer: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,11 +56,44 @@ class QuantLayer(nn.Module):
         new.train(layer.training)
         return new
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and "codes" in self._parameters:
+            return self.weight_quantizer(self.codes)
+        return super().__getattr__(name)
+
+    def hold_codes(self, codes: Tensor, quantizer: CodedWeight) -> None:
+        """Has the layer hold its weight as codes ``(C, *)``, int8 or int16, in place."""
+        # Behind the bias: ``next(layer.parameters())`` is of the type that the layer computes in.
+        del self._parameters["weight"]
+        self.codes = nn.Parameter(codes, requires_grad=False)
+        self.weight_quantizer = quantizer
+
+    def hold_numbers(self) -> None:
+        """Has the layer hold its weight as numbers if it holds codes, in place."""
+        if "codes" in self._parameters:
+            weight, coded = self.weight, self.weight_quantizer
+            del self._parameters["codes"]
+            self.weight = nn.Parameter(weight, requires_grad=False)
+            self.weight_quantizer = FrozenWeight(coded.grid, coded.step)
+
+    def weight_codes(self, path: str = "") -> Tensor:
+        """The codes of a frozen weight, int32 of its shape.
+
+        Arguments:
+            path: Of the layer, for errors.
+
+        Raises:
+            FreezeError: The weight does not lie on the grid: it was changed after freezing.
+        """
+        if "codes" in self._parameters:
+            return self.codes.int()
+        return self.weight_quantizer.codes(self.weight, path)
+
     def forward(self, input: Tensor) -> Tensor:
         """The layer on fake-quantized operands."""
-        x, weight = self.input_quantizer(input), self.weight_quantizer(self.weight)
-        # A model that asks its weights for their dtype, to cast to it, sees that of codes.
-        return self.combine(x.to(weight.dtype) if x.is_floating_point() else x, weight)
+        held = self.codes if "codes" in self._parameters else self.weight
+        x, weight = self.input_quantizer(input), self.weight_quantizer(held)
+        return self.combine(x.to(weight.dtype), weight)
 
     def combine(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's own product of an input and a weight, with its bias."""

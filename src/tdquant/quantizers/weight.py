@@ -8,6 +8,9 @@ The step starts where the squared error of the channel is least and learns by th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -158,7 +161,7 @@ class FrozenWeight(Float32):
 
 class CodedWeight(FrozenWeight):
     """A frozen weight held as its codes, a quarter of the memory: the numbers are formed at every
-    use.
+    use, in the type that the model was cast to last.
 
     Arguments:
         grid: Symmetric codes.
@@ -171,8 +174,11 @@ class CodedWeight(FrozenWeight):
         self.dtype = dtype
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The numbers that the codes stand for."""
+        """The numbers that codes stand for; numbers pass, as they do through a FrozenWeight."""
+        if weight.is_floating_point():
+            return weight
         return (weight * self.scale(weight)).to(self.dtype)
 
-    def codes(self, weight: Tensor, where: str = "") -> Tensor:
-        return weight.int()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return super()._apply(fn, recurse)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tdquant.grid import Grid
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
 from tdquant.packing import code_dtype
-from tdquant.quantizers import ActivationQuantizer, CodedWeight, FrozenWeight, OffsetQuantizer
+from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 
 MODES = {
     "zeros": "constant",
@@ -90,12 +90,13 @@ class Operation:
         Raises:
             FreezeError: Its weight is off its grid.
         """
-        weight, scale = layer.weight.detach(), None
+        scale = None
         if isinstance(layer.weight_quantizer, FrozenWeight):
             quantizer = layer.weight_quantizer
-            if not isinstance(quantizer, CodedWeight):
-                weight = quantizer.codes(weight, path).to(code_dtype(quantizer.grid.bits))
+            weight = layer.weight_codes(path).to(code_dtype(quantizer.grid.bits))
             scale = quantizer.step.detach().float()
+        else:
+            weight = layer.weight.detach()
         geometry, pad = Geometry(), None
         if isinstance(layer, (QuantConv1d, QuantConv2d)):
             geometry, pad = _walk(layer)

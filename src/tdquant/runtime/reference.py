@@ -27,18 +27,22 @@ from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantize
 from tdquant.runtime.compile import Example, register_backend
 from tdquant.summary import layer_row
 
+_CONVOLUTION = ("stride", "dilation", "groups")
+
 
 class ReferenceLayer(nn.Module):
     """One layer on integer codes; the other operand may stay in float.
 
+    It keeps ``weight``, ``bias`` and what names the layer's shape, ``in_features`` or
+    ``in_channels`` and so on: models ask their layers for them.
+
     Arguments:
-        layer: A frozen quantized layer.
+        layer: A frozen quantized layer, to be replaced by this one.
         path: Its path, for errors.
     """
 
     codes: Tensor
     weight_scale: Tensor
-    bias: Tensor | None
 
     def __init__(self, layer: QuantLayer, path: str) -> None:
         super().__init__()
@@ -47,26 +51,25 @@ class ReferenceLayer(nn.Module):
         whole = row.weight_codes is not None and row.input_codes is not None
         self.rows = [row.on("exact integers" if whole else "float64")]
         self.quantizer = layer.input_quantizer
+        for name in layer.geometry:
+            setattr(self, name, getattr(layer, name))
         self.geometry: dict[str, Any] = {}
         if isinstance(layer, (QuantConv1d, QuantConv2d)):
-            self.geometry = {
-                "stride": layer.stride,
-                "dilation": layer.dilation,
-                "groups": layer.groups,
-            }
-            self.padding = list(layer._reversed_padding_repeated_twice)
-            self.padding_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+            self.geometry = {name: getattr(layer, name) for name in _CONVOLUTION}
+            self.sides = list(layer._reversed_padding_repeated_twice)
+            self.mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         frozen = layer.weight_quantizer
         if isinstance(frozen, FrozenWeight):
-            codes, scale = frozen.codes(layer.weight, path).double(), frozen.step.double()
+            codes, scale = layer.weight_codes(path).double(), frozen.step.double()
         else:
             codes, scale = layer.weight.double(), torch.ones((), dtype=torch.float64)
         self.register_buffer("codes", codes)
         self.register_buffer("weight_scale", scale)
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().double())
+        layer.hold_numbers()
+        self.weight, self.bias = layer.weight, layer.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        dtype, quantizer = x.dtype, self.quantizer
+    def forward(self, input: Tensor) -> Tensor:
+        x, quantizer = input, self.quantizer
         offset = quantizer.offset if isinstance(quantizer, OffsetQuantizer) else None
         if isinstance(quantizer, ActivationQuantizer):
             scale = expand_scale(quantizer.step(x), x)
@@ -87,14 +90,14 @@ class ReferenceLayer(nn.Module):
         if offset is not None:
             y = y + offset * weight_scale * self._accumulate(torch.ones_like(q[:1]))
         if self.bias is not None:
-            y = y + self.bias.reshape(channel)
-        return y.to(dtype)
+            y = y + self.bias.double().reshape(channel)
+        return y.to(self.weight.dtype)
 
     def _accumulate(self, q: Tensor) -> Tensor:
         """Sums of products of codes, whole numbers wherever both operands are codes."""
         if self.kind == "QuantLinear":
             return F.linear(q, self.codes)
-        q = F.pad(q, self.padding, self.padding_mode)
+        q = F.pad(q, self.sides, self.mode)
         convolve = F.conv1d if self.kind == "QuantConv1d" else F.conv2d
         return convolve(q, self.codes, **self.geometry)
 

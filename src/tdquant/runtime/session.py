@@ -3,8 +3,8 @@
     session = tdq.open_session("model.xml")
     y = session(x, t)
 
-A session is an ``nn.Module`` without parameters, so that samplers, metrics and pipelines take it
-for the denoiser. It looks at nothing but the description in the file.
+Samplers, metrics and pipelines take it for the denoiser. It looks at nothing but the description
+in the file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ClockError, ExportError
-from tdquant.export.calls import Output, bound, leaves
+from tdquant.export.calls import Output, bound, flat_times, leaves
+from tdquant.export.carried import carried
 from tdquant.export.exporters import EXPORTERS
+from tdquant.runtime.slot import OnEngine
 from tdquant.summary import Row
 
 
@@ -50,21 +52,7 @@ def register_engine(suffix: str) -> Callable[[Open], Open]:
     return put
 
 
-class _OnEngine(nn.Module):
-    """What pipelines ask a model that an engine runs."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the inputs; others are converted."""
-        return torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        """Where results are, unless the sample comes from elsewhere."""
-        return torch.device("cpu")
-
-
-class Session(_OnEngine):
+class Session(OnEngine):
     """``session(x, t, ...)``, with the arguments and the result of the exported model.
 
     Arguments:
@@ -78,9 +66,8 @@ class Session(_OnEngine):
     """
 
     def __init__(self, about: dict[str, Any], engine: Engine, name: str = "") -> None:
-        super().__init__()
+        super().__init__(about)
         self.about, self.engine, self.name = about, engine, name
-        self.config = Output(about.get("config", {}))
         self.rows = [Row(**row) for row in about.get("rows", [])]
         self._inputs = {spec["name"]: spec for spec in about["inputs"]}
         self._warned = False
@@ -152,7 +139,7 @@ class Session(_OnEngine):
     def _timesteps(self, timestep: Any, batch: int) -> Tensor:
         """One timestep for each sample, as the graph takes them."""
         spec = self._inputs[self.about["timestep"]]
-        time = torch.as_tensor(timestep).detach().cpu().reshape(-1)
+        time = flat_times(timestep)
         if len(time) not in (1, batch):
             raise ClockError(
                 f"{len(time)} timesteps for a batch of {batch}",
@@ -228,7 +215,7 @@ def open_session(
     return Session(about, engine, str(file))
 
 
-class ExportedModel(_OnEngine):
+class ExportedModel(OnEngine):
     """A frozen model that becomes a session at its first call, whose arguments are the example.
 
     Arguments:
@@ -237,7 +224,7 @@ class ExportedModel(_OnEngine):
     """
 
     def __init__(self, frozen: nn.Module, make: Callable[[nn.Module, Any], Session]) -> None:
-        super().__init__()
+        super().__init__({"model": type(frozen).__name__, **carried(frozen)})
         # Not as a child: its parameters and rows are not those of what runs.
         self._source: tuple[nn.Module, ...] = (frozen,)
         self._make, self._lock = make, threading.Lock()
@@ -256,8 +243,3 @@ class ExportedModel(_OnEngine):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         session = self.session or self.prepare(*args, **kwargs)
         return session(*args, **kwargs)
-
-    @property
-    def config(self) -> Any:
-        """Configuration of the model."""
-        return self.session.config if self.session else getattr(self._source[0], "config", {})

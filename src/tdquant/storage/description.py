@@ -78,13 +78,13 @@ def _operands(layer: Any) -> dict[str, Any]:
     spec: dict[str, Any] = {}
     frozen = layer.weight_quantizer
     if isinstance(frozen, FrozenWeight):
-        dtype = getattr(frozen, "dtype", layer.weight.dtype)
+        weight = layer.weight
         spec["weight"] = {
             "bits": frozen.grid.bits,
             "qmax": frozen.grid.qmax,
-            "shape": list(layer.weight.shape),
+            "shape": list(weight.shape),
             "steps": len(frozen.step) if frozen.step.ndim else None,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": str(weight.dtype).removeprefix("torch."),
         }
     if isinstance(layer.input_quantizer, ActivationQuantizer):
         spec["input"] = _describe_activation(layer.input_quantizer)
@@ -151,10 +151,10 @@ def pack_tensors(state: Mapping[str, Tensor], description: Description) -> dict[
             continue
         grid = weight_grid(layer["weight"])
         step = state.pop(f"{path}.weight_quantizer.step")
-        weight = state.pop(f"{path}.weight")
-        if weight.is_floating_point():  # else it is held as its codes
-            weight = FrozenWeight(grid, step).codes(weight, path)
-        state[f"{path}.weight.codes"] = pack(weight, grid.qmin, grid.bits)
+        codes = state.pop(f"{path}.codes", None)
+        if codes is None:
+            codes = FrozenWeight(grid, step).codes(state.pop(f"{path}.weight"), path)
+        state[f"{path}.weight.codes"] = pack(codes, grid.qmin, grid.bits)
         state[f"{path}.weight.step"] = step
     for path, spec in activations(description):
         if spec.get("first") is not None:

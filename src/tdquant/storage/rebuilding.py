@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from tdquant.clock import Clock
 from tdquant.errors import StorageError
-from tdquant.frozen import expand
 from tdquant.grid import Grid
 from tdquant.layers import QUANTIZED, STRUCTURES, quantized_layers, replace_module
 from tdquant.layers.attention import QuantAttention
@@ -112,9 +111,9 @@ def _put_layer(
         grid = weight_grid(saved)
         steps = saved.get("steps", shape[0])
         step = torch.ones(()) if steps is None else torch.ones(steps)
-        layer.weight_quantizer = CodedWeight(grid, step, dtype or getattr(torch, saved["dtype"]))
         codes = torch.empty(shape, dtype=code_dtype(grid.bits), device="meta")
-        layer.weight = nn.Parameter(codes, requires_grad=False)
+        numbers = dtype or getattr(torch, saved["dtype"])
+        layer.hold_codes(codes, CodedWeight(grid, step, numbers))
     if "input" in spec:
         layer.input_quantizer = _activation(spec["input"], clock)
     replace_module(model, old, layer)
@@ -155,7 +154,7 @@ def _described(description: Description) -> tuple[dict[str, Any], dict[str, Any]
 
 def _state_names(name: str, weights: Mapping[str, Any], counted: Mapping[str, Any]) -> list[str]:
     if name.endswith(CODES) and name.removesuffix(CODES) in weights:
-        return [name.removesuffix(".codes")]
+        return [name.removesuffix(CODES) + ".codes"]
     if name.endswith(STEP) and name.removesuffix(STEP) in weights:
         return [name.removesuffix(STEP) + ".weight_quantizer.step"]
     if name.endswith(TABLE) and name.removesuffix(TABLE) in counted:
@@ -206,7 +205,7 @@ def settle(model: nn.Module, compact: bool) -> nn.Module:
             module.index_knots()
     if not compact:
         for _, layer in quantized_layers(model):
-            expand(layer)
+            layer.hold_numbers()
     # Tensors mapped from a file lie at odd addresses, where BLAS may round differently.
     for tensor in chain(model.parameters(), model.buffers()):
         if tensor.is_floating_point() and tensor.device.type == "cpu" and tensor.data_ptr() % 64:

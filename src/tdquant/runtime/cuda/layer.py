@@ -61,7 +61,7 @@ class CudaLayer(Float32):
         self.input_quantizer = quantizer
         self.geometry = Geometry.of(layer)
         channel = (-1, *[1] * (layer.weight.ndim - 2))
-        codes = weight.codes(layer.weight, path).to(torch.int8)
+        codes = layer.weight_codes(path).to(torch.int8)
         step = weight.step.detach().expand(len(codes))
         self.register_buffer("weight_scale", step.clone().reshape(channel))
         bias = None if layer.bias is None else layer.bias.detach().float().reshape(channel)
