@@ -223,7 +223,7 @@ def split_time(graph: Any, timestep: str) -> Any:
     while views := {n for n, node in timed.items() if n not in core and _feeds(node, core)}:
         core |= views
     core.add(clock.get_name())
-    found, inputs = [], []
+    found, inputs = list[Any](), list[Any]()
     for node in (clock, *timed.values()):
         for output in node.outputs() if node.get_name() in core else ():
             users = [u for u in output.get_target_inputs() if u.get_node().get_name() not in core]
