@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import pytest
@@ -47,6 +48,41 @@ def test_single_layers_are_exact(suffix, bits, tmp_path):
     x = 3 * torch.randn(3, 6, 8, 8)
     (session,) = sessions(model, x, tmp_path, [suffix])
     check_all(LAYERS, model, session, x)
+
+
+def test_layers_on_large_images_are_exact(tmp_path):
+    """There the zero points stay in OpenVINO's kernels."""
+    model = frozen(All(LAYERS), 8, Grid.signed(8))
+    x = 3 * torch.randn(3, 6, 19, 18)
+    (session,) = sessions(model, x, tmp_path, [".xml"])
+    check_all(LAYERS, model, session, x)
+
+
+@pytest.mark.parametrize("suffix", EXPORTERS)
+def test_sums_beyond_32_bits_are_in_float(suffix, tmp_path):
+    model = frozen(One(nn.Linear(67_000, 2)), 8, Grid.affine(8, 0))
+    with torch.no_grad():
+        model.layer.weight.copy_(
+            127 * model.layer.weight_quantizer.scale(model.layer.weight).expand(2, -1)
+        )
+    x = torch.full((3, 67_000), 100.0)
+    (session,) = sessions(model, x, tmp_path, [suffix])
+    assert [row.kernel for row in session.rows] == ["float"]
+    compare(model, session, x, tolerance=1e-4)  # float sums of so many numbers
+
+
+@pytest.mark.parametrize("suffix", EXPORTERS)
+def test_what_is_no_number_stays_none(suffix, tmp_path):
+    model = frozen(One(nn.Conv2d(6, 6, 3, padding=1)), 8)
+    x = torch.randn(3, 6, 8, 8)
+    (session,) = sessions(model, x, tmp_path, [suffix])
+    whole = session(x, 3)
+    for value in (math.nan, math.inf):
+        bad = x.clone()
+        bad[1, 2, 3, 4] = value
+        y = session(bad, 3)
+        assert y[1].isnan().all()
+        assert torch.equal(y[[0, 2]], whole[[0, 2]])
 
 
 @pytest.mark.parametrize("suffix", SLOW_ONNX)

@@ -1,4 +1,5 @@
 import concurrent.futures
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,10 @@ import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.errors import ClockError, ExportError
+from tdquant.errors import BackendError, ClockError, ExportError
+from tdquant.export import EXPORTERS
+
+from ..export.models import One, frozen
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +227,47 @@ def test_samplers_take_a_session(tmp_path):
         return tdq.sample(model, pipe.scheduler, 3, pipe.shape, steps=4, batch=2, progress=False)
 
     assert (draw(session) - draw(frozen)).abs().median() < 1e-3
+
+
+def linear_session(x, path):
+    return tdq.open_session(tdq.export(frozen(One(nn.Linear(4, 4))), path, (x, 3)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("suffix", EXPORTERS)
+def test_a_forked_process_is_told_so(suffix, tmp_path):
+    x = torch.randn(2, 4)
+    session = linear_session(x, tmp_path / f"m{suffix}")
+    y = session(x, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of forks beside threads
+        child = os.fork()
+    if not child:
+        try:
+            session(x, 3)
+        except BackendError as error:
+            os._exit(7 if "fork" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert torch.equal(session(x, 3), y)
+
+
+@pytest.mark.parametrize("suffix", EXPORTERS)
+def test_an_empty_batch_is_refused(suffix, tmp_path):
+    x = torch.randn(2, 4)
+    session = linear_session(x, tmp_path / f"m{suffix}")
+    with pytest.raises(ExportError, match="x is empty"):
+        session(x[:0], 3)
+    with pytest.raises(ExportError, match="x is empty"):
+        session(x[:0], torch.empty(0))
+
+
+def test_eight_threads_share_a_session(tmp_path):
+    model, x = frozen(One(nn.Conv2d(6, 6, 3, padding=1)), 4), torch.randn(8, 6, 8, 8)
+    session = tdq.open_session(tdq.export(model, tmp_path / "m.xml", (x, 3)))
+    times = [float(100 * i) for i in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            found = list(pool.map(lambda i: session(x[: i + 1], times[i]), range(8)))
+    for i, y in enumerate(found):
+        assert torch.allclose(y, model(x[: i + 1], torch.tensor(times[i])), rtol=1e-4, atol=1e-4)

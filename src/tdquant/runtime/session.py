@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tdquant.errors import ClockError, ExportError
+from tdquant.errors import BackendError, ClockError, ExportError
 from tdquant.export.calls import Output, bound, flat_times, leaves
 from tdquant.export.carried import carried
 from tdquant.export.exporters import EXPORTERS
@@ -71,6 +71,7 @@ class Session(OnEngine):
         self.rows = [Row(**row) for row in about.get("rows", [])]
         self._inputs = {spec["name"]: spec for spec in about["inputs"]}
         self._warned = False
+        self._process = os.getpid()
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -79,7 +80,15 @@ class Session(OnEngine):
         Raises:
             ExportError: Arguments that the graph does not have, or shapes that it cannot take.
             ClockError: No timestep, or neither one nor one for each sample.
+            BackendError: The process was forked since the session was opened.
         """
+        if os.getpid() != self._process:
+            raise BackendError(
+                "the session was opened before this process was forked",
+                where=self._signature(),
+                why="threads of the engine do not survive a fork: it would wait for them forever",
+                fix='start processes by "spawn", or open the first session behind the fork',
+            )
         about, output = self.about, self.about["output"]
         given = bound(about["parameters"], args, kwargs)
         as_tuple = output["kind"] == "tuple" or not given.pop("return_dict", True)
@@ -125,6 +134,8 @@ class Session(OnEngine):
         for name, spec in self._inputs.items():
             if name not in found:
                 mistakes.append(f"{name} is missing")
+            elif 0 in torch.as_tensor(found[name]).shape:
+                mistakes.append(f"{name} is empty")  # some engines end the process
             elif name != self.about["timestep"] and not _fits(found[name], spec["shape"]):
                 free = ", ".join("*" if n is None else str(n) for n in spec["shape"])
                 shape = tuple(torch.as_tensor(found[name]).shape)
