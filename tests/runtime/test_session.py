@@ -262,7 +262,7 @@ def test_an_empty_batch_is_refused(suffix, tmp_path):
         session(x[:0], torch.empty(0))
 
 
-def test_eight_threads_share_a_session(tmp_path):
+def test_threads_with_shapes_and_times_of_their_own(tmp_path):
     model, x = frozen(One(nn.Conv2d(6, 6, 3, padding=1)), 4), torch.randn(8, 6, 8, 8)
     session = tdq.open_session(tdq.export(model, tmp_path / "m.xml", (x, 3)))
     times = [float(100 * i) for i in range(8)]
