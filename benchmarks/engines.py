@@ -1,11 +1,11 @@
-"""OpenVINO and ONNX Runtime: time of a call, size of the files, and error against NNCF's int8.
+"""Engines on the CPU side by side: time of a call, error against NNCF's int8, size of the files.
 
-    python benchmarks/engines.py            # --rounds, --threads, --only time|error
+    python benchmarks/engines.py            # --rounds, --threads, --only unet|embedded|error
 
-Times are of the 35.7M-parameter CIFAR UNet with random weights at batch 1, medians of interleaved
-calls. Errors are of the trained cats-ddpm, on trajectories that calibration never saw: squared
-error over squared output, averaged over timesteps. What was exported stays in --files: a second
-run measures alone.
+Times are medians of interleaved calls at batch 1 and 8. *unet* is the 35.7M-parameter CIFAR UNet
+with random weights, *embedded* the trained models that come with the package. *error* is of the
+trained cats-ddpm, on trajectories that calibration never saw: squared error over squared output,
+averaged over timesteps. What was exported stays in --files: a second run measures alone.
 """
 
 import argparse
@@ -23,10 +23,17 @@ import torch
 import tdquant as tdq
 from cost import cifar_unet, interleaved
 from record import table, write
-from tdquant.export.openvino_graph import EXACT
 
 TIMES = (0, 250, 500, 750, 999)
-SETTINGS = {"W8A8": (8, 8), "W7A8": (7, 8), "W4A8": (4, 8)}
+BATCHES = (1, 8)
+NNCF = "NNCF static int8"
+
+SETTINGS = {
+    "W8A8": {"weights": 8, "activations": 8},
+    "W8A8 static": {"weights": 8, "activations": 8, "scale": "static"},
+    "W8A8, attention": {"weights": 8, "activations": 8, "attention": 8},
+    "W4A8": {"weights": 4, "activations": 8},
+}
 
 
 class Plain(torch.nn.Module):
@@ -62,20 +69,29 @@ def nncf_int8(graph, calls, halved=False):
     return nncf.quantize(graph.clone(), data, subset_size=len(calls), advanced_parameters=options)
 
 
-def compiled(graph, threads):
-    """An OpenVINO graph as a function, with the options that a session uses."""
+def compiled(graph, threads, batch=None):
+    """An OpenVINO graph as a function, with the options that docs/deploy.md names; with a batch
+    size, for this size alone, as a session compiles it.
+    """
     import openvino as ov
 
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
-        **EXACT,
     }
+    graph = graph.clone()
+    times = [i for i, port in enumerate(graph.inputs) if port.get_partial_shape().rank == 1]
+    if batch is not None:
+        sizes = {i: [batch] if i in times else [batch, 3, 32, 32] for i in (0, 1)}
+        graph.reshape(sizes)
     request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()
+    whole = graph.inputs[times[0]].get_element_type().is_integral()
 
     def call(x, t):
-        found = request.infer([x.numpy(), t.reshape(1).numpy()], share_outputs=True)
+        time = t.reshape(1).expand(len(x)).to(torch.int64 if whole else torch.float32)
+        values = {times[0]: time.contiguous().numpy(), 1 - times[0]: x.numpy()}
+        found = request.infer(values, share_inputs=True, share_outputs=True)
         return torch.from_numpy(np.array(found[0]))
 
     return call
@@ -99,8 +115,8 @@ def onnx_float(model, shape, file, threads):
     return lambda x, t: session.run(None, {names[0]: x.numpy(), names[1]: t.reshape(1).numpy()})
 
 
-def quantized(model, calls, bits, scale):
-    q = tdq.quantize(copy.deepcopy(model), tdq.Recipe(*bits, scale=scale), verbose=False)
+def quantized(model, calls, **recipe):
+    q = tdq.quantize(copy.deepcopy(model), tdq.Recipe(**recipe), verbose=False)
     tdq.calibrate(q, calls, progress=False)
     return tdq.freeze(q)
 
@@ -131,7 +147,7 @@ def kept(make, file):
 def kernels(session):
     """How many products of each type and precision the compiled graph has."""
     (one,) = session.engine._compiled.values()
-    infos = [node.get_rt_info() for node in one.model.get_runtime_model().get_ops()]
+    infos = [node.get_rt_info() for node in one.rest.model.get_runtime_model().get_ops()]
     names = [(i["layerType"].astype(str), i["primitiveType"].astype(str)) for i in infos]
     return Counter(
         f"{layer} {primitive}"
@@ -140,53 +156,75 @@ def kernels(session):
     )
 
 
-def times(args, folder):
+def timed(models, inputs, rounds):
+    """Median seconds of a call of each model."""
+    return interleaved({n: partial(f, *inputs) for n, f in models.items()}, rounds)
+
+
+def shown(title, found, base=NNCF):
+    print(title)
+    table(["", "ms", f"/ {base}"], [[n, s * 1e3, s / found[base]] for n, s in found.items()])
+
+
+def unet(args, folder):
+    from tdquant.runtime.layout import channels_last
+
     big, shape = cifar_unet(), (3, 32, 32)
+    torch.manual_seed(1)
     calls = [(torch.randn(1, *shape), torch.tensor(t)) for t in TIMES]
-    x, t = calls[0][0], torch.tensor(431)
-    frozen = {
-        scale: functools.cache(partial(quantized, big, calls, (4, 8), scale))
-        for scale in ("temporal", "static")
-    }
-    variants = {
-        "temporal": (frozen["temporal"], {}),
-        "static": (frozen["static"], {}),
-        "int4": (frozen["temporal"], {"compress": True}),
-    }
     sessions, files = {}, {}
-    for scale, (make, options) in variants.items():
-        for suffix in (".xml", ".onnx"):
-            file = folder / f"{scale}-{suffix[1:]}{suffix}"
-            files[file.name] = exported(make, file, (x, t), **options)
-            sessions[suffix, scale] = tdq.open_session(file, args.threads)
+    for name, recipe in SETTINGS.items():
+        frozen = functools.cache(partial(quantized, big, calls, **{"scale": "temporal"} | recipe))
+        for suffix in (".xml", ".onnx") if name == "W8A8" else (".xml",):
+            file = folder / f"{name.replace(', ', '-').replace(' ', '-')}{suffix}"
+            files[file.name] = exported(frozen, file, calls[0])
+            sessions[name, suffix] = tdq.open_session(file, args.threads)
+    static = kept(lambda: nncf_int8(openvino_float(big, shape), calls), folder / "nncf.xml")
     graph = kept(lambda: openvino_float(big, shape), folder / "float.xml")
-    static = kept(lambda: nncf_int8(graph, calls), folder / "nncf.xml")
-    if args.export:
-        onnx_float(big, shape, folder / "float.onnx", args.threads)
-        return {}
-    groups = {
-        "OpenVINO": {
-            "torch float32": big,
-            "OpenVINO float32": compiled(graph, args.threads),
-            "NNCF static int8": compiled(static, args.threads),
-            **{f"W4A8 {s}": sessions[".xml", s] for s in ("temporal", "static", "int4")},
-        },
-        "ONNX Runtime": {
-            "ONNX Runtime float32": onnx_float(big, shape, folder / "float.onnx", args.threads),
-            **{f"W4A8 {s}": sessions[".onnx", s] for s in ("temporal", "static", "int4")},
-        },
-    }
-    seconds = {
-        engine: interleaved({n: partial(f, x, t) for n, f in group.items()}, args.rounds)
-        for engine, group in groups.items()
-    }
-    for engine, found in seconds.items():
-        print(engine)
-        table(
-            ["", "ms", "/ temporal"],
-            [[n, s * 1e3, s / found["W4A8 temporal"]] for n, s in found.items()],
+    fast = quantized(big, calls, weights=8, activations=8, scale="temporal")
+    ours = {name: session for (name, suffix), session in sessions.items() if suffix == ".xml"}
+    raw = kept(None, folder / "W8A8.xml")
+    found = {}
+    for batch in BATCHES:
+        x, t = torch.randn(batch, *shape), torch.tensor(431)
+        models = {
+            "torch": channels_last(big),
+            "torch.compile": torch.compile(channels_last(big), fullgraph=True, dynamic=False),
+            "OpenVINO float32": compiled(graph, args.threads, batch),
+            NNCF: compiled(static, args.threads, batch),
+            "onednn W8A8": tdq.compile(fast, "onednn"),
+            **ours,
+            "W8A8, plain OpenVINO": compiled(raw, args.threads, batch),
+            "W8A8, plain OpenVINO, any size": compiled(raw, args.threads),
+        }
+        if batch == 1:
+            file = folder / "float.onnx"
+            models["ONNX Runtime float32"] = onnx_float(big, shape, file, args.threads)
+            models["W8A8, ONNX Runtime"] = sessions["W8A8", ".onnx"]
+        found[batch] = timed(models, (x, t), args.rounds)
+        shown(f"35.7M-parameter UNet, batch {batch}", found[batch])
+    return {"seconds": found, "files": files, "kernels": kernels(ours["W8A8"])}
+
+
+def embedded(args, folder):
+    found = {}
+    for name in ("cats-ddpm", "cats-ldm"):
+        pipe = tdq.models.load_embedded(name)
+        calls = list(
+            tdq.trajectories(pipe.unet, pipe.scheduler, count=4, shape=pipe.shape, steps=20)
         )
-    return {"seconds": seconds, "files": files, "kernels": kernels(sessions[".xml", "temporal"])}
+        inputs = (torch.randn(1, *pipe.shape), torch.tensor(431))
+        models = {
+            "torch": pipe.unet,
+            "torch.compile": torch.compile(pipe.unet, fullgraph=True, dynamic=False),
+        }
+        for setting in ("W8A8", "W4A8"):
+            file = folder / f"{name}-{setting}.xml"
+            exported(partial(quantized, pipe.unet, calls, **SETTINGS[setting]), file, inputs)
+            models[setting] = tdq.open_session(file, args.threads)
+        found[name] = timed(models, inputs, 3 * args.rounds)
+        shown(f"{name}, batch 1", found[name], "torch")
+    return {"seconds": found}
 
 
 def relative(model, reference, calls):
@@ -201,7 +239,7 @@ def relative(model, reference, calls):
     return sum(error[k] / signal[k] for k in error) / len(error)
 
 
-def errors(args, folder):
+def error(args, folder):
     pipe = tdq.models.load_embedded("cats-ddpm")
     recorded = partial(
         tdq.trajectories, pipe.unet, pipe.scheduler, shape=pipe.shape, steps=50, batch=1
@@ -213,22 +251,19 @@ def errors(args, folder):
     halved = kept(lambda: nncf_int8(graph, calls, halved=True), folder / "cats-nncf-halved.xml")
     models = {
         "OpenVINO float32": compiled(graph, args.threads),
-        "NNCF static int8": compiled(static, args.threads),
+        NNCF: compiled(static, args.threads),
         "NNCF without saturation": compiled(halved, args.threads),
     }
-    for name, bits in SETTINGS.items():
-        file = folder / f"cats-{name}.xml"
-        exported(partial(quantized, pipe.unet, calls, bits, "auto"), file, calls[0])
+    for name, recipe in SETTINGS.items():
+        file = folder / f"cats-error-{name.replace(', ', '-').replace(' ', '-')}.xml"
+        exported(partial(quantized, pipe.unet, calls, **recipe), file, calls[0])
         models[name] = tdq.open_session(file, args.threads)
-    if args.export:
-        return {}
     found = {name: relative(model, pipe.unet, unseen) for name, model in models.items()}
-    table(
-        ["", "error", "/ NNCF"], [[n, e, e / found["NNCF static int8"]] for n, e in found.items()]
-    )
-    x, t = unseen[0]
-    seconds = interleaved({n: partial(m, x, t) for n, m in models.items()}, args.rounds)
-    return {"error": found, "seconds": seconds}
+    table(["", "error", "/ NNCF"], [[n, e, e / found[NNCF]] for n, e in found.items()])
+    return {"error": found}
+
+
+PARTS = {"unet": unet, "embedded": embedded, "error": error}
 
 
 def main() -> None:
@@ -237,17 +272,14 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", default=["time", "error"], choices=["time", "error"])
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--files", type=Path, default=Path("runs/engines"))
-    parser.add_argument("--export", action="store_true", help="make the files, measure nothing")
     parser.add_argument("--name", default="engines", help="of the file in benchmarks/results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.files.mkdir(parents=True, exist_ok=True)
-    parts = {"time": times, "error": errors}
-    found = {part: parts[part](args, args.files) for part in args.only}
-    if not args.export:
-        write(args.name, **found)
+    found = {part: PARTS[part](args, args.files) for part in args.only}
+    write(args.name, threads=args.threads, **found)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     .venv/bin/python scripts/result_tables.py
 
 A table stands between ``<!-- table: scripts/result_tables.py NAME -->`` and ``<!-- end of table
--->`` in docs/*.md; NAME is a function here and a file in benchmarks/results. A test compares the
-documentation with what this writes.
+-->`` in README.md or docs/*.md; NAME is a function here and a file in benchmarks/results, or
+FILE.NAME. A test compares the documentation with what this writes.
 """
 
 import json
@@ -13,8 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLE = re.compile(
-    r"(<!-- table: scripts/result_tables\.py (\w+) -->\n).*?(<!-- end of table -->)", re.S
+    r"(<!-- table: scripts/result_tables\.py (?:(\w+)\.)?(\w+) -->\n).*?(<!-- end of table -->)",
+    re.S,
 )
 
 
@@ -118,19 +120,88 @@ def published_size(found: dict) -> str:
     return markdown(head, rows, slice(1, 3)) + f"\n\n{'; '.join(sizes)}. {where(found)}."
 
 
+NNCF = "NNCF static int8"
+ENGINES = {
+    "torch": "PyTorch eager, channels last",
+    "torch.compile": "torch.compile",
+    "OpenVINO float32": "OpenVINO, float32",
+    NNCF: "OpenVINO, int8 by NNCF (static)",
+    "onednn W8A8": "`onednn`, W8A8",
+    "W8A8 static": "`openvino`, W8A8, static scales",
+    "W8A8": "**`openvino`, W8A8**",
+    "W8A8, attention": "**`openvino`, W8A8, attention=8**",
+    "W4A8": "**`openvino`, W4A8**",
+    "W8A8, plain OpenVINO": "the W8A8 file in plain OpenVINO, reshaped",
+    "W8A8, plain OpenVINO, any size": "the W8A8 file in plain OpenVINO, free sizes",
+    "ONNX Runtime float32": "ONNX Runtime, float32",
+    "W8A8, ONNX Runtime": "the W8A8 .onnx in ONNX Runtime",
+}
+
+
+def _compared(found: dict, names: list[str]) -> str:
+    """Milliseconds a call and their ratios to NNCF's, by batch."""
+    seconds, rows = found["unet"]["seconds"], []
+    for name in names:
+        row = [ENGINES[name]]
+        for batch in seconds.values():
+            row += (
+                [f"{batch[name] * 1e3:.1f}", f"{batch[name] / batch[NNCF]:.2f}"]
+                if name in batch
+                else ["-", "-"]
+            )
+        error = found["error"]["error"].get(name)
+        row.append("-" if error is None else f"{error / found['error']['error'][NNCF]:.2f}")
+        rows.append(row)
+    head = ["ms a call", "batch 1", "/ NNCF", "batch 8", "/ NNCF", "error / NNCF"]
+    return markdown(head, rows, slice(1, 6))
+
+
+def engines(found: dict) -> str:
+    """Every engine on the 35.7M-parameter UNet, then the embedded models."""
+    rows = [
+        [
+            name,
+            *(
+                f"{times[column] * 1e3:.2f}"
+                for column in ("torch", "torch.compile", "W8A8", "W4A8")
+            ),
+        ]
+        for name, times in found["embedded"]["seconds"].items()
+    ]
+    head = ["embedded model, batch 1, ms", "PyTorch eager", "torch.compile", "W8A8", "W4A8"]
+    files = {name: part["bytes"] / 1e6 for name, part in found["unet"]["files"].items()}
+    measured = [name for name in ENGINES if name in found["unet"]["seconds"]["1"]]
+    return (
+        f"{_compared(found, measured)}\n\n"
+        f"{markdown(head, rows, slice(1, 5))}\n\n"
+        f"Medians of interleaved calls, {found['threads']} threads of {where(found)}. The error "
+        "is of the trained cats-ddpm, squared, on calls that calibration never saw. Files: "
+        f"{files['W8A8.xml']:.0f} MB at W8A8, {files['W4A8.xml']:.0f} MB at W4A8."
+    )
+
+
+def peers(found: dict) -> str:
+    """The engines that a practitioner would choose between."""
+    names = ["torch", "torch.compile", "OpenVINO float32", NNCF, "W8A8", "W8A8, attention", "W4A8"]
+    return (
+        f"{_compared(found, names)}\n\nA UNet of 35.7M parameters, {found['threads']} threads of "
+        f"{where(found)}."
+    )
+
+
 def filled(text: str) -> str:
     """A page with its tables made anew."""
 
     def table(match: re.Match[str]) -> str:
-        start, name, end = match.groups()
-        found = json.loads((RESULTS / f"{name}.json").read_text())
+        start, file, name, end = match.groups()
+        found = json.loads((RESULTS / f"{file or name}.json").read_text())
         return f"{start}\n{globals()[name](found)}\n\n{end}"
 
     return TABLE.sub(table, text)
 
 
 def main():
-    for page in sorted((ROOT / "docs").glob("*.md")):
+    for page in PAGES:
         before = page.read_text()
         after = filled(before)
         if after != before:

@@ -14,6 +14,8 @@ from torch import nn
 import tdquant as tdq
 from tdquant.calibrate.recording import denoisers
 from tdquant.clock import clock_of
+from tdquant.export.calls import read_call
+from tdquant.export.lowering import float32_copy
 from tdquant.families import family_of
 
 from . import PIPELINES, put, sample
@@ -50,7 +52,7 @@ slow tests of ``tests/contracts/test_slots.py`` hold it."""
 
 HEAD = (
     "family", "model", "pipeline", "times", "schedulers", "quantized", "float", "OpenVINO",
-    "equal when loaded",
+    "time in a file", "equal when loaded",
 )  # fmt: skip
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -129,8 +131,15 @@ class Proof:
             str(quantized),
             str(len(layers) - quantized),
             "no" if self.name in NO_GRAPH else "yes",
+            "-" if self.name in NO_GRAPH else self.exported_time(),
             "yes" if torch.equal(self.loaded_images(folder), self.frozen_images) else "no",
         )
+
+    def exported_time(self):
+        """The dtype of the timestep in an exported file."""
+        name, model = next(iter(self.frozen.items()))
+        call = read_call(float32_copy(model), self.calls[name][0])
+        return str(call.tensors[call.timestep].dtype).removeprefix("torch.")
 
     def given(self, name, call):
         """The timestep of a call, as it was given."""
