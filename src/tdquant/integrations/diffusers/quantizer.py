@@ -16,8 +16,8 @@ from torch import Tensor
 from tdquant.convert import quantize
 from tdquant.errors import FreezeError, StorageError
 from tdquant.integrations.diffusers.config import TDQConfig
-from tdquant.storage.description import pack_tensors
 from tdquant.storage.rebuilding import build_skeleton, settle, state_names, unpack_tensors
+from tdquant.storage.stored import pack_tensors
 
 _ZERO_POINT = ".zero_point"
 _FLOAT32 = (".scale.table", ".scale.knots", ".weight_quantizer.step")
@@ -65,7 +65,7 @@ class TDQQuantizer(DiffusersQuantizer):
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.pre_quantized:
             return state_dict
-        return unpack_tensors(state_dict, self._description)
+        return unpack_tensors(state_dict.items(), self._description)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if self.pre_quantized:
