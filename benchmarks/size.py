@@ -107,7 +107,9 @@ def main():
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 8], help="of the weights")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, help="folder for files of a few GB (default: temp)")
-    parser.add_argument("--one", choices=[m.__name__ for m in MEASUREMENTS], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--one", choices=[m.__name__ for m in MEASUREMENTS], help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.one:

@@ -83,3 +83,18 @@ def calls(count: int = 12, batch: int = 4, shape=(6, 8, 8), seed: int = 0, mixed
         x = torch.randn(batch, *shape, generator=rng)
         t = torch.tensor(i * 999 // max(count - 1, 1))
         yield x, (torch.randint(0, 1000, (batch,), generator=rng) if mixed else t)
+
+
+class Wide(nn.Module):
+    """Equal square linear layers in a row on (B, width): nearly all bytes are their weights."""
+
+    def __init__(self, width=256, depth=8, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
+
+    def forward(self, x, timestep):
+        x = x * (1 + torch.as_tensor(timestep).to(x.dtype).reshape(-1, 1) / 1000)
+        for layer in self.layers:
+            x = x + layer(x)
+        return x

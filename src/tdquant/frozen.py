@@ -87,7 +87,13 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     clock_of(model)
     check_calibrated(model, "tdq.freeze(model)")
     knots = _knots(timesteps)
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    # Codes never change, so there need not be two of them.
+    shared = {
+        id(layer.weight): layer.weight
+        for _, layer in quantized_layers(model)
+        if isinstance(layer.weight_quantizer, CodedWeight)
+    }
+    frozen = copy.deepcopy(model, shared).eval().requires_grad_(False)  # type: ignore[arg-type]
     with torch.no_grad():
         for _, layer in quantized_layers(frozen):
             quantizer = layer.weight_quantizer

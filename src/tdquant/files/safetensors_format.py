@@ -101,10 +101,10 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, place in sorted(places.items()):
-            tensor = tensors[name].load().contiguous()
-            assert (tensor.shape, tensor.dtype) == (tensors[name].shape, tensors[name].dtype)
+            value = tensors[name].load().contiguous()
+            assert (value.shape, value.dtype) == (tensors[name].shape, tensors[name].dtype)
             file.seek(8 + len(text) + place)
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
             if written is not None:
-                written(name, tensor)
+                written(name, value)
         file.truncate(8 + len(text) + end)

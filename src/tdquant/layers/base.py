@@ -8,9 +8,13 @@ quantizer leaves that operand in float.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+
+from tdquant.quantizers import CodedWeight
 
 QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {}
 """Quantized class of every float class that can be quantized. Registered by subclassing
@@ -54,7 +58,13 @@ class QuantLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer on fake-quantized operands."""
-        x, weight = self.input_quantizer(input), self.weight_quantizer(self.weight)
+        x, quantizer = self.input_quantizer(input), self.weight_quantizer
+        learns = torch.is_grad_enabled() and x.requires_grad
+        if isinstance(quantizer, CodedWeight) and learns and not torch.compiler.is_compiling():
+            return quantizer.multiply(self.weight, partial(self._product, x))
+        return self._product(x, quantizer(self.weight))
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         # A model that asks its weights for their dtype, to cast to it, sees that of codes.
         return self.combine(x.to(weight.dtype) if x.is_floating_point() else x, weight)
 

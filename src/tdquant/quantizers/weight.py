@@ -182,25 +182,3 @@ class FrozenWeight(Float32):
 
     def extra_repr(self) -> str:
         return f"bits={self.grid.bits}, codes={self.grid.codes}, steps={self.step.numel()}"
-
-
-class CodedWeight(FrozenWeight):
-    """A frozen weight held as its codes, a quarter of the memory: the numbers are formed at every
-    use.
-
-    Arguments:
-        grid: Symmetric codes.
-        step: ``(C,)`` or ``()``.
-        dtype: Of the numbers.
-    """
-
-    def __init__(self, grid: Grid, step: Tensor, dtype: torch.dtype) -> None:
-        super().__init__(grid, step)
-        self.dtype = dtype
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The numbers that the codes stand for."""
-        return weight.float().mul_(self.scale(weight)).to(self.dtype)
-
-    def codes(self, weight: Tensor, where: str = "") -> Tensor:
-        return weight.int()

@@ -26,9 +26,7 @@ from tdquant.storage.description import Description, activations, weight_grid
 from tdquant.writing import unshared
 
 
-def stored_tensors(
-    state: Mapping[str, Tensor], description: Description
-) -> dict[str, LazyTensor]:
+def stored_tensors(state: Mapping[str, Tensor], description: Description) -> dict[str, LazyTensor]:
     """The tensors to store of a frozen model's state dict, none packed yet.
 
     ``load`` of a weight's codes raises FreezeError if the weight does not lie on its grid: it was

@@ -22,8 +22,9 @@ from tdquant.writing import replacing_folder
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
-    """Saves a frozen model to a folder, all of it or nothing. Needs little memory beside the model:
-    tensors are packed and written one by one.
+    """Saves a frozen model to a folder, all of it or nothing.
+
+    Tensors are packed and written one by one, so it takes little memory beside the model's.
 
     Arguments:
         model: What ``freeze`` returned.
