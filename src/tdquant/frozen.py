@@ -87,13 +87,8 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     clock_of(model)
     check_calibrated(model, "tdq.freeze(model)")
     knots = _knots(timesteps)
-    # Codes never change, so there need not be two of them.
-    shared = {
-        id(layer.weight): layer.weight
-        for _, layer in quantized_layers(model)
-        if isinstance(layer.weight_quantizer, CodedWeight)
-    }
-    frozen = copy.deepcopy(model, shared).eval().requires_grad_(False)  # type: ignore[arg-type]
+    # The memo keeps every copy alive, so nobody may keep the memo.
+    frozen = copy.deepcopy(model, _shared_codes(model)).eval().requires_grad_(False)
     with torch.no_grad():
         for _, layer in quantized_layers(frozen):
             quantizer = layer.weight_quantizer
@@ -111,6 +106,15 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     if coverage:
         clock_of(frozen).coverage = min(coverage), max(coverage)
     return announce(frozen)
+
+
+def _shared_codes(model: nn.Module) -> dict[int, Any]:
+    """A memo by which ``deepcopy`` does not copy weights that are codes: they never change."""
+    return {
+        id(layer.weight): layer.weight
+        for _, layer in quantized_layers(model)
+        if isinstance(layer.weight_quantizer, CodedWeight)
+    }
 
 
 def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale:
