@@ -109,3 +109,18 @@ class Asking(nn.Module):
         rows = rows + self.read(rows.sigmoid().to(self.read.weight.dtype))
         rows = rows + nn.functional.linear(rows, self.read.weight)
         return self.conv_out(rows.transpose(1, 2).reshape(h.shape))
+
+
+class Wide(nn.Module):
+    """Equal square linear layers in a row on (B, width): nearly all bytes are their weights."""
+
+    def __init__(self, width=256, depth=8, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(depth))
+
+    def forward(self, x, timestep):
+        x = x * (1 + torch.as_tensor(timestep).to(x.dtype).reshape(-1, 1) / 1000)
+        for layer in self.layers:
+            x = x + layer(x)
+        return x

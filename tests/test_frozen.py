@@ -8,7 +8,8 @@ from tdquant.quantizers import FrozenWeight, activation_quantizers
 from tdquant.scales import TableScale
 
 from .conftest import quantized
-from .denoisers import Mixed
+from .denoisers import Mixed, Wide
+from .live import LiveBytes
 
 
 def test_equals_the_live_model_at_scalar_and_mixed_times(calibrated, frozen, x):
@@ -140,3 +141,12 @@ def test_freezing_leaves_the_layer_that_shares_a_weight_alone():
     frozen = tdq.freeze(model)
     assert torch.equal(frozen.b.weight, model.b.weight)
     assert torch.equal(frozen(x, t), model(x, t))
+
+
+def test_a_copy_takes_the_memory_of_one_copy():
+    model = Wide(width=256, depth=16)
+    tdq.quantize(model, tdq.Recipe(weights=4, activations=32, edges=4), verbose=False)
+    weight = 256 * 256 * 4
+    with LiveBytes() as live:
+        tdq.freeze(model)
+    assert live.peak < 20 * weight  # of 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 from torch import nn
 
@@ -43,6 +44,22 @@ def quantize(
             The model is then left as it was.
         RecipeError: Patterns that match no layer; all of them are listed.
     """
+    convert_layers(model, recipe, timestep, _search_step)
+    announce(model)
+    if verbose:
+        print(summary(model))
+    return model
+
+
+PutWeight = Callable[[QuantLayer, Grid, bool, LayerRecipe, str], None]
+"""Gives a layer the quantizer of its weight: the layer, the grid, whether there is one step a
+channel, what the recipe says of the layer, and its path."""
+
+
+def convert_layers(
+    model: nn.Module, recipe: Recipe, timestep: str | None, put_weight: PutWeight
+) -> None:
+    """What ``quantize`` does, with the quantizers of weights as ``put_weight`` makes them."""
     for path, module in model.named_modules():
         if hasattr(module, "tdq_clock") or isinstance(module, (QuantLayer, ActivationQuantizer)):
             raise ConversionError(
@@ -70,7 +87,9 @@ def quantize(
             plan = recipe.for_layer(overridden, path in first | last, time_path)
             if min(plan.weights, plan.activations) < FLOAT:
                 try:
-                    swaps[path] = _quant_layer(model, layers[path], path, plan, recipe, clock)
+                    swaps[path] = _quant_layer(
+                        model, layers[path], path, plan, recipe, clock, put_weight
+                    )
                 except ConversionError as error:
                     mistakes.append(error)
         _complain(mistakes)
@@ -85,10 +104,14 @@ def quantize(
         block.set_processor(processor)  # type: ignore[operator]
     keep_layers_called(model)
     model.tdq_recipe = recipe  # type: ignore[assignment]
-    announce(model)
-    if verbose:
-        print(summary(model))
-    return model
+
+
+def _search_step(
+    layer: QuantLayer, grid: Grid, per_channel: bool, plan: LayerRecipe, path: str
+) -> None:
+    step = mse_step(layer.weight, grid, per_channel, path)
+    law = NoiseWeight if plan.scale == NoiseScale.kind else WeightQuantizer
+    layer.weight_quantizer = law(grid, step)
 
 
 def _complain(mistakes: list[ConversionError]) -> None:
@@ -121,6 +144,7 @@ def _quant_layer(
     plan: LayerRecipe,
     recipe: Recipe,
     clock: Clock,
+    put_weight: PutWeight,
 ) -> QuantLayer:
     if "weight" not in layer._parameters:
         raise ConversionError(
@@ -144,9 +168,7 @@ def _quant_layer(
         )
     if plan.weights != FLOAT:
         grid = Grid.signed(plan.weights, narrow=True)
-        step = mse_step(new.weight, grid, recipe.granularity == "channel", path)
-        law = NoiseWeight if plan.scale == NoiseScale.kind else WeightQuantizer
-        new.weight_quantizer = law(grid, step)
+        put_weight(new, grid, recipe.granularity == "channel", plan, path)
     return new.train(layer.training)
 
 

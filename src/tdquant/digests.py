@@ -27,7 +27,12 @@ def hash_tensors(state: Mapping[str, Any]) -> Any:
     found = hashlib.sha256()
     for name, value in sorted(state.items()):
         if isinstance(value, Tensor):
-            found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-            plain = value.detach().cpu().contiguous().reshape(-1)
-            found.update(plain.view(torch.uint8).numpy().data)
+            add_tensor(found, name, value)
     return found
+
+
+def add_tensor(digest: Any, name: str, value: Tensor) -> None:
+    """Updates a digest with one tensor, as ``hash_tensors`` does with those of a state dict."""
+    digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+    plain = value.detach().cpu().contiguous().reshape(-1)
+    digest.update(plain.view(torch.uint8).numpy().data)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
+
+_PAGEOUT = 21
+"""Linux's MADV_PAGEOUT, which Python does not name."""
 
 
 def resident_bytes(model: nn.Module) -> int:
@@ -25,3 +29,20 @@ def trim_heap() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def page_out(tensor: Tensor) -> None:
+    """Returns the memory of a tensor that is mapped from a file to the system: what was touched of
+    a mapping counts for as long as it lasts. Numbers stay as they are, and are read again when
+    they are asked for. Where the system cannot be asked, nothing.
+    """
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return
+    page = mmap.PAGESIZE
+    start = -(-tensor.data_ptr() // page) * page
+    length = (tensor.data_ptr() + tensor.nbytes) // page * page - start
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        if length > 0:
+            ctypes.CDLL(None).madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(_PAGEOUT)
+            )

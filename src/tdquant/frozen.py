@@ -86,7 +86,8 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     clock_of(model)
     check_calibrated(model, "tdq.freeze(model)")
     knots = _knots(timesteps)
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    # The memo keeps every copy alive, so nobody may keep the memo.
+    frozen = copy.deepcopy(model, _shared_codes(model)).eval().requires_grad_(False)
     with torch.no_grad():
         for _, layer in quantized_layers(frozen):
             quantizer = layer.weight_quantizer
@@ -104,6 +105,15 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     if coverage:
         clock_of(frozen).coverage = min(coverage), max(coverage)
     return announce(frozen)
+
+
+def _shared_codes(model: nn.Module) -> dict[int, Any]:
+    """A memo by which ``deepcopy`` does not copy weights that are codes: they never change."""
+    return {
+        id(layer.codes): layer.codes
+        for _, layer in quantized_layers(model)
+        if "codes" in layer._parameters
+    }
 
 
 def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale:

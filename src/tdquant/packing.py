@@ -29,16 +29,25 @@ def pack(codes: Tensor, qmin: int, bits: int) -> Tensor:
     Raises:
         StorageError: A code does not fit ``bits`` bits.
     """
-    offset = codes.flatten().to(torch.int64) - qmin
-    if offset.numel() and (offset.min() < 0 or offset.max() >= 2**bits):
-        raise StorageError(f"codes outside {bits} bits", where="pack")
+    codes = codes.flatten()
+    if codes.numel():
+        least, most = (int(code) for code in codes.aminmax())
+        if least < qmin or most - qmin >= 2**bits:
+            raise StorageError(f"codes outside {bits} bits", where="pack")
     width = code_bits(bits)
     if width == 16:
+        offset = codes.to(torch.int32) - qmin
         return torch.stack([offset & 0xFF, offset >> 8], dim=1).flatten().to(torch.uint8)
+    # In bytes, which wrap around as two's complement does.
+    offset = codes.to(torch.uint8).sub_(qmin % 256)
+    if width == 8:
+        return offset
     each = 8 // width
     padded = torch.cat([offset, offset.new_zeros(-len(offset) % each)]).reshape(-1, each)
-    shifts = torch.arange(each, device=codes.device) * width
-    return (padded << shifts).sum(1).to(torch.uint8)
+    packed = padded[:, 0].clone()
+    for place in range(1, each):
+        packed |= padded[:, place] << (place * width)
+    return packed
 
 
 def unpack(

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tdquant.errors import StorageError
+
+_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
+"""Errors of a file system that is full, closed to this process or broken."""
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raises StorageError, which names ``path``, where a file system refuses to write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        what = error.filename if isinstance(error.filename, str) else ""
+        raise StorageError(
+            "cannot be written",
+            where=str(path),
+            why=": ".join(filter(None, [what, str(error.strerror or error)])),
+            fix="a folder that is writable and has room; what was there before is as it was",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -23,14 +49,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Arguments:
         path: The file to write.
+
+    Raises:
+        StorageError: The disk is full, or the place is read-only.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
-    try:
-        yield fresh
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield fresh
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def write_tensors(
@@ -43,10 +73,20 @@ def write_tensors(
         tensors: Name -> tensor, contiguous, none sharing memory.
         path: The file.
         metadata: Words for its header.
+
+    Raises:
+        OSError: It cannot be written.
     """
     path.touch()
     mode = path.stat().st_mode
-    save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    try:
+        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:  # the library hides the system's error in its text
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        code = int(found[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
     path.chmod(mode)
 
 
@@ -77,28 +117,30 @@ def replacing_folder(directory: str | os.PathLike[str], mark: str) -> Iterator[P
         mark: Name of the file by which folders of its kind are known.
 
     Raises:
-        StorageError: There is something of another kind already.
+        StorageError: There is something of another kind already, the disk is full, or the place is
+            read-only.
     """
-    target = check_folder(directory, mark)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    suffix = uuid.uuid4().hex[:8]
-    fresh, old = (
-        target.with_name(f".{target.name}.{suffix}.new"),
-        target.with_name(f".{target.name}.{suffix}.old"),
-    )
-    try:
-        fresh.mkdir()
-        yield fresh
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with disk_errors(Path(directory)):
+        target = check_folder(directory, mark)
+        suffix = uuid.uuid4().hex[:8]
+        fresh, old = (
+            target.with_name(f".{target.name}.{suffix}.new"),
+            target.with_name(f".{target.name}.{suffix}.old"),
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fresh.mkdir()
+            yield fresh
+            if target.exists():
+                target.rename(old)
+            fresh.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

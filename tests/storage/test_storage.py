@@ -1,8 +1,12 @@
 import copy
+import errno
 import json
 import os
 import pickle
+import re
+import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +20,8 @@ from tdquant.models import build
 from tdquant.storage.inspecting import inspect_saved
 
 from ..conftest import quantized
-from ..denoisers import Mixed, Plain, calls
+from ..denoisers import Mixed, Plain, Wide, calls
+from ..live import LiveBytes
 
 INDEX, TENSORS = storage.INDEX, storage.TENSORS
 
@@ -113,15 +118,74 @@ def test_a_foreign_folder_is_not_overwritten(frozen, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_failed_save_leaves_the_old_one(saved, frozen, x, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError("No space left on device")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+@pytest.mark.parametrize("step", ["mkdir", "open", "write_text", "rename"])
+def test_a_disk_that_refuses_leaves_the_old_save(saved, frozen, x, monkeypatch, code, step):
+    def refuse(self, *args, **kwargs):
+        raise OSError(code, os.strerror(code), str(self))
 
-    monkeypatch.setattr("tdquant.storage.writing.write_tensors", full)
-    with pytest.raises(OSError, match="space"):
-        tdq.save(tdq.freeze(quantized(weights=8)), saved)
+    other = tdq.freeze(quantized(weights=8))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, step, refuse)
+        with pytest.raises(StorageError, match=re.escape(os.strerror(code))) as info:
+            tdq.save(other, saved)
+    assert info.value.where == str(saved)
     assert torch.equal(tdq.load(saved, model=Mixed())(x, 3), frozen(x, 3))
     assert [p.name for p in saved.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("limit", [100, 5000])  # within the header, and within the tensors
+def test_a_disk_that_is_full_in_the_middle(saved, frozen, x, limit):
+    other = tdq.freeze(quantized(weights=8))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(StorageError, match="cannot be written"):
+            tdq.save(other, saved)
+        with pytest.raises(StorageError, match="cannot be written"):
+            tdq.save(other, saved.parent / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.equal(tdq.load(saved, model=Mixed())(x, 3), frozen(x, 3))
+    assert [p.name for p in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_path_through_a_file(frozen, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        tdq.save(frozen, tmp_path / "file" / "model")
+
+
+def test_other_errors_pass_through(frozen, tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tdq.save(frozen, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_and_loading_hold_one_tensor_at_a_time(tmp_path):
+    wide, x, t = Wide(width=256, depth=32), torch.randn(2, 256), torch.tensor(3)
+    weight = 256 * 256 * 4
+    recipe = tdq.Recipe(weights=4, activations=32, edges=4)
+    frozen = tdq.freeze(tdq.quantize(wide, recipe, verbose=False))
+    with LiveBytes() as live:
+        tdq.save(frozen, tmp_path / "m")
+    assert live.peak < 3 * weight  # of 32
+    empty = Wide(width=256, depth=32)
+    with LiveBytes() as live:
+        compact = tdq.load(tmp_path / "m", model=empty, compact=True)
+    assert 8 * weight < live.peak < 10 * weight  # codes take a quarter
+    assert torch.equal(compact(x, t), frozen(x, t))
+    with LiveBytes() as live:
+        again = tdq.freeze(compact)
+    assert live.peak < weight  # codes are shared
+    assert torch.equal(again(x, t), frozen(x, t))
+    with LiveBytes() as live:
+        tdq.save(compact, tmp_path / "m")
+    assert live.peak < 3 * weight
 
 
 def test_a_weight_changed_after_freezing_is_not_saved(frozen, tmp_path):

@@ -26,13 +26,14 @@ from tdquant.layers import (
     quantized_layers,
     structured_layers,
 )
+from tdquant.quantizers import CodedWeight
 
 
 @torch.no_grad()
 def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
-    """Corrects the bias of every layer that has one and quantized weights. A layer that was split
-    has it in its first part, which takes the correction of all; one that was corrected before is
-    corrected anew, from the bias that it had.
+    """Corrects the bias of every layer that has one and quantized weights, if the float weights
+    are still there. A layer that was split has it in its first part, which takes the correction of
+    all; one that was corrected before is corrected anew, from the bias that it had.
 
     Returns:
         path -> root mean square of the correction.
@@ -50,7 +51,7 @@ def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
     layers = {
         name: layer
         for name, layer in quantized_layers(model)
-        if not isinstance(layer.weight_quantizer, nn.Identity)
+        if not isinstance(layer.weight_quantizer, (nn.Identity, CodedWeight))
     }
     hooks = [
         layer.register_forward_hook(lambda m, args, y, name=name: measure(name, m, args[0], y))

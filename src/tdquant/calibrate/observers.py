@@ -12,9 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import CalibrationError
-from tdquant.quantizers import ActivationQuantizer, FrozenWeight, activation_quantizers
+from tdquant.quantizers import (
+    ActivationQuantizer,
+    CodedWeight,
+    FrozenWeight,
+    activation_quantizers,
+)
 from tdquant.ranges import Histogram
 from tdquant.ranges.histogram import BINS
+from tdquant.scales import DynamicScale, TableScale
 
 MAX_TIMES = 64
 """Times kept apart. Of more, the nearest two are merged: memory does not grow with batches."""
@@ -46,6 +52,7 @@ def observing(
     look: Callable[[str, Tensor, Tensor], Tensor],
 ) -> Iterator[None]:
     """The model in float: observers in place of activation quantizers, and weights unquantized.
+    Of a weight that is held as its codes there is nothing else: it stays.
 
     Arguments:
         model: The quantized model.
@@ -56,7 +63,8 @@ def observing(
     weights = {
         name: module
         for name, module in model.named_modules()
-        if name.rpartition(".")[2] == "weight_quantizer" and not isinstance(module, nn.Identity)
+        if name.rpartition(".")[2] == "weight_quantizer"
+        and not isinstance(module, (nn.Identity, CodedWeight))
     }
     was_training = model.training
     model.eval()
@@ -79,11 +87,14 @@ def in_float(model: nn.Module) -> Iterator[None]:
     """A quantized model in float, and unobserved if somebody observes it; a float, frozen or
     compiled one as it is.
     """
-    frozen = any(isinstance(module, FrozenWeight) for module in model.modules())
-    if frozen or not hasattr(model, "tdq_clock"):
+    watching = [module for module in model.modules() if isinstance(module, Observer)]
+    # Weights may be codes long before activations are calibrated.
+    frozen = any(isinstance(module, FrozenWeight) for module in model.modules()) and all(
+        isinstance(q.scale, TableScale | DynamicScale) for _, q in activation_quantizers(model)
+    )
+    if (frozen and not watching) or not hasattr(model, "tdq_clock"):
         yield
         return
-    watching = [module for module in model.modules() if isinstance(module, Observer)]
     looks = [observer.look for observer in watching]
     try:
         for observer in watching:

@@ -22,7 +22,8 @@ from tdquant.recipe import Recipe
 from tdquant.runtime import compile
 from tdquant.runtime.layout import channels_last
 from tdquant.scales import DynamicScale, TableScale
-from tdquant.storage.description import describe, pack_tensors
+from tdquant.storage.description import describe
+from tdquant.storage.stored import pack_tensors
 from tdquant.summary import layer_row
 
 

@@ -9,8 +9,10 @@ quantizer leaves that operand in float. A frozen layer may hold ``codes`` in the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from tdquant.quantizers import CodedWeight, FrozenWeight
@@ -92,7 +94,13 @@ class QuantLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """The layer on fake-quantized operands."""
         held = self.codes if "codes" in self._parameters else self.weight
-        x, weight = self.input_quantizer(input), self.weight_quantizer(held)
+        x, quantizer = self.input_quantizer(input), self.weight_quantizer
+        learns = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
+        if learns and "codes" in self._parameters:
+            return quantizer.multiply(held, partial(self._product, x))
+        return self._product(x, quantizer(held))
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.combine(x.to(weight.dtype), weight)
 
     def combine(self, x: Tensor, weight: Tensor) -> Tensor:

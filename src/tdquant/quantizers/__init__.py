@@ -1,9 +1,10 @@
 """Quantizers: a grid and a scale on one tensor, an activation or a weight."""
 
 from tdquant.quantizers.activation import ActivationQuantizer, activation_quantizers
+from tdquant.quantizers.coded import CodedWeight
 from tdquant.quantizers.offset import OffsetQuantizer
 from tdquant.quantizers.rounding import LearnedRounding, RoundedWeight
-from tdquant.quantizers.weight import CodedWeight, FrozenWeight, NoiseWeight, WeightQuantizer
+from tdquant.quantizers.weight import FrozenWeight, NoiseWeight, WeightQuantizer
 
 __all__ = [
     "ActivationQuantizer",

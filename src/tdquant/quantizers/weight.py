@@ -8,14 +8,11 @@ The step starts where the squared error of the channel is least and learns by th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ConversionError, FreezeError
-from tdquant.fakequant import FLOOR, codes, fake_quantize, noise_quantize
+from tdquant.fakequant import FLOOR, fake_quantize, noise_quantize
 from tdquant.grid import Grid
 from tdquant.scales.base import Float32, floored
 
@@ -26,10 +23,15 @@ def along_channels(step: Tensor, weight: Tensor) -> Tensor:
 
 
 _SHRINKS = torch.linspace(1.0, 0.3, 29)
+_BLOCK = 1 << 17
+"""Weights that a thread searches at once: they and a copy fit its second-level cache."""
 
 
+@torch.no_grad()
 def mse_step(weight: Tensor, grid: Grid, per_channel: bool, where: str = "") -> Tensor:
     """The step with the least squared error among shrunken maxima, ``(C,)`` or ``()``.
+
+    Needs a few megabytes beside the weight, however large that is.
 
     Arguments:
         weight: ``(C, *)``, output channels first.
@@ -38,36 +40,59 @@ def mse_step(weight: Tensor, grid: Grid, per_channel: bool, where: str = "") -> 
         where: Path of the layer, for the error.
 
     Raises:
-        ConversionError: A weight is NaN or infinite.
+        ConversionError: A weight is NaN or infinite, or all of them are zero.
     """
-    rows = (
-        weight.detach().float().flatten(1)
-        if per_channel
-        else weight.detach().float().reshape(1, -1)
-    )
-    if not rows.isfinite().all():
+    weight = weight.detach()
+    rows = weight.flatten(1) if per_channel else weight.reshape(1, -1)
+    blocks = row_blocks(rows)
+    largest = torch.zeros(0)
+    if rows.numel():
+        largest = torch.cat([rows[block].abs().amax(dim=1) for block in blocks])
+    # NaN is the largest of its row, and infinity too.
+    if not largest.isfinite().all():
+        odd = sum(int((~rows[block].isfinite()).sum()) for block in blocks)
         raise ConversionError(
-            f"{int((~rows.isfinite()).sum())} weights are NaN or infinite",
+            f"{odd} weights are NaN or infinite",
             where=where,
             fix="repair the checkpoint, or leave the layer in float: Recipe(exclude=...)",
         )
-    if not rows.any():
+    if not largest.any():
         raise ConversionError(
             "all weights are zero",
             where=where,
             why="a scale cannot start from them, and the layer does nothing",
             fix="train the model first, or leave the layer in float: Recipe(exclude=...)",
         )
-    largest = rows.abs().amax(dim=1, keepdim=True) / grid.high
-    best = torch.full_like(largest, torch.inf)
-    step = largest.clone()
+    step = torch.cat(
+        [_best_shrink(rows[block].float(), largest[block].float(), grid) for block in blocks]
+    )
+    return step if per_channel else step.squeeze(0)
+
+
+def row_blocks(rows: Tensor) -> list[slice]:
+    """Slices of the rows ``(C, N)`` of a size to work on at once: in the cache on the CPU, all of
+    them elsewhere. Each has a multiple of 4 rows, but for the last.
+    """
+    count = max(len(rows), 1)
+    if rows.device.type == "cpu":
+        wanted = _BLOCK * torch.get_num_threads() // max(rows.shape[1], 1)
+        count = min(count, max(wanted // 4 * 4, 4))
+    return [slice(start, start + count) for start in range(0, len(rows), count)]
+
+
+def _best_shrink(rows: Tensor, largest: Tensor, grid: Grid) -> Tensor:
+    """The best step ``(C,)`` of rows ``(C, N)`` with maxima ``(C,)``, in one buffer."""
+    largest = largest[:, None] / grid.high
+    best, step = torch.full_like(largest, torch.inf), largest.clone()
+    buffer = torch.empty_like(rows)
     for shrink in _SHRINKS.tolist():
         s = (largest * shrink).clamp(min=FLOOR)
-        error = (fake_quantize(rows, s, grid.low, grid.high) - rows).square().sum(1, keepdim=True)
+        torch.div(rows, s, out=buffer)
+        buffer.round_().clamp_(grid.low, grid.high).mul_(s)
+        error = buffer.sub_(rows).square_().sum(1, keepdim=True)
         step = torch.where(error < best, s, step)
         best = best.minimum(error)
-    step = step.clamp(min=FLOOR).squeeze(1)
-    return step if per_channel else step.squeeze(0)
+    return step.clamp(min=FLOOR).squeeze(1)
 
 
 class WeightQuantizer(Float32):
@@ -145,7 +170,7 @@ class FrozenWeight(Float32):
             FreezeError: The weight does not lie on the grid: it was changed after freezing.
         """
         scale = self.scale(weight)
-        found = codes(weight, scale, self.grid.low, self.grid.high)
+        found = torch.div(weight.float(), scale).round_().clamp_(self.grid.low, self.grid.high)
         if not torch.equal((found * scale).to(weight.dtype), weight.detach()):
             raise FreezeError(
                 "a frozen weight is off its grid",
@@ -153,32 +178,7 @@ class FrozenWeight(Float32):
                 why="it was changed after freezing, or cast to a type too coarse for its codes",
                 fix="freeze the quantized model again",
             )
-        return found
+        return found.int()
 
     def extra_repr(self) -> str:
         return f"bits={self.grid.bits}, codes={self.grid.codes}, steps={self.step.numel()}"
-
-
-class CodedWeight(FrozenWeight):
-    """A frozen weight held as its codes, a quarter of the memory: the numbers are formed at every
-    use, in the type that the model was cast to last.
-
-    Arguments:
-        grid: Symmetric codes.
-        step: ``(C,)`` or ``()``.
-        dtype: Of the numbers.
-    """
-
-    def __init__(self, grid: Grid, step: Tensor, dtype: torch.dtype) -> None:
-        super().__init__(grid, step)
-        self.dtype = dtype
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The numbers that codes stand for; numbers pass, as they do through a FrozenWeight."""
-        if weight.is_floating_point():
-            return weight
-        return (weight * self.scale(weight)).to(self.dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return super()._apply(fn, recurse)

@@ -1,19 +1,11 @@
-"""What a frozen model is, apart from numbers: a JSON-safe description, and its tensors packed.
-
-    <layer>.weight.codes    codes of the weight, packed to its bits, uint8
-    <layer>.weight.step     their steps, float32
-    <quantizer>.scale.table steps over time, float32
-
-Everything else keeps its name in the state dict. What the description knows (zero points, knots at
-consecutive integers) is not stored again.
-"""
+"""What a frozen model is, apart from numbers: a JSON-safe description."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tdquant.clock import clock_of
 from tdquant.errors import FreezeError
@@ -22,12 +14,10 @@ from tdquant.grid import Grid
 from tdquant.layers import quantized_layers, structured_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.layers.gain import OutputGain, gain_of
-from tdquant.packing import pack
 from tdquant.provenance import history
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import TableScale
-from tdquant.writing import unshared
 
 Description = Mapping[str, Any]
 
@@ -132,31 +122,3 @@ def weight_grid(spec: Mapping[str, Any]) -> Grid:
     """The grid of a described weight."""
     grid = Grid.signed(spec["bits"], narrow=True)
     return Grid(grid.bits, -spec["qmax"], spec["qmax"]) if "qmax" in spec else grid
-
-
-def pack_tensors(state: Mapping[str, Tensor], description: Description) -> dict[str, Tensor]:
-    """The tensors to store of a frozen model's state dict, on the CPU, none sharing memory.
-
-    Raises:
-        FreezeError: A weight does not lie on its grid: it was changed after freezing.
-    """
-    twice = tuple(f"{alias}." for alias in description.get("aliases", {}))
-    state = {
-        k: v.detach()
-        for k, v in state.items()
-        if not k.endswith(".zero_point") and not k.startswith(twice)
-    }
-    for path, layer in description["layers"].items():
-        if "weight" not in layer:
-            continue
-        grid = weight_grid(layer["weight"])
-        step = state.pop(f"{path}.weight_quantizer.step")
-        codes = state.pop(f"{path}.codes", None)
-        if codes is None:
-            codes = FrozenWeight(grid, step).codes(state.pop(f"{path}.weight"), path)
-        state[f"{path}.weight.codes"] = pack(codes, grid.qmin, grid.bits)
-        state[f"{path}.weight.step"] = step
-    for path, spec in activations(description):
-        if spec.get("first") is not None:
-            del state[f"{path}.scale.knots"]  # consecutive integers
-    return unshared(state)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tdquant.errors import StorageError
+from tdquant.files import LazyTensor
+from tdquant.files.safetensors_format import read_safetensors
 from tdquant.formats import check_version
 from tdquant.storage.diffusers_folder import (
     CONFIG,
@@ -112,13 +118,21 @@ def _mistakes(index: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a saved model.
+@contextlib.contextmanager
+def open_tensors(folder: Path) -> Iterator[dict[str, LazyTensor]]:
+    """All tensors of a saved model, each read when it is asked for.
 
     Raises:
         StorageError: A file is missing or cut.
     """
-    return {n: tensor for file in model_files(folder) for n, tensor in _read(file).items()}
+    found = {}
+    with contextlib.ExitStack() as stack:
+        for file in model_files(folder):
+            with _damage(file):
+                tensors = read_safetensors(file, stack.enter_context(file.open("rb")))
+            for name, tensor in tensors.items():
+                found[name] = replace(tensor, load=partial(_load, file, tensor))
+        yield found
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -133,13 +147,19 @@ def model_files(folder: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _load(file: Path, tensor: LazyTensor) -> Tensor:
+    with _damage(file):
+        return tensor.load()
+
+
+@contextlib.contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """Turns what reading a damaged file raises into one error."""
     try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        yield
     except FileNotFoundError as error:
         raise StorageError(f"no {file.name} here", where=str(file.parent)) from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, EOFError) as error:
         raise StorageError(
             "the tensors cannot be read",
             where=str(file),

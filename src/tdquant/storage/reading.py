@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from tdquant.announce import announce
-from tdquant.digests import hash_tensors
+from tdquant.digests import add_tensor
 from tdquant.errors import StorageError
+from tdquant.files import LazyTensor
 from tdquant.footprint import trim_heap
 from tdquant.models import build
-from tdquant.storage.files import read_index, read_tensors
+from tdquant.storage.files import open_tensors, read_index
 from tdquant.storage.rebuilding import build_skeleton, settle, unpack_tensors
 
 
@@ -39,7 +43,17 @@ def load(
     """
     folder = Path(directory)
     index = read_index(folder)
-    tensors = read_tensors(folder)
+    with open_tensors(folder) as tensors:
+        _check(tensors, index, folder)
+        return _rebuild(tensors, index, folder, model, compact)
+
+
+def _check(tensors: Mapping[str, LazyTensor], index: Mapping[str, Any], folder: Path) -> None:
+    """Compares the tensors with what the index says of them.
+
+    Raises:
+        StorageError: They are others.
+    """
     told = set(index.get("tensors", tensors))
     if set(tensors) != told:
         odd = sorted(set(tensors) ^ told)
@@ -49,22 +63,33 @@ def load(
             why="the two files are not of one save",
             fix="save the model again",
         )
-    if index.get("digest") not in (None, hash_tensors(tensors).hexdigest()):
+    if index.get("digest") is None:
+        return
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        add_tensor(digest, name, tensor.load())
+    if index["digest"] != digest.hexdigest():
         raise StorageError(
             "the tensors are not those that were saved",
             where=str(folder),
             why="a byte changed, or the two files are not of one save",
             fix="copy or save the model again",
         )
+
+
+def _rebuild(
+    tensors: Mapping[str, LazyTensor],
+    index: Mapping[str, Any],
+    folder: Path,
+    model: nn.Module | None,
+    compact: bool,
+) -> nn.Module:
     if model is None:
         with build.without_parameters():
             model = build.from_description(index["model"], where=str(folder))
     try:
         build_skeleton(model, index)
-        # Copies, so that the file does not stay in memory for the sake of a few biases.
-        state = {
-            k: v.clone() if k in tensors else v for k, v in unpack_tensors(tensors, index).items()
-        }
+        state = unpack_tensors(((name, t.load()) for name, t in tensors.items()), index)
         missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     except StorageError as error:
         raise StorageError(
@@ -86,7 +111,7 @@ def load(
             where=str(folder),
             fix="a float model of the architecture that was saved",
         )
-    del tensors, state
+    del state
     settle(model, compact)
     trim_heap()
     return announce(model)

@@ -162,15 +162,21 @@ def _state_names(name: str, weights: Mapping[str, Any], counted: Mapping[str, An
     return [name]
 
 
-def unpack_tensors(stored: Mapping[str, Tensor], description: Description) -> dict[str, Tensor]:
+def unpack_tensors(
+    stored: Iterable[tuple[str, Tensor]], description: Description
+) -> dict[str, Tensor]:
     """Stored tensors, all or a portion, as entries of the skeleton's state dict.
+
+    Arguments:
+        stored: Names and tensors. Packed codes are let go as they are unpacked.
+        description: What ``describe`` gave.
 
     Raises:
         StorageError: Codes do not fit the shape of their weight.
     """
     weights, counted = _described(description)
     out = {}
-    for name, tensor in stored.items():
+    for name, tensor in stored:
         first, *knots = _state_names(name, weights, counted)
         if first != name and name.endswith(CODES):
             spec = weights[name.removesuffix(CODES)]

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from tdquant.digests import hash_tensors
+from tdquant.digests import add_tensor
 from tdquant.errors import FreezeError
+from tdquant.files.safetensors_format import write_safetensors
 from tdquant.layers import quantized_layers
 from tdquant.models import build
-from tdquant.storage.description import describe, pack_tensors
+from tdquant.storage.description import describe
 from tdquant.storage.files import FORMAT, INDEX, TENSORS, VERSION
-from tdquant.writing import replacing_folder, write_tensors
+from tdquant.storage.stored import stored_tensors
+from tdquant.writing import replacing_folder
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """Saves a frozen model to a folder, all of it or nothing.
+
+    Tensors are packed and written one by one, so it takes little memory beside the model's.
 
     Arguments:
         model: What ``freeze`` returned.
@@ -30,21 +36,25 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     Raises:
         FreezeError: The model is not frozen, or it is a frozen one that was compiled or has
             adapters.
-        StorageError: The folder holds something else than a saved model.
+        StorageError: The folder holds something else than a saved model, or cannot be written:
+            the disk is full or read-only. An earlier save there is then as it was.
     """
     _refuse_others(model)
     description = describe(model)
-    tensors = pack_tensors(model.state_dict(), description)
-    index = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": build.description(model),
-        **description,
-        "tensors": sorted(tensors),
-        "digest": hash_tensors(tensors).hexdigest(),
-    }
+    tensors = stored_tensors(model.state_dict(), description)
+    digest = hashlib.sha256()
     with replacing_folder(directory, INDEX) as fresh:
-        write_tensors(tensors, fresh / TENSORS, metadata={"format": "pt"})
+        write_safetensors(
+            tensors, fresh / TENSORS, {"format": "pt"}, written=partial(add_tensor, digest)
+        )
+        index = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": build.description(model),
+            **description,
+            "tensors": sorted(tensors),
+            "digest": digest.hexdigest(),
+        }
         (fresh / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return Path(directory)
 

@@ -32,6 +32,9 @@ class TDQConfig(QuantizationConfigMixin):
         timestep: Name of the timestep argument of the model's forward, if it is unusual.
         compact: Hold loaded weights as their codes, a quarter of the memory of float32; numbers
             are formed at every use. If False they are formed once, at loading.
+        frozen_weights: Turn each weight of a float checkpoint into its codes as it is read, in the
+            memory of the codes and one float weight. These weights cannot be trained or
+            reconstructed; activation scales wait for ``tdq.calibrate`` as ever.
         description: What every layer of a saved model is; written by ``save_pretrained``.
         version: Version of the saved format.
         quant_method: ``"tdquant"``; diffusers passes it.
@@ -48,6 +51,7 @@ class TDQConfig(QuantizationConfigMixin):
         *,
         timestep: str | None = None,
         compact: bool = True,
+        frozen_weights: bool = False,
         description: Description | None = None,
         version: int = VERSION,
         quant_method: str = METHOD.value,
@@ -66,7 +70,7 @@ class TDQConfig(QuantizationConfigMixin):
             recipe = fields
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_dict(recipe)
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.timestep, self.compact = timestep, compact
+        self.timestep, self.compact, self.frozen_weights = timestep, compact, frozen_weights
         self.description = None
         if description is not None:
             known = {"recipe": self.recipe.to_dict(), "timestep": timestep}
@@ -75,6 +79,8 @@ class TDQConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-safe dictionary that ``from_dict`` reads back."""
+        # Of a saved model it says nothing, and older readers do not know it.
+        asked = {"frozen_weights": True} if self.frozen_weights and not self.description else {}
         return {
             "quant_method": self.quant_method.value,
             "version": self.version,
@@ -83,6 +89,7 @@ class TDQConfig(QuantizationConfigMixin):
             "compact": self.compact,
             "description": self.description
             and {k: v for k, v in self.description.items() if k not in ("recipe", "timestep")},
+            **asked,
         }
 
     def to_diff_dict(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """``TDQQuantizer``: how diffusers loads and saves tdquant's models.
 
 A saved model loads into a skeleton of frozen layers, whose weights stay codes and whose scales
-stay float32 whatever ``torch_dtype`` asks for. A float checkpoint loads in float and is quantized
-then: its weights are ready, its activation scales wait for ``tdq.calibrate``.
+stay float32 whatever ``torch_dtype`` asks for. A float checkpoint loads in float and is then
+quantized, or with ``frozen_weights`` weight by weight as it loads. Its weights are ready, its
+activation scales wait for ``tdq.calibrate``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,21 @@ import torch
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import Tensor
 
+from tdquant.clock import clock_of
 from tdquant.convert import quantize
 from tdquant.errors import FreezeError, StorageError
+from tdquant.footprint import page_out
+from tdquant.frozen import is_frozen
+from tdquant.incremental import awaiting, code_weight, complete, quantize_empty
 from tdquant.integrations.diffusers.config import TDQConfig
-from tdquant.storage.description import pack_tensors
+from tdquant.layers import QuantLayer
+from tdquant.storage.description import describe
 from tdquant.storage.rebuilding import build_skeleton, settle, state_names, unpack_tensors
+from tdquant.storage.stored import pack_tensors
 
 _ZERO_POINT = ".zero_point"
-_FLOAT32 = (".scale.table", ".scale.knots", ".weight_quantizer.step")
+_STEP = ".weight_quantizer.step"
+_FLOAT32 = (".scale.table", ".scale.knots", _STEP)
 
 
 class TDQQuantizer(DiffusersQuantizer):
@@ -38,6 +46,7 @@ class TDQQuantizer(DiffusersQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._dtype: torch.dtype | None = None
         self._names: set[str] = set()
+        self._awaiting: dict[str, QuantLayer] = {}
 
     @property
     def _description(self) -> dict[str, Any]:
@@ -65,18 +74,22 @@ class TDQQuantizer(DiffusersQuantizer):
     def maybe_update_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.pre_quantized:
             return state_dict
-        return unpack_tensors(state_dict, self._description)
+        return unpack_tensors(state_dict.items(), self._description)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        config = self.quantization_config
         if self.pre_quantized:
             build_skeleton(model, self._description, self._dtype)
+        elif config.frozen_weights:
+            quantize_empty(model, config.recipe, timestep=config.timestep)
+            self._awaiting = awaiting(model)
         model.register_to_config(quantization_config=self.quantization_config)
 
     def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
-        if not self.pre_quantized:
-            return missing_keys
         # Zero points are part of the description.
         missing = [key for key in missing_keys if not key.endswith(_ZERO_POINT)]
+        if not self.pre_quantized:
+            return [key for key in missing if not key.endswith(_STEP)]
         odd = [f"missing {key}" for key in sorted(missing)]
         odd += [f"unexpected {key}" for key in sorted(self._names - set(model.state_dict()))]
         if odd:
@@ -91,7 +104,9 @@ class TDQQuantizer(DiffusersQuantizer):
     def check_if_quantized_param(
         self, model: Any, param_value: Tensor, param_name: str, state_dict: Any, **kwargs: Any
     ) -> bool:
-        return self.pre_quantized and param_name.endswith(_FLOAT32)
+        if self.pre_quantized:
+            return param_name.endswith(_FLOAT32)
+        return self.quantization_config.frozen_weights
 
     def create_quantized_param(  # type: ignore[override]
         self,
@@ -103,15 +118,22 @@ class TDQQuantizer(DiffusersQuantizer):
         *args: Any,
         **kwargs: Any,
     ) -> None:
+        value = state_dict[param_name]
+        if param_name in self._awaiting:
+            # What diffusers hands over has been cast to the type of codes.
+            layer, path = self._awaiting[param_name], param_name.removesuffix(".weight")
+            code_weight(layer, value.to(target_device), path)
+            page_out(value)
+            return
         # diffusers itself does without accelerate, and so does whoever loads no quantized model.
         from accelerate.utils import (  # type: ignore[import-untyped]
             set_module_tensor_to_device,
         )
 
-        # The value itself has been cast to the model's type already.
-        set_module_tensor_to_device(
-            model, param_name, target_device, value=state_dict[param_name], dtype=torch.float32
-        )
+        dtype = torch.float32  # a scale, of which param_value has been cast to the model's type
+        if not self.pre_quantized:  # a copy, lest a bias keep a whole file mapped
+            value, dtype = param_value.clone(), param_value.dtype
+        set_module_tensor_to_device(model, param_name, target_device, value=value, dtype=dtype)
 
     def check_quantized_param_shape(
         self, param_name: str, current_param: Tensor, loaded_param: Tensor
@@ -128,6 +150,17 @@ class TDQQuantizer(DiffusersQuantizer):
         config = self.quantization_config
         if self.pre_quantized:
             return settle(model, config.compact)
+        if config.frozen_weights:
+            complete(model)
+            if is_frozen(model):  # no activation waits for calibration
+                self.quantization_config = TDQConfig(
+                    config.recipe,
+                    timestep=clock_of(model).argument,
+                    compact=config.compact,
+                    description=describe(model),
+                )
+                model.register_to_config(quantization_config=self.quantization_config)
+            return model
         quantize(model, config.recipe, timestep=config.timestep, verbose=False)
         return model
 

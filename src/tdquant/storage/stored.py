@@ -1,0 +1,89 @@
+"""The tensors of a saved model, each formed when it is asked for.
+
+    <layer>.weight.codes    codes of the weight, packed to its bits, uint8
+    <layer>.weight.step     their steps, float32
+    <quantizer>.scale.table steps over time, float32
+
+Everything else keeps its name in the state dict. What the description knows (zero points, knots at
+consecutive integers) is not stored again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tdquant.files import LazyTensor
+from tdquant.grid import Grid
+from tdquant.packing import code_bits, pack
+from tdquant.quantizers import FrozenWeight
+from tdquant.quantizers.weight import row_blocks
+from tdquant.storage.description import Description, activations, weight_grid
+from tdquant.writing import unshared
+
+
+def stored_tensors(state: Mapping[str, Tensor], description: Description) -> dict[str, LazyTensor]:
+    """The tensors to store of a frozen model's state dict, none packed yet.
+
+    ``load`` of a weight's codes raises FreezeError if the weight does not lie on its grid: it was
+    changed after freezing.
+    """
+    twice = tuple(f"{alias}." for alias in description.get("aliases", {}))
+    state = {
+        k: v.detach()
+        for k, v in state.items()
+        if not k.endswith(".zero_point") and not k.startswith(twice)
+    }
+    out = {}
+    for path, layer in description["layers"].items():
+        if "weight" not in layer:
+            continue
+        grid = weight_grid(layer["weight"])
+        step = state.pop(f"{path}.weight_quantizer.step")
+        name = "codes" if f"{path}.codes" in state else "weight"
+        weight = state.pop(f"{path}.{name}")
+        size = -(-weight.numel() * code_bits(grid.bits) // 8)
+        load = partial(_pack_weight, weight, step, grid, path)
+        out[f"{path}.weight.codes"] = LazyTensor(torch.Size([size]), torch.uint8, load)
+        state[f"{path}.weight.step"] = step
+    for path, spec in activations(description):
+        if spec.get("first") is not None:
+            del state[f"{path}.scale.knots"]  # consecutive integers
+    return out | {
+        name: LazyTensor(tensor.shape, tensor.dtype, partial(_plain, tensor))
+        for name, tensor in state.items()
+    }
+
+
+def pack_tensors(state: Mapping[str, Tensor], description: Description) -> dict[str, Tensor]:
+    """The tensors to store of a frozen model's state dict, on the CPU, none sharing memory.
+
+    Raises:
+        FreezeError: A weight does not lie on its grid: it was changed after freezing.
+    """
+    found = stored_tensors(state, description)
+    return unshared({name: tensor.load() for name, tensor in found.items()})
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.cpu().contiguous()
+
+
+def _pack_weight(weight: Tensor, step: Tensor, grid: Grid, path: str) -> Tensor:
+    """The packed codes of a weight, which holds numbers or codes, by blocks of rows: a block has a
+    multiple of 4 rows, which are whole bytes.
+    """
+    rows = weight.reshape(len(weight), math.prod(weight.shape[1:]))
+    steps = step.expand(len(rows)) if step.ndim else step
+    parts = []
+    for block in row_blocks(rows):
+        codes = rows[block]
+        if codes.is_floating_point():
+            quantizer = FrozenWeight(grid, steps[block] if step.ndim else steps)
+            codes = quantizer.codes(codes, path)
+        parts.append(pack(codes, grid.qmin, grid.bits).cpu())
+    return torch.cat(parts)
