@@ -7,7 +7,10 @@ OUT ?= demo
 # the CPU build of torch does not have, and torchmetrics imports it where it is there.
 FIDELITY := .venv/lib/torch-fidelity
 
-.PHONY: demo venv test test-slow lint format docs bench study clean
+# optimum-intel, which reads exported pipelines in the slow tests: it needs an older diffusers.
+OPTIMUM := .venv-optimum
+
+.PHONY: demo venv optimum test test-slow lint format docs bench study clean
 
 demo: venv
 	$(BIN)/tdquant demo --out $(OUT)
@@ -20,13 +23,22 @@ venv: .venv/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --target $(FIDELITY) --upgrade torch-fidelity
 	touch $@
 
+optimum: $(OPTIMUM)/.ready
+
+# It asks for torchvision, whose wheels do not load beside the CPU build of torch.
+$(OPTIMUM)/.ready: constraints-optimum.txt
+	$(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-optimum.txt "optimum-intel[openvino,diffusers]" sentencepiece
+	$(OPTIMUM)/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
 # One process a core with one thread each: threads that share cores wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test: venv
 	$(TEST)
 
-test-slow: venv
+test-slow: venv optimum
 	$(TEST) -m "slow or not slow"
 
 lint: venv
@@ -62,4 +74,4 @@ study: venv
 	$(BIN)/tdquant report studies/results runs/study --out docs/report.html
 
 clean:
-	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(OPTIMUM) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

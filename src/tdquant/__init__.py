@@ -25,6 +25,7 @@ from tdquant.errors import TDQError
 from tdquant.evaluate import Record, evaluate, evaluate_images
 from tdquant.export import export
 from tdquant.frozen import freeze, is_frozen
+from tdquant.integrations.pipelines import export_pipeline, open_pipeline
 from tdquant.recipe import LayerRecipe, Recipe
 from tdquant.reconstruct import Reconstruction, balance, reconstruct
 from tdquant.report import report
@@ -62,12 +63,14 @@ __all__ = [
     "evaluate",
     "evaluate_images",
     "export",
+    "export_pipeline",
     "freeze",
     "is_frozen",
     "load",
     "metrics",
     "models",
     "observe",
+    "open_pipeline",
     "open_session",
     "quantize",
     "reconstruct",

@@ -143,6 +143,48 @@ def replacing_folder(directory: str | os.PathLike[str], mark: str) -> Iterator[P
             shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty folder beside ``directory``, which gets its name when the context ends well.
+
+    Nothing that anybody put there is replaced, not even meanwhile.
+
+    Arguments:
+        directory: The folder to write. It may be missing or empty.
+
+    Raises:
+        StorageError: There is something already, or the disk takes no more.
+    """
+    target = Path(directory).resolve()
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
+    try:
+        check_new_folder(target)
+        fresh.mkdir(parents=True)
+        yield fresh
+        check_new_folder(target)
+        fresh.replace(target)  # takes the place of an empty folder, and of no other
+    except OSError as error:
+        raise StorageError(
+            "the folder cannot be written",
+            where=str(target),
+            why=str(error),
+            fix="a disk with room, and a folder that may be written",
+        ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_new_folder(directory: str | os.PathLike[str]) -> None:
+    """Raises StorageError unless the folder is missing or empty."""
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StorageError(
+            "there is something already",
+            where=str(target),
+            fix="an empty folder, or a new name",
+        )
+
+
 def unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous CPU tensors that share no memory, as safetensors wants them."""
     seen: set[int] = set()

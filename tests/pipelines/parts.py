@@ -45,8 +45,10 @@ def quantizing_autoencoder():
     )
 
 
-def clip():
-    """A CLIP text encoder of two layers, and a tokenizer of letters."""
+def clip(width=16, projection=None):
+    """A CLIP text encoder of two layers, with a projection if its size is given, and a tokenizer
+    of letters.
+    """
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +57,7 @@ def clip():
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=8)
     config = transformers.CLIPTextConfig(
         vocab_size=len(words),
-        hidden_size=16,
+        hidden_size=width,
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -63,5 +65,26 @@ def clip():
         bos_token_id=len(words) - 2,
         eos_token_id=len(words) - 1,
         pad_token_id=len(words) - 1,
+        **({} if projection is None else {"projection_dim": projection}),
     )
-    return model(transformers.CLIPTextModel, config=config), tokenizer
+    cls = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    return model(cls, config=config), tokenizer
+
+
+def t5(width=12):
+    """A T5 encoder of two layers and a tokenizer of letters."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    tokenizer = transformers.T5Tokenizer(
+        vocab=[*pieces, *((c, -3.0) for c in letters)], extra_ids=0, model_max_length=16
+    )
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=4,
+        d_ff=16,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return model(transformers.T5EncoderModel, config=config), tokenizer

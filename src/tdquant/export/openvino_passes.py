@@ -197,6 +197,9 @@ def merge_time_products(graph: Any, timestep: str) -> None:
             _replace(layer.output, part)
 
 
+PASSED = "time."
+"""How names of the inputs begin that ``split_time`` gives a graph."""
+
 _VIEWS = ("Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze", "VariadicSplit")
 
 
@@ -229,7 +232,7 @@ def split_time(graph: Any, timestep: str) -> Any:
             users = [u for u in output.get_target_inputs() if u.get_node().get_name() not in core]
             if users:
                 value = op.parameter(output.get_shape(), output.get_element_type())
-                value.output(0).set_names({f"time.{len(inputs)}"})
+                value.output(0).set_names({f"{PASSED}{len(inputs)}"})
                 for user in users:
                     user.replace_source_output(value.output(0))
                 found.append(op.result(output))

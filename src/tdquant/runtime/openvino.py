@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tdquant.errors import ExportError
 from tdquant.export.exporters import export
 from tdquant.export.openvino_graph import EXACT, avoid_saturation, mark_float
-from tdquant.export.openvino_passes import decompose_norms, split_time
+from tdquant.export.openvino_passes import PASSED, decompose_norms, split_time
 from tdquant.export.sealing import KEY, check_seal, read_description
 from tdquant.machine import saturates_here
 from tdquant.optional import require
@@ -70,32 +70,37 @@ class _Requests:
 
 
 class _Compiled:
-    """A graph compiled for one set of shapes, in two parts: what depends on the timestep alone is
-    computed once a timestep and kept, the latest of it.
+    """A graph compiled for one set of shapes. What depends on the timestep alone is a part of its
+    own, computed once a timestep; the latest of it is kept.
 
     Arguments:
-        time: The part from the timestep to what the other takes of it.
-        rest: The other part.
+        rest: All else, or the whole graph.
+        time: The part from the timestep to what the rest takes of it.
         timestep: Name of the timestep.
     """
 
-    def __init__(self, time: Any, rest: Any, timestep: str) -> None:
-        self.time, self.rest, self._timestep = _Requests(time), _Requests(rest), timestep
-        self._names = [port.any_name for port in rest.inputs if port.any_name.startswith("time.")]
+    def __init__(
+        self, rest: _Requests, time: _Requests | None = None, timestep: str | None = None
+    ) -> None:
+        self.rest, self.time, self._timestep = rest, time, timestep
+        ports = (port.any_name for port in rest.model.inputs)
+        self._names = [name for name in ports if name.startswith(PASSED)]
         self._known: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        if self.time is None or self._timestep is None:
+            return self.rest(inputs)
         rest = {name: tensor for name, tensor in inputs.items() if name != self._timestep}
-        return self.rest(rest | self._of_time(inputs[self._timestep]))
+        return self.rest(rest | self._of_time(self.time, inputs[self._timestep]))
 
-    def _of_time(self, timestep: Tensor) -> dict[str, Tensor]:
+    def _of_time(self, time: _Requests, timestep: Tensor) -> dict[str, Tensor]:
         key = timestep.numpy().tobytes()
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-        found = dict(zip(self._names, self.time({self._timestep: timestep}), strict=True))
+        found = dict(zip(self._names, time({str(self._timestep): timestep}), strict=True))
         size = sum(tensor.nbytes for tensor in found.values())
         with self._lock:
             self._known[key] = found
@@ -109,17 +114,22 @@ class OpenVINOEngine:
 
     Arguments:
         graph: An ``openvino.Model`` with named inputs.
-        timestep: Name of the input that is the timestep.
         threads: Threads of one call.
         device: OpenVINO's name of the device.
         name: The file, for errors.
+        timestep: Name of the input that is the timestep, if one is.
 
     Attributes:
         in_float: Paths of layers whose integer products would saturate on this machine.
     """
 
     def __init__(
-        self, graph: Any, timestep: str, threads: int, device: str = "CPU", name: str = ""
+        self,
+        graph: Any,
+        threads: int,
+        device: str = "CPU",
+        name: str = "",
+        timestep: str | None = None,
     ) -> None:
         self._core, self._timestep = _core(), timestep
         self._graph, self._device, self._name = graph, device, name
@@ -150,10 +160,10 @@ class OpenVINOEngine:
             graph = self._graph.clone()
             try:
                 graph.reshape({name: list(shape) for name, shape in shapes.items()})
-                parts = [split_time(graph, self._timestep), graph]
-                time, rest = (
-                    self._core.compile_model(part, self._device, self._options) for part in parts
-                )
+                time = None
+                if self._timestep is not None:
+                    time = self._compile(split_time(graph, self._timestep))
+                found = _Compiled(self._compile(graph), time, self._timestep)
             except RuntimeError as error:
                 raise ExportError(
                     f"OpenVINO cannot run the graph on {self._device}",
@@ -163,10 +173,13 @@ class OpenVINOEngine:
                     fix="sizes that the model itself takes; device= one of "
                     + ", ".join(self._core.available_devices),
                 ) from error
-            self._compiled[key] = _Compiled(time, rest, self._timestep)
+            self._compiled[key] = found
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
-            return self._compiled[key]
+            return found
+
+    def _compile(self, graph: Any) -> _Requests:
+        return _Requests(self._core.compile_model(graph, self._device, self._options))
 
 
 @register_engine(".xml")
@@ -192,7 +205,7 @@ def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], Ope
             fix="update openvino, or export again",
         ) from error
     told = read_description(str(graph.get_rt_info([KEY]).value), path)
-    engine = OpenVINOEngine(graph, told["timestep"], threads, device, str(path))
+    engine = OpenVINOEngine(graph, threads, device, str(path), told["timestep"])
     if engine.in_float:
         mark_float(told.get("rows", []), engine.in_float)
         warnings.warn(

@@ -1,0 +1,47 @@
+"""``tdquant export --pipeline``: from a quantized pipeline in a folder to a folder of graphs."""
+
+import pytest
+
+import tdquant as tdq
+from tdquant.cli import main
+from tests.integrations.pipelines.whole import assert_close, quantized
+from tests.pipelines import PIPELINES, sample
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A quantized pipeline, saved, and what ``quantized`` gives."""
+    folder = tmp_path_factory.mktemp("saved")
+    made = quantized("ddim")
+    made[0].save_pretrained(folder / "ddim")
+    PIPELINES["ddim"]()[0].save_pretrained(folder / "float")
+    return folder, made
+
+
+def run(source, name, out, *words):
+    words = ["export", "--pipeline", str(source[0] / name), "--out", str(out), *words]
+    return main(words)
+
+
+def test_a_saved_pipeline_to_a_folder_that_draws_the_same(source, tmp_path, capsys):
+    assert run(source, "ddim", tmp_path / "out", "--quiet", "batch_size=2") == 0
+    assert f"wrote {tmp_path / 'out'}, 0." in capsys.readouterr().out
+    pipe, call, exact = source[1]
+    assert_close(sample(tdq.open_pipeline(tmp_path / "out"), call), sample(pipe, call), exact)
+
+
+def test_what_cannot_be_exported_is_explained(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    for name, words, said in (
+        ("nowhere", (), "no pipeline"),
+        ("float", (), "unet is not quantized"),
+        ("ddim", ("depth=3",), "takes no depth"),
+        ("ddim", ("--compress",), "--compress with --pipeline"),
+    ):
+        assert run(source, name, out, *words) == 1
+        assert said in capsys.readouterr().err
+    assert main(["export", "--model", str(out), "--out", str(out), "height=8"]) == 1
+    assert "height=8 with --model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", "--out", str(out)])
+    assert not list(tmp_path.iterdir())
