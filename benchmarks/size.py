@@ -1,11 +1,11 @@
-"""Time and memory of large models: quantize, freeze, save, load.
+"""Time and memory of large models: quantize, freeze, save, load, export, run.
 
     python benchmarks/size.py [--bits 4 8] [--threads 1] [--work DIR]
 
 The UNet of Stable Diffusion 1.5 by its configuration, 860M random float32 parameters, W4A8 and
-W8A8. Each measurement is a process of its own. Its peak is the largest resident memory that the
-system saw, all of Python's and torch's libraries included; what a process prepares before it
-measures does not count, except for what it still holds.
+W8A8; calls are on latents of 32 x 32. Each measurement is a process of its own. Its peak is the
+largest resident memory that the system saw, all of Python's and torch's libraries included; what a
+process prepares before it measures does not count, except for what it still holds.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -97,7 +98,57 @@ def load_compact(work, bits):
     return rows
 
 
-MEASUREMENTS = (convert, load, load_compact)
+def call_of():
+    """Arguments of one call, on latents of 32 x 32."""
+    rng = torch.Generator().manual_seed(0)
+    context = torch.randn(1, 77, UNET["cross_attention_dim"], generator=rng)
+    return torch.randn(1, 4, 32, 32, generator=rng), torch.tensor(431.0), context
+
+
+def median_call(model, rows, title):
+    """Adds the median seconds of a few calls."""
+    times = []
+    with torch.no_grad():
+        for _ in range(6):
+            begun = time.perf_counter()
+            model(*call_of())
+            times.append(time.perf_counter() - begun)
+    rows.append({"what": title, "seconds": statistics.median(times[1:])})
+
+
+def export(work, bits):
+    """The saved model, held as numbers, as a file of OpenVINO."""
+    frozen = tdq.load(work / f"w{bits}")
+    rows = []
+    with measured(rows, "export") as row:
+        tdq.export(frozen, work / f"w{bits}.xml", call_of())
+    row["file_mb"] = sum(f.stat().st_size for f in work.glob(f"w{bits}.*")) / MB
+    return rows
+
+
+def session(work, bits):
+    """The file, opened and called."""
+    rows = []
+    with measured(rows, "open and call") as row:
+        opened = tdq.open_session(work / f"w{bits}.xml")
+        opened(*call_of())
+    row["file_mb"] = sum(f.stat().st_size for f in work.glob(f"w{bits}.*")) / MB
+    median_call(opened, rows, "a call, OpenVINO")
+    return rows
+
+
+def eager(work, bits):
+    """The float model in PyTorch, channels last."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(**UNET).eval().requires_grad_(False)
+    rows = []
+    median_call(model.to(memory_format=torch.channels_last), rows, "a call, float in PyTorch")
+    return rows
+
+
+MEASUREMENTS = (convert, load, load_compact, export, session, eager)
 """Run in this order, each in a process of its own: ``measurement(work, bits)`` gives rows, and
 finds in the folder ``work`` what those before it left."""
 

@@ -173,3 +173,19 @@ def test_the_backend_is_made_by_its_first_call(calibrated, x):
     assert "int8" in {row.kernel for row in tdq.summary(fast)}
     ready = tdq.compile(model, "openvino", example=(x, torch.tensor(3)))
     assert ready.session is not None
+
+
+@pytest.mark.parametrize("knots", ["indices", "continuous"])
+def test_a_file_that_an_engine_runs_in_bfloat16_keeps_its_scales(knots, calibrated, x, tmp_path):
+    """OpenVINO's default on processors with AMX or AVX512-BF16: float parts lose digits, and steps
+    must not lose their place."""
+    import openvino as ov
+
+    times = None if knots == "indices" else torch.linspace(0, 999, 300) + 0.25
+    model = tdq.freeze(calibrated, times)
+    path = tdq.export(model, tmp_path / "m.xml", (x, torch.tensor(3.0)))
+    bare = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    for t in (431.0, 998.0):
+        (y,) = bare([x.numpy(), torch.full((len(x),), t).numpy()]).values()
+        exact = model(x, torch.tensor(t))
+        assert (torch.from_numpy(y) - exact).norm() < 0.1 * exact.norm()

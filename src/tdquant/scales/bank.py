@@ -54,11 +54,17 @@ class ScaleBank(Float32):
             found = steps.index_select(0, (flat - self.first).clamp(0, last))
         else:
             t = flat.to(torch.float32).clamp(knots[0], knots[-1])
-            # searchsorted, in operations that every exporter knows.
-            right = (knots < t[:, None]).sum(1).clamp(1, last)
-            t0, t1 = knots.index_select(0, right - 1), knots.index_select(0, right)
+            if self.first is not None:
+                # Through whole numbers: engines that compute in bfloat16 know none beyond 256.
+                right = (t.ceil().long() - self.first).clamp(1, last)
+                w = t - (right + (self.first - 1))
+            else:
+                # searchsorted, in operations that every exporter knows.
+                right = (knots < t[:, None]).sum(1).clamp(1, last)
+                t0, t1 = knots.index_select(0, right - 1), knots.index_select(0, right)
+                w = torch.where(t1 > t0, (t - t0) / (t1 - t0), 1.0)
             s0, s1 = steps.index_select(0, right - 1), steps.index_select(0, right)
-            w = ((t - t0) / (t1 - t0))[:, None]
+            w = w[:, None]
             found = torch.where(w == 1, s1, s0 * (s1 / s0) ** w)
         return found.reshape(-1) if timestep.ndim == 0 else found.t()
 
