@@ -10,6 +10,7 @@ import tdquant as tdq
 from tdquant.export import openvino_passes as passes
 from tdquant.export.exporters import about, prepared
 from tdquant.export.openvino import convert
+from tdquant.export.openvino_time import split_time
 
 from .models import One, frozen
 
@@ -171,7 +172,7 @@ def test_what_depends_on_the_timestep_alone_is_split_off():
     graph = graph_of(module, *inputs)
     passes.optimize(graph, "b")
     (whole,) = run(graph, *inputs)
-    time = passes.split_time(graph, "b")
+    time = split_time(graph, "b")
     assert [port.any_name for port in time.inputs] == ["b"]
     names = [port.any_name for port in graph.inputs]
     assert names == ["a", *(f"time.{i}" for i in range(len(names) - 1))]
@@ -191,7 +192,7 @@ def test_a_timestep_that_meets_the_sample_is_handed_over(kind):
 
     inputs = (torch.randn(2, 3), torch.tensor([3.0, 700.0]))
     graph = graph_of(Direct(), *inputs)
-    time = passes.split_time(graph, "b")
+    time = split_time(graph, "b")
     found = run(graph, inputs[0], *run(time, inputs[1]))
     y = Direct()(*inputs)
     for one, other in zip(found, y if type(y) is tuple else (y,), strict=True):

@@ -43,7 +43,8 @@ from torch import Tensor, nn
 from tdquant.errors import ExportError
 from tdquant.export.calls import Call
 from tdquant.export.exporters import register_exporter
-from tdquant.export.lowering import LoweredAttention, LoweredLayer, lower
+from tdquant.export.layer import LoweredLayer
+from tdquant.export.lowering import LoweredAttention, lower
 from tdquant.export.onnx_operators import OPSET, dequantize, patches, quantize, translations
 from tdquant.export.operand import INT8_CODES, Operand
 from tdquant.export.saturation import saturates

@@ -39,7 +39,8 @@ from torch import Tensor, nn
 from tdquant.errors import ExportError
 from tdquant.export.calls import BATCH, Call
 from tdquant.export.exporters import register_exporter
-from tdquant.export.lowering import LoweredAttention, LoweredLayer, lower
+from tdquant.export.layer import LoweredLayer
+from tdquant.export.lowering import LoweredAttention, lower
 from tdquant.export.openvino_graph import EXACT, avoid_saturation, mark_float, pack_int4
 from tdquant.export.openvino_passes import optimize
 from tdquant.export.operand import INT8_CODES, Operand

@@ -1,18 +1,18 @@
 """Rewrites of an OpenVINO graph, in place, that keep what it computes and make it faster on CPUs:
-channels stay last in memory, and products of the timestep alone become one.
+channels stay last in memory, and nothing is moved that need not be.
 
 They look at shapes, so they come before the batch and the sizes are freed.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from tdquant.optional import require
+from tdquant.export.openvino_nodes import constant, operators, replace
+from tdquant.export.openvino_time import merge_time_products
 
 
 def optimize(graph: Any, timestep: str) -> None:
@@ -37,16 +37,16 @@ def cancel_transposes(graph: Any) -> None:
     for node, order in _transposes(graph):
         first = node.input_value(0).get_node()
         if first.get_type_name() == "Transpose":
-            before = _constant(first.input_value(1))
+            before = constant(first.input_value(1))
             if before is not None and [before[i] for i in order] == list(range(len(order))):
-                _replace(node.output(0), first.input_value(0))
+                replace(node.output(0), first.input_value(0))
 
 
 def hoist_norms(graph: Any) -> None:
     """Moves group norms before the reshape that flattens the positions of an image: the norm of
     each channel is the same, and images have their channels last.
     """
-    op = _ops()
+    op = operators()
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "GroupNormalization":
             continue
@@ -59,7 +59,7 @@ def hoist_norms(graph: Any) -> None:
         )
         norm.set_friendly_name(node.get_friendly_name())
         again = op.reshape(norm, flat.input_value(1), flat.get_attributes()["special_zero"])
-        _replace(node.output(0), again.output(0))
+        replace(node.output(0), again.output(0))
 
 
 def decompose_norms(graph: Any) -> None:
@@ -74,7 +74,7 @@ def decompose_norms(graph: Any) -> None:
     fault (2026.4) while it compiles a GroupNormalization whose result meets another elementwise
     operation.
     """
-    op = _ops()
+    op = operators()
     for node in graph.get_ops():
         if node.get_type_name() != "GroupNormalization":
             continue
@@ -104,7 +104,7 @@ def decompose_norms(graph: Any) -> None:
             op.multiply(x, op.reshape(scale, channels, True)), op.reshape(shift, channels, True)
         )
         found.set_friendly_name(node.get_friendly_name())
-        _replace(node.output(0), found.output(0))
+        replace(node.output(0), found.output(0))
 
 
 def flatten_channels_last(graph: Any) -> None:
@@ -112,7 +112,7 @@ def flatten_channels_last(graph: Any) -> None:
     four dimensions and a reshape of what is then in order: with the channels last in memory
     neither moves anything.
     """
-    op = _ops()
+    op = operators()
     for node, order in _transposes(graph):
         if list(order) != [0, 2, 1]:
             continue
@@ -121,7 +121,7 @@ def flatten_channels_last(graph: Any) -> None:
             image = op.transpose(flat.input_value(0), op.constant(np.array([0, 2, 3, 1])))
             channels = flat.get_output_shape(0)[1]
             rows = op.reshape(image, op.constant(np.array([0, -1, channels])), True)
-            _replace(node.output(0), rows.output(0))
+            replace(node.output(0), rows.output(0))
             continue
         for user in list(node.output(0).get_target_inputs()):
             image = user.get_node()
@@ -131,14 +131,14 @@ def flatten_channels_last(graph: Any) -> None:
             shape = op.gather(image.input_value(1), places, op.constant(np.int64(0)))
             rows = op.reshape(node.input_value(0), shape, image.get_attributes()["special_zero"])
             turned = op.transpose(rows, op.constant(np.array([0, 3, 1, 2])))
-            _replace(image.output(0), turned.output(0))
+            replace(image.output(0), turned.output(0))
 
 
 def decompose_attention(graph: Any) -> None:
     """Writes attention without a mask as its two products. OpenVINO would do the same, but leave a
     transposition of the keys as a pass over memory of its own.
     """
-    op = _ops()
+    op = operators()
     for node in graph.get_ops():
         if node.get_type_name() != "ScaledDotProductAttention":
             continue
@@ -152,7 +152,7 @@ def decompose_attention(graph: Any) -> None:
             op.softmax(op.matmul(scaled, turned, False, False), -1), value, False, False
         )
         found.set_friendly_name(node.get_friendly_name())
-        _replace(node.output(0), found.output(0))
+        replace(node.output(0), found.output(0))
 
 
 def join_splits(graph: Any) -> None:
@@ -161,7 +161,7 @@ def join_splits(graph: Any) -> None:
         if node.get_type_name() != "VariadicSplit":
             continue
         whole = node.input_value(0).get_node()
-        axis, lengths = (_constant(value) for value in node.input_values()[1:])
+        axis, lengths = (constant(value) for value in node.input_values()[1:])
         if whole.get_type_name() != "Concat" or axis is None or lengths is None:
             continue
         rank, along = len(whole.get_output_shape(0)), int(axis.reshape(()))
@@ -169,180 +169,13 @@ def join_splits(graph: Any) -> None:
         parts = whole.input_values()
         if same and [part.get_shape()[along] for part in parts] == list(lengths):
             for output, part in zip(node.outputs(), parts, strict=True):
-                _replace(output, part)
-
-
-def merge_time_products(graph: Any, timestep: str) -> None:
-    """Makes one product, and one split, of the products that share a function of the timestep
-    alone: the projections of its embedding, which every block has one of.
-    """
-    op = _ops()
-    groups = defaultdict(list)
-    for node in list(_of_time(graph, timestep)):
-        if node.get_type_name() == "MatMul" and (layer := _Linear.read(node)) is not None:
-            groups[layer.key].append(layer)
-    for layers in groups.values():
-        if len(layers) < 2:
-            continue
-        weight = op.constant(np.concatenate([layer.weight for layer in layers]))
-        if layers[0].scale is not None:
-            scale = op.constant(np.concatenate([layer.scale for layer in layers]))
-            weight = op.multiply(op.convert(weight, np.float32), scale)
-        product = op.matmul(layers[0].source, weight, False, True)
-        if layers[0].bias is not None:
-            product = op.add(product, op.constant(np.concatenate([la.bias for la in layers])))
-        lengths = op.constant(np.array([len(layer.weight) for layer in layers]))
-        parts = op.variadic_split(product, op.constant(np.int64(-1)), lengths)
-        for layer, part in zip(layers, parts.outputs(), strict=True):
-            _replace(layer.output, part)
-
-
-PASSED = "time."
-"""How names of the inputs begin that ``split_time`` gives a graph."""
-
-_VIEWS = ("Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze", "VariadicSplit")
-
-
-def split_time(graph: Any, timestep: str) -> Any:
-    """Takes what depends on the timestep alone out of a graph of static shapes, in place.
-
-    Arguments:
-        graph: An ``openvino.Model``; inputs named ``time.0`` and so on take the place of its
-            timestep.
-        timestep: Name of the input that is the timestep.
-
-    Returns:
-        The model of what was taken out, from the timestep to these inputs.
-    """
-    ov, op = require("openvino", "openvino"), _ops()
-    for node in graph.get_ops():
-        if node.get_type_name() == "ShapeOf":
-            size = op.constant(np.array(node.get_input_shape(0)), node.get_element_type())
-            _replace(node.output(0), size.output(0))
-    (clock,) = (p for p in graph.get_parameters() if timestep in p.output(0).get_names())
-    timed = {node.get_name(): node for node in _of_time(graph, timestep)}
-    core = {n for n, node in timed.items() if node.get_type_name() not in _VIEWS}
-    # A view of what is computed is cheaper to form again than to hand over.
-    while views := {n for n, node in timed.items() if n not in core and _feeds(node, core)}:
-        core |= views
-    core.add(clock.get_name())
-    found, inputs = list[Any](), list[Any]()
-    for node in (clock, *timed.values()):
-        for output in node.outputs() if node.get_name() in core else ():
-            users = [u for u in output.get_target_inputs() if u.get_node().get_name() not in core]
-            if users:
-                value = op.parameter(output.get_shape(), output.get_element_type())
-                value.output(0).set_names({f"{PASSED}{len(inputs)}"})
-                for user in users:
-                    user.replace_source_output(value.output(0))
-                found.append(op.result(output))
-                inputs.append(value)
-    graph.add_parameters(inputs)
-    graph.remove_parameter(clock)
-    return ov.Model(found, [clock], "time")
-
-
-def _feeds(node: Any, core: set[str]) -> bool:
-    """Whether a value is computed from."""
-    return any(
-        user.get_node().get_name() in core
-        for output in node.outputs()
-        for user in output.get_target_inputs()
-    )
-
-
-class _Linear:
-    """A product with a constant weight ``(N, K)``, as codes and scales or as numbers, with its
-    bias if that is the only thing that reads it.
-    """
-
-    source: Any
-    output: Any
-    weight: Any
-    scale: Any
-    bias: Any
-
-    @classmethod
-    def read(cls, node: Any) -> _Linear | None:
-        """The product that a MatMul is, or None if it is another."""
-        about, found = node.get_attributes(), cls()
-        if about["transpose_a"] or not about["transpose_b"]:
-            return None
-        found.source, weight = node.input_values()
-        found.output, found.scale, found.bias = node.output(0), None, None
-        if weight.get_node().get_type_name() == "Multiply":
-            codes, scale = weight.get_node().input_values()
-            found.scale = _constant(scale)
-            if codes.get_node().get_type_name() != "Convert" or found.scale is None:
-                return None
-            weight = codes.get_node().input_value(0)
-            if found.scale.shape != (weight.get_shape()[0], 1):
-                return None
-        found.weight = _constant(weight)
-        if found.weight is None or found.weight.ndim != 2:
-            return None
-        users = list(found.output.get_target_inputs())
-        if len(users) == 1 and users[0].get_node().get_type_name() == "Add":
-            bias = _constant(users[0].get_node().input_value(1))
-            if bias is not None and bias.size == bias.shape[-1] == len(found.weight):
-                found.bias, found.output = bias.reshape(-1), users[0].get_node().output(0)
-        return found
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Equal for products that can be one."""
-        return (
-            *_place(self.source), self.weight.dtype.str, self.scale is None, self.bias is None
-        )  # fmt: skip
-
-
-def _of_time(graph: Any, timestep: str) -> Iterator[Any]:
-    """Nodes that depend on the timestep alone, in order; of equal activations the first."""
-    known: set[str] = set()
-    constant: set[str] = set()
-    seen: dict[tuple[Any, ...], Any] = {}
-    for node in graph.get_ordered_ops():
-        name, kind = node.get_name(), node.get_type_name()
-        sources = {value.get_node().get_name() for value in node.input_values()}
-        if kind in ("Constant", "ShapeOf") or (sources and sources <= constant):
-            constant.add(name)  # sizes are constants of a compiled graph
-        elif kind == "Parameter":
-            if timestep in node.output(0).get_names():
-                known.add(name)
-        elif sources <= known | constant and kind != "Result":
-            known.add(name)
-            if kind == "Swish" and len(node.input_values()) == 1:
-                key = _place(node.input_value(0))
-                if key in seen:
-                    _replace(node.output(0), seen[key].output(0))
-                    continue
-                seen[key] = node
-            yield node
-
-
-def _ops() -> Any:
-    return require("openvino.opset13", "openvino")
-
-
-def _place(value: Any) -> tuple[str, int]:
-    """Which output of which node a value is."""
-    return value.get_node().get_name(), value.get_index()
-
-
-def _replace(old: Any, new: Any) -> None:
-    for user in old.get_target_inputs():
-        user.replace_source_output(new)
-
-
-def _constant(value: Any) -> np.ndarray[Any, Any] | None:
-    node = value.get_node()
-    return node.get_data() if node.get_type_name() == "Constant" else None
+                replace(output, part)
 
 
 def _transposes(graph: Any) -> Iterator[tuple[Any, np.ndarray[Any, Any]]]:
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "Transpose":
-            order = _constant(node.input_value(1))
+            order = constant(node.input_value(1))
             if order is not None:
                 yield node, order
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from tdquant.errors import ExportError
 from tdquant.export.exporters import export
 from tdquant.export.openvino_graph import EXACT, avoid_saturation, mark_float
-from tdquant.export.openvino_passes import PASSED, decompose_norms, split_time
+from tdquant.export.openvino_passes import decompose_norms
+from tdquant.export.openvino_time import PASSED, split_time
 from tdquant.export.sealing import KEY, check_seal, read_description
 from tdquant.machine import saturates_here
 from tdquant.optional import require

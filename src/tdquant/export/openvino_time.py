@@ -1,0 +1,159 @@
+"""What depends on the timestep alone, in an OpenVINO graph: made one product, or split off."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tdquant.export.openvino_nodes import constant, operators, place, replace
+from tdquant.optional import require
+
+PASSED = "time."
+"""How names of the inputs begin that ``split_time`` gives a graph."""
+
+_VIEWS = ("Reshape", "Split", "Squeeze", "Transpose", "Unsqueeze", "VariadicSplit")
+
+
+def merge_time_products(graph: Any, timestep: str) -> None:
+    """Makes one product, and one split, of the products that share a function of the timestep
+    alone: the projections of its embedding, which every block has one of.
+    """
+    op = operators()
+    groups = defaultdict(list)
+    for node in list(_of_time(graph, timestep)):
+        if node.get_type_name() == "MatMul" and (layer := _Linear.read(node)) is not None:
+            groups[layer.key].append(layer)
+    for layers in groups.values():
+        if len(layers) < 2:
+            continue
+        weight = op.constant(np.concatenate([layer.weight for layer in layers]))
+        if layers[0].scale is not None:
+            scale = op.constant(np.concatenate([layer.scale for layer in layers]))
+            weight = op.multiply(op.convert(weight, np.float32), scale)
+        product = op.matmul(layers[0].source, weight, False, True)
+        if layers[0].bias is not None:
+            product = op.add(product, op.constant(np.concatenate([la.bias for la in layers])))
+        lengths = op.constant(np.array([len(layer.weight) for layer in layers]))
+        parts = op.variadic_split(product, op.constant(np.int64(-1)), lengths)
+        for layer, part in zip(layers, parts.outputs(), strict=True):
+            replace(layer.output, part)
+
+
+def split_time(graph: Any, timestep: str) -> Any:
+    """Takes what depends on the timestep alone out of a graph of static shapes, in place.
+
+    Arguments:
+        graph: An ``openvino.Model``; inputs named ``time.0`` and so on take the place of its
+            timestep.
+        timestep: Name of the input that is the timestep.
+
+    Returns:
+        The model of what was taken out, from the timestep to these inputs.
+    """
+    ov, op = require("openvino", "openvino"), operators()
+    for node in graph.get_ops():
+        if node.get_type_name() == "ShapeOf":
+            size = op.constant(np.array(node.get_input_shape(0)), node.get_element_type())
+            replace(node.output(0), size.output(0))
+    (clock,) = (p for p in graph.get_parameters() if timestep in p.output(0).get_names())
+    timed = {node.get_name(): node for node in _of_time(graph, timestep)}
+    core = {n for n, node in timed.items() if node.get_type_name() not in _VIEWS}
+    # A view of what is computed is cheaper to form again than to hand over.
+    while views := {n for n, node in timed.items() if n not in core and _feeds(node, core)}:
+        core |= views
+    core.add(clock.get_name())
+    found, inputs = list[Any](), list[Any]()
+    for node in (clock, *timed.values()):
+        for output in node.outputs() if node.get_name() in core else ():
+            users = [u for u in output.get_target_inputs() if u.get_node().get_name() not in core]
+            if users:
+                value = op.parameter(output.get_shape(), output.get_element_type())
+                value.output(0).set_names({f"{PASSED}{len(inputs)}"})
+                for user in users:
+                    user.replace_source_output(value.output(0))
+                found.append(op.result(output))
+                inputs.append(value)
+    graph.add_parameters(inputs)
+    graph.remove_parameter(clock)
+    return ov.Model(found, [clock], "time")
+
+
+def _feeds(node: Any, core: set[str]) -> bool:
+    """Whether a value is computed from."""
+    return any(
+        user.get_node().get_name() in core
+        for output in node.outputs()
+        for user in output.get_target_inputs()
+    )
+
+
+class _Linear:
+    """A product with a constant weight ``(N, K)``, as codes and scales or as numbers, with its
+    bias if that is the only thing that reads it.
+    """
+
+    source: Any
+    output: Any
+    weight: Any
+    scale: Any
+    bias: Any
+
+    @classmethod
+    def read(cls, node: Any) -> _Linear | None:
+        """The product that a MatMul is, or None if it is another."""
+        about, found = node.get_attributes(), cls()
+        if about["transpose_a"] or not about["transpose_b"]:
+            return None
+        found.source, weight = node.input_values()
+        found.output, found.scale, found.bias = node.output(0), None, None
+        if weight.get_node().get_type_name() == "Multiply":
+            codes, scale = weight.get_node().input_values()
+            found.scale = constant(scale)
+            if codes.get_node().get_type_name() != "Convert" or found.scale is None:
+                return None
+            weight = codes.get_node().input_value(0)
+            if found.scale.shape != (weight.get_shape()[0], 1):
+                return None
+        found.weight = constant(weight)
+        if found.weight is None or found.weight.ndim != 2:
+            return None
+        users = list(found.output.get_target_inputs())
+        if len(users) == 1 and users[0].get_node().get_type_name() == "Add":
+            bias = constant(users[0].get_node().input_value(1))
+            if bias is not None and bias.size == bias.shape[-1] == len(found.weight):
+                found.bias, found.output = bias.reshape(-1), users[0].get_node().output(0)
+        return found
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for products that can be one."""
+        return (
+            *place(self.source), self.weight.dtype.str, self.scale is None, self.bias is None
+        )  # fmt: skip
+
+
+def _of_time(graph: Any, timestep: str) -> Iterator[Any]:
+    """Nodes that depend on the timestep alone, in order; of equal activations the first."""
+    known: set[str] = set()
+    constant: set[str] = set()
+    seen: dict[tuple[Any, ...], Any] = {}
+    for node in graph.get_ordered_ops():
+        name, kind = node.get_name(), node.get_type_name()
+        sources = {value.get_node().get_name() for value in node.input_values()}
+        if kind in ("Constant", "ShapeOf") or (sources and sources <= constant):
+            constant.add(name)  # sizes are constants of a compiled graph
+        elif kind == "Parameter":
+            if timestep in node.output(0).get_names():
+                known.add(name)
+        elif sources <= known | constant and kind != "Result":
+            known.add(name)
+            if kind == "Swish" and len(node.input_values()) == 1:
+                key = place(node.input_value(0))
+                if key in seen:
+                    replace(node.output(0), seen[key].output(0))
+                    continue
+                seen[key] = node
+            yield node
