@@ -68,7 +68,7 @@ def test_sums_beyond_32_bits_are_in_float(suffix, tmp_path):
     x = torch.full((3, 67_000), 100.0)
     (session,) = sessions(model, x, tmp_path, [suffix])
     assert [row.kernel for row in session.rows] == ["float"]
-    compare(model, session, x, tolerance=1e-4)  # float sums of so many numbers
+    compare(model, session, x, tolerance=1e-3)  # float sums of so many numbers
 
 
 @pytest.mark.parametrize("suffix", EXPORTERS)

@@ -199,6 +199,18 @@ def test_a_timestep_that_meets_the_sample_is_handed_over(kind):
         assert torch.allclose(one, other)
 
 
+def test_sizes_that_depend_on_values_keep_a_graph_whole():
+    class Sized(nn.Module):
+        def forward(self, a, b):
+            count = b.sum().long()
+            return a + torch.arange(count)[None, :3].float() + b[:, None]
+
+    module, inputs = Sized(), (torch.randn(2, 3), torch.tensor([3.0, 7.0]))
+    graph = graph_of(module, *inputs)
+    assert split_time(graph, "b") is None
+    check(graph, module, *inputs)
+
+
 def test_a_session_computes_it_once_a_timestep(tmp_path):
     model = frozen(One(nn.Conv2d(6, 6, 3, padding=1)), 4)
     x = torch.randn(2, 6, 8, 8)

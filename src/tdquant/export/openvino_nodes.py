@@ -29,3 +29,9 @@ def constant(value: Any) -> np.ndarray[Any, Any] | None:
     """The numbers of a constant; None for what is computed."""
     node = value.get_node()
     return node.get_data() if node.get_type_name() == "Constant" else None
+
+
+def shape(value: Any) -> list[int] | None:
+    """The sizes of a value, or None if one of them is free."""
+    found = value.get_partial_shape()
+    return list(found.to_shape()) if found.is_static else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tdquant.export.openvino_nodes import constant, operators, replace
+from tdquant.export.openvino_nodes import constant, operators, replace, shape
 from tdquant.export.openvino_time import merge_time_products
 
 
@@ -143,10 +143,12 @@ def decompose_attention(graph: Any) -> None:
         if node.get_type_name() != "ScaledDotProductAttention":
             continue
         query, key, value = node.input_values()[:3]
-        shape = query.get_shape()
-        if len(node.input_values()) > 3 or node.get_attributes()["causal"] or len(shape) != 4:
+        sizes = query.get_partial_shape()
+        if len(node.input_values()) > 3 or node.get_attributes()["causal"]:
             continue
-        scaled = op.multiply(query, op.constant(np.float32(shape[-1] ** -0.5)))
+        if sizes.rank != 4 or sizes[3].is_dynamic:
+            continue
+        scaled = op.multiply(query, op.constant(np.float32(sizes[3].get_length() ** -0.5)))
         turned = op.transpose(key, op.constant(np.array([0, 1, 3, 2])))
         found = op.matmul(
             op.softmax(op.matmul(scaled, turned, False, False), -1), value, False, False
@@ -164,10 +166,10 @@ def join_splits(graph: Any) -> None:
         axis, lengths = (constant(value) for value in node.input_values()[1:])
         if whole.get_type_name() != "Concat" or axis is None or lengths is None:
             continue
-        rank, along = len(whole.get_output_shape(0)), int(axis.reshape(()))
-        same = (whole.get_attributes()["axis"] - along) % rank == 0
-        parts = whole.input_values()
-        if same and [part.get_shape()[along] for part in parts] == list(lengths):
+        sizes, along, parts = shape(whole.output(0)), int(axis.reshape(())), whole.input_values()
+        if sizes is None or (whole.get_attributes()["axis"] - along) % len(sizes):
+            continue
+        if [part.get_shape()[along] for part in parts] == list(lengths):
             for output, part in zip(node.outputs(), parts, strict=True):
                 replace(output, part)
 
@@ -184,11 +186,11 @@ def _flattens(node: Any) -> bool:
     """Whether a node reshapes ``(B, C, H, W)`` to ``(B, C, HW)``."""
     if node.get_type_name() != "Reshape":
         return False
-    before, after = node.get_input_shape(0), node.get_output_shape(0)
-    return len(before) == 4 and list(after) == [*before[:2], before[2] * before[3]]
+    before, after = shape(node.input_value(0)), shape(node.output(0))
+    return bool(before and len(before) == 4 and after == [*before[:2], before[2] * before[3]])
 
 
 def _unflattens(node: Any) -> bool:
     """Whether a Reshape makes ``(B, C, H, W)`` of ``(B, C, HW)``."""
-    before, after = node.get_input_shape(0), node.get_output_shape(0)
-    return len(after) == 4 and list(before) == [*after[:2], after[2] * after[3]]
+    before, after = shape(node.input_value(0)), shape(node.output(0))
+    return bool(after and len(after) == 4 and before == [*after[:2], after[2] * after[3]])

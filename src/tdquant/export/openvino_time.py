@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tdquant.export.openvino_nodes import constant, operators, place, replace
+from tdquant.export.openvino_nodes import constant, operators, place, replace, shape
 from tdquant.optional import require
 
 PASSED = "time."
@@ -51,38 +51,46 @@ def split_time(graph: Any, timestep: str) -> Any:
         timestep: Name of the input that is the timestep.
 
     Returns:
-        The model of what was taken out, from the timestep to these inputs.
+        The model of what was taken out, from the timestep to these inputs; None, and the graph as
+        it was, where a size depends on values of the inputs.
     """
     ov, op = require("openvino", "openvino"), operators()
     for node in graph.get_ops():
-        if node.get_type_name() == "ShapeOf":
-            size = op.constant(np.array(node.get_input_shape(0)), node.get_element_type())
+        if node.get_type_name() == "ShapeOf" and (sizes := shape(node.input_value(0))) is not None:
+            size = op.constant(np.array(sizes, dtype=np.int64), node.get_element_type())
             replace(node.output(0), size.output(0))
     (clock,) = (p for p in graph.get_parameters() if timestep in p.output(0).get_names())
-    timed = {node.get_name(): node for node in _of_time(graph, timestep)}
+    timed = {node.get_name(): node for node in _of_time(graph, timestep, sizes=False)}
     core = {n for n, node in timed.items() if node.get_type_name() not in _VIEWS}
     # A view of what is computed is cheaper to form again than to hand over.
     while views := {n for n, node in timed.items() if n not in core and _feeds(node, core)}:
         core |= views
     core.add(clock.get_name())
+    handed = [
+        (output, users)
+        for node in (clock, *timed.values())
+        for output in (node.outputs() if node.get_name() in core else ())
+        if (
+            users := [u for u in output.get_target_inputs() if u.get_node().get_name() not in core]
+        )
+    ]
+    if any(shape(output) is None for output, _ in handed):
+        return None
     found, inputs = list[Any](), list[Any]()
-    for node in (clock, *timed.values()):
-        for output in node.outputs() if node.get_name() in core else ():
-            users = [u for u in output.get_target_inputs() if u.get_node().get_name() not in core]
-            if users:
-                value = op.parameter(output.get_shape(), output.get_element_type())
-                value.output(0).set_names({f"{PASSED}{len(inputs)}"})
-                for user in users:
-                    user.replace_source_output(value.output(0))
-                found.append(op.result(output))
-                inputs.append(value)
+    for output, users in handed:
+        value = op.parameter(shape(output), output.get_element_type())
+        value.output(0).set_names({f"{PASSED}{len(inputs)}"})
+        for user in users:
+            user.replace_source_output(value.output(0))
+        found.append(op.result(output))
+        inputs.append(value)
     graph.add_parameters(inputs)
     graph.remove_parameter(clock)
     return ov.Model(found, [clock], "time")
 
 
 def _feeds(node: Any, core: set[str]) -> bool:
-    """Whether a value is computed from."""
+    """Whether nodes of these names compute from a node."""
     return any(
         user.get_node().get_name() in core
         for output in node.outputs()
@@ -135,20 +143,30 @@ class _Linear:
         )  # fmt: skip
 
 
-def _of_time(graph: Any, timestep: str) -> Iterator[Any]:
-    """Nodes that depend on the timestep alone, in order; of equal activations the first."""
+def _of_time(graph: Any, timestep: str, sizes: bool = True) -> Iterator[Any]:
+    """Nodes that depend on the timestep alone, in order; of equal activations the first.
+
+    Arguments:
+        graph: The graph.
+        timestep: Name of the input that is the timestep.
+        sizes: Whether sizes count as constants, as in a compiled graph they are.
+    """
     known: set[str] = set()
     constant: set[str] = set()
     seen: dict[tuple[Any, ...], Any] = {}
     for node in graph.get_ordered_ops():
         name, kind = node.get_name(), node.get_type_name()
         sources = {value.get_node().get_name() for value in node.input_values()}
-        if kind in ("Constant", "ShapeOf") or (sources and sources <= constant):
-            constant.add(name)  # sizes are constants of a compiled graph
+        if (
+            kind == "Constant"
+            or (sizes and kind == "ShapeOf")
+            or (sources and sources <= constant)
+        ):
+            constant.add(name)
         elif kind == "Parameter":
             if timestep in node.output(0).get_names():
                 known.add(name)
-        elif sources <= known | constant and kind != "Result":
+        elif sources and sources <= known | constant and kind != "Result":
             known.add(name)
             if kind == "Swish" and len(node.input_values()) == 1:
                 key = place(node.input_value(0))

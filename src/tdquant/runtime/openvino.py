@@ -81,7 +81,7 @@ class _Compiled:
     """
 
     def __init__(
-        self, rest: _Requests, time: _Requests | None = None, timestep: str | None = None
+        self, rest: _Requests, time: _Requests | None = None, *, timestep: str | None = None
     ) -> None:
         self.rest, self.time, self._timestep = rest, time, timestep
         ports = (port.any_name for port in rest.model.inputs)
@@ -161,10 +161,9 @@ class OpenVINOEngine:
             graph = self._graph.clone()
             try:
                 graph.reshape({name: list(shape) for name, shape in shapes.items()})
-                time = None
-                if self._timestep is not None:
-                    time = self._compile(split_time(graph, self._timestep))
-                found = _Compiled(self._compile(graph), time, self._timestep)
+                time = self._timestep and split_time(graph, self._timestep)
+                parts = [self._compile(part) for part in (graph, time) if part]
+                found = _Compiled(parts[0], *parts[1:], timestep=self._timestep)
             except RuntimeError as error:
                 raise ExportError(
                     f"OpenVINO cannot run the graph on {self._device}",
