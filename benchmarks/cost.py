@@ -7,6 +7,7 @@ Times are medians of interleaved runs in one process, so that a noisy machine di
 
 import argparse
 import copy
+import random
 import statistics
 import tempfile
 import threading
@@ -76,10 +77,15 @@ def activation_bytes(model, call):
 
 
 def interleaved(functions, rounds):
+    """Median seconds of each function. Every round has an order of its own: what one leaves in the
+    caches, or threads of its library that still wait for work, meets all alike.
+    """
     times = {name: [] for name in functions}
+    order, shuffled = list(functions.items()), random.Random(0)
     with torch.no_grad():
         for _ in range(rounds + 2):
-            for name, function in functions.items():
+            shuffled.shuffle(order)
+            for name, function in order:
                 started = time.perf_counter()
                 function()
                 times[name].append(time.perf_counter() - started)
