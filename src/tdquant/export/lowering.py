@@ -27,6 +27,7 @@ from tdquant.errors import FreezeError
 from tdquant.export.calls import Call
 from tdquant.export.layer import LoweredLayer
 from tdquant.export.operand import FoundScale, Operand, Steps
+from tdquant.footprint import trim_heap
 from tdquant.frozen import is_frozen
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
@@ -173,6 +174,7 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
             products = attention({name: operand(old.quantizer(name)) for name in OPERANDS})  # type: ignore[misc]
             block.set_processor(products)
             kernels |= {f"{path}.{name}": kernel for name, kernel in products.kernels().items()}
+    trim_heap()  # of what each layer's codes took in between
     rows = [row.on(*kernels.get(row.path, ("float",))) for row in table]
     return Lowered(model.eval().requires_grad_(False), call, banks, steps, rows)
 

@@ -45,6 +45,7 @@ from tdquant.export.openvino_graph import EXACT, avoid_saturation, mark_float, p
 from tdquant.export.openvino_passes import optimize
 from tdquant.export.operand import INT8_CODES, Operand
 from tdquant.export.sealing import KEY, description_text, sealed
+from tdquant.footprint import trim_heap
 from tdquant.optional import require
 
 SMALL = 256
@@ -140,6 +141,7 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
                 example_input=tuple(call.tensors.values()),
                 trace_kwargs={"check_trace": False},
             )
+            trim_heap()  # of the weights that were formed for the trace
             graph = ov.convert_model(
                 decoder,
                 extension=[frontend.ConversionExtension("tdquant::levels", fake_quantize)],
