@@ -36,11 +36,15 @@ def page_out(tensor: Tensor) -> None:
     a mapping counts for as long as it lasts. Numbers stay as they are, and are read again when
     they are asked for. Where the system cannot be asked, nothing.
     """
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
-        return
+    if tensor.device.type == "cpu" and tensor.is_contiguous():
+        page_out_at(tensor.data_ptr(), tensor.nbytes)
+
+
+def page_out_at(address: int, size: int) -> None:
+    """As ``page_out``, for the bytes that begin at an address."""
     page = mmap.PAGESIZE
-    start = -(-tensor.data_ptr() // page) * page
-    length = (tensor.data_ptr() + tensor.nbytes) // page * page - start
+    start = -(-address // page) * page
+    length = (address + size) // page * page - start
     with contextlib.suppress(AttributeError, OSError, TypeError):
         if length > 0:
             ctypes.CDLL(None).madvise(

@@ -26,6 +26,7 @@ from tdquant.export.openvino_graph import EXACT, avoid_saturation, mark_float
 from tdquant.export.openvino_passes import decompose_norms
 from tdquant.export.openvino_time import PASSED, split_time
 from tdquant.export.sealing import KEY, check_seal, read_description
+from tdquant.footprint import page_out_at
 from tdquant.machine import saturates_here
 from tdquant.optional import require
 from tdquant.runtime.compile import Example, register_backend
@@ -33,6 +34,9 @@ from tdquant.runtime.session import ExportedModel, Session, open_session, regist
 
 KEPT = 4
 """Shapes of inputs whose compiled graphs are kept."""
+
+PAGED_OUT = 2**16
+"""Bytes of a constant from which on its memory is worth giving back."""
 
 TIMES_KEPT = 2**25
 """Bytes of what depends on the timestep alone that a compiled graph keeps."""
@@ -164,6 +168,7 @@ class OpenVINOEngine:
                 time = self._timestep and split_time(graph, self._timestep)
                 parts = [self._compile(part) for part in (graph, time) if part]
                 found = _Compiled(parts[0], *parts[1:], timestep=self._timestep)
+                self._page_out()
             except RuntimeError as error:
                 raise ExportError(
                     f"OpenVINO cannot run the graph on {self._device}",
@@ -177,6 +182,12 @@ class OpenVINOEngine:
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
             return found
+
+    def _page_out(self) -> None:
+        """Lets go of what compiling read of the file: the engine has packed weights of its own."""
+        for node in self._graph.get_ops():
+            if node.get_type_name() == "Constant" and node.get_byte_size() >= PAGED_OUT:
+                page_out_at(node.get_data().ctypes.data, node.get_byte_size())
 
     def _compile(self, graph: Any) -> _Requests:
         return _Requests(self._core.compile_model(graph, self._device, self._options))
