@@ -209,6 +209,22 @@ def peers(found: dict) -> str:
     )
 
 
+def size(found: dict) -> str:
+    """Seconds and memory of every stage of a large model."""
+    rows = []
+    for row in found["rows"]:
+        peak, after = (f"{row[key]:.0f}" if key in row else "-" for key in ("peak_mb", "after_mb"))
+        file = f"{row['file_mb']:.0f}" if "file_mb" in row else "-"
+        rows.append([row["model"], row["what"], f"{row['seconds']:.2f}", peak, after, file])
+    head = ["", "", "seconds", "peak MiB", "MiB after", "file MiB"]
+    return (
+        f"{markdown(head, rows, slice(2, 6))}\n\nA UNet of Stable Diffusion 1.5's shape, 860M "
+        "random parameters, 3279 MiB in float32; calls on latents of 32 x 32. "
+        f"{found['threads']} thread of {where(found)}. Memory is the whole process's, Python and "
+        "libraries included."
+    )
+
+
 def filled(text: str) -> str:
     """A page with its tables made anew."""
 
