@@ -3,7 +3,7 @@
     python benchmarks/engines.py            # --rounds, --threads, --only unet|embedded|error
 
 Times are medians of interleaved calls at batch 1 and 8, each library by itself: threads that wait
-for work take the cores from the next. *unet* is the 35.7M-parameter CIFAR UNet with random weights,
+for work take the cores from the next. *unet* is the CIFAR UNet, 35.7M random parameters,
 *embedded* the trained models that come with the package. *error* is of the trained cats-ddpm, on
 trajectories that calibration never saw: squared error over squared output, averaged over
 timesteps. What was exported stays in --files: a second run measures alone.
