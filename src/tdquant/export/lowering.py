@@ -42,6 +42,9 @@ from tdquant.scales import BankedScale, ScaleBank, bank_tables
 from tdquant.sharing import copy_sharing_tensors
 from tdquant.summary import Row, summary
 
+TRIMMED = 16
+"""Layers after which memory that was freed is given back."""
+
 
 class Lowered(nn.Module):
     """The graph's root: ``(input, ...) -> (output, ...)`` over tensors alone.
@@ -164,17 +167,18 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
         return None
 
     kernels: dict[str, tuple[str, str]] = {}
-    for path, old in list(quantized_layers(model)):
+    for index, (path, old) in enumerate(list(quantized_layers(model))):
         new = layer(old, operand(old.input_quantizer), path)
         replace_module(model, old, new)
         kernels[path] = new.kernel
+        if index % TRIMMED == 0:
+            trim_heap()  # of what finding the codes took
     for path, old in list(model.named_modules()):
         if isinstance(old, QuantAttention):
             block: Any = model.get_submodule(path.rpartition(".")[0])
             products = attention({name: operand(old.quantizer(name)) for name in OPERANDS})  # type: ignore[misc]
             block.set_processor(products)
             kernels |= {f"{path}.{name}": kernel for name, kernel in products.kernels().items()}
-    trim_heap()  # of what each layer's codes took in between
     rows = [row.on(*kernels.get(row.path, ("float",))) for row in table]
     return Lowered(model.eval().requires_grad_(False), call, banks, steps, rows)
 
