@@ -236,6 +236,7 @@ def test_8_bit_weights_need_nncf(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_8_bit_weights(tmp_path):
     pytest.importorskip("nncf")
     pipe, call, _, out = exported("stable_diffusion_xl")

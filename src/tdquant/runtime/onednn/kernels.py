@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdquant.errors import BackendError
 from tdquant.machine import instructions
 from tdquant.runtime.operation import Operation
 
@@ -40,7 +41,19 @@ class Kernel(Protocol):
     def __call__(self, x: Tensor, scale: Tensor) -> Tensor: ...
 
 
-class OneDnn:
+class NotPickled:
+    """Base of what a compiled model consists of, and a saved one must not."""
+
+    def __reduce__(self) -> Any:
+        raise BackendError(
+            "a compiled model cannot be pickled",
+            where="onednn",
+            why="its weights are packed for this processor",
+            fix="tdq.save the frozen model, and compile it where it is to run",
+        )
+
+
+class OneDnn(NotPickled):
     """oneDNN's 8-bit product through torch: of matrices where the window is one position, else a
     convolution.
 

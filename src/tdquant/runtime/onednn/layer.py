@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from tdquant.errors import BackendError, ClockError
 from tdquant.footprint import trim_heap
 from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
-from tdquant.runtime.onednn.kernels import Float, Kernel, Maker, exact_kernels, obstacle
+from tdquant.runtime.onednn.kernels import (
+    Float,
+    Kernel,
+    Maker,
+    NotPickled,
+    exact_kernels,
+    obstacle,
+)
 from tdquant.runtime.operation import Operation
 from tdquant.summary import Row, layer_row
 
@@ -23,7 +30,7 @@ _ROUNDS = 3
 _ONE = torch.ones(())
 
 
-class Trials:
+class Trials(NotPickled):
     """Times of the kernels in one model: layers of one signature on inputs of one size run the
     same kernel, timed once.
 
@@ -40,14 +47,6 @@ class Trials:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trials:
         return self
-
-    def __reduce__(self) -> Any:
-        raise BackendError(
-            "a compiled model cannot be pickled",
-            where="onednn",
-            why="its weights are packed for this processor",
-            fix="tdq.save the frozen model, and compile it where it is to run",
-        )
 
 
 class OneDnnLayer(nn.Module):
