@@ -19,7 +19,7 @@ from tdquant.errors import StorageError
 
 _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-    errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY,
 }  # fmt: skip
 """Errors of a file system that is full, closed to this process or broken."""
 
@@ -157,21 +157,15 @@ def new_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(directory).resolve()
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
-    try:
-        check_new_folder(target)
-        fresh.mkdir(parents=True)
-        yield fresh
-        check_new_folder(target)
-        fresh.replace(target)  # takes the place of an empty folder, and of no other
-    except OSError as error:
-        raise StorageError(
-            "the folder cannot be written",
-            where=str(target),
-            why=str(error),
-            fix="a disk with room, and a folder that may be written",
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with disk_errors(target):
+        try:
+            check_new_folder(target)
+            fresh.mkdir(parents=True)
+            yield fresh
+            check_new_folder(target)
+            fresh.replace(target)  # takes the place of an empty folder, and of no other
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def check_new_folder(directory: str | os.PathLike[str]) -> None:

@@ -34,7 +34,6 @@ from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.layers.gain import gain_of
 from tdquant.quantizers import (
     ActivationQuantizer,
-    CodedWeight,
     FrozenWeight,
     activation_quantizers,
 )
@@ -127,8 +126,7 @@ def float32_copy(frozen: nn.Module) -> nn.Module:
     model = copy_sharing_tensors(frozen)
     for path, layer in quantized_layers(model):
         quantizer = layer.weight_quantizer
-        held = not isinstance(quantizer, FrozenWeight) or isinstance(quantizer, CodedWeight)
-        if not held and layer.weight.dtype != torch.float32:
+        if type(quantizer) is FrozenWeight and layer.weight.dtype != torch.float32:
             weight = layer.weight_codes(path) * quantizer.scale(layer.weight)
             layer.weight = nn.Parameter(weight, requires_grad=False)
     # As nn.Module's own: diffusers' refuse quantized models.

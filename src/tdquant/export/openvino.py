@@ -42,6 +42,7 @@ from tdquant.export.exporters import register_exporter
 from tdquant.export.layer import LoweredLayer
 from tdquant.export.lowering import LoweredAttention, lower
 from tdquant.export.openvino_graph import EXACT, avoid_saturation, mark_float, pack_int4
+from tdquant.export.openvino_nodes import operators
 from tdquant.export.openvino_passes import optimize
 from tdquant.export.operand import INT8_CODES, Operand
 from tdquant.export.sealing import KEY, description_text, sealed
@@ -107,10 +108,7 @@ class OpenVINOAttention(LoweredAttention):
         first = levels(one.codes_of(a, s), one.low)
         turned = left == "query"  # keys come transposed; as codes, the product takes that in
         b = b.transpose(-1, -2) if turned else b
-        second = other.codes_of(b, s_other)
-        if other.low != -128:
-            second = second.clamp(other.low, other.high)
-        second = levels(second, -128)
+        second = levels(other.codes_of(b, s_other), -128)
         return first @ (second.transpose(-1, -2) if turned else second) * (s * s_other)
 
 
@@ -126,14 +124,14 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
     decoders = require("openvino.frontend.pytorch.ts_decoder", "openvino")
 
     def fake_quantize(context: Any) -> list[Any]:
-        op = require("openvino.opset13", "openvino")
+        op = operators()
         low = context.get_values_from_const_input(1)
         ends = [op.constant(np.float32(end)) for end in (low, low + INT8_CODES - 1)]
         return op.fake_quantize(context.get_input(0), *ends, *ends, INT8_CODES).outputs()
 
     lowered = lower(model, call, OpenVINOLayer, OpenVINOAttention)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet_tracing():
             # Traced once: to compare a second time takes as long again, and finds differences in
             # what the model keeps between calls.
             decoder = decoders.TorchScriptPythonDecoder(
@@ -199,8 +197,8 @@ def _free_shapes(graph: Any, call: Call) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Tracing warns of every shape that Python looks at, and prints."""
+def quiet_tracing() -> Iterator[None]:
+    """Hides what tracing says: it warns of every shape that Python looks at, and prints."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tdquant.export.openvino_nodes import operators, replace
 from tdquant.export.operand import INT8_CODES
 from tdquant.export.saturation import saturates
 from tdquant.optional import require
@@ -26,16 +27,14 @@ def pack_int4(graph: Any) -> None:
     """Replaces int8 constants whose values int4 holds by int4 ones, in place, converted back to
     int8: OpenVINO does that once, while it compiles the graph.
     """
-    ov = require("openvino", "openvino")
-    op = require("openvino.opset13", "openvino")
+    ov, op = require("openvino", "openvino"), operators()
     for node in graph.get_ops():
         if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.i8:
             continue
         data = node.get_data()
         if data.size and data.min() >= -8 and data.max() <= 7:
             codes = op.convert(op.constant(data, dtype=ov.Type.i4), np.int8)
-            for user in node.output(0).get_target_inputs():
-                user.replace_source_output(codes.output(0))
+            replace(node.output(0), codes.output(0))
 
 
 def avoid_saturation(graph: Any) -> list[str]:
@@ -45,8 +44,7 @@ def avoid_saturation(graph: Any) -> list[str]:
     Returns:
         Paths of the layers that do.
     """
-    op = require("openvino.opset13", "openvino")
-    found = []
+    op, found = operators(), []
     for node in graph.get_ordered_ops():
         if node.get_type_name() not in PRODUCTS:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ def _feeds(node: Any, core: set[str]) -> bool:
     )
 
 
+@dataclass(frozen=True)
 class _Linear:
     """A product with a constant weight ``(N, K)``, as codes and scales or as numbers, with its
     bias if that is the only thing that reads it.
@@ -105,35 +107,35 @@ class _Linear:
 
     source: Any
     output: Any
-    weight: Any
-    scale: Any
-    bias: Any
+    weight: np.ndarray[Any, Any]
+    scale: np.ndarray[Any, Any] | None
+    bias: np.ndarray[Any, Any] | None
 
     @classmethod
     def read(cls, node: Any) -> _Linear | None:
         """The product that a MatMul is, or None if it is another."""
-        about, found = node.get_attributes(), cls()
+        about = node.get_attributes()
         if about["transpose_a"] or not about["transpose_b"]:
             return None
-        found.source, weight = node.input_values()
-        found.output, found.scale, found.bias = node.output(0), None, None
-        if weight.get_node().get_type_name() == "Multiply":
-            codes, scale = weight.get_node().input_values()
-            found.scale = constant(scale)
-            if codes.get_node().get_type_name() != "Convert" or found.scale is None:
+        source, value = node.input_values()
+        scale = None
+        if value.get_node().get_type_name() == "Multiply":
+            codes, steps = value.get_node().input_values()
+            scale = constant(steps)
+            if codes.get_node().get_type_name() != "Convert" or scale is None:
                 return None
-            weight = codes.get_node().input_value(0)
-            if found.scale.shape != (weight.get_shape()[0], 1):
+            value = codes.get_node().input_value(0)
+            if scale.shape != (value.get_shape()[0], 1):
                 return None
-        found.weight = constant(weight)
-        if found.weight is None or found.weight.ndim != 2:
+        weight = constant(value)
+        if weight is None or weight.ndim != 2:
             return None
-        users = list(found.output.get_target_inputs())
+        output, users = node.output(0), list(node.output(0).get_target_inputs())
         if len(users) == 1 and users[0].get_node().get_type_name() == "Add":
             bias = constant(users[0].get_node().input_value(1))
-            if bias is not None and bias.size == bias.shape[-1] == len(found.weight):
-                found.bias, found.output = bias.reshape(-1), users[0].get_node().output(0)
-        return found
+            if bias is not None and bias.size == bias.shape[-1] == len(weight):
+                return cls(source, users[0].get_node().output(0), weight, scale, bias.reshape(-1))
+        return cls(source, output, weight, scale, None)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -152,21 +154,17 @@ def _of_time(graph: Any, timestep: str, sizes: bool = True) -> Iterator[Any]:
         sizes: Whether sizes count as constants, as in a compiled graph they are.
     """
     known: set[str] = set()
-    constant: set[str] = set()
+    fixed: set[str] = set()
     seen: dict[tuple[Any, ...], Any] = {}
     for node in graph.get_ordered_ops():
         name, kind = node.get_name(), node.get_type_name()
         sources = {value.get_node().get_name() for value in node.input_values()}
-        if (
-            kind == "Constant"
-            or (sizes and kind == "ShapeOf")
-            or (sources and sources <= constant)
-        ):
-            constant.add(name)
+        if kind == "Constant" or (sizes and kind == "ShapeOf") or (sources and sources <= fixed):
+            fixed.add(name)
         elif kind == "Parameter":
             if timestep in node.output(0).get_names():
                 known.add(name)
-        elif sources and sources <= known | constant and kind != "Result":
+        elif sources and sources <= known | fixed and kind != "Result":
             known.add(name)
             if kind == "Swish" and len(node.input_values()) == 1:
                 key = place(node.input_value(0))

@@ -43,7 +43,7 @@ TIMES_KEPT = 2**25
 
 
 @functools.cache
-def _core() -> Any:
+def core() -> Any:
     """OpenVINO's devices, of which one object does for the process."""
     return require("openvino", "openvino").Core()
 
@@ -136,7 +136,7 @@ class OpenVINOEngine:
         name: str = "",
         timestep: str | None = None,
     ) -> None:
-        self._core, self._timestep = _core(), timestep
+        self._core, self._timestep = core(), timestep
         self._graph, self._device, self._name = graph, device, name
         self._options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":
@@ -207,7 +207,7 @@ def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], Ope
         )
     check_seal(path, [constants])
     try:
-        graph = _core().read_model(str(path))
+        graph = core().read_model(str(path))
     except RuntimeError as error:
         raise ExportError(
             "OpenVINO cannot read the graph",

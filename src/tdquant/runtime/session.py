@@ -134,11 +134,12 @@ class Session(OnEngine):
         for name, spec in self._inputs.items():
             if name not in found:
                 mistakes.append(f"{name} is missing")
-            elif 0 in torch.as_tensor(found[name]).shape:
+                continue
+            shape = tuple(torch.as_tensor(found[name]).shape)
+            if 0 in shape:
                 mistakes.append(f"{name} is empty")  # some engines end the process
-            elif name != self.about["timestep"] and not _fits(found[name], spec["shape"]):
+            elif name != self.about["timestep"] and not _fits(shape, spec["shape"]):
                 free = ", ".join("*" if n is None else str(n) for n in spec["shape"])
-                shape = tuple(torch.as_tensor(found[name]).shape)
                 mistakes.append(f"{name} has shape {shape}, not ({free})")
         if mistakes:
             raise ExportError(
@@ -189,8 +190,7 @@ class Session(OnEngine):
         return f"{self.about.get('model', '')}, {self.about.get('summary', '')}"
 
 
-def _fits(value: Any, wanted: list[int | None]) -> bool:
-    shape = torch.as_tensor(value).shape
+def _fits(shape: tuple[int, ...], wanted: list[int | None]) -> bool:
     return len(shape) == len(wanted) and all(
         w is None or w == n for n, w in zip(shape, wanted, strict=True)
     )

@@ -21,6 +21,7 @@ from torch import nn
 from tdquant.errors import ExportError
 from tdquant.export.calls import bound
 from tdquant.export.exporters import export
+from tdquant.export.openvino_nodes import operators
 from tdquant.export.sealing import KEY, description_text, read_description, sealed
 from tdquant.integrations.pipelines.layout import (
     GRAPH,
@@ -32,6 +33,7 @@ from tdquant.integrations.pipelines.layout import (
 from tdquant.integrations.pipelines.saving import saving, write_config
 from tdquant.optional import require
 from tdquant.runtime import Session, open_session
+from tdquant.runtime.openvino import core
 
 OUTPUT = "out_sample"
 
@@ -65,7 +67,7 @@ def write_denoiser(frozen: Any, call: Mapping[str, Any], folder: Path, flat: boo
 def _rewrite(source: Path, target: Path) -> None:
     """Writes an exported file anew with the inputs of the layout."""
     ov = require("openvino", "openvino")
-    graph = ov.Core().read_model(str(source))
+    graph = core().read_model(str(source))
     about = read_description(str(graph.get_rt_info([KEY]).value), source)
     names = [flat_name(spec["name"]) for spec in about["inputs"]]
     if len(set(names)) < len(names):
@@ -109,7 +111,7 @@ def _free_sequences(graph: Any, inputs: list[dict[str, Any]]) -> None:
 
 def _broadcast(graph: Any, timestep: str, sample: str) -> None:
     """Repeats the timestep over the batch, where there is one for all samples."""
-    op = require("openvino.opset13", "openvino")
+    op = operators()
     time = graph.input(timestep).get_node().output(0)
     users = time.get_target_inputs()
     first = np.array([0], np.int64)

@@ -18,7 +18,7 @@ from tdquant.integrations.pipelines.denoiser import open_denoiser
 from tdquant.integrations.pipelines.layout import CONFIG, GRAPH, INDEX, READ_BY_OPTIMUM
 from tdquant.optional import require
 from tdquant.runtime import open_session
-from tdquant.runtime.openvino import OpenVINOEngine
+from tdquant.runtime.openvino import OpenVINOEngine, core
 
 
 def open_pipeline(
@@ -52,25 +52,28 @@ def open_pipeline(
             why=f"{INDEX}: {error}",
             fix="a folder that tdq.export_pipeline or tdquant export --pipeline wrote",
         ) from error
-    run = {"threads": threads or torch.get_num_threads(), "device": device}
+    open_graph = open_denoiser if index["_class_name"] in READ_BY_OPTIMUM else open_session
+    run: dict[str, Any] = {"threads": threads or torch.get_num_threads(), "device": device}
     given: dict[str, Any] = {}
     for name in inspect.signature(cls.__init__).parameters:
         value = index.get(name)
         if isinstance(value, list) and len(value) == 2:
             library, kind = value
-            given[name] = None if library is None else _part(folder, name, library, kind, run)
+            if library is None:
+                given[name] = None
+            elif (folder / name / GRAPH).is_file() and not name.startswith("text_encoder"):
+                given[name] = open_graph(folder / name / GRAPH, **run)
+            else:
+                given[name] = _part(folder, name, library, kind, run)
         elif name in index:
             given[name] = value
     return cls(**given)
 
 
 def _part(folder: Path, name: str, library: str, cls: str, run: dict[str, Any]) -> Any:
-    """One component of a pipeline, of the class that ``model_index.json`` names."""
+    """A component beside the denoisers, of the class that ``model_index.json`` names."""
     if (folder / name / GRAPH).is_file():
-        if name.startswith("text_encoder"):
-            return TextEncoder(folder / name, run)
-        known = json.loads((folder / INDEX).read_text())["_class_name"] in READ_BY_OPTIMUM
-        return (open_denoiser if known else open_session)(folder / name / GRAPH, **run)
+        return TextEncoder(folder / name, run)
     if (folder / f"{name}_decoder" / GRAPH).is_file():
         return Autoencoder(folder, name, run)
     if not (folder / name).is_dir():
@@ -110,9 +113,8 @@ class _Graph:
     """A graph with one output or several, called with tensors in the order of its inputs."""
 
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
-        ov = require("openvino", "openvino")
         file = folder / GRAPH
-        graph = ov.Core().read_model(str(file))
+        graph = core().read_model(str(file))
         self.inputs = {p.get_any_name(): p.element_type.to_dtype() for p in graph.inputs}
         self.outputs = [port.get_any_name() for port in graph.outputs]
         self._engine = OpenVINOEngine(graph, run["threads"], run["device"], str(file))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ExportError
+from tdquant.export.openvino import quiet_tracing
 from tdquant.export.openvino_graph import EXACT
 from tdquant.integrations.pipelines.layout import GRAPH
 from tdquant.integrations.pipelines.saving import saving, write_config
@@ -146,8 +146,7 @@ def _traced(
     """The graph of a module, with these axes of its first input free, and the batch of others."""
     ov = require("openvino", "openvino")
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of every shape that Python looks at
+        with torch.no_grad(), quiet_tracing():
             graph = ov.convert_model(module, example_input=tuple(inputs.values()))
         shapes = {}
         for i, (port, (name, tensor)) in enumerate(zip(graph.inputs, inputs.items(), strict=True)):
