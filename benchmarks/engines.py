@@ -171,23 +171,27 @@ def shown(title, found, base=NNCF):
 
 
 def unet(args, folder):
+    import openvino as ov
+
     from tdquant.runtime.layout import channels_last
 
     big, shape = cifar_unet(), (3, 32, 32)
     torch.manual_seed(1)
     calls = [(torch.randn(1, *shape), torch.tensor(t)) for t in TIMES]
-    sessions, files = {}, {}
+    sessions, files, models = {}, {}, {}
     for name, recipe in SETTINGS.items():
-        frozen = functools.cache(partial(quantized, big, calls, **{"scale": "temporal"} | recipe))
+        models[name] = functools.cache(
+            partial(quantized, big, calls, **{"scale": "temporal"} | recipe)
+        )
         for suffix in (".xml", ".onnx") if name == "W8A8" else (".xml",):
             file = folder / f"{name.replace(', ', '-').replace(' ', '-')}{suffix}"
-            files[file.name] = exported(frozen, file, calls[0])
+            files[file.name] = exported(models[name], file, calls[0])
             sessions[name, suffix] = tdq.open_session(file, args.threads)
     static = kept(lambda: nncf_int8(openvino_float(big, shape), calls), folder / "nncf.xml")
     graph = kept(lambda: openvino_float(big, shape), folder / "float.xml")
-    fast = quantized(big, calls, weights=8, activations=8, scale="temporal")
+    fast = models["W8A8"]()
     ours = {name: session for (name, suffix), session in sessions.items() if suffix == ".xml"}
-    raw = kept(None, folder / "W8A8.xml")
+    raw = ov.Core().read_model(folder / "W8A8.xml")
     found = {}
     for batch in BATCHES:
         x, t = torch.randn(batch, *shape), torch.tensor(431)

@@ -11,6 +11,9 @@ import json
 import re
 from pathlib import Path
 
+from tdquant.demo.run import DemoRow
+from tdquant.demo.table import markdown_table
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,19 +125,9 @@ def published_size(found: dict) -> str:
 
 def demo(found: dict) -> str:
     """What ``make demo`` printed, and where."""
-    rows = []
-    for row in found["rows"]:
-        empty = row["sqnr"] is None  # the float model
-        rows.append(
-            [row["bits"], row["scale"] or "-", f"{row['frechet']:.2f}",
-             "-" if empty else f"{row['mse']:.5f}", "-" if empty else f"{row['sqnr']:.1f}",
-             f"{row['megabytes']:.2f}", f"{row['resident']:.2f}", f"{row['milliseconds']:.1f}"]
-        )  # fmt: skip
-    head = ["bits", "scale", "Frechet dist.", "paired MSE", "SQNR dB", "MB on disk", "MB in RAM",
-            "ms a call"]  # fmt: skip
-    settings = found["settings"]
+    settings, rows = found["settings"], [DemoRow(**row) for row in found["rows"]]
     return (
-        f"{markdown(head, rows, slice(2, 8))}\n\n`make demo` on {where(found)}, "
+        f"{markdown_table(rows)}\n\n`make demo` on {where(found)}, "
         f"{found['machine']['threads']} threads: {found['seconds']:.0f} s, {settings['images']} "
         f"images a model, {settings['steps']} DDIM steps."
     )
