@@ -173,7 +173,7 @@ def shown(title, found, base=NNCF):
 def unet(args, folder):
     import openvino as ov
 
-    from tdquant.runtime.layout import channels_last
+    from tdquant.lowering.layout import channels_last
 
     big, shape = cifar_unet(), (3, 32, 32)
     torch.manual_seed(1)

@@ -22,11 +22,11 @@ import tdquant as tdq
 from cost import cifar_unet
 from integers import frozen_model
 from record import table, write
-from tdquant.hooks import hooked
 from tdquant.layers import quantized_layers
-from tdquant.runtime.cuda.backend import FP8_CAPABILITY, lower_on
-from tdquant.runtime.cuda.layer import CudaLayer, obstacle
-from tdquant.runtime.reference import ReferenceLayer
+from tdquant.lowering.cuda.backend import FP8_CAPABILITY, lower_on
+from tdquant.lowering.cuda.layer import CudaLayer, obstacle
+from tdquant.lowering.reference import ReferenceLayer
+from tdquant.support.hooks import hooked
 
 BITS = {"W8A8": (8, 8), "W4A4": (4, 4)}
 BUDGET = 8 * 60

@@ -21,9 +21,9 @@ import torch
 
 import tdquant as tdq
 from record import RESULTS, table, write
-from tdquant.calibrate.observers import observing
-from tdquant.fakequant import fake_quantize
+from tdquant.calls.observing import observing
 from tdquant.layers import quantized_layers
+from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.quantizers import OffsetQuantizer, activation_quantizers
 from tdquant.scales import PublishedScale
 
@@ -71,8 +71,7 @@ def quantized(subject, recipe, start, seed):
 
 def one_batch(subject, seed):
     """100 draws of time and noise for the first batch."""
-    from tdquant.data import loader
-    from tdquant.train import DiffusionObjective
+    from tdquant.training import DiffusionObjective, loader
 
     objective = DiffusionObjective(subject.pipe.scheduler)
     items = next(iter(loader(subject.data, BATCH, seed=seed)))

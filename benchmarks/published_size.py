@@ -62,9 +62,9 @@ print("with sampling", time.perf_counter() - begun)
 
 def make(name, work):
     """Writes the checkpoint and the pictures."""
-    from tests.files.lightning import write_lightning
+    from tests.files.checkpoints.lightning import write_lightning
 
-    from tdquant.config import read_config
+    from tdquant.files.config import read_config
     from tdquant.models.compvis.autoencoder import build_first_stage, to_published
     from tdquant.models.compvis.unet import UNetModel
 

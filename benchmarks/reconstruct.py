@@ -19,8 +19,8 @@ import torch
 
 import tdquant as tdq
 from record import RESULTS, table, write
-from tdquant.metrics import FrechetDistance, mse
-from tdquant.reconstruct import reconstruct
+from tdquant.lab.metrics import FrechetDistance, mse
+from tdquant.refine.reconstruction import reconstruct
 
 MODELS = ("cats-ddpm", "cats-ldm")
 WIDTHS = {"W4A8": (4, 8), "W4A4": (4, 4)}

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tdquant.machine import machine
+from tdquant.support.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 

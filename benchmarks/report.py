@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 from record import table, write
-from tdquant.report import report
+from tdquant.lab.report import report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.report import made_up
+from tests.lab.report import made_up
 
 VISITS = 5
 INTERACTIVE = """() => new Promise((done) => requestAnimationFrame(() => setTimeout(() =>

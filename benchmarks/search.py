@@ -17,8 +17,8 @@ import torch
 
 import tdquant as tdq
 from record import table, write
-from tdquant.metrics import mse
-from tdquant.search import search, sensitivity
+from tdquant.lab.metrics import mse
+from tdquant.refine.search import search, sensitivity
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 WEIGHTS = (3, 4)

@@ -15,7 +15,7 @@ import torch
 
 import tdquant as tdq
 from record import table, write
-from tdquant.train import parameter_groups
+from tdquant.training import parameter_groups
 
 KINDS = ("static", "dynamic", "temporal", "table", "pact", "nipq")
 

@@ -16,7 +16,7 @@ import time
 import tdquant as tdq
 from record import table, write
 from tdquant.diffusion import make_scheduler
-from tdquant.metrics import mse
+from tdquant.lab.metrics import mse
 
 PLANS = {"static": ("static", "percentile"), "auto": ("auto", "auto")}
 SAMPLERS = [("ddim", n) for n in (10, 20, 50, 100, 250)] + [("dpm++", 20), ("euler", 30)]

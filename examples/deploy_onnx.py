@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.runtime.compile import time_calls
+from tdquant.lowering.backends import time_calls
 
 
 def quantized(pipe, steps: int) -> nn.Module:

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import tdquant as tdq
-from tdquant.evaluate import comparison_table, evaluate
-from tdquant.metrics import load_network
-from tdquant.report import report
+from tdquant.lab.evaluation import comparison_table, evaluate
+from tdquant.lab.metrics import load_network
+from tdquant.lab.report import report
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tdquant.config import read_config
-from tdquant.data.cats import ATTRIBUTION
+from tdquant.files.config import read_config
+from tdquant.lab.data.cats import ATTRIBUTION
+from tdquant.lab.runs import RunFolder, open_pipe
 from tdquant.models import load_compvis, save_compvis
-from tdquant.runs import RunFolder, open_pipe
 
 CONFIG = Path("configs/cats-ldm.yaml")
 WEIGHTS = Path("src/tdquant/models/weights")

@@ -6,7 +6,7 @@ python scripts/heldout_statistics.py
 from pathlib import Path
 
 import tdquant
-from tdquant.metrics.frechet import CATS_HELDOUT, compute_heldout_cats
+from tdquant.lab.metrics.frechet import CATS_HELDOUT, compute_heldout_cats
 
 
 def main() -> None:

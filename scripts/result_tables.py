@@ -11,8 +11,8 @@ import json
 import re
 from pathlib import Path
 
-from tdquant.demo.run import DemoRow
-from tdquant.demo.table import markdown_table
+from tdquant.lab.demo.run import DemoRow
+from tdquant.lab.demo.table import markdown_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 
-from tdquant.data.cats import ATTRIBUTION, Cats
+from tdquant.lab.data.cats import ATTRIBUTION, Cats
 from tdquant.models.pixel_unet import PixelUNet
 
 MODEL = {

@@ -35,8 +35,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tdquant.data.cats import ATTRIBUTION, Cats
-from tdquant.metrics.paired import psnr
+from tdquant.lab.data.cats import ATTRIBUTION, Cats
+from tdquant.lab.metrics.paired import psnr
 
 MODEL = {
     "sample_size": 32,

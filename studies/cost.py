@@ -15,9 +15,9 @@ import torch
 import tdquant as tdq
 from ledger import AGAIN, column, conduct, parser, sentence
 from protocol import MODELS, Subject
-from tdquant.runtime.compile import time_calls
-from tdquant.train import DiffusionObjective
-from tdquant.train.groups import parameter_groups
+from tdquant.lowering.backends import time_calls
+from tdquant.training import DiffusionObjective
+from tdquant.training.groups import parameter_groups
 
 KINDS = ("static", "dynamic", "temporal", "table", "pact", "nipq")
 BITS = {"W4A8": (4, 8), "W4A4": (4, 4), "W8A8": (8, 8)}

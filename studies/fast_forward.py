@@ -19,7 +19,7 @@ from ledger import AGAIN, FRECHET, column, conduct, parser, sentence, span
 from protocol import Subject
 from strips import Strips, slug
 from tdquant.diffusion import make_scheduler
-from tdquant.metrics import mse
+from tdquant.lab.metrics import mse
 
 HERE = Path(__file__).parent
 METHODS = ("float", "LSQ", "LSQ, corrected", "TDQ", "TDQ, corrected")

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from tdquant.formats import json_safe
-from tdquant.machine import machine
-from tdquant.report.reading import STUDY_FORMAT, VERSION
-from tdquant.writing import replacing
+from tdquant.files.documents import json_safe
+from tdquant.files.writing import replacing
+from tdquant.lab.report.reading import STUDY_FORMAT, VERSION
+from tdquant.support.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 UNFINISHED = "not finished"

@@ -13,10 +13,10 @@ import torch
 import tdquant as tdq
 from ledger import AGAIN, column, conduct, parser
 from protocol import MODELS, Subject
-from tdquant.calibrate.candidates import choose_grid
+from tdquant.calibration.candidates import choose_grid
+from tdquant.calibration.estimators import estimate
+from tdquant.calibration.histogram import pooled, squared_error
 from tdquant.quantizers import activation_quantizers
-from tdquant.ranges import estimate, pooled
-from tdquant.ranges.histogram import squared_error
 
 SETTINGS = {"trajectories": 32, "steps": 50}
 KEYS = ("model", "layer", "seed")

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import tdquant as tdq
-from tdquant.data import loader
-from tdquant.metrics import FrechetDistance, mse
+from tdquant.lab.metrics import FrechetDistance, mse
 from tdquant.models import Pipe
-from tdquant.train import DiffusionObjective
+from tdquant.training import DiffusionObjective, loader
 
 MODELS = ("cats-ddpm", "cats-ldm")
 NOISE = 77

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 import tdquant as tdq
-
-from .denoisers import Mixed, calls
+from tests.denoisers import Mixed, calls
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", 2))
 torch.set_num_threads(THREADS)

@@ -11,9 +11,8 @@ import tdquant as tdq
 from tdquant.clock import Clock, clock_of, find_timestep
 from tdquant.errors import ClockError, ConversionError
 from tdquant.scales import StaticScale, TemporalScale, temporal
-
-from .conftest import quantized
-from .denoisers import Mixed, Plain, calls
+from tests.conftest import quantized
+from tests.denoisers import Mixed, Plain, calls
 
 
 class Probe(nn.Module):

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import tdquant as tdq
-from tdquant.runtime.cuda import lower_on
-
-from .conftest import quantized
-from .denoisers import Mixed, calls
+from tdquant.lowering.cuda import lower_on
+from tests.conftest import quantized
+from tests.denoisers import Mixed, calls
 
 TIMES = [torch.tensor(5), torch.tensor(900), torch.tensor([1, 2, 990]), torch.tensor(3.5), 7]
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from tdquant.errors import RecipeError
-from tdquant.grid import MAX_BITS, MIN_BITS
+from tdquant.numerics.grid import MAX_BITS, MIN_BITS
 from tdquant.scales.base import recipe_kinds
 
 FLOAT = 32

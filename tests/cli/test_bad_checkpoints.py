@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from tdquant.cli import main
-
-from ..files.test_unpickling import BOMBS, Calls, archive
-from ..models.compvis.examples import checkpoint, read, stage, weights, write
-from ..runs.tiny import CONFIG, workspace
-from .test_published_commands import write_lightning
+from tests.cli.test_published_commands import write_lightning
+from tests.files.checkpoints.test_unpickling import BOMBS, Calls, archive
+from tests.lab.runs.tiny import CONFIG, workspace
+from tests.models.compvis.examples import checkpoint, read, stage, weights, write
 
 UNET = CONFIG["model"]["params"]["unet_config"]["params"]
 STAGE = CONFIG["model"]["params"]["first_stage_config"]

@@ -7,9 +7,8 @@ import torch
 
 import tdquant as tdq
 from tdquant.cli import main
-
-from ..bench.saved import saved_unet
-from ..conftest import quantized
+from tests.conftest import quantized
+from tests.lab.bench.saved import saved_unet
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ class Pretended:
 
 
 def test_bench_prints_a_table_and_writes_json(saved, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("tdquant.bench.run.Worker", Pretended)
+    monkeypatch.setattr("tdquant.lab.bench.run.Worker", Pretended)
     threads = torch.get_num_threads()
     words = ["--model", str(saved), "--backends", "float,auto", "--threads", "1", "--batch", "2"]
     out = tmp_path / "b.json"

@@ -5,8 +5,7 @@ import pytest
 
 import tdquant as tdq
 from tdquant.cli import main
-
-from ..conftest import quantized
+from tests.conftest import quantized
 
 
 def test_help_names_every_command(capsys):

@@ -9,12 +9,11 @@ import tdquant as tdq
 from tdquant.cli import main
 from tdquant.diffusion.pictures import save_png
 from tdquant.errors import ModelError, StorageError
-from tdquant.evaluate import Record
-from tdquant.evaluate.opening import open_subject
-from tdquant.metrics import NETWORKS
-
-from ..conftest import quantized
-from ..evaluate import small
+from tdquant.lab.evaluation import Record
+from tdquant.lab.evaluation.opening import open_subject
+from tdquant.lab.metrics import NETWORKS
+from tests.conftest import quantized
+from tests.lab.evaluation import small
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +103,7 @@ def test_a_shape_is_also_that_of_the_model_to_compare_with(monkeypatch, tmp_path
             raise ModelError("both are open")
         return None, None
 
-    opening = import_module("tdquant.evaluate.opening")
+    opening = import_module("tdquant.lab.evaluation.opening")
     monkeypatch.setattr(opening, "open_subject", open_one)
     words = ["a", "--against", "b", "--shape", "3,8,8", "--out", tmp_path / "run"]
     assert evaluate(*words) == 1
@@ -175,7 +174,7 @@ def test_downloading_means_inception(monkeypatch, tmp_path, capsys):
     def load(name, weights, download):
         raise ModelError(f"{name}, {download}")
 
-    monkeypatch.setattr("tdquant.metrics.load_network", load)
+    monkeypatch.setattr("tdquant.lab.metrics.load_network", load)
     assert main(["evaluate", "tiny", "--out", str(tmp_path / "r"), "--download"]) == 1
     assert "inception, True" in capsys.readouterr().err
     assert main(["evaluate", "tiny", "--out", str(tmp_path / "r")]) == 1

@@ -7,9 +7,8 @@ import pytest
 
 import tdquant as tdq
 from tdquant.cli import main
-
-from ..conftest import quantized
-from ..report.made_up import write_progress, write_run, write_study
+from tests.conftest import quantized
+from tests.lab.report.made_up import write_progress, write_run, write_study
 
 
 def inspect(path, capsys):

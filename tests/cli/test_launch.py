@@ -14,9 +14,8 @@ from tdquant.cli.launch import choose_devices, device_ids, run_together, spread
 from tdquant.cli.switches import overrides_among, truth
 from tdquant.cli.train import learning_rate
 from tdquant.errors import TDQError
-from tdquant.runs import RunFolder
-
-from ..runs.tiny import workspace
+from tdquant.lab.runs import RunFolder
+from tests.lab.runs.tiny import workspace
 
 ROOT = Path(__file__).parents[2]
 

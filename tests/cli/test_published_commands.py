@@ -16,12 +16,11 @@ import torch
 
 import tdquant as tdq
 from tdquant.cli import main
-from tdquant.config import read_config
-from tdquant.runs import open_pipe
-
-from ..files.lightning import write_lightning
-from ..models.compvis.emulation import UNet
-from ..models.compvis.examples import checkpoint, published, read
+from tdquant.files.config import read_config
+from tdquant.lab.runs import open_pipe
+from tests.files.checkpoints.lightning import write_lightning
+from tests.models.compvis.emulation import UNet
+from tests.models.compvis.examples import checkpoint, published, read
 
 ROOT = Path(__file__).parents[2]
 TRAIN = """

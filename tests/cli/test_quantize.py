@@ -85,8 +85,8 @@ def test_half_precision(source, tmp_path):
 
 
 def test_a_stopped_job_takes_the_calls_that_it_recorded(source, tmp_path, monkeypatch):
-    from tdquant.calibrate import recording
-    from tdquant.integrations.diffusers import workflow
+    from tdquant.calls import from_pipeline as recording
+    from tdquant.lab.jobs import workflow
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt

@@ -3,8 +3,7 @@
 import webbrowser
 
 from tdquant.cli import main
-
-from ..report.made_up import write_progress, write_run
+from tests.lab.report.made_up import write_progress, write_run
 
 
 def test_report_writes_a_page_and_opens_it(tmp_path, capsys, monkeypatch):

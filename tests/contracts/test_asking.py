@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import tdquant as tdq
-
-from ..denoisers import Asking, calls
+from tests.denoisers import Asking, calls
 
 T = torch.tensor([3, 250])
 

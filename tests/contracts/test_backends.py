@@ -10,12 +10,11 @@ import torch
 import tdquant as tdq
 from tdquant.clock import clock_of
 from tdquant.layers import quantized_layers
+from tdquant.lowering.backends import BACKENDS
+from tdquant.lowering.cuda import lower_on
 from tdquant.quantizers import ActivationQuantizer
-from tdquant.runtime.compile import BACKENDS
-from tdquant.runtime.cuda import lower_on
-
-from ..conftest import quantized
-from ..denoisers import Blocks, calls
+from tests.conftest import quantized
+from tests.denoisers import Blocks, calls
 
 SETTINGS = {
     "W8A8 temporal": {"weights": 8, "activations": 8},

@@ -5,9 +5,9 @@ import pickle
 import pytest
 import torch
 
-from tdquant.data import DATASETS, loader, make_dataset
-
-from ..data.written import (
+from tdquant.lab.data import DATASETS, make_dataset
+from tdquant.training.order import loader
+from tests.lab.data.written import (
     encoded,
     write_cifar10,
     write_fashion_mnist,

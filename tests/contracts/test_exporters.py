@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import tdquant as tdq
-from tdquant.export import EXPORTERS
-
-from .test_backends import SETTINGS, frozen_by
+from tdquant.lowering import EXPORTERS
+from tests.contracts.test_backends import SETTINGS, frozen_by
 
 QUICK = {".xml": ("W4A4 corrected", "W8A8 dynamic"), ".onnx": ("W4A4 corrected",)}
 """What is not left to the slow tests; the backend of OpenVINO goes through all settings, too."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.calibrate.recording import denoisers
+from tdquant.calls.from_pipeline import denoisers
 from tdquant.clock import TIMESTEP_NAMES, find_timestep
 from tdquant.errors import ConversionError
 from tdquant.families import FAMILIES, GENERIC, family_of
@@ -17,9 +17,9 @@ from tdquant.layers import QUANTIZED
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from ..models.compvis.examples import BASE  # noqa: E402
-from ..pipelines import PIPELINES  # noqa: E402
-from ..pipelines.parts import model as random_model  # noqa: E402
+from tests.models.compvis.examples import BASE  # noqa: E402
+from tests.pipelines import PIPELINES  # noqa: E402
+from tests.pipelines.parts import model as random_model  # noqa: E402
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _SAMPLES = ("sample", "hidden_states", "x")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tdquant.errors import TDQError
-from tdquant.metrics import NETWORKS, PAIRED, SET_METRICS, Interval, Statistics, load_network
-from tdquant.metrics.features import KINDS
+from tdquant.lab.metrics import NETWORKS, PAIRED, SET_METRICS, Interval, Statistics, load_network
+from tdquant.lab.metrics.features import KINDS
 
 BEST = {"mse": min, "psnr": max, "ssim": max}
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import tdquant as tdq
-from tdquant.calibrate.calls import run
-from tdquant.calibrate.choose import STATIC
+from tdquant.calibration.choose import STATIC
+from tdquant.calls.call import run
 from tdquant.clock import clock_of
 from tdquant.quantizers import activation_quantizers
 from tdquant.scales import TableScale
@@ -23,8 +23,8 @@ pytest.importorskip("transformers")
 
 import diffusers
 
-from ..pipelines import PIPELINES, put, sample
-from ..pipelines.proof import SCHEDULERS, Proof, table
+from tests.pipelines import PIPELINES, put, sample
+from tests.pipelines.proof import SCHEDULERS, Proof, table
 
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
 
@@ -108,7 +108,7 @@ def brief(value):
 def test_compiled_for_the_cpu(proof, monkeypatch):
     # Which kernels are fastest depends on the hour, and with them which values fall elsewhere.
     monkeypatch.setattr(
-        "tdquant.runtime.onednn.layer._times", lambda makers, *_: dict.fromkeys(makers, 1.0)
+        "tdquant.lowering.onednn.layer._times", lambda makers, *_: dict.fromkeys(makers, 1.0)
     )
     fast = {n: tdq.compile(m, "onednn", verbose=False) for n, m in proof.frozen.items()}
     for name, model in fast.items():

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tdquant.errors import CalibrationError
-from tdquant.fakequant import expand_scale, fake_quantize
-from tdquant.frozen import frozen_scale
-from tdquant.grid import Grid
+from tdquant.freezing import frozen_scale
+from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.scales import (
     SCALES,
     Curves,

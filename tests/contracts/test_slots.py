@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tdquant as tdq
-from tdquant.calibrate.recording import denoisers
+from tdquant.calls.from_pipeline import denoisers
 from tdquant.clock import clock_of
 from tdquant.errors import EngineAttributeError, ExportError, TDQError
 
@@ -17,8 +17,8 @@ pytest.importorskip("transformers")
 
 import diffusers
 
-from ..pipelines import PIPELINES, put, sample
-from ..pipelines.proof import NO_GRAPH
+from tests.pipelines import PIPELINES, put, sample
+from tests.pipelines.proof import NO_GRAPH
 
 QUICK = ("stable_diffusion_xl", "hunyuan_dit", "flux", "wan", "wan_by_token", "cogvideox")
 

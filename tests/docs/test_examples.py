@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tdquant as tdq
-from tdquant.evaluate import Record
 from tdquant.families import FAMILIES
+from tdquant.lab.evaluation import Record
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(file.stem for file in EXAMPLES.glob("*.py"))

@@ -10,15 +10,14 @@ import pytest
 import torch
 
 import tdquant as tdq
-from tdquant import data, metrics
 from tdquant.families import FAMILIES
+from tdquant.lab import data, metrics
+from tdquant.lowering import BACKENDS
 from tdquant.quantizers import activation_quantizers
-from tdquant.runtime import BACKENDS
 from tdquant.scales import SCALES, Curves, TableScale
-
-from ..contracts import test_scales as contract
-from ..models.compvis import examples
-from .programs import DOCS, README, programs, run, run_all, small_frozen, small_pipe
+from tests.contracts import test_scales as contract
+from tests.docs.programs import DOCS, README, programs, run, run_all, small_frozen, small_pipe
+from tests.models.compvis import examples
 
 REGISTRIES = (SCALES, BACKENDS, metrics.PAIRED, data.DATASETS)
 
@@ -91,7 +90,7 @@ def test_deploying():
 
 def test_backends(monkeypatch, capsys):
     tdq.save(small_frozen(), "model-w4a8")
-    compiling = importlib.import_module("tdquant.runtime.compile")
+    compiling = importlib.import_module("tdquant.lowering.backends")
     monkeypatch.setitem(compiling.PREFERENCE, "cpu", ("onednn", "reference"))
     x, t = torch.randn(2, 3, 16, 16), torch.tensor(5)
     known = {"tdq": tdq, "torch": torch, "frozen": small_frozen(), "pipe": small_pipe()}
@@ -192,7 +191,7 @@ def test_readme_in_five_lines():
 
 
 def test_readme_goes_on_to_deploy_and_train(monkeypatch, capsys):
-    compiling = importlib.import_module("tdquant.runtime.compile")
+    compiling = importlib.import_module("tdquant.lowering.backends")
     monkeypatch.setitem(compiling.PREFERENCE, "cpu", ("onednn", "reference"))
     (use,) = programs(README, "Use")
     known = run(use, **{"count=16": "count=2, steps=4", "steps=50": "steps=2"})

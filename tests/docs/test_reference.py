@@ -7,16 +7,15 @@ import types
 import pytest
 
 import tdquant as tdq
-
-from .programs import DOCS
+from tests.docs.programs import DOCS
 
 PACKAGES = (
-    "tdquant", "tdquant.bench", "tdquant.calibrate", "tdquant.config", "tdquant.data",
-    "tdquant.demo", "tdquant.diffusion", "tdquant.evaluate", "tdquant.export", "tdquant.families",
-    "tdquant.files",
-    "tdquant.layers", "tdquant.metrics", "tdquant.models", "tdquant.quantizers", "tdquant.ranges",
-    "tdquant.reconstruct", "tdquant.report", "tdquant.runs", "tdquant.runtime", "tdquant.scales",
-    "tdquant.search", "tdquant.storage", "tdquant.train",
+    "tdquant", "tdquant.calibration", "tdquant.calls", "tdquant.diffusion", "tdquant.families",
+    "tdquant.files.checkpoints", "tdquant.files.config", "tdquant.lab.bench", "tdquant.lab.data",
+    "tdquant.lab.demo", "tdquant.lab.evaluation", "tdquant.lab.metrics", "tdquant.lab.report",
+    "tdquant.lab.runs", "tdquant.layers", "tdquant.lowering", "tdquant.models",
+    "tdquant.quantizers", "tdquant.refine.reconstruction", "tdquant.refine.search",
+    "tdquant.scales", "tdquant.storage", "tdquant.training",
 )  # fmt: skip
 TEXT = (DOCS / "reference.md").read_text()
 LISTED = re.findall(r"^::: (\S+)$", TEXT, re.M)

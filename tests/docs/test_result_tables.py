@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from .programs import DOCS
+from tests.docs.programs import DOCS
 
 SCRIPT = DOCS.parent / "scripts" / "result_tables.py"
 spec = importlib.util.spec_from_file_location("result_tables", SCRIPT)

@@ -11,9 +11,8 @@ from safetensors import safe_open
 import tdquant as tdq
 from tdquant.models.pipe import Pipe
 from tests.denoisers import Mixed
+from tests.docs.programs import DOCS, README, programs, run
 from tests.pipelines import PIPELINES, sample
-
-from .programs import DOCS, README, programs, run
 
 FEW = {"steps=20": "steps=4"}
 """Fewer steps than a reader would take."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from tdquant.files import LazyTensor
-from tdquant.files.safetensors_format import write_safetensors
+from tdquant.files.checkpoints import LazyTensor
+from tdquant.files.checkpoints.safetensors_format import write_safetensors
 
 NAME = "diffusion_pytorch_model"
 TINY = {

@@ -12,13 +12,12 @@ from diffusers import FluxTransformer2DModel
 
 import tdquant as tdq
 from tdquant.errors import ConversionError, FreezeError
-from tdquant.files import LazyTensor, open_checkpoint
-from tdquant.files.safetensors_format import write_safetensors
+from tdquant.files.checkpoints import LazyTensor, open_checkpoint
+from tdquant.files.checkpoints.safetensors_format import write_safetensors
 from tdquant.integrations.diffusers import TDQConfig
 from tdquant.quantizers import CodedWeight
-
-from ..live import LiveBytes
-from . import flux_shards
+from tests.integrations import flux_shards
+from tests.live import LiveBytes
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = {"weights": 4, "activations": 32}

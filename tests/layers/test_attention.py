@@ -6,8 +6,7 @@ import torch
 import tdquant as tdq
 from tdquant.errors import ConversionError
 from tdquant.layers.attention import OPERANDS, QuantAttention
-
-from ..denoisers import Mixed
+from tests.denoisers import Mixed
 
 diffusers = pytest.importorskip("diffusers")
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0  # noqa: E402

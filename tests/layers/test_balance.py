@@ -6,10 +6,10 @@ from torch import nn
 
 import tdquant as tdq
 from tdquant.errors import CalibrationError, ConversionError
+from tdquant.lab.metrics import mse
 from tdquant.layers import STRUCTURES, structured_layers
 from tdquant.layers.balance import BalancedLayer
-from tdquant.metrics import mse
-from tdquant.reconstruct.balancing import balance, factors
+from tdquant.refine.balancing import balance, factors
 
 
 def transformer(outliers=True, seed=0):

@@ -8,7 +8,7 @@ import inspect
 
 import torch
 
-from . import transformers, unets, videos
+from tests.pipelines import transformers, unets, videos
 
 PIPELINES = {
     name: make

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.calibrate.recording import denoisers
+from tdquant.calls.from_pipeline import denoisers
 from tdquant.clock import clock_of
-from tdquant.export.calls import read_call
-from tdquant.export.lowering import float32_copy
 from tdquant.families import family_of
-
-from . import PIPELINES, put, sample
+from tdquant.lowering.calls import read_call
+from tdquant.lowering.lowered import float32_copy
+from tests.pipelines import PIPELINES, put, sample
 
 RECIPE = tdq.Recipe(
     scale="table",

@@ -2,8 +2,8 @@
 hub holds. Each function gives a pipeline and the arguments of one call, a prompt among them.
 """
 
-from . import transformers, unets, videos
-from .parts import clip, t5
+from tests.pipelines import transformers, unets, videos
+from tests.pipelines.parts import clip, t5
 
 _EMBEDDINGS = ("prompt_embeds", "prompt_attention_mask")
 

@@ -5,7 +5,7 @@ of one call.
 import diffusers
 import torch
 
-from .parts import autoencoder, embedding, model
+from tests.pipelines.parts import autoencoder, embedding, model
 
 _SIZE = {"height": 8, "width": 8, "num_inference_steps": 4}
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}

@@ -4,7 +4,7 @@ import diffusers
 import torch
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
-from .parts import autoencoder, clip, embedding, model, quantizing_autoencoder
+from tests.pipelines.parts import autoencoder, clip, embedding, model, quantizing_autoencoder
 
 _BLOCKS = {
     "block_out_channels": (8, 16),

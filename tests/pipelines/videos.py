@@ -3,7 +3,7 @@
 import diffusers
 import torch
 
-from .parts import embedding, model
+from tests.pipelines.parts import embedding, model
 
 _VIDEO = {"height": 16, "width": 16, "num_inference_steps": 3}
 

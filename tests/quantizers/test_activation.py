@@ -4,8 +4,8 @@ from torch import nn
 
 from tdquant.clock import Clock
 from tdquant.errors import CalibrationError
-from tdquant.fakequant import fake_quantize
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import fake_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer
 from tdquant.scales import PendingScale, TableScale
 

@@ -2,10 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers import CodedWeight
-
-from ..live import LiveBytes
+from tests.live import LiveBytes
 
 GRID = Grid.signed(4, narrow=True)
 

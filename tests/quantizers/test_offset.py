@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tdquant.clock import Clock
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers import OffsetQuantizer
 from tdquant.quantizers.offset import SILU_MINIMUM
 from tdquant.scales import StaticScale, TableScale

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers import FrozenWeight, LearnedRounding, WeightQuantizer
 from tdquant.quantizers.rounding import nearest
 from tdquant.quantizers.weight import mse_step

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tdquant.errors import ConversionError, FreezeError
-from tdquant.fakequant import fake_quantize
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import fake_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers import FrozenWeight, WeightQuantizer
 from tdquant.quantizers.weight import mse_step
 

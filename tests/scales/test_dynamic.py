@@ -1,7 +1,7 @@
 import torch
 
-from tdquant.fakequant import expand_scale, fake_quantize
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.scales import DynamicScale
 
 

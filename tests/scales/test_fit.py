@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.scales import TemporalScale
 from tdquant.scales.fit import fit
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tdquant.fakequant import noise_quantize
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import noise_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers import NoiseWeight
 from tdquant.scales import NoiseScale
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tdquant.errors import CalibrationError
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.scales import PactScale
 
 

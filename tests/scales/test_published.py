@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdquant.frozen import frozen_scale
-from tdquant.grid import Grid
+from tdquant.freezing import frozen_scale
+from tdquant.numerics.grid import Grid
 from tdquant.scales import PublishedScale
 
 GRID = Grid.signed(4)

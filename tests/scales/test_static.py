@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tdquant.fakequant import fake_quantize
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import fake_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.scales import StaticScale
 
 

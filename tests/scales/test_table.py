@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tdquant.errors import CalibrationError
-from tdquant.fakequant import fake_quantize
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import fake_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.scales import TableScale
 from tdquant.scales.table import training_timesteps
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tdquant.errors import CalibrationError, RecipeError
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.scales import TemporalScale
 from tdquant.scales.base import inverse_softplus
 from tdquant.scales.encodings import ENCODINGS, NOMINAL, fourier_features

@@ -10,8 +10,7 @@ from tdquant.cli import main
 from tdquant.errors import StorageError
 from tdquant.storage import inspect_saved
 from tdquant.storage.sparkline import BARS, sparkline
-
-from ..denoisers import Mixed, calls
+from tests.denoisers import Mixed, calls
 
 
 class Trap:

@@ -18,10 +18,9 @@ from tdquant import storage
 from tdquant.errors import FreezeError, ModelError, StorageError
 from tdquant.models import build
 from tdquant.storage.inspecting import inspect_saved
-
-from ..conftest import quantized
-from ..denoisers import Mixed, Plain, Wide, calls
-from ..live import LiveBytes
+from tests.conftest import quantized
+from tests.denoisers import Mixed, Plain, Wide, calls
+from tests.live import LiveBytes
 
 INDEX, TENSORS = storage.INDEX, storage.TENSORS
 

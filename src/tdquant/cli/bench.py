@@ -41,14 +41,14 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     import torch
 
-    from tdquant.bench import run_bench, subject_from_embedded, subject_from_folder
-    from tdquant.bench.run import check_backends
-    from tdquant.bench.table import text_table
     from tdquant.cli.switches import shape_of
     from tdquant.errors import TDQError
+    from tdquant.lab.bench import run_bench, subject_from_embedded, subject_from_folder
+    from tdquant.lab.bench.run import check_backends
+    from tdquant.lab.bench.table import text_table
+    from tdquant.lowering import BACKENDS
     from tdquant.models import EMBEDDED
     from tdquant.recipe import Recipe
-    from tdquant.runtime import BACKENDS
 
     numbers = ("batch", "threads", "steps", "runs", "checked")
     wrong = [f"--{n} {v}" for n in numbers if (v := getattr(options, n)) is not None and v < 1]

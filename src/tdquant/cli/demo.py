@@ -43,10 +43,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    from tdquant.demo import Settings, run_demo
-    from tdquant.demo.picture import draw
-    from tdquant.demo.run import TIMED
-    from tdquant.demo.table import text_table
+    from tdquant.lab.demo import Settings, run_demo
+    from tdquant.lab.demo.picture import draw
+    from tdquant.lab.demo.run import TIMED
+    from tdquant.lab.demo.table import text_table
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -143,9 +143,9 @@ def run(options: argparse.Namespace) -> int:
         return status
     import torch
 
-    from tdquant.calibrate.prompts import read_prompts
-    from tdquant.evaluate import comparison_table, evaluate_images, record_table
-    from tdquant.evaluate.picture_sets import counted_folder
+    from tdquant.calls.prompts import read_prompts
+    from tdquant.lab.evaluation import comparison_table, evaluate_images, record_table
+    from tdquant.lab.evaluation.picture_sets import counted_folder
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -179,7 +179,7 @@ def _alone(options: argparse.Namespace) -> None:
 
 
 def _compare(runs: list[Path]) -> int:
-    from tdquant.evaluate import Record, comparison_table
+    from tdquant.lab.evaluation import Record, comparison_table
 
     names = [str(run) for run in runs]
     print(comparison_table([Record.read(run) for run in runs], names))
@@ -208,7 +208,7 @@ def _setting(options: argparse.Namespace, name: str) -> Any:
 
 def _judging(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments that sampled and given images share."""
-    from tdquant.metrics import load_network
+    from tdquant.lab.metrics import load_network
 
     weights = options.inception_weights
     wanted = weights is not None or options.download
@@ -234,8 +234,8 @@ def _words(text: str | None) -> list[str] | None:
 
 
 def _evaluate(model: str, out: Path, options: argparse.Namespace, judging: dict[str, Any]) -> Any:
-    from tdquant.evaluate import evaluate
-    from tdquant.evaluate.opening import open_subject
+    from tdquant.lab.evaluation import evaluate
+    from tdquant.lab.evaluation.opening import open_subject
     from tdquant.models import Pipe
 
     config, changes = overrides_among(options.config or [])

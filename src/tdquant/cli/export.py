@@ -71,10 +71,10 @@ def _pipeline(options: argparse.Namespace) -> Path:
 def _model(options: argparse.Namespace) -> Path:
     import torch
 
-    from tdquant.bench.subject import sample_shape
     from tdquant.cli.switches import shape_of
     from tdquant.errors import ModelError
-    from tdquant.export import export
+    from tdquant.lab.bench.subject import sample_shape
+    from tdquant.lowering import export
     from tdquant.storage import load
 
     shape = shape_of(options.shape)

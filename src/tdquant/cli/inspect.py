@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _result(path: Path) -> str | None:
     """What an evaluation or a study came to; None of anything else."""
-    from tdquant.evaluate.record import FORMAT, PROGRESS, RECORD
-    from tdquant.report.reading import STUDY_FORMAT
+    from tdquant.lab.evaluation.record import FORMAT, PROGRESS, RECORD
+    from tdquant.lab.report.reading import STUDY_FORMAT
 
     if path.name in (RECORD, PROGRESS) and path.is_file():
         path = path.parent
@@ -72,7 +72,7 @@ def _format(file: Path) -> str | None:
 
 
 def _evaluation(file: Path) -> str:
-    from tdquant.evaluate import Record, record_table
+    from tdquant.lab.evaluation import Record, record_table
 
     record = Record.read(file)
     lines = [f"an evaluation of {record.created}, tdquant {record.tdquant}", record_table(record)]
@@ -80,7 +80,7 @@ def _evaluation(file: Path) -> str:
 
 
 def _unfinished(folder: Path) -> str:
-    from tdquant.report.reading import read_progress
+    from tdquant.lab.report.reading import read_progress
 
     progress = read_progress(folder).progress
     text = f"an evaluation that is still being written, or was stopped: {progress['stage']}"
@@ -90,7 +90,7 @@ def _unfinished(folder: Path) -> str:
 
 
 def _study(file: Path) -> str:
-    from tdquant.shapes import mistakes, refuse
+    from tdquant.files.shapes import mistakes, refuse
 
     study = json.loads(file.read_text())
     fix = "run the study again: it makes what is missing"

@@ -19,7 +19,7 @@ from types import FrameType
 import torch
 
 from tdquant.errors import TDQError
-from tdquant.train.signals import REPEAT, put_back, take_over
+from tdquant.training.signals import REPEAT, put_back, take_over
 
 INTERRUPTED = 130
 """Exit status of a run that a signal stopped in good order."""

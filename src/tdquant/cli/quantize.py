@@ -68,14 +68,14 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    from tdquant.optional import require
+    from tdquant.support.optional import require
 
     require("diffusers", "pipelines")
     import torch
 
-    from tdquant.integrations.diffusers.checkpoint_job import run_checkpoint_job
-    from tdquant.integrations.diffusers.job import Job
-    from tdquant.integrations.diffusers.workflow import run_job
+    from tdquant.lab.jobs.checkpoint_job import run_checkpoint_job
+    from tdquant.lab.jobs.job import Job
+    from tdquant.lab.jobs.workflow import run_job
 
     job = Job(
         model=options.model,
@@ -132,8 +132,8 @@ def _config(options: argparse.Namespace) -> Any:
     Raises:
         TDQError: A checkpoint file without one, or one for a pipeline.
     """
-    from tdquant.config import read_config
     from tdquant.errors import TDQError
+    from tdquant.files.config import read_config
 
     is_file = Path(options.model).is_file()
     if is_file and not options.config:
@@ -167,7 +167,7 @@ def _recipe(options: argparse.Namespace) -> Any:
 
 
 def _prompts(options: argparse.Namespace) -> Any:
-    from tdquant.calibrate.prompts import read_prompts
+    from tdquant.calls.prompts import read_prompts
     from tdquant.errors import TDQError
 
     if options.prompts is None:

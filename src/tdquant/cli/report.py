@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    from tdquant.report import report
+    from tdquant.lab.report import report
 
     path = report(options.inputs, options.out, options.title)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

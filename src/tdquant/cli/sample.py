@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         return status
     import torch
 
-    from tdquant.runs import open_pipe, sample_pictures
+    from tdquant.lab.runs import open_pipe, sample_pictures
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -123,7 +123,7 @@ def _condition(pipe: Any, options: argparse.Namespace) -> Any:
     """
     from tdquant.diffusion import Condition
     from tdquant.errors import TDQError
-    from tdquant.files import open_checkpoint
+    from tdquant.files.checkpoints import open_checkpoint
 
     if options.prompt and options.embeddings:
         raise TDQError("--prompt and --embeddings", fix="one of them")
@@ -154,7 +154,7 @@ def _ready(pipe: Any, options: argparse.Namespace) -> Any:
     from tdquant.clock import is_quantized
     from tdquant.diffusion import make_scheduler
     from tdquant.errors import ModelError
-    from tdquant.frozen import freeze, is_frozen
+    from tdquant.freezing import freeze, is_frozen
     from tdquant.layers import quantized_layers
     from tdquant.recipe import FLOAT
 

@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         return status
     import torch
 
-    from tdquant.runs import run_training
+    from tdquant.lab.runs import run_training
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -126,8 +126,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _described(options: argparse.Namespace) -> dict[str, Any]:
     """What the configurations and flags describe, as arguments of ``run_training``."""
-    from tdquant.config import check_latent_diffusion, read_config, training_options
     from tdquant.errors import ConfigError
+    from tdquant.files.config import check_latent_diffusion, read_config, training_options
     from tdquant.recipe import FLOAT
 
     bases, changes = overrides_among(options.base or [])
@@ -183,7 +183,7 @@ def _resumed(options: argparse.Namespace) -> dict[str, Any]:
     may be others.
     """
     from tdquant.errors import ConfigError
-    from tdquant.runs import RunFolder
+    from tdquant.lab.runs import RunFolder
 
     fixed = (
         "base", "ckpt", "name", "postfix", "seed", "scale_lr", "n_bit_w", "n_bit_a", "use_dynamic",

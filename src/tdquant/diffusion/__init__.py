@@ -1,8 +1,7 @@
-"""Generating with any denoiser ``model(x, t)``: schedulers, sampling, trajectories."""
+"""Generating with any denoiser ``model(x, t)``: schedulers, sampling."""
 
 from tdquant.diffusion.guidance import Condition
 from tdquant.diffusion.sampling import sample
 from tdquant.diffusion.schedulers import SCHEDULERS, make_scheduler
-from tdquant.diffusion.trajectories import trajectories
 
-__all__ = ["SCHEDULERS", "Condition", "make_scheduler", "sample", "trajectories"]
+__all__ = ["SCHEDULERS", "Condition", "make_scheduler", "sample"]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdquant.optional import require
-from tdquant.writing import replacing
+from tdquant.files.writing import replacing
+from tdquant.support.optional import require
 
 
 def to_uint8(images: Tensor) -> Tensor:

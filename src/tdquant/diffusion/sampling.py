@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tdquant.diffusion.guidance import Condition
 from tdquant.errors import ModelError
-from tdquant.progress import track
+from tdquant.support.progress import track
 
 Denoiser = Callable[..., Tensor]
 

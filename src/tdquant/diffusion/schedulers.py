@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from tdquant.errors import ModelError
-from tdquant.optional import require
+from tdquant.support.optional import require
 
 SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler",

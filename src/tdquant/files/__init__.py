@@ -1,6 +1,1 @@
-"""Other people's files: reading tensors and pickles without running anything that they name."""
-
-from tdquant.files.checkpoints import open_checkpoint
-from tdquant.files.tensors import LazyTensor
-
-__all__ = ["LazyTensor", "open_checkpoint"]
+"""Files: whole or not at all, versioned, digested; and those of others, read safely."""

@@ -15,14 +15,8 @@ from peft.tuners.lora.layer import Conv1d, Conv2d, Linear
 from torch import nn
 
 from tdquant.errors import ConversionError
-from tdquant.frozen import requantize
-from tdquant.layers import (
-    QuantConv1d,
-    QuantConv2d,
-    QuantLayer,
-    QuantLinear,
-    StructuredLayer,
-)
+from tdquant.freezing import requantize
+from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear, StructuredLayer
 from tdquant.quantizers import FrozenWeight
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.clock import Clock
-from tdquant.fakequant import expand_scale
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import expand_scale
+from tdquant.numerics.grid import Grid
 from tdquant.scales import Scale
 
 _NO_GRID = Grid.signed(8)  # tables do not look at it

@@ -16,7 +16,7 @@ from torch import nn
 from tdquant.errors import ModelError
 from tdquant.models.compvis.unet import UNetModel
 from tdquant.models.pixel_unet import PixelUNet
-from tdquant.optional import require
+from tdquant.support.optional import require
 
 OWN: dict[str, type[nn.Module]] = {"PixelUNet": PixelUNet, "UNetModel": UNetModel}
 """tdquant's own model classes, each built as ``cls(**model.config)``."""

@@ -19,7 +19,7 @@ from tdquant.models.build import from_description
 from tdquant.models.compvis import load_compvis
 from tdquant.models.pipe import Pipe
 from tdquant.models.pixel_unet import PixelUNet
-from tdquant.optional import require
+from tdquant.support.optional import require
 
 EMBEDDED = ("cats-ddpm", "cats-ldm", "tiny")
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdquant.optional import require
+from tdquant.support.optional import require
 
 
 class PixelUNet(nn.Module):

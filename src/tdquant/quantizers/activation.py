@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.clock import Clock
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Scale
 
 

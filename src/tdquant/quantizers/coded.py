@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers.weight import FrozenWeight
 
 

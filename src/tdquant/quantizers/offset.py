@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor
 
 from tdquant.clock import Clock
-from tdquant.fakequant import expand_scale, fake_quantize
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers.activation import ActivationQuantizer
 from tdquant.scales.base import Scale
 

@@ -21,9 +21,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tdquant.fakequant import codes
-from tdquant.grid import Grid
-from tdquant.packing import code_dtype
+from tdquant.numerics.fake_quantize import codes
+from tdquant.numerics.grid import Grid
+from tdquant.numerics.packing import code_dtype
 from tdquant.quantizers.weight import WeightQuantizer, along_channels
 from tdquant.scales.base import floored
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ConversionError, FreezeError
-from tdquant.fakequant import FLOOR, fake_quantize, noise_quantize
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import FLOOR, fake_quantize, noise_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Float32, floored
 
 

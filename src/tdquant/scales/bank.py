@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tdquant.clock import identity
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Float32, Scale
 from tdquant.scales.table import TableScale
 

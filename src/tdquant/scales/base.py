@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import CalibrationError
-from tdquant.fakequant import FLOOR, expand_scale, fake_quantize
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import FLOOR, expand_scale, fake_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.scales.curves import Curves
 
 SCALES: dict[str, type[Scale]] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tdquant.fakequant import FLOOR
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import FLOOR
+from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Scale
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdquant.fakequant import FLOOR
+from tdquant.numerics.fake_quantize import FLOOR
 
 if TYPE_CHECKING:  # which starts its scales by this
     from tdquant.scales.temporal import TemporalScale

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tdquant.fakequant import expand_scale, noise_quantize
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import expand_scale, noise_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.scales.static import StaticScale
 
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tdquant.fakequant import clip_quantize, expand_scale
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import clip_quantize, expand_scale
+from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Scale, check_step, floored
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tdquant.errors import CalibrationError
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Scale
 
 

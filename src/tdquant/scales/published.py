@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdquant.diffusion.embedding import sinusoidal
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.scales.encodings import NOMINAL
 from tdquant.scales.temporal import TemporalScale
 

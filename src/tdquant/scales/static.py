@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Scale, check_step, floored, lsq_factor
 
 

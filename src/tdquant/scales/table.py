@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import CalibrationError
-from tdquant.grid import Grid
+from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Scale, floored, lsq_factor
 from tdquant.scales.curves import Curves
 

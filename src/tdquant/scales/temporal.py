@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdquant.errors import RecipeError
-from tdquant.fakequant import FLOOR
-from tdquant.grid import Grid
+from tdquant.numerics.fake_quantize import FLOOR
+from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Scale, check_step, inverse_softplus
 from tdquant.scales.curves import Curves
 from tdquant.scales.encodings import ENCODINGS, NOMINAL, encoded_width

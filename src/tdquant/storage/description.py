@@ -9,15 +9,15 @@ from torch import nn
 
 from tdquant.clock import clock_of
 from tdquant.errors import FreezeError
-from tdquant.frozen import is_frozen
-from tdquant.grid import Grid
+from tdquant.freezing import is_frozen
 from tdquant.layers import quantized_layers, structured_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.layers.gain import OutputGain, gain_of
-from tdquant.provenance import history
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import TableScale
+from tdquant.support.provenance import history
 
 Description = Mapping[str, Any]
 

@@ -15,15 +15,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tdquant.errors import StorageError
-from tdquant.files import LazyTensor
-from tdquant.files.safetensors_format import read_safetensors
-from tdquant.formats import check_version
-from tdquant.storage.diffusers_folder import (
-    CONFIG,
-    quantized_parts,
-    read_config,
-    weight_files,
-)
+from tdquant.files.checkpoints import LazyTensor
+from tdquant.files.checkpoints.safetensors_format import read_safetensors
+from tdquant.files.documents import check_version
+from tdquant.storage.diffusers_folder import CONFIG, quantized_parts, read_config, weight_files
 
 FORMAT = "tdquant"
 VERSION = 1

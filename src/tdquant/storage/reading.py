@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from tdquant.announce import announce
-from tdquant.digests import add_tensor
 from tdquant.errors import StorageError
-from tdquant.files import LazyTensor
-from tdquant.footprint import trim_heap
+from tdquant.files.checkpoints import LazyTensor
+from tdquant.files.digests import add_tensor
 from tdquant.models import build
 from tdquant.storage.files import open_tensors, read_index
 from tdquant.storage.rebuilding import build_skeleton, settle, unpack_tensors
+from tdquant.support.announce import announce
+from tdquant.support.memory import trim_heap
 
 
 def load(

@@ -16,17 +16,13 @@ from torch import Tensor, nn
 
 from tdquant.clock import Clock
 from tdquant.errors import StorageError
-from tdquant.grid import Grid
 from tdquant.layers import QUANTIZED, STRUCTURES, quantized_layers, replace_module
 from tdquant.layers.attention import QuantAttention
 from tdquant.layers.base import keep_layers_called
 from tdquant.layers.gain import OutputGain
-from tdquant.packing import code_dtype, unpack
-from tdquant.quantizers import (
-    ActivationQuantizer,
-    CodedWeight,
-    OffsetQuantizer,
-)
+from tdquant.numerics.grid import Grid
+from tdquant.numerics.packing import code_dtype, unpack
+from tdquant.quantizers import ActivationQuantizer, CodedWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import DynamicScale, Scale, TableScale
 from tdquant.storage.description import Description, activations, weight_grid

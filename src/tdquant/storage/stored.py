@@ -17,13 +17,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tdquant.files import LazyTensor
-from tdquant.grid import Grid
-from tdquant.packing import code_bits, pack
+from tdquant.files.checkpoints import LazyTensor
+from tdquant.files.writing import unshared
+from tdquant.numerics.grid import Grid
+from tdquant.numerics.packing import code_bits, pack
 from tdquant.quantizers import FrozenWeight
 from tdquant.quantizers.weight import row_blocks
 from tdquant.storage.description import Description, activations, weight_grid
-from tdquant.writing import unshared
 
 
 def stored_tensors(state: Mapping[str, Tensor], description: Description) -> dict[str, LazyTensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tdquant.files import open_checkpoint
+from tdquant.files.checkpoints import open_checkpoint
 from tdquant.storage.narrow import counted, cut, narrow
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from torch import nn
 
-from tdquant.digests import add_tensor
 from tdquant.errors import FreezeError
-from tdquant.files.safetensors_format import write_safetensors
+from tdquant.files.checkpoints.safetensors_format import write_safetensors
+from tdquant.files.digests import add_tensor
+from tdquant.files.writing import replacing_folder
 from tdquant.layers import quantized_layers
 from tdquant.models import build
 from tdquant.storage.description import describe
 from tdquant.storage.files import FORMAT, INDEX, TENSORS, VERSION
 from tdquant.storage.stored import stored_tensors
-from tdquant.writing import replacing_folder
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:

@@ -20,11 +20,10 @@ from tdquant.errors import (
 )
 from tdquant.integrations.pipelines import folder as folders
 from tdquant.integrations.pipelines.opening import Autoencoder, TextEncoder
-from tdquant.runtime import Session
+from tdquant.lowering import Session
+from tests.integrations.pipelines.whole import assert_close, exported, quantized
 from tests.pipelines import PIPELINES, sample
 from tests.pipelines.texts import WHOLE
-
-from .whole import assert_close, exported, quantized
 
 QUICK = ("stable_diffusion_xl", "ltx", "ddim")
 SLOW = ("stable_diffusion_1", "latent_consistency", "stable_diffusion_3", "flux", "pixart")

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 import tdquant as tdq
+from tests.integrations.pipelines.whole import exported
 from tests.pipelines import sample
 from tests.pipelines.texts import WHOLE
-
-from .whole import exported
 
 PYTHON = Path(__file__).parents[3] / ".venv-optimum" / "bin" / "python"
 pytestmark = [

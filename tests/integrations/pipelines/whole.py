@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import tdquant as tdq
-from tdquant.calibrate.recording import denoisers
+from tdquant.calls.from_pipeline import denoisers
 from tests.pipelines import PIPELINES, sample
 from tests.pipelines.texts import WHOLE
 

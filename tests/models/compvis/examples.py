@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from safetensors.torch import save_file
 
-from tdquant.files import open_checkpoint
+from tdquant.files.checkpoints import open_checkpoint
 from tdquant.models import UNetModel
 from tdquant.models.compvis.autoencoder import build_first_stage, to_published
 

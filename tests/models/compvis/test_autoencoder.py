@@ -9,9 +9,8 @@ from tdquant.models.compvis.autoencoder import (
     from_published,
     to_published,
 )
-
-from .emulation import FirstStage
-from .examples import KL, VQ, randomize
+from tests.models.compvis.emulation import FirstStage
+from tests.models.compvis.examples import KL, VQ, randomize
 
 STAGES = {
     "KL": ("AutoencoderKL", KL, 4),

@@ -7,8 +7,7 @@ import tdquant as tdq
 from tdquant.diffusion.sampling import denoise_steps
 from tdquant.errors import StorageError
 from tdquant.models.compvis.checkpoint import write_checkpoint
-
-from .examples import (
+from tests.models.compvis.examples import (
     KL_NODE,
     LATENT,
     UNET,

@@ -6,10 +6,9 @@ import torch
 
 import tdquant as tdq
 from tdquant.errors import ConfigError, ModelError, StorageError
-
-from ...files.lightning import write_lightning
-from .emulation import FirstStage, UNet
-from .examples import (
+from tests.files.checkpoints.lightning import write_lightning
+from tests.models.compvis.emulation import FirstStage, UNet
+from tests.models.compvis.examples import (
     KL,
     KL_NODE,
     LATENT,

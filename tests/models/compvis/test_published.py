@@ -10,10 +10,9 @@ from tdquant.errors import ModelError
 from tdquant.layers import quantized_layers as quant_layers
 from tdquant.quantizers import OffsetQuantizer, activation_quantizers
 from tdquant.scales import PublishedScale, StaticScale, TableScale
-from tdquant.train.groups import parameter_groups
-
-from .emulation import UNet
-from .examples import (
+from tdquant.training.groups import parameter_groups
+from tests.models.compvis.emulation import UNet
+from tests.models.compvis.examples import (
     UNET,
     checkpoint,
     config,

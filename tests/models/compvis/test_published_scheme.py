@@ -9,16 +9,26 @@ import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.calibrate.published import start_as_published
-from tdquant.config import read_config
+from tdquant.calibration.published import start_as_published
 from tdquant.errors import CalibrationError, ConversionError, RecipeError
+from tdquant.files.config import read_config
 from tdquant.layers import QuantConv1d, quantized_layers
 from tdquant.quantizers import OffsetQuantizer, activation_quantizers
 from tdquant.scales import PublishedScale, StaticScale
-
-from .emulation import UNet
-from .examples import BASE, UNET, case, checkpoint, config, inputs, published, read, weights, write
-from .examples import quantized_layers as published_layers
+from tests.models.compvis.emulation import UNet
+from tests.models.compvis.examples import (
+    BASE,
+    UNET,
+    case,
+    checkpoint,
+    config,
+    inputs,
+    published,
+    read,
+    weights,
+    write,
+)
+from tests.models.compvis.examples import quantized_layers as published_layers
 
 ROOT = Path(__file__).parents[3]
 DROPPED = {**BASE, "dropout": 0.1, "num_res_blocks": 2}

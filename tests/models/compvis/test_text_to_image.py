@@ -9,15 +9,14 @@ from safetensors.torch import save_file
 
 import tdquant as tdq
 from tdquant.cli import main
-from tdquant.config import read_config
 from tdquant.diffusion import Condition
 from tdquant.errors import ModelError, StorageError
-
-from ...clip import save_clip
-from ...files.lightning import write_lightning
-from .emulation import UNet
-from .examples import KL_NODE, checkpoint, config, inputs, stage, weights
-from .test_load import yaml
+from tdquant.files.config import read_config
+from tests.clip import save_clip
+from tests.files.checkpoints.lightning import write_lightning
+from tests.models.compvis.emulation import UNet
+from tests.models.compvis.examples import KL_NODE, checkpoint, config, inputs, stage, weights
+from tests.models.compvis.test_load import yaml
 
 # As configs/stable-diffusion-v1.yaml has them, but for widths.
 SD = {

@@ -7,9 +7,8 @@ from tdquant.families import family_of
 from tdquant.models import UNetModel
 from tdquant.quantizers import activation_quantizers
 from tdquant.scales import TemporalScale
-
-from .emulation import UNet
-from .examples import BASE, CASES, case, inputs, randomize
+from tests.models.compvis.emulation import UNet
+from tests.models.compvis.examples import BASE, CASES, case, inputs, randomize
 
 
 def build(config, seed=0):

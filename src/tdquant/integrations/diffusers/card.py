@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tdquant.grid import Grid
+from tdquant.files.writing import replacing
 from tdquant.integrations.diffusers.config import METHOD
+from tdquant.numerics.grid import Grid
 from tdquant.storage.description import Description, activations
-from tdquant.writing import replacing
 
 CARD = "README.md"
 OURS = "<!-- tdquant writes this card anew with every save. Without this line it is yours. -->"

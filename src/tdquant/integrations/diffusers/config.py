@@ -9,7 +9,7 @@ from typing import Any
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from tdquant.errors import RecipeError, StorageError
-from tdquant.formats import check_version
+from tdquant.files.documents import check_version
 from tdquant.recipe import Recipe
 from tdquant.storage.description import Description
 from tdquant.storage.files import VERSION

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from tdquant.clock import clock_of
-from tdquant.frozen import is_frozen
+from tdquant.freezing import is_frozen
 from tdquant.integrations.diffusers.config import METHOD, TDQConfig
 from tdquant.integrations.diffusers.quantizer import TDQQuantizer
 from tdquant.recipe import Recipe

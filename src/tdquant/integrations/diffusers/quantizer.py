@@ -15,16 +15,16 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from torch import Tensor
 
 from tdquant.clock import clock_of
-from tdquant.convert import quantize
 from tdquant.errors import FreezeError, StorageError
-from tdquant.footprint import page_out
-from tdquant.frozen import is_frozen
-from tdquant.incremental import awaiting, code_weight, complete, quantize_empty
+from tdquant.freezing import is_frozen
 from tdquant.integrations.diffusers.config import TDQConfig
 from tdquant.layers import QuantLayer
+from tdquant.quantization import quantize
 from tdquant.storage.description import describe
+from tdquant.storage.incremental import awaiting, code_weight, complete, quantize_empty
 from tdquant.storage.rebuilding import build_skeleton, settle, state_names, unpack_tensors
 from tdquant.storage.stored import pack_tensors
+from tdquant.support.memory import page_out
 
 _ZERO_POINT = ".zero_point"
 _STEP = ".weight_quantizer.step"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from diffusers.quantizers import auto
 
-from tdquant.announce import LISTENERS
 from tdquant.integrations.diffusers.config import METHOD, TDQConfig
 from tdquant.integrations.diffusers.marking import mark
 from tdquant.integrations.diffusers.quantizer import TDQQuantizer
+from tdquant.support.announce import LISTENERS
 
 
 def register() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from tdquant.runtime.slot import OnEngine, not_saved
+from tdquant.lowering.slot import OnEngine, not_saved
 
 
 def check_pipelines() -> None:

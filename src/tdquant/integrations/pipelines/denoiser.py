@@ -19,10 +19,6 @@ import numpy as np
 from torch import nn
 
 from tdquant.errors import ExportError
-from tdquant.export.calls import bound
-from tdquant.export.exporters import export
-from tdquant.export.openvino_nodes import operators
-from tdquant.export.sealing import KEY, description_text, read_description, sealed
 from tdquant.integrations.pipelines.layout import (
     GRAPH,
     SEQUENCES,
@@ -31,9 +27,13 @@ from tdquant.integrations.pipelines.layout import (
     flattened,
 )
 from tdquant.integrations.pipelines.saving import saving, write_config
-from tdquant.optional import require
-from tdquant.runtime import Session, open_session
-from tdquant.runtime.openvino import core
+from tdquant.lowering import Session, open_session
+from tdquant.lowering.calls import bound
+from tdquant.lowering.exporters import export
+from tdquant.lowering.openvino.nodes import operators
+from tdquant.lowering.openvino.session import core
+from tdquant.lowering.sealing import KEY, description_text, read_description, sealed
+from tdquant.support.optional import require
 
 OUTPUT = "out_sample"
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tdquant.calibrate.recording import denoisers, quietly, record
+from tdquant.calls.from_pipeline import denoisers, quietly, record
 from tdquant.errors import ExportError
 
 PROMPT = "a photograph"

@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import nn
 
-from tdquant.calibrate.recording import denoisers
+from tdquant.calls.from_pipeline import denoisers
 from tdquant.clock import is_quantized
 from tdquant.errors import ModelError
-from tdquant.export.lowering import require_frozen
+from tdquant.files.writing import check_new_folder, new_folder
 from tdquant.integrations.pipelines.denoiser import write_denoiser
 from tdquant.integrations.pipelines.example import first_calls
 from tdquant.integrations.pipelines.layout import EXACT_RUN, INDEX, READ_BY_OPTIMUM
 from tdquant.integrations.pipelines.parts import write_autoencoder, write_text_encoder
-from tdquant.optional import require
-from tdquant.progress import track
-from tdquant.writing import check_new_folder, new_folder
+from tdquant.lowering.lowered import require_frozen
+from tdquant.support.optional import require
+from tdquant.support.progress import track
 
 
 def export_pipeline(

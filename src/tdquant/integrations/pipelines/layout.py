@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdquant.export.calls import leaves
+from tdquant.lowering.calls import leaves
 
 GRAPH = "openvino_model.xml"
 CONFIG = "config.json"

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ModelError
-from tdquant.export.calls import Output
 from tdquant.integrations.pipelines.denoiser import open_denoiser
 from tdquant.integrations.pipelines.layout import CONFIG, GRAPH, INDEX, READ_BY_OPTIMUM
-from tdquant.optional import require
-from tdquant.runtime import open_session
-from tdquant.runtime.openvino import OpenVINOEngine, core
+from tdquant.lowering import open_session
+from tdquant.lowering.calls import Output
+from tdquant.lowering.openvino.session import OpenVINOEngine, core
+from tdquant.support.optional import require
 
 
 def open_pipeline(

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ExportError
-from tdquant.export.openvino import quiet_tracing
-from tdquant.export.openvino_graph import EXACT
 from tdquant.integrations.pipelines.layout import GRAPH
 from tdquant.integrations.pipelines.saving import saving, write_config
-from tdquant.optional import require
+from tdquant.lowering.openvino.exporter import quiet_tracing
+from tdquant.lowering.openvino.graph import EXACT
+from tdquant.support.optional import require
 
 TOKENS = 8
 """Tokens of the text that an encoder is traced with; their number is free in the graph."""

@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tdquant.errors import ModelError
-from tdquant.files import LazyTensor
-from tdquant.optional import require
+from tdquant.files.checkpoints import LazyTensor
+from tdquant.support.optional import require
 
 _RESIDUAL = {"nin_shortcut": "conv_shortcut"}
 _ATTENTION = {

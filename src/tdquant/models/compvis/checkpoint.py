@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from tdquant.errors import ModelError
-from tdquant.files import LazyTensor
-from tdquant.writing import replacing, unshared, write_tensors
+from tdquant.files.checkpoints import LazyTensor
+from tdquant.files.writing import replacing, unshared, write_tensors
 
 State = Mapping[str, LazyTensor]
 """Tensors of a checkpoint file by their names in it."""

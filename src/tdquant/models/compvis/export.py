@@ -17,7 +17,7 @@ from tdquant.models.compvis import checkpoint as files
 from tdquant.models.compvis import published
 from tdquant.models.compvis.autoencoder import to_published
 from tdquant.models.pipe import Pipe
-from tdquant.optional import require
+from tdquant.support.optional import require
 
 
 def save_compvis(

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tdquant.config import check_latent_diffusion, read_config
 from tdquant.errors import ModelError, TDQError
-from tdquant.files import open_checkpoint
-from tdquant.files.tensors import fill_module
+from tdquant.files.checkpoints import open_checkpoint
+from tdquant.files.checkpoints.tensors import fill_module
+from tdquant.files.config import check_latent_diffusion, read_config
 from tdquant.models.compvis import checkpoint as files
 from tdquant.models.compvis import published
 from tdquant.models.compvis.autoencoder import build_first_stage, from_published
@@ -28,7 +28,7 @@ from tdquant.models.compvis.factor import latent_factor
 from tdquant.models.compvis.text import load_text_encoder
 from tdquant.models.compvis.unet import UNetModel
 from tdquant.models.pipe import Pipe
-from tdquant.optional import require
+from tdquant.support.optional import require
 
 FIRST_STAGES = ("AutoencoderKL", "VQModelInterface", "VQModel")
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")

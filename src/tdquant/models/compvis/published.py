@@ -25,16 +25,12 @@ from torch import Tensor, nn
 
 from tdquant.clock import Clock
 from tdquant.errors import ModelError
-from tdquant.files import LazyTensor
-from tdquant.grid import Grid
+from tdquant.files.checkpoints import LazyTensor
 from tdquant.layers import QUANTIZED, QuantLayer, quantized_layers, replace_module
 from tdquant.models.compvis.checkpoint import State
-from tdquant.models.compvis.published_quantizers import (
-    activation_quantizer,
-    after_silu,
-    symmetric,
-)
+from tdquant.models.compvis.published_quantizers import activation_quantizer, after_silu, symmetric
 from tdquant.models.compvis.unet import UNetModel
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers import WeightQuantizer
 from tdquant.scales import PublishedScale, Scale, StaticScale
 

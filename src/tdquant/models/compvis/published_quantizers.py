@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from tdquant.clock import Clock
 from tdquant.errors import ConversionError
-from tdquant.grid import MAX_BITS, Grid
 from tdquant.layers import QuantLayer
+from tdquant.numerics.grid import MAX_BITS, Grid
 from tdquant.quantizers import ActivationQuantizer, OffsetQuantizer, WeightQuantizer
 from tdquant.scales import PendingScale, PublishedScale, Scale, StaticScale
 

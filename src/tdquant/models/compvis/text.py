@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tdquant.diffusion.guidance import Condition
 from tdquant.errors import ModelError
-from tdquant.optional import require
+from tdquant.support.optional import require
 
 GUIDANCE = 7.5
 """Guidance scale that Stable Diffusion 1 is usually sampled with."""

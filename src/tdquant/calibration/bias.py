@@ -1,0 +1,74 @@
+r"""Bias correction: what the rounding of weights adds to a layer's output on average is taken off
+its bias.
+
+    b_c <- b_c - E[(W_hat x_hat - W x_hat)_c]
+
+over calls, positions and samples, for each output channel c.
+
+References:
+    Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019
+    (https://arxiv.org/abs/1906.04721), section 4.2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calls.call import Call, run
+from tdquant.layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantLayer,
+    quantized_layers,
+    structured_layers,
+)
+from tdquant.quantizers import CodedWeight
+from tdquant.support.hooks import hooked
+
+
+@torch.no_grad()
+def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
+    """Corrects the bias of every layer that has one and quantized weights, if the float weights
+    are still there. A layer that was split has it in its first part, which takes the correction of
+    all; one that was corrected before is corrected anew, from the bias that it had.
+
+    Returns:
+        path -> root mean square of the correction.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def measure(name: str, layer: QuantLayer, x: Tensor, y: Tensor) -> None:
+        exact = layer.combine(layer.input_quantizer(x), layer.weight)
+        channel = 1 if isinstance(layer, (QuantConv1d, QuantConv2d)) else y.ndim - 1
+        error = (y - exact).float().movedim(channel, 0).flatten(1)
+        sums[name] = sums.get(name, 0.0) + error.sum(1)
+        counts[name] = counts.get(name, 0) + error.shape[1]
+
+    layers = {
+        name: layer
+        for name, layer in quantized_layers(model)
+        if not isinstance(layer.weight_quantizer, (nn.Identity, CodedWeight))
+    }
+    hooks = [
+        layer.register_forward_hook(lambda m, args, y, name=name: measure(name, m, args[0], y))
+        for name, layer in layers.items()
+    ]
+    with hooked(hooks):
+        for call in calls:
+            run(model, call)
+    firsts = {f"{path}.parts.0": f"{path}.parts." for path, _ in structured_layers(model)}
+    moved = {}
+    for name, layer in layers.items():
+        if name not in sums or layer.bias is None:
+            continue
+        own = [n for n in sums if n.startswith(firsts[name])] if name in firsts else [name]
+        shift = torch.stack([sums[n] / counts[n] for n in own]).sum(0)
+        before: Any = getattr(layer, "tdq_shift", 0.0)  # rounding errs the same whatever the bias
+        layer.bias.add_((before - shift).to(layer.bias.dtype))
+        layer.tdq_shift = shift  # type: ignore[assignment]
+        moved[name] = float(shift.square().mean().sqrt())
+    return moved

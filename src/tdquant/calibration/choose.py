@@ -1,0 +1,115 @@
+"""Choosing among candidates: which may serve a layer, which is best by the judge, and how times
+weigh in a fit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tdquant.calibration.candidates import Candidate
+from tdquant.calibration.concatenations import Concatenation
+from tdquant.calibration.judge import Judgement
+from tdquant.scales import SCALES
+
+JUDGED = "judged layer by layer"
+STATIC = "flat curves everywhere"
+WHOLE = "no layer split"
+
+
+def list_choices(
+    wanted: dict[str, str],
+    candidates: dict[str, list[Candidate]],
+    judgement: Judgement,
+    margin: float,
+    parts: dict[str, Concatenation] | None = None,
+) -> dict[str, dict[str, int]]:
+    """Choices for the whole model: the judge's own, each estimator alone, flat curves alone, and,
+    where the judge splits layers, its own without that.
+
+    Arguments:
+        wanted: Kind of scale that each layer is to get.
+        candidates: Curves by path, the same estimators for every layer.
+        judgement: Their output errors.
+        margin: Share by which a temporal scale has to better a static one where the kind is
+            ``"auto"``, and a split layer a whole one.
+        parts: Quantizers whose layers can be split.
+
+    Returns:
+        Title -> path -> index of the candidate; of a split layer, the paths are those of its
+        parts.
+    """
+    parts = parts or {}
+    estimators = list(dict.fromkeys(c.estimator for cs in candidates.values() for c in cs))
+
+    def choose(allowed: set[str], kind: str | None = None, split: bool = True) -> dict[str, int]:
+        choice: dict[str, int] = {}
+        for n in wanted:
+
+            def best(place: str, n: str = n) -> int:
+                means = judgement.mean(place)
+                return _best(kind or wanted[n], candidates[place], means, allowed, margin)
+
+            whole = {n: best(n)}
+            apart = {p: best(p) for p in parts[n].names(n)} if split and n in parts else whole
+            better = judgement.together(apart) < (1 - margin) * judgement.together(whole)
+            choice |= apart if better else whole
+        return choice
+
+    choices = {JUDGED: choose(set(estimators))}
+    if len(estimators) > 1:
+        choices |= {f"{name} everywhere": choose({name}) for name in estimators}
+    if not all(map(is_flat, wanted.values())):
+        choices[STATIC] = choose(set(estimators), "static")
+    if set(choices[JUDGED]) != set(wanted):
+        choices[WHOLE] = choose(set(estimators), split=False)
+    return choices
+
+
+def is_flat(kind: str) -> bool:
+    """Whether scales of the kind are the same at every timestep."""
+    return kind in SCALES and not SCALES[kind].timed
+
+
+def _best(
+    wanted: str, candidates: list[Candidate], error: Tensor, allowed: set[str], margin: float
+) -> int:
+    def least(kind: str) -> int | None:
+        indices = [
+            i for i, c in enumerate(candidates) if c.kind == kind and c.estimator in allowed
+        ]
+        return min(indices, key=lambda i: float(error[i]), default=None)
+
+    static, temporal = least("static"), least("temporal")
+    assert static is not None
+    if temporal is None or is_flat(wanted):
+        return static
+    # A temporal scale can be flat, so that forcing the kind is never worse than a static one.
+    needed = 1.0 - (margin if wanted == "auto" else 0.0)
+    return temporal if error[temporal] < needed * error[static] else static
+
+
+def static_error(candidates: list[Candidate], error: Tensor) -> float:
+    """Output error of the layer's best static candidate."""
+    return min(float(e) for c, e in zip(candidates, error, strict=True) if c.kind == "static")
+
+
+def time_weights(
+    judgement: Judgement, name: str, index: int, knots: Tensor, bins: int = 16
+) -> Tensor:
+    """How much the layer's error matters at each of ``knots`` (K,): its judged error, smoothed.
+
+    A tenth of the mean is added, so that no time is free of its target.
+    """
+    low, high = float(knots[0]), float(knots[-1])
+    place = ((judgement.times - low) / (high - low) * bins).long().clamp(0, bins - 1)
+    error = judgement.errors(name)[:, index]
+    total = torch.zeros(bins).index_add_(0, place, error)
+    count = torch.zeros(bins).index_add_(0, place, torch.ones_like(error))
+    mean = torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())
+    if not mean.any():
+        return torch.ones_like(knots)
+    centre = ((knots - low) / (high - low) * bins - 0.5).clamp(0, bins - 1)
+    left = centre.floor().long().clamp(max=bins - 2)
+    weight = torch.lerp(mean[left], mean[left + 1], centre - left)
+    return weight + 0.1 * mean.mean()

@@ -1,0 +1,135 @@
+"""``observe``: one pass of the float model over the batches, and all that calibration needs to
+know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calibration.concatenations import Concatenation, ConcatenationMode, PartObserver
+from tdquant.calibration.time_histograms import TimeHistograms, TimeRange
+from tdquant.calls.call import Call, Reservoir, run
+from tdquant.calls.observing import observing
+from tdquant.clock import clock_of
+from tdquant.errors import CalibrationError
+from tdquant.quantizers import activation_quantizers
+from tdquant.support.progress import track
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What the float model showed.
+
+    Attributes:
+        seen: Path of the quantizer -> histograms over time. Parts of concatenations are here
+            under the paths that they would have in a split layer.
+        times: The time axis.
+        calls: Some of the calls, cut to a few samples each, for judging.
+        parts: Path of a quantizer that is handed a concatenation -> its parts.
+        count: Calls that were seen.
+        made_by: What made the calls, as far as they tell.
+    """
+
+    seen: dict[str, TimeHistograms]
+    times: TimeRange
+    calls: list[Call]
+    parts: dict[str, Concatenation] = field(default_factory=dict)
+    count: int = 0
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+
+def observe(
+    model: nn.Module,
+    batches: Iterable[Call],
+    *,
+    calls: int = 64,
+    samples: int = 8,
+    seed: int = 0,
+    progress: bool = True,
+) -> Observations:
+    """Runs a quantized model in float over the batches once, in memory that does not grow.
+
+    Arguments:
+        model: What ``quantize`` returned; it stays as it is.
+        batches: Calls, tuples of positional or dictionaries of keyword arguments.
+        calls: Calls to keep for judging.
+        samples: Samples to keep of each.
+        seed: Seed of the choice of calls.
+        progress: Draw a bar.
+
+    Raises:
+        CalibrationError: No batches, layers that no batch reached, or NaN, infinite or all-zero
+            activations.
+        ConversionError: The model is not quantized.
+    """
+    clock = clock_of(model)
+    quantizers = dict(activation_quantizers(model))
+    seen = {name: TimeHistograms() for name in quantizers}
+    times = TimeRange()
+    reservoir = Reservoir(calls, samples, seed)
+    mode = ConcatenationMode()
+    observer = PartObserver(model, quantizers, mode)
+
+    def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
+        try:
+            seen[name].update(x, timestep)
+            observer.update(name, x, timestep)
+        except CalibrationError as error:
+            raise CalibrationError(error.what, where=name, fix=error.fix) from error
+        return x
+
+    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+    with observing(model, quantizers, look):
+        for call in track(batches, "observing", total, progress):
+            with torch.no_grad(), mode:
+                run(model, call)
+            mode.forget()
+            times.update(clock.last)
+            reservoir.offer(call)
+    if not reservoir.seen:
+        raise CalibrationError(
+            "there are no batches", where="calibrate", fix="an iterable of (x, t), at least one"
+        )
+    complain(
+        [n for n, s in seen.items() if not s.by_time],
+        "no batch reached {} activations",
+        "batches that run every layer (with a context, say), or Recipe(exclude=...)",
+    )
+    complain(
+        [n for n, s in seen.items() if all(h.limit == 0 for h in s.histograms())],
+        "{} activations are zero throughout",
+        "batches from real trajectories; a dead layer belongs in Recipe(exclude=...)",
+    )
+    parts, in_parts = observer.found()
+    made_by = getattr(batches, "made_by", {})
+    return Observations(seen | in_parts, times, reservoir.calls, parts, reservoir.seen, made_by)
+
+
+def observed(
+    model: nn.Module, batches: Iterable[Call] | Observations, seed: int, progress: bool
+) -> Observations:
+    """Observations of a model: those that are given, if they are of its layers, or new ones.
+
+    Raises:
+        CalibrationError: As ``observe``; or the given ones are of other layers.
+    """
+    if not isinstance(batches, Observations):
+        batches = observe(model, batches, seed=seed, progress=progress)
+    complain(
+        [name for name, _ in activation_quantizers(model) if name not in batches.seen],
+        "{} activations are not in the observations",
+        "observe a model with the same layers quantized",
+    )
+    return batches
+
+
+def complain(names: list[str], what: str, fix: str) -> None:
+    """Raises CalibrationError if there are names, showing the first five."""
+    if names:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise CalibrationError(what.format(len(names)), where=shown, fix=fix)

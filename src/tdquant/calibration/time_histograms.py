@@ -1,0 +1,84 @@
+"""What calibration keeps of an activation: histograms over time, and the range of times."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tdquant.calibration.histogram import BINS, Histogram
+from tdquant.errors import CalibrationError
+
+MAX_TIMES = 64
+"""Times kept apart. Of more, the nearest two are merged: memory does not grow with batches."""
+
+
+class TimeHistograms:
+    """Histograms of one activation, one for each time seen, at most MAX_TIMES of them.
+
+    Attributes:
+        by_time: Time -> histogram.
+    """
+
+    def __init__(self) -> None:
+        self.by_time: dict[float, Histogram] = {}
+        # One block for all, taken before the first activation: small ones that stay, allocated
+        # between large ones that go, would leave the heap in holes too small for the next batch.
+        self._free = list(torch.zeros(MAX_TIMES + 1, BINS))
+
+    def update(self, x: Tensor, timestep: Tensor) -> None:
+        """Adds x ``(B * k, *)`` seen at the time ``()`` or times ``(B,)``."""
+        times = timestep.detach().float().flatten()
+        unique = times.unique()
+        for time in unique.tolist():
+            rows = x
+            if len(unique) > 1:
+                chosen = (times == time).to(x.device)
+                rows = x[chosen.repeat_interleave(len(x) // len(times))]
+            if time not in self.by_time:
+                self.by_time[time] = Histogram(self._free.pop())
+            self.by_time[time].update(rows)
+            if len(self.by_time) > MAX_TIMES:
+                self._merge_nearest()
+
+    def _merge_nearest(self) -> None:
+        times = torch.tensor(sorted(self.by_time), dtype=torch.float64)
+        i = int(times.diff().argmin())
+        left, right = times[i].item(), times[i + 1].item()
+        a, b = self.by_time.pop(left), self.by_time.pop(right)
+        middle = (left * a.total + right * b.total) / (a.total + b.total)
+        a.add(b)
+        self._free.append(b.counts)
+        self.by_time[middle] = a
+
+    def times(self) -> Tensor:
+        """The times kept apart, increasing, ``(K,)``."""
+        return torch.tensor(sorted(self.by_time), dtype=torch.float32)
+
+    def histograms(self) -> list[Histogram]:
+        """The histograms in the order of ``times``."""
+        return [self.by_time[t] for t in sorted(self.by_time)]
+
+
+class TimeRange:
+    """What is known of the time axis: whether times are integers, and how far they reach."""
+
+    def __init__(self) -> None:
+        self.low, self.high, self.integer = float("inf"), float("-inf"), True
+
+    def update(self, timestep: Tensor) -> None:
+        """Takes note of the times of one call."""
+        t = timestep.detach().double()
+        if not t.isfinite().all():
+            raise CalibrationError("a timestep that is NaN or infinite", where="batches")
+        self.low, self.high = min(self.low, float(t.min())), max(self.high, float(t.max()))
+        self.integer = self.integer and bool((t == t.round()).all())
+
+    def resolve(self) -> tuple[float, float]:
+        """``(0, T-1)`` for training indices, T at least 1000; the range that was seen for
+        continuous times.
+        """
+        if self.integer and self.high > 1:
+            return 0.0, max(999.0, self.high)
+        if self.low == self.high:
+            return self.low - 0.5, self.high + 0.5
+        return self.low, self.high

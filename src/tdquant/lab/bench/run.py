@@ -1,0 +1,247 @@
+"""The benchmark: all backends take turns, so that what disturbs the machine meets all alike."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tdquant.calls.from_denoiser import trajectories
+from tdquant.errors import BackendError
+from tdquant.files.writing import replacing
+from tdquant.lab.bench.subject import Subject
+from tdquant.lab.bench.worker import FLOAT, FROZEN, Job, Worker, is_exported
+from tdquant.lab.metrics.sqnr import mean_sqnr, sqnr_over_time
+from tdquant.lowering.backends import ALIASES, BACKENDS
+from tdquant.support.machine import machine
+from tdquant.support.progress import Bar
+
+
+@dataclass
+class BenchRow:
+    """What was found of one backend.
+
+    Attributes:
+        backend: Its name.
+        problem: Why it did not run, or empty.
+        milliseconds: Of every timed call.
+        steps: Calls that an image takes.
+        batch: Images in a call.
+        megabytes: Resident memory of the process: its peak ``running``, its peak ``building``,
+            and ``bare``, with all packages and no model.
+        disk: Size of what is stored, megabytes.
+        mse: Mean squared error of the output against the float model's.
+        sqnr: Mean over timesteps of the SQNR of the output, dB.
+        build_seconds: Time to load and compile.
+        kernels: Kernel -> number of layers.
+        choice: The backend, and why.
+    """
+
+    backend: str
+    problem: str = ""
+    milliseconds: list[float] = field(default_factory=list)
+    steps: int = 1
+    batch: int = 1
+    megabytes: dict[str, float] = field(default_factory=dict)
+    disk: float = float("nan")
+    mse: float = float("nan")
+    sqnr: float = float("nan")
+    build_seconds: float = float("nan")
+    kernels: dict[str, int] = field(default_factory=dict)
+    choice: str = ""
+
+    @property
+    def median(self) -> float:
+        """Median time of a call, milliseconds."""
+        return statistics.median(self.milliseconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, as a share of the median."""
+        if len(self.milliseconds) < 2:
+            return float("nan")
+        low, _, high = statistics.quantiles(self.milliseconds, n=4, method="inclusive")
+        return (high - low) / 2 / self.median
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second in the denoiser alone."""
+        return 1000 * self.batch / (self.median * self.steps)
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Everything that was found.
+
+    Attributes:
+        rows: One for each backend, in the order asked for.
+        settings: What was asked for.
+        machine: Where.
+    """
+
+    rows: list[BenchRow]
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+
+    def write_json(self, path: Path) -> None:
+        """Writes everything, with medians."""
+        rows = []
+        for row in self.rows:
+            record = asdict(row)
+            if row.milliseconds:
+                record |= {
+                    "median_milliseconds": row.median,
+                    "images_per_second": row.images_per_second,
+                }
+            rows.append({k: None if v != v else v for k, v in record.items()})
+        record = {"settings": self.settings, "machine": self.machine, "rows": rows}
+        with replacing(path) as fresh:
+            fresh.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def run_bench(
+    subject: Subject,
+    backends: Sequence[str],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    steps: int = 50,
+    runs: int = 20,
+    checked: int = 5,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: bool = True,
+) -> BenchResult:
+    """Measures a model on several backends. One that cannot run gets a row that says why.
+
+    Arguments:
+        subject: The model.
+        backends: ``"float"``, ``"frozen"``, ``"auto"``, ``"cpu"``, registered names, or exported
+            files.
+        batch: Images in a timed call.
+        threads: Threads of each backend.
+        steps: Denoising steps of an image, for images a second.
+        runs: Timed calls of each backend.
+        checked: Timesteps at which outputs are compared with the float model's.
+        device: Where the models are before they are compiled.
+        seed: Seed of the noise that the compared calls begin with.
+        progress: Draw a bar.
+
+    Raises:
+        BackendError: Unknown names; all are listed.
+    """
+    check_backends(backends)
+    jobs = [
+        Job(name, subject.source, subject.folder, subject.shape, batch, threads, device)
+        for name in dict.fromkeys(backends)
+    ]
+    rows = {job.backend: BenchRow(job.backend, steps=steps, batch=batch) for job in jobs}
+    workers: dict[str, Worker] = {}
+    bar = Bar("bench", len(jobs) * (runs + 2), show=progress)
+    try:
+        exact = _Exact(subject, checked, seed)
+        for job in jobs:
+            try:
+                workers[job.backend] = Worker(job)
+            except BackendError as error:
+                rows[job.backend].problem = error.what
+            bar.advance(f"{job.backend} built")
+        for _ in range(runs):
+            for name, worker in list(workers.items()):
+                _within(rows[name], workers, lambda row, worker=worker: _time(row, worker))
+                bar.advance(name)
+        for name, worker in list(workers.items()):
+            _within(rows[name], workers, lambda row, worker=worker: exact.judge(row, worker))
+            rows[name].disk = exact.disk if name == FLOAT else _size(name, subject.folder)
+            bar.advance(f"{name} judged")
+    finally:
+        bar.close()
+        for worker in workers.values():
+            worker.close()
+    settings = {
+        "model": subject.source,
+        "against": subject.against,
+        "shape": list(subject.shape),
+        "batch": batch,
+        "threads": threads,
+        "steps": steps,
+        "runs": runs,
+        "checked": checked,
+        "device": device,
+        "seed": seed,
+    }
+    return BenchResult(list(rows.values()), settings, machine() | {"threads": threads})
+
+
+def check_backends(names: Sequence[str]) -> None:
+    """Refuses unknown names.
+
+    Raises:
+        BackendError: Some names are unknown, or there are none.
+    """
+    known = (FLOAT, FROZEN, *ALIASES, *BACKENDS)
+    unknown = [name for name in names if name not in known and not is_exported(name)]
+    if unknown or not names:
+        raise BackendError(
+            f"no backend {', '.join(map(repr, unknown))}" if unknown else "no backends",
+            where="bench",
+            fix=f"some of {', '.join(known)}, or .xml and .onnx files that exist",
+        )
+
+
+class _Exact:
+    """The float model's outputs on its own trajectories."""
+
+    def __init__(self, subject: Subject, checked: int, seed: int) -> None:
+        model = subject.float_model()
+        self.disk = sum(p.numel() * p.element_size() for p in model.state_dict().values()) / 1e6
+        paths = trajectories(
+            model, subject.scheduler, 4, subject.shape, steps=checked, batch=4, seed=seed + 2
+        )
+        self.calls = list(paths)
+        with torch.no_grad():
+            self.outputs = [_tensor(model(x, t)) for x, t in self.calls]
+
+    def judge(self, row: BenchRow, worker: Worker) -> None:
+        """Fills in the errors and the memory of a backend."""
+        row.megabytes = worker.memory()
+        row.build_seconds = worker.about["build_seconds"]
+        row.kernels, row.choice = worker.about["kernels"], worker.about["choice"]
+        outputs = [worker.output(x, t) for x, t in self.calls]
+        pairs = list(zip(outputs, self.outputs, strict=True))
+        row.mse = float(torch.stack([(a - b).square().mean() for a, b in pairs]).mean())
+        given, exact = iter(outputs), iter(self.outputs)
+        row.sqnr = mean_sqnr(
+            sqnr_over_time(lambda x, t: next(given), lambda x, t: next(exact), self.calls)
+        )
+
+
+def _tensor(output: Any) -> Tensor:
+    return getattr(output, "sample", output)
+
+
+def _time(row: BenchRow, worker: Worker) -> None:
+    row.milliseconds.append(1000 * worker.seconds())
+
+
+def _within(row: BenchRow, workers: dict[str, Worker], do: Any) -> None:
+    """Does something with a worker; if that fails, its row says why and it takes no more turns."""
+    try:
+        do(row)
+    except BackendError as error:
+        row.problem = error.what
+        workers.pop(row.backend).close()
+
+
+def _size(backend: str, folder: Path) -> float:
+    """Megabytes of the files that a backend is built from."""
+    files = list(folder.iterdir())
+    if is_exported(backend):
+        files = [f for f in (Path(backend), Path(backend).with_suffix(".bin")) if f.exists()]
+    return sum(file.stat().st_size for file in files) / 1e6

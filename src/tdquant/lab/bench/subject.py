@@ -1,0 +1,127 @@
+"""What is measured: a frozen model in a folder, and the float model that it is compared with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tdquant.calibration import calibrate
+from tdquant.calls.from_denoiser import trajectories
+from tdquant.clock import clock_of
+from tdquant.errors import ModelError
+from tdquant.freezing import freeze
+from tdquant.layers import quantized_layers
+from tdquant.layers.attention import OPERANDS, QuantAttention
+from tdquant.models import EMBEDDED, load_embedded
+from tdquant.quantization import quantize
+from tdquant.recipe import Recipe
+from tdquant.storage import load, save
+from tdquant.support.optional import require
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure.
+
+    Attributes:
+        source: An embedded model's name, or the folder itself.
+        folder: Folder of the frozen model, as ``tdq.save`` wrote it.
+        shape: Shape of one sample.
+        scheduler: diffusers scheduler, whose trajectories of the float model are the test calls.
+        against: In words, the float model that errors are measured against.
+    """
+
+    source: str
+    folder: Path
+    shape: tuple[int, ...]
+    scheduler: Any
+    against: str
+
+    def float_model(self) -> nn.Module:
+        """The float model."""
+        return float_model(self.source, self.folder)
+
+
+def float_model(source: str, folder: Path) -> nn.Module:
+    """The embedded model of that name, else the saved model without its quantizers."""
+    if source in EMBEDDED:
+        return load_embedded(source).unet
+    model = load(folder)
+    for _, layer in quantized_layers(model):
+        layer.input_quantizer = layer.weight_quantizer = nn.Identity()
+    for module in model.modules():
+        if isinstance(module, QuantAttention):
+            for operand in OPERANDS:
+                setattr(module, f"{operand}_quantizer", nn.Identity())
+    clock_of(model).remove()
+    del model.tdq_clock
+    return model
+
+
+@contextmanager
+def subject_from_embedded(
+    name: str, recipe: Recipe, seed: int = 0, progress: bool = True
+) -> Iterator[Subject]:
+    """Quantizes an embedded model by a recipe, calibrated on its own trajectories.
+
+    Raises:
+        ModelError: No such model.
+    """
+    pipe = load_embedded(name)
+    model = quantize(pipe.unet, recipe, verbose=False)
+    calls = trajectories(
+        load_embedded(name).unet,
+        pipe.scheduler,
+        16,
+        pipe.shape,
+        steps=25,
+        batch=16,
+        seed=seed + 1,
+    )
+    calibrate(model, calls, seed=seed, progress=progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save(freeze(model), Path(scratch) / "frozen")
+        yield Subject(name, folder, pipe.shape, pipe.scheduler, f"{name} in float")
+
+
+@contextmanager
+def subject_from_folder(folder: Path, shape: tuple[int, ...] | None = None) -> Iterator[Subject]:
+    """A model that ``tdq.save`` wrote.
+
+    Arguments:
+        folder: Where it is.
+        shape: Shape of one sample; None asks the model's configuration.
+
+    Raises:
+        StorageError: The folder cannot be read.
+        ModelError: The model's class or the shape of its samples is not known.
+    """
+    shape = shape or sample_shape(load(folder))
+    if shape is None:
+        raise ModelError(
+            "the shape of a sample is not known",
+            where=str(folder),
+            why="the model's configuration does not tell",
+            fix="--shape, such as 3,32,32",
+        )
+    scheduler = require("diffusers", "diffusers").DDIMScheduler(clip_sample=False)
+    yield Subject(str(folder), folder, shape, scheduler, "its own weights in float")
+
+
+def sample_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """The shape of one sample as the model's configuration tells it."""
+    config: dict[str, Any] = dict(getattr(model, "config", None) or {})
+    patch = int(config.get("patch", 1))
+    config = config.get("unet", config)
+    channels = config.get("in_channels")
+    side = config.get("sample_size", config.get("image_size"))
+    if channels is None or side is None:
+        return None
+    height, width = (side, side) if isinstance(side, int) else side
+    return channels // patch**2, height * patch, width * patch

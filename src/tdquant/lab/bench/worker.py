@@ -1,0 +1,265 @@
+"""A process that runs one backend, and what it is asked over a connection.
+
+Each backend has a process of its own: so its peak memory is its own, and an engine that ends the
+process ends nothing else. The process waits between calls, and the parent lets all take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+import os
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import BackendError, TDQError
+from tdquant.lab.bench.subject import float_model
+from tdquant.lowering import compile
+from tdquant.lowering.session import open_session
+from tdquant.model_summary import summary
+from tdquant.storage import load
+
+FLOAT, FROZEN = "float", "frozen"
+"""The float model, and the frozen one in simulated arithmetic, both in eager PyTorch."""
+
+PAUSE = 0.02
+"""Seconds before a timed call, in which the threads of other processes fall asleep."""
+
+
+def is_exported(backend: str) -> bool:
+    """Whether the name is that of a file that ``tdq.export`` wrote."""
+    return Path(backend).suffix in (".xml", ".onnx") and Path(backend).is_file()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is to run.
+
+    Attributes:
+        backend: ``float``, ``frozen``, the name of a backend, or an exported file.
+        source: See ``Subject``.
+        folder: See ``Subject``.
+        shape: Shape of one sample.
+        batch: Samples in a timed call.
+        threads: Threads, and processor cores that the process may use.
+        device: Where the model is before it is compiled.
+    """
+
+    backend: str
+    source: str
+    folder: Path
+    shape: tuple[int, ...]
+    batch: int
+    threads: int
+    device: str = "cpu"
+
+
+class Worker:
+    """The parent's end: a process that has built its model.
+
+    Raises:
+        BackendError: The process could not build it, with the words of its error.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
+        with _environment(OMP_NUM_THREADS=str(job.threads)):
+            self._process.start()
+        theirs.close()
+        try:
+            self.about: dict[str, Any] = self._answer()
+        except BackendError:
+            self.close()
+            raise
+
+    def seconds(self) -> float:
+        """The time of one call, after an untimed one."""
+        return self._ask("time")
+
+    def output(self, x: Tensor, t: Tensor) -> Tensor:
+        """The model's output."""
+        return torch.from_numpy(self._ask((x.numpy(), t.numpy())))
+
+    def memory(self) -> dict[str, float]:
+        """Megabytes: ``running``, the peak since the model was built; ``building``, the peak
+        before; ``bare``, the process with its packages and without a model.
+        """
+        return self._ask("memory")
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._connection.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+
+    def _ask(self, question: Any) -> Any:
+        with contextlib.suppress(OSError):  # then the answer is that it has ended
+            self._connection.send(question)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            good, value = self._connection.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join(5)
+            raise BackendError(
+                f"its process ended with status {self._process.exitcode}",
+                where=self.job.backend,
+                why="the engine crashed, or the machine ran out of memory",
+            ) from error
+        if not good:
+            raise BackendError(value, where=self.job.backend)
+        return value
+
+
+def _serve(connection: Connection, job: Job) -> None:
+    """The worker's end."""
+    try:
+        _limit(job.threads)
+        load(job.folder)  # imports what the model needs, and is dropped
+        bare = _resident()
+        x = torch.randn(job.batch, *job.shape, generator=torch.Generator().manual_seed(0))
+        t = torch.full((job.batch,), 500)
+        began = time.perf_counter()
+        model = _build(job, (x, t[0]))
+        took = time.perf_counter() - began
+        run = _Runner(model)
+        run(x, t[0])
+        building = _peak()
+        _forget_peak()
+        connection.send((True, {"build_seconds": took} | _about(model)))
+        while True:
+            question = connection.recv()
+            if question == "time":
+                run(x, t[0])
+                time.sleep(PAUSE)
+                began = time.perf_counter()
+                run(x, t[0])
+                answer: Any = time.perf_counter() - began
+            elif question == "memory":
+                answer = {"bare": bare, "building": building, "running": _peak()}
+            else:
+                answer = run(*map(torch.from_numpy, question)).float().numpy()
+            connection.send((True, answer))
+    except (EOFError, KeyboardInterrupt):
+        pass  # the parent has what it wants
+    except TDQError as error:
+        connection.send((False, error.what + (f"; {error.fix}" if error.fix else "")))
+    except Exception as error:
+        connection.send((False, f"{type(error).__name__}: {error}".splitlines()[0]))
+
+
+class _Runner:
+    """A model's call on its own device, its result on the CPU."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+        self.device = next((p.device for p in parameters), torch.device("cpu"))
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        output = self.model(x.to(self.device), t.to(self.device))
+        return getattr(output, "sample", output).cpu()
+
+
+def _build(job: Job, example: tuple[Tensor, Tensor]) -> Any:
+    if job.backend == FLOAT:
+        model = float_model(job.source, job.folder).to(job.device).requires_grad_(False)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if is_exported(job.backend):
+        return open_session(job.backend, threads=job.threads)
+    frozen = load(job.folder).to(job.device)
+    if job.backend == FROZEN:
+        return frozen
+    return compile(frozen, job.backend, example, verbose=False)
+
+
+def _about(model: Any) -> dict[str, Any]:
+    """Which kernels run how many layers, and why this backend."""
+    kernels: dict[str, int] = {}
+    for row in summary(model) if isinstance(model, nn.Module) else []:
+        if row.kernel:
+            kernels[row.kernel] = kernels.get(row.kernel, 0) + 1
+    return {"kernels": kernels, "choice": str(getattr(model, "tdq_backend", ""))}
+
+
+def _limit(threads: int) -> None:
+    """Holds every engine to that many threads: those that ask nobody see no more cores."""
+    torch.set_num_threads(threads)
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, allowed[:threads])
+
+
+def _status(key: str) -> float:
+    """A line of Linux' account of this process, in megabytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return float(line.split()[1]) * 1024 / 1e6
+    raise OSError(key)
+
+
+def _resident() -> float:
+    _trim_heap()
+    try:
+        return _status("VmRSS")
+    except OSError:
+        return _peak()
+
+
+def _peak() -> float:
+    """Peak resident memory since the start or the last ``_forget_peak``, megabytes."""
+    try:
+        return _status("VmHWM")
+    except OSError:
+        try:
+            import resource
+        except ImportError:  # Windows
+            return float("nan")
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _forget_peak() -> None:
+    """Starts measuring the peak anew, with what building left behind given back; without Linux the
+    peak stays that of building.
+    """
+    _trim_heap()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _trim_heap() -> None:
+    """Returns freed memory to the system, so that it does not count."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Any:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value

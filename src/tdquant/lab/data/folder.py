@@ -1,0 +1,40 @@
+"""A folder of images, with all folders inside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tdquant.errors import DataError
+from tdquant.lab.data.encoded import EncodedImages, Files
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def folder(
+    root: str | os.PathLike[str],
+    size: int = 32,
+    interpolation: str = "bicubic",
+    check: bool = True,
+    progress: bool = True,
+) -> EncodedImages:
+    """The images under ``root``, sorted by path, as RGB ``(3, size, size)``; see EncodedImages.
+
+    Arguments:
+        root: The folder. Files of other types than ``SUFFIXES`` are passed over.
+        size: Side in pixels.
+        interpolation: How to resize.
+        check: Reads every header now.
+        progress: Shows a bar over the check.
+
+    Raises:
+        DataError: There is no such folder, no image in it, or none that can be read.
+    """
+    place = Path(root)
+    if not place.is_dir():
+        raise DataError("no such folder", where=str(place))
+    paths = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not paths:
+        raise DataError("no images", where=str(place), why=f"looked for {', '.join(SUFFIXES)}")
+    source = Files(paths, str(place))
+    return EncodedImages(source, "folder", size, interpolation, check, progress)

@@ -1,0 +1,129 @@
+"""The data sets by name, and those that a latent-diffusion configuration names by its targets."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from tdquant.errors import DataError
+from tdquant.files.config import check_keys
+from tdquant.lab.data.base import ImageDataset
+from tdquant.lab.data.cats import Cats
+from tdquant.lab.data.cifar10 import cifar10
+from tdquant.lab.data.fashion_mnist import fashion_mnist
+from tdquant.lab.data.folder import folder
+from tdquant.lab.data.lsun import LMDB_FILE, lsun
+
+DATASETS: dict[str, Callable[..., ImageDataset]] = {
+    "cats": Cats,
+    "cifar10": cifar10,
+    "fashion-mnist": fashion_mnist,
+    "folder": folder,
+    "lsun": lsun,
+}
+"""Name -> what makes the data set. A new data set is one new file and one line here."""
+
+OWN = "tdquant.data."
+_LSUN = {"Churches": "church_outdoor", "Bedrooms": "bedrooms", "Cats": "cat"}
+_LSUN_FOLDERS = {"Churches": "churches", "Bedrooms": "bedrooms", "Cats": "cats"}
+TARGETS: dict[str, dict[str, Any]] = {
+    f"ldm.data.lsun.LSUN{kind}{split}": {
+        "txt_file": f"data/lsun/{stem}_{suffix}.txt",
+        "data_root": f"data/lsun/{_LSUN_FOLDERS[kind]}",
+        "flip_p": flip,
+    }
+    for kind, stem in _LSUN.items()
+    for split, suffix, flip in (("Train", "train", 0.5), ("Validation", "val", 0.0))
+}
+"""latent-diffusion's LSUN targets -> their defaults."""
+
+
+def make_dataset(
+    name: str, *, flip_p: float = 0.0, where: str = "", **options: Any
+) -> ImageDataset:
+    """The data set ``name``.
+
+    Arguments:
+        name: One of ``DATASETS``.
+        flip_p: Probability with which training is to mirror an image; kept in ``flip``.
+        where: What to call the options in an error; the name if empty.
+        options: Those of the data set.
+
+    Raises:
+        DataError: The name or an option is unknown, an option is missing, or the data set cannot
+            be read; all mistakes are listed.
+    """
+    where = where or name
+    if name not in DATASETS:
+        raise DataError(
+            f"no data set {name!r}", where=where, fix=f"one of {_nearest(name, list(DATASETS))}"
+        )
+    known = inspect.signature(DATASETS[name]).parameters
+    required = [key for key, found in known.items() if found.default is inspect.Parameter.empty]
+    mistakes = check_keys(options, known, required, where)
+    if isinstance(flip_p, bool) or not isinstance(flip_p, (int, float)) or not 0 <= flip_p <= 1:
+        mistakes.append(f"{where}.flip_p={flip_p!r}: 0 to 1")
+    if mistakes:
+        raise DataError("options that do not fit:\n  - " + "\n  - ".join(mistakes))
+    dataset = DATASETS[name](**options)
+    dataset.flip = float(flip_p)
+    return dataset
+
+
+def dataset_from_config(
+    node: Mapping[str, Any], where: str = "data.params.train", *, progress: bool = True
+) -> ImageDataset:
+    """The data set that a node {target, params} of a configuration describes.
+
+    Known targets are ``tdquant.data.NAME`` with a NAME of ``DATASETS``, latent-diffusion's LSUN
+    classes with their default files, and any whose name contains ``cifar10``. ``params`` win over
+    defaults; ``flip_p`` goes into the attribute ``flip``.
+
+    Arguments:
+        node: The node.
+        where: Its dotted path, for errors.
+        progress: Show a bar where files are checked.
+
+    Raises:
+        DataError: The target or an option is unknown, or the data set cannot be read.
+    """
+    mistakes = check_keys(node, ("target", "params"), ("target",), where)
+    params = (node.get("params") or {}) if isinstance(node, Mapping) else {}
+    if not isinstance(params, Mapping):
+        mistakes += check_keys(params, (), where=f"{where}.params")
+    if mistakes:
+        raise DataError("; ".join(mistakes))
+    name, defaults = _known(str(node["target"]), where)
+    options = {**defaults, **params}
+    root = options.get("data_root")
+    if name == "lsun" and "txt_file" not in params and root and (Path(root) / LMDB_FILE).is_file():
+        options.pop("txt_file", None)
+    if "progress" in inspect.signature(DATASETS[name]).parameters:
+        options.setdefault("progress", progress)
+    return make_dataset(name, where=f"{where}.params", **options)
+
+
+def _known(target: str, where: str) -> tuple[str, dict[str, Any]]:
+    """The name of the data set that ``target`` means, and the defaults of its options."""
+    if target in TARGETS:
+        return "lsun", TARGETS[target]
+    own = target.removeprefix(OWN).replace("_", "-")
+    if target.startswith(OWN) and own in DATASETS:
+        return own, {}
+    kind = target.rsplit(".", 1)[-1].lower()
+    if "cifar10" in target.lower():
+        held_out = "val" in kind or "test" in kind
+        return "cifar10", {"split": "test" if held_out else "train"}
+    targets = [*TARGETS, *(OWN + name for name in DATASETS)]
+    raise DataError(
+        f"no data set for the target {target!r}",
+        where=f"{where}.target",
+        fix=f"one of {_nearest(target, targets)}, or {OWN}folder with root: FOLDER",
+    )
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    return ", ".join(get_close_matches(name, known, cutoff=0.4) or known)

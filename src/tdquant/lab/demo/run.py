@@ -1,0 +1,255 @@
+"""The demonstration itself: quantize the embedded model nine ways, compile, sample, judge."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calibration import Observations, calibrate, observe
+from tdquant.calls.from_denoiser import trajectories
+from tdquant.diffusion import sample
+from tdquant.diffusion.sampling import stream_of
+from tdquant.files.documents import json_safe
+from tdquant.freezing import freeze
+from tdquant.lab.metrics import FrechetDistance, mse, sqnr_over_time
+from tdquant.lab.metrics.sqnr import mean_sqnr
+from tdquant.lowering import compile
+from tdquant.lowering.backends import time_calls
+from tdquant.lowering.layout import channels_last
+from tdquant.models import Pipe, load_embedded
+from tdquant.quantization import quantize
+from tdquant.quantizers import activation_quantizers
+from tdquant.recipe import Recipe
+from tdquant.scales import TableScale
+from tdquant.storage import save
+from tdquant.support.machine import machine
+from tdquant.support.memory import resident_bytes
+
+WIDTHS = ((8, 8), (8, 5), (4, 4))
+SCALES = ("static", "dynamic", "auto")
+TIMED = 16
+LABELS = {"static": "static", "dynamic": "input-dynamic", "auto": "temporal"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much the demonstration does.
+
+    Attributes:
+        images: Images sampled by each model.
+        steps: DDIM steps.
+        calibration: Trajectories to calibrate on.
+        judged: Calls kept for judging scales.
+        trial: Images and steps by which choices for the whole model are compared.
+        checked: Timesteps at which the SQNR is measured.
+        seed: Seed of everything.
+    """
+
+    images: int = 192
+    steps: int = 25
+    calibration: int = 16
+    judged: int = 50
+    trial: tuple[int, int] = (16, 15)
+    checked: int = 10
+    seed: int = 0
+
+    @classmethod
+    def quick(cls, seed: int = 0) -> Settings:
+        """A smaller run, to see that everything works."""
+        return cls(
+            images=48, steps=12, calibration=8, judged=12, trial=(8, 8), checked=5, seed=seed
+        )
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One model: its bits and scales, what its samples are like, and its size.
+
+    Attributes:
+        bits: Such as ``"W4A4"``.
+        scale: Kind of activation scales.
+        frechet: Frechet EfficientNet-Lite0 distance to held-out cats.
+        mse: Mean squared error of the samples against the float model's from the same noise.
+        sqnr: Mean over timesteps of the SQNR of the denoiser's output, dB.
+        megabytes: Size on disk.
+        milliseconds: Median time of a call of the denoiser on ``TIMED`` images.
+        resident: Memory that its weights and tables take while it runs, MB.
+    """
+
+    bits: str
+    scale: str
+    frechet: float
+    mse: float
+    sqnr: float
+    megabytes: float
+    milliseconds: float = 0.0
+    resident: float = 0.0
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Everything the demonstration found.
+
+    Attributes:
+        rows: The table, the float model first.
+        images: ``(bits, scale)`` -> samples ``(N, 3, 32, 32)``.
+        curves: Layer -> times and steps of its temporal scale, for the layers that move most.
+        seconds: How long it took.
+    """
+
+    rows: list[DemoRow]
+    images: dict[tuple[str, str], Tensor]
+    curves: dict[str, tuple[Tensor, Tensor]]
+    seconds: float
+
+    def write_json(self, path: Path, settings: Settings) -> None:
+        """Writes the rows with the settings and the machine."""
+        record = {
+            "settings": asdict(settings),
+            "machine": machine(),
+            "seconds": round(self.seconds, 1),
+            "rows": [asdict(row) for row in self.rows],
+        }
+        path.write_text(json.dumps(json_safe(record), indent=2, allow_nan=False) + "\n")
+
+
+def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
+    """Runs the demonstration on ``cats-ddpm``.
+
+    Arguments:
+        settings: How much to do.
+        progress: Draw bars.
+    """
+    started = time.perf_counter()
+    pipe = load_embedded("cats-ddpm")
+    distance = FrechetDistance()
+    calls = trajectories(
+        pipe.unet,
+        pipe.scheduler,
+        settings.calibration,
+        pipe.shape,
+        batch=16,
+        seed=settings.seed + 1,
+    )
+    probe = quantize(copy.deepcopy(pipe.unet), Recipe(), verbose=False)
+    observations = observe(
+        probe, calls, calls=settings.judged, seed=settings.seed, progress=progress
+    )
+
+    images = {("float", ""): _sample(pipe.unet, pipe, settings, "float", progress)}
+    exact = images["float", ""]
+    rows = [DemoRow("float", "", distance(exact), 0.0, float("inf"), _megabytes_float(pipe.unet))]
+    curves: dict[str, tuple[Tensor, Tensor]] = {}
+    running: list[nn.Module] = [channels_last(pipe.unet)]
+    for weights, activations in WIDTHS:
+        for scale in SCALES:
+            recipe = Recipe(weights=weights, activations=activations, scale=scale)
+            title = f"W{weights}A{activations} {LABELS[scale]}"
+            frozen = _quantized(pipe, recipe, observations, settings, progress)
+            model = compile(frozen, "onednn", example=_timed_call(pipe))
+            running.append(model)
+            found = _sample(model, pipe, settings, title, progress)
+            key = (f"W{weights}A{activations}", LABELS[scale])
+            images[key] = found
+            checks = trajectories(
+                pipe.unet,
+                pipe.scheduler,
+                8,
+                pipe.shape,
+                steps=settings.checked,
+                batch=8,
+                seed=settings.seed + 2,
+            )
+            sqnr = mean_sqnr(sqnr_over_time(model, pipe.unet, checks))
+            error = float(mse(found, exact).mean())
+            rows.append(DemoRow(*key, distance(found), error, sqnr, _megabytes(frozen)))
+            if scale == "auto":
+                curves = moving_curves(frozen)
+    rows = _with_costs(rows, running, _timed_call(pipe))
+    return DemoResult(rows, images, curves, time.perf_counter() - started)
+
+
+def _quantized(
+    pipe: Pipe, recipe: Recipe, observations: Observations, settings: Settings, progress: bool
+) -> nn.Module:
+    """The frozen model by a recipe."""
+    model = quantize(copy.deepcopy(pipe.unet), recipe, verbose=False)
+    count, steps = settings.trial
+
+    def generate(net: nn.Module) -> Tensor:
+        return sample(
+            net,
+            pipe.scheduler,
+            count,
+            pipe.shape,
+            steps=steps,
+            batch=count,
+            seed=settings.seed + 3,
+            progress=False,
+        )
+
+    calibrate(model, observations, generate=generate, seed=settings.seed, progress=progress)
+    return freeze(model)
+
+
+def _sample(
+    model: nn.Module, pipe: Pipe, settings: Settings, label: str, progress: bool
+) -> Tensor:
+    return sample(
+        model,
+        pipe.scheduler,
+        settings.images,
+        pipe.shape,
+        steps=settings.steps,
+        batch=48,
+        seed=settings.seed,
+        progress=progress,
+        label=label,
+    )
+
+
+def _timed_call(pipe: Pipe) -> tuple[Tensor, Tensor]:
+    """The call by which models are timed."""
+    return torch.zeros(TIMED, *pipe.shape).normal_(generator=stream_of(0, 0)), torch.tensor(500)
+
+
+def _with_costs(
+    rows: list[DemoRow], models: list[nn.Module], call: tuple[Tensor, Tensor]
+) -> list[DemoRow]:
+    """The rows with time, taken in turns so that whatever else runs disturbs all alike, and
+    memory.
+    """
+    seconds = time_calls({str(i): m for i, m in enumerate(models)}, call, runs=9)
+    return [
+        replace(row, milliseconds=1e3 * seconds[str(i)], resident=resident_bytes(model) / 1e6)
+        for i, (row, model) in enumerate(zip(rows, models, strict=True))
+    ]
+
+
+def _megabytes(model: nn.Module) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        path = save(model, Path(folder) / "model")
+        return sum(file.stat().st_size for file in path.iterdir()) / 1e6
+
+
+def _megabytes_float(model: nn.Module) -> float:
+    return sum(p.numel() * 4 for p in model.state_dict().values()) / 1e6
+
+
+def moving_curves(model: nn.Module, count: int = 6) -> dict[str, tuple[Tensor, Tensor]]:
+    """Times and steps of the frozen scales that move most, the widest spread first."""
+    tables = {
+        name.removesuffix(".input_quantizer").removeprefix("unet."): q.scale
+        for name, q in activation_quantizers(model)
+        if isinstance(q.scale, TableScale) and not q.scale.static
+    }
+    spread = {name: float(scale.table.max() / scale.table.min()) for name, scale in tables.items()}
+    chosen = sorted(spread, key=spread.__getitem__, reverse=True)[:count]
+    return {name: (tables[name].knots, tables[name].table.detach()) for name in chosen}

@@ -1,0 +1,169 @@
+"""Sets of pictures that a reference may be: folders, and the data sets that a name alone tells."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tdquant.diffusion.pictures import to_uint8
+from tdquant.errors import DataError
+from tdquant.lab.data import DATASETS
+from tdquant.lab.data.registry import make_dataset
+from tdquant.lab.evaluation.reading import (
+    check_pictures,
+    content,
+    picture_files,
+    preparation,
+    read_pictures,
+)
+from tdquant.lab.metrics.frechet import CATS_HELDOUT
+
+HELDOUT = "cats-heldout"
+KEPT = 10_000
+"""Images of a set that are taken unless more are asked for."""
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Images before a network saw them.
+
+    Attributes:
+        name: What the set is called.
+        place: Tells sets of one name apart.
+        count: Number of images.
+        size: Their height and width.
+        preprocessing: What was done to them, in words.
+        digest: Digest of what the set is.
+        part: ``(first, end) -> (end - first, 3, H, W)``, uint8.
+    """
+
+    name: str
+    place: str
+    count: int
+    size: tuple[int, int]
+    preprocessing: str
+    digest: str
+    part: Callable[[int, int], Tensor]
+
+
+def find_pictures(spec: str, side: int | None, resize: int | None) -> PictureSet:
+    """The set of a folder or of a name, as ``tdquant.lab.evaluation.references`` says.
+
+    Arguments:
+        spec: ``FOLDER[:COUNT]`` or ``NAME[:SPLIT][:COUNT]``.
+        side: Side of the images that are judged, in which a data set is drawn where it can be.
+        resize: Side to resize a folder's images to.
+
+    Raises:
+        DataError: There is no such set, or it has fewer images.
+    """
+    place, count = counted_folder(spec)
+    return _dataset(spec, side) if place is None else _folder(place, count, resize)
+
+
+def counted_folder(spec: str) -> tuple[Path | None, int | None]:
+    """``FOLDER[:COUNT]``, or no folder."""
+    before, _, count = spec.rpartition(":")
+    if Path(spec).is_dir():
+        return Path(spec), None
+    if count.isdigit() and before and Path(before).is_dir():
+        return Path(before), int(count)
+    return None, None
+
+
+def _warn_of_the_rest(spec: str, there: int) -> None:
+    if there > KEPT:
+        warnings.warn(
+            f"reference set {spec}: the first {KEPT} of {there} images are taken; {spec}:{there} "
+            "takes all",
+            stacklevel=5,
+        )
+
+
+def _folder(path: Path, count: int | None, resize: int | None) -> PictureSet:
+    files = picture_files(path)
+    if count is not None and not 0 < count <= len(files):
+        raise DataError(f"{len(files)} images, {count} asked for", where=str(path))
+    if count is None:
+        _warn_of_the_rest(str(path), len(files))
+    files = files[: count or KEPT]
+    size = check_pictures(files, resize)
+    place = str(path.resolve())
+    return PictureSet(
+        path.resolve().name,
+        place if count is None else f"{place}:{count}",
+        len(files),
+        size,
+        preparation(size, resize),
+        content(files),
+        lambda first, end: read_pictures(files[first:end], resize),
+    )
+
+
+def _dataset(spec: str, side: int | None) -> PictureSet:
+    """``NAME[:SPLIT][:COUNT]`` in the size of the images that are judged."""
+    name, *rest = (f"cats:heldout:{CATS_HELDOUT}" if spec == HELDOUT else spec).split(":")
+    if name not in _named_sets() or len(rest) > 2:
+        raise DataError(
+            f"no reference set {spec!r}",
+            why=f"a name does not tell where {name} lies" if name in DATASETS else "",
+            fix=f"{HELDOUT}, NAME:SPLIT:COUNT with a NAME of {', '.join(_named_sets())}, a folder "
+            "of images as FOLDER or FOLDER:COUNT, or statistics in .npz or .safetensors",
+        )
+    counts = [word for word in rest if word.isdigit()]
+    splits = [word for word in rest if word not in counts]
+    if len(counts) > 1 or len(splits) > 1 or counts == ["0"]:
+        raise DataError(
+            f"reference set {spec!r}", fix="NAME:SPLIT:COUNT, such as cats:heldout:500"
+        )
+    known = inspect.signature(DATASETS[name]).parameters
+    if splits and "split" not in known:
+        raise DataError(f"{name} has no splits", where=spec, fix=f"{name}:COUNT")
+    count = int(counts[0]) if counts else KEPT
+    options: dict[str, Any] = {"split": splits[0]} if splits else {}
+    if counts and "count" in known:
+        options["count"] = count
+    if spec != HELDOUT and side is not None and "size" in known:
+        options["size"] = side
+    found = make_dataset(name, where=spec, **options)
+    if not counts:
+        _warn_of_the_rest(spec, len(found))
+    if counts and len(found) < count:
+        raise DataError(f"{len(found)} images, {count} asked for", where=spec)
+    count = min(count, len(found))
+    size = tuple(found[0].shape[-2:])
+
+    def part(first: int, end: int) -> Tensor:
+        images = to_uint8(torch.stack([found[i] for i in range(first, end)]))
+        return images.expand(-1, 3, -1, -1)
+
+    # Evenly spread items stand for all: reading a large set would take as long as its features.
+    chosen = [found[round(i * (count - 1) / 31)] for i in range(32)]
+    digest = hashlib.sha256(f"{count}|".encode() + to_uint8(torch.stack(chosen)).numpy().tobytes())
+    return PictureSet(
+        spec if spec == HELDOUT else ":".join([name, *splits, str(count)]),
+        name,
+        count,
+        (int(size[0]), int(size[1])),
+        preparation((int(size[0]), int(size[1])), None),
+        digest.hexdigest()[:16],
+        part,
+    )
+
+
+def _named_sets() -> list[str]:
+    """The data sets that are told by their name alone."""
+    empty = inspect.Parameter.empty
+    return [
+        name
+        for name, make in DATASETS.items()
+        if all(p.default is not empty for p in inspect.signature(make).parameters.values())
+    ]

@@ -1,0 +1,1 @@
+"""``tdquant quantize``: from a pipeline or a checkpoint file to a folder that samples."""

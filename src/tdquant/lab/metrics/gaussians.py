@@ -1,0 +1,215 @@
+r"""Gaussians fitted to feature sets, and the Frechet distance between two of them.
+
+    d^2 = |mu_1 - mu_2|^2 + tr C_1 + tr C_2 - 2 tr (C_2^(1/2) C_1 C_2^(1/2))^(1/2)
+
+The last trace is the sum of the square roots of the eigenvalues of a symmetric matrix, so nothing
+is complex, singular covariances need no care, and the root of the reference is taken once.
+
+References:
+    Dowson and Landau, The Frechet distance between multivariate normal distributions, 1982.
+    Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
+    Equilibrium, 2017 (https://arxiv.org/abs/1706.08500).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from tdquant.errors import DataError
+from tdquant.lab.metrics.bootstrap import counts
+
+_NONE = "no feature statistics"
+_FORM = (
+    "a .safetensors with mean (D,), the lower half of the covariance (D (D + 1) / 2,) and count, "
+    "as Statistics.to_bytes writes it, or an .npz with mu (D,) and sigma (D, D)"
+)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean ``(D,)``, covariance ``(D, D)`` and number of images of a set's features, float64."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, features: Tensor) -> Statistics:
+        """Statistics of features ``(N, D)``.
+
+        Raises:
+            DataError: Fewer than two images.
+        """
+        if len(features) < 2:
+            raise DataError(
+                f"{len(features)} images",
+                where="Frechet distance",
+                why="one image has no covariance",
+                fix="at least 2; hundreds to mean much",
+            )
+        rows = features.double().cpu()
+        mean = rows.mean(0)
+        rows = rows - mean
+        return cls(mean, rows.T @ rows / (len(rows) - 1), len(rows))
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The symmetric square root of the covariance, ``(D, D)``."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+    def to_bytes(self) -> bytes:
+        """float32 safetensors with half of the symmetric covariance."""
+        lower = torch.tril_indices(*self.covariance.shape)
+        return save(
+            {
+                "mean": self.mean.float(),
+                "covariance": self.covariance[lower[0], lower[1]].float(),
+                "count": torch.tensor(self.count),
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str = "") -> Statistics:
+        """Reads what ``to_bytes`` wrote.
+
+        Arguments:
+            data: The bytes.
+            where: The file that they are of, for errors.
+
+        Raises:
+            DataError: The bytes are something else, or the numbers are not finite.
+        """
+        try:
+            tensors = load(data)
+        except (SafetensorError, ValueError) as error:
+            raise DataError(_NONE, where=where, why=str(error), fix=_FORM) from error
+        lacks = [name for name in ("mean", "covariance", "count") if name not in tensors]
+        if lacks:
+            raise DataError(_NONE, where=where, why=f"no {', '.join(lacks)} in it", fix=_FORM)
+        mean, half, count = (tensors[name] for name in ("mean", "covariance", "count"))
+        width = len(mean) if mean.ndim == 1 else 0
+        if mean.ndim != 1 or half.shape != (width * (width + 1) // 2,) or count.numel() != 1:
+            shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in sorted(tensors.items()))
+            raise DataError(_NONE, where=where, why=f"the shapes are {shapes}", fix=_FORM)
+        if not count.double().isfinite().all():
+            raise DataError("count is not finite", where=where, fix=_FORM)
+        covariance = torch.zeros(width, width, dtype=torch.float64)
+        lower = torch.tril_indices(width, width)
+        covariance[lower[0], lower[1]] = half.double()
+        covariance = covariance + covariance.tril(-1).T
+        return cls(mean.double(), covariance, int(count)).checked(where, _FORM)
+
+    def checked(self, where: str, form: str) -> Statistics:
+        """Itself, if it is what statistics are: for those that others wrote.
+
+        Arguments:
+            where: The file.
+            form: What is in a good one.
+
+        Raises:
+            DataError: Shapes that do not go together, numbers that are not finite, or fewer
+                images than none.
+        """
+        mean, covariance = tuple(self.mean.shape), tuple(self.covariance.shape)
+        if len(mean) != 1 or covariance != mean * 2:
+            raise DataError(
+                f"mean of shape {mean} and covariance of shape {covariance}", where=where, fix=form
+            )
+        if not (self.mean.isfinite().all() and self.covariance.isfinite().all()):
+            raise DataError(
+                "mean or covariance is not finite", where=where, fix="compute the statistics again"
+            )
+        if self.count < 0:
+            raise DataError(f"statistics of {self.count} images", where=where, fix=form)
+        return self
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """The squared distance d^2 of two sets, what is called FID; never negative.
+
+    Arguments:
+        a: Statistics of one set.
+        b: Those of the other; its root is kept, so give the reference here.
+
+    Raises:
+        DataError: They are of features of unequal width.
+    """
+    _check_widths(a.mean, b)
+    product = b.root @ a.covariance @ b.root
+    mixed = torch.linalg.eigvalsh(product).clamp_min(0).sqrt().sum()
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
+    return max(float(distance - 2 * mixed), 0.0)
+
+
+def resampled_frechet(features: Tensor, reference: Statistics, drawn: Tensor) -> Tensor:
+    r"""The distance of each of R selections of images, ``(R,)``.
+
+    With `Y = (X - mean X) C_2^(1/2)` and weights w, how often each image was drawn, the matrix
+    under the root is the weighted covariance of Y: one product a selection, in float32, and its
+    eigenvalues. Where most images were drawn once, `Y^T Y` less the others' share is the smaller
+    product. With fewer images than features, the same eigenvalues come from the smaller Gram
+    matrix.
+
+    Arguments:
+        features: Features of the images ``(N, D)``.
+        reference: Statistics of the reference set.
+        drawn: Indices of images, ``(R, K)``.
+    """
+    x = features.double().cpu()
+    _check_widths(x[0], reference)
+    k, centre = drawn.shape[1], x.mean(0)
+    x = x - centre
+    y = x @ reference.root
+    lengths = x.square().sum(1)
+    few = k < y.shape[1]
+    products, rows, found = (y @ y.T if few else y.T @ y).float(), y.float(), []
+    for w in counts(drawn, len(x)):
+        shift = w @ x / k
+        spread = (w @ lengths - k * shift.square().sum()) / (k - 1)
+        matrix = (
+            _gram_covariance(products, w.float(), k)
+            if few
+            else _covariance(rows, products, w.float(), k)
+        )
+        mixed = torch.linalg.eigvalsh(matrix).clamp_min(0).sqrt().sum(dtype=torch.float64)
+        mean = (centre + shift - reference.mean).square().sum()
+        found.append(mean + spread + reference.covariance.trace() - 2 * mixed)
+    return torch.stack(found)
+
+
+def _covariance(y: Tensor, whole: Tensor, weights: Tensor, k: int) -> Tensor:
+    """Of rows y, whose mean is zero and whose products add to ``whole``, by weights."""
+    kept, odd = (weights != 0).nonzero().flatten(), (weights != 1).nonzero().flatten()
+    if len(odd) < len(kept):
+        rows, factor = y[odd], weights[odd] - 1
+        total, products = factor @ rows, whole + (rows.T * factor) @ rows
+    else:
+        rows, factor = y[kept], weights[kept]
+        total, products = factor @ rows, (rows.T * factor) @ rows
+    return (products - torch.outer(total, total) / k) / (k - 1)
+
+
+def _gram_covariance(gram: Tensor, weights: Tensor, k: int) -> Tensor:
+    kept = weights.nonzero().flatten()
+    weights = weights[kept]
+    inner = gram[kept][:, kept]
+    means = inner @ weights / k
+    inner = inner - means - means[:, None] + weights @ means / k
+    return inner * weights.sqrt() * weights.sqrt()[:, None] / (k - 1)
+
+
+def _check_widths(mean: Tensor, reference: Statistics) -> None:
+    if mean.shape != reference.mean.shape:
+        raise DataError(
+            f"{len(mean)} features an image, and {len(reference.mean)} of the reference",
+            where="Frechet distance",
+            why="two networks' features have no distance",
+            fix="statistics of the reference set by the same network",
+        )

@@ -1,0 +1,207 @@
+r"""LPIPS: the distance of two images in the features of a network that was trained to see.
+
+    d(a, b) = sum_l mean_hw sum_c w_lc (f_lc(a) / |f_l(a)| - f_lc(b) / |f_l(b)|)^2
+
+with f_l the maps of layer l of AlexNet or VGG16, normalised over channels at each pixel, and
+learned weights w >= 0. These weights come with torchmetrics; the network's, torchvision's
+published ones for ImageNet, have to be given or to lie in a cache, as there is no package that
+brings them.
+
+References:
+    Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, 2018
+    (https://arxiv.org/abs/1801.03924), version 0.1 of the weights.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import DataError
+from tdquant.files.caching import cache_folder
+from tdquant.files.digests import file_digest, hash_tensors
+from tdquant.lab.metrics.paired import clamped
+from tdquant.lab.metrics.weights import check_state, find_weights, published_digest, read_state
+from tdquant.support.optional import require
+
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+_CHUNK = 16
+
+
+class Backbone(NamedTuple):
+    """A network without its classifier: its layers, and those whose outputs are compared.
+
+    Attributes:
+        file: Name of torchvision's file of weights.
+        layers: Convolutions as (channels in, out, side, stride, padding), each with its ReLU; max
+            pooling as (side, stride).
+        taps: Which convolutions are compared, after their ReLU, counted from 0.
+        side: Pixels of the smallest image that reaches the last of them.
+    """
+
+    file: str
+    layers: tuple[tuple[int, ...], ...]
+    taps: tuple[int, ...]
+    side: int
+
+
+BACKBONES = {
+    "alex": Backbone(
+        "alexnet-owt-7be5be79.pth",
+        (
+            (3, 64, 11, 4, 2),
+            (3, 2),
+            (64, 192, 5, 1, 2),
+            (3, 2),
+            (192, 384, 3, 1, 1),
+            (384, 256, 3, 1, 1),
+            (256, 256, 3, 1, 1),
+        ),
+        (0, 1, 2, 3, 4),
+        31,
+    ),
+    "vgg": Backbone(
+        "vgg16-397923af.pth",
+        (
+            (3, 64, 3, 1, 1),
+            (64, 64, 3, 1, 1),
+            (2, 2),
+            (64, 128, 3, 1, 1),
+            (128, 128, 3, 1, 1),
+            (2, 2),
+            (128, 256, 3, 1, 1),
+            (256, 256, 3, 1, 1),
+            (256, 256, 3, 1, 1),
+            (2, 2),
+            (256, 512, 3, 1, 1),
+            (512, 512, 3, 1, 1),
+            (512, 512, 3, 1, 1),
+            (2, 2),
+            (512, 512, 3, 1, 1),
+            (512, 512, 3, 1, 1),
+            (512, 512, 3, 1, 1),
+        ),
+        (1, 3, 6, 9, 12),
+        16,
+    ),
+}
+"""The networks that LPIPS has weights for, as torchvision numbers their layers."""
+
+
+class Lpips(nn.Module):
+    """``images (N, C, H, W), images (N, C, H, W) in [-1, 1] -> distances (N,)``, 0 for equal ones.
+
+    A paired metric as those of ``PAIRED``, that has weights.
+
+    Arguments:
+        weights: The backbone's state dict, torchvision's file ``alexnet-owt-7be5be79.pth`` or
+            ``vgg16-397923af.pth``. If None, it is looked for in ``$TDQUANT_CACHE``
+            (``~/.cache/tdquant``) and in the cache of ``torch.hub``. With others than the
+            published ones, ``standard`` is False and ``title`` has their digest.
+        backbone: "alex", by which LPIPS is usually reported, or "vgg".
+
+    Raises:
+        DataError: The backbone is unknown, or its weights are missing or another network's.
+        MissingDependencyError: The extra ``metrics`` is not installed.
+    """
+
+    name = "lpips"
+    title = "LPIPS"
+    better = "lower"
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, weights: str | Path | None = None, backbone: str = "alex") -> None:
+        super().__init__()
+        if backbone not in BACKBONES:
+            raise DataError(
+                f"no backbone {backbone!r}", where="Lpips", fix=f"one of {', '.join(BACKBONES)}"
+            )
+        self.backbone = BACKBONES[backbone]
+        self.features = _features(self.backbone)
+        file = _file(weights, self.backbone.file)
+        state = {
+            name.removeprefix("features."): value
+            for name, value in read_state(file).items()
+            if not name.startswith("classifier.")
+        }
+        check_state(state, self.features.state_dict(), str(file))
+        self.features.load_state_dict(state)
+        code = require("torchmetrics.functional.image.lpips", "metrics")
+        heads = read_state(Path(str(code.__file__)).parent / "lpips_models" / f"{backbone}.pth")
+        self.heads = nn.ParameterList(
+            heads[f"lin{i}.model.1.weight"].flatten() for i in range(len(self.backbone.taps))
+        )
+        self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1))
+        self.eval().requires_grad_(False)
+        self.standard = file_digest(file).startswith(published_digest(self.backbone.file))
+        if not self.standard:
+            self.title = f"LPIPS (weights {self.digest[:8]})"
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of names, types, shapes and bytes of all weights:
+        distances of two digests are not comparable.
+        """
+        return hash_tensors(self.state_dict()).hexdigest()[:16]
+
+    @torch.no_grad()
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a, b = clamped(a, b)
+        if a.ndim != 4 or a.shape[1] not in (1, 3) or min(a.shape[2:]) < self.backbone.side:
+            raise DataError(
+                f"images of shape {tuple(a.shape)}",
+                where="Lpips",
+                fix=f"(N, 3, H, W) or grey (N, 1, H, W) of {self.backbone.side} pixels or more",
+            )
+        a, b = a.to(self.shift.device), b.to(self.shift.device)
+        pairs = zip(a.split(_CHUNK), b.split(_CHUNK), strict=True)
+        return torch.cat([self._distances(x, y) for x, y in pairs])
+
+    def _distances(self, a: Tensor, b: Tensor) -> Tensor:
+        total = torch.zeros(len(a), device=a.device)
+        for head, f, g in zip(self.heads, self._maps(a), self._maps(b), strict=True):
+            total += (_unit(f) - _unit(g)).square().mul(head[:, None, None]).sum(1).mean((1, 2))
+        return total
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        x = (images.expand(-1, 3, -1, -1) - self.shift) / self.scale
+        found = []
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                found.append(x)
+        return [found[i] for i in self.backbone.taps]
+
+
+def _features(backbone: Backbone) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for spec in backbone.layers:
+        if len(spec) == 2:
+            layers.append(nn.MaxPool2d(*spec))
+        else:
+            inward, outward, side, stride, padding = spec
+            layers += [nn.Conv2d(inward, outward, side, stride, padding), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _file(weights: str | Path | None, name: str) -> Path:
+    file = Path(weights) if weights is not None else find_weights([name])
+    if file is None:
+        raise DataError(
+            f"the weights {name} are not here",
+            where=str(cache_folder()),
+            why="LPIPS compares the features of a published network",
+            fix=f"https://download.pytorch.org/models/{name} in that folder, or give the file",
+        )
+    return file
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)

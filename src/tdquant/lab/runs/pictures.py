@@ -1,0 +1,193 @@
+"""Sampling into a folder of PNGs that knows where it stopped.
+
+Image i is ``000123.png``, and its noise depends on the seed and on i alone. Kernels round a sample
+otherwise in another batch, so the batches are fixed too: batch k has the images ``k B .. (k+1) B -
+1``, whoever computes it and whichever of them are there already. Whatever the split over processes
+and restarts, the same bytes come out, and exactly as many images as were asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tdquant.diffusion.guidance import Condition
+from tdquant.diffusion.pictures import save_png, to_uint8
+from tdquant.diffusion.sampling import generate, scheduled
+from tdquant.errors import ModelError, StorageError
+from tdquant.files.digests import hash_tensors
+from tdquant.files.writing import replacing
+from tdquant.lab.runs.comparing import differences
+from tdquant.models import Pipe, UNetModel
+
+
+def picture_path(folder: Path, index: int) -> Path:
+    """Where image ``index`` is, ``000123.png``."""
+    return folder / f"{index:06d}.png"
+
+
+def sample_pictures(
+    pipe: Pipe,
+    folder: str | Path,
+    count: int,
+    *,
+    steps: int = 200,
+    batch: int = 32,
+    seed: int = 23,
+    start: int = 0,
+    eta: float = 0.0,
+    condition: Condition | None = None,
+    settings: dict[str, Any] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    seen: Callable[[int], None] = lambda written: None,
+) -> int:
+    """Writes images ``start .. start + count - 1`` that are not there yet.
+
+    Arguments:
+        pipe: Denoiser, first stage, scheduler.
+        folder: Where the PNGs go, ``000000.png`` onwards.
+        count: Number of images.
+        steps: Sampler steps, 1 to the number of training timesteps.
+        batch: Images at a time.
+        seed: Seed of all noise.
+        start: Index of the first image.
+        eta: Share of DDIM's noise.
+        condition: Embeddings for a model that takes a context.
+        settings: What else the images depend on, JSON-safe; kept in ``samples.json``.
+        rank: This process.
+        world: Number of processes that share the work.
+        device: Where to sample.
+        progress: Draw a bar.
+        seen: Called after every batch with the number of images that this process wrote so far.
+
+    Returns:
+        The number of images that this process wrote.
+
+    Raises:
+        StorageError: The folder has images of other settings.
+        ModelError: Count, steps or batch out of range, or a context is missing, too many, or of
+            another width.
+    """
+    folder = Path(folder)
+    _check_condition(pipe, condition)
+    if start < 0 or not 0 <= eta <= 1:
+        raise ModelError(f"start={start}, eta={eta}", fix="start from 0, eta from 0 to 1")
+    scheduled(pipe.scheduler, steps)  # an error now, before the folder is claimed
+    if count < 1 or batch < 1:
+        raise ModelError(f"{count} images in batches of {batch}", fix="both at least 1")
+    made_with = {"model": _digest(pipe, condition), "seed": seed, "steps": steps, "eta": eta}
+    with _claimed(folder, {**made_with, **(settings or {})}):
+        size = min(batch, count)
+        asked = range(start, start + count)
+        missing = {i for i in asked if i % (size * world) // size == rank}
+        missing = {i for i in missing if not picture_path(folder, i).exists()}
+        numbers = sorted({i // size for i in missing})
+        pipe.unet.to(device).eval()
+        if pipe.vae is not None:
+            pipe.vae.to(device).eval()
+        batches = generate(
+            pipe.unet,
+            pipe.scheduler,
+            [range(k * size, (k + 1) * size) for k in numbers],
+            pipe.shape,
+            steps=steps,
+            seed=seed,
+            eta=eta,
+            condition=condition,
+            device=device,
+            progress=progress and rank == 0,
+        )
+        written = 0
+        for indices, samples in batches:
+            with torch.no_grad():
+                images = to_uint8(pipe.decode(samples.to(device))).cpu()
+            for index, image in zip(indices, images, strict=True):
+                if index in missing:
+                    save_png(image, picture_path(folder, index))
+                    written += 1
+            seen(written)
+        return written
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Claims a folder, and gives it up again if an error comes before the first image: settings
+    that failed must not stand in the way of others.
+    """
+    new, claimed = not folder.exists(), (folder / "samples.json").exists()
+    claim_folder(folder, settings)
+    try:
+        yield
+    except Exception:
+        if not claimed and not any(folder.glob("*.png")):
+            (folder / "samples.json").unlink(missing_ok=True)
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def _digest(pipe: Pipe, condition: Condition | None) -> str:
+    """What the images depend on in the model: the same path can lead to another one."""
+    found = hash_tensors(pipe.unet.state_dict())
+    found.update(str(pipe.unet).encode())
+    if pipe.vae is not None:
+        found.update(hash_tensors(pipe.vae.state_dict()).digest())
+    parts = {"schedule": pipe.scheduler.alphas_cumprod}
+    if condition is not None:
+        parts |= {"context": condition.context, "guidance": torch.tensor(condition.guidance)}
+        parts |= {} if condition.empty is None else {"empty": condition.empty}
+    found.update(hash_tensors(parts).digest())
+    found.update(f"{pipe.shape} {pipe.scale_factor}".encode())
+    return found.hexdigest()[:16]
+
+
+def _check_condition(pipe: Pipe, condition: Condition | None) -> None:
+    """Compares a condition with what a latent-diffusion UNet takes."""
+    config: Any = getattr(pipe.unet, "config", {})
+    wanted = config.get("context_dim") if isinstance(pipe.unet, UNetModel) else None
+    found = None if condition is None else condition.context.shape[-1]
+    if wanted == found:
+        return
+    takes = "no context" if wanted is None else f"a context of width {wanted}"
+    given = "none is" if found is None else f"embeddings of width {found} are"
+    raise ModelError(
+        f"the model takes {takes}, and {given} given",
+        where=pipe.name,
+        fix="condition=, --embeddings FILE or --prompt TEXT, as the model wants",
+    )
+
+
+def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Notes what the images of a folder are made with, or checks that it is the same.
+
+    Raises:
+        StorageError: The folder has images of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "samples.json"
+    settings = json.loads(json.dumps(settings))
+    if file.exists():
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise StorageError(
+                "samples.json is damaged", where=str(file), why=str(error)
+            ) from error
+        changed = differences(before, settings)
+        if changed:
+            raise StorageError(
+                "the folder has images of other settings:\n  - " + "\n  - ".join(changed),
+                where=str(folder),
+                fix="another folder (--name, --out), or remove this one",
+            )
+        return
+    with replacing(file) as fresh:
+        fresh.write_text(json.dumps(settings, indent=1) + "\n")

@@ -1,0 +1,132 @@
+"""``compile(frozen, backend="cuda")``: every quantized layer on tensor cores, one lookup of scales
+a call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import BackendError
+from tdquant.layers import quantized_layers, replace_module
+from tdquant.lowering.backends import Example, register_backend, time_calls
+from tdquant.lowering.cuda.layer import CudaLayer, obstacle
+from tdquant.model_summary import layer_row
+from tdquant.quantizers import activation_quantizers
+from tdquant.scales import bank_tables
+from tdquant.support.hooks import hooked
+from tdquant.support.sharing import copy_sharing_tensors
+
+FP8_CAPABILITY = (8, 9)
+"""Least compute capability that multiplies float8: Ada and Hopper."""
+
+
+@register_backend("cuda")
+def lower(frozen: nn.Module, example: Example | None = None) -> nn.Module:
+    """A copy of the frozen model on the GPU: that of the model, or the current one.
+
+    With an example every layer runs the fastest of its kernels, measured on it, else those that
+    ``docs/backends.md`` names.
+
+    Raises:
+        BackendError: There is no CUDA device.
+    """
+    if not torch.cuda.is_available():
+        built = torch.version.cuda is not None
+        raise BackendError(
+            "there is no CUDA device",
+            where="cuda",
+            why="torch sees none" if built else "this build of torch has no CUDA",
+            fix='backend="auto" takes what runs here',
+        )
+    devices = {p.device for p in frozen.parameters() if p.is_cuda}
+    return lower_on(frozen, next(iter(devices), torch.device("cuda")), example)
+
+
+def lower_on(
+    frozen: nn.Module,
+    device: torch.device | str,
+    example: Example | None = None,
+    fp8: bool | None = None,
+) -> nn.Module:
+    """``lower`` on any device: on the CPU the same arithmetic, slowly.
+
+    Arguments:
+        frozen: The frozen model; it stays as it is.
+        device: Where the copy goes.
+        example: Arguments of a call to measure kernels with.
+        fp8: Whether float8 may be used; None asks the device.
+    """
+    device = torch.device(device)
+    if fp8 is None:
+        fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+    model = copy_sharing_tensors(frozen)
+    layers: list[CudaLayer] = []
+    for path, quantized in list(quantized_layers(model)):
+        why = obstacle(quantized)
+        if why:
+            rows: Any = [layer_row(path, quantized).on("simulated", why)]
+            quantized.rows = rows
+        else:
+            layers.append(CudaLayer(quantized, path, fp8))
+            replace_module(model, quantized, layers[-1])
+    bank_tables(q for _, q in activation_quantizers(model))
+    model.to(device)
+    for layer in layers:
+        layer.use(layer.default)
+    if example is not None:
+        _measure(model, layers, tuple(_moved(value, device) for value in example))
+    for layer in layers:
+        layer.options = {}  # they hold a copy of the codes
+    return model
+
+
+@torch.no_grad()
+def _measure(model: nn.Module, layers: list[CudaLayer], example: Example) -> None:
+    """One call in which every layer tries its kernels on its input and keeps the fastest that
+    gives what the first gives; layers alike on inputs alike are tried once.
+    """
+    known: dict[Any, tuple[str, str]] = {}
+
+    def settle(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        assert isinstance(layer, CudaLayer)
+        x = args[0]
+        shapes = tuple(layer.weight_scale.shape), tuple(x.shape), x.dtype, layer.geometry
+        key = *shapes, tuple(layer.options), layer.input_quantizer.grid
+        if key not in known:
+            known[key] = _fastest(layer, x)
+        layer.use(*known[key])
+
+    hooks = [layer.register_forward_pre_hook(settle) for layer in layers if len(layer.options) > 1]
+    with hooked(hooks):
+        model(*example)
+
+
+def _fastest(layer: CudaLayer, x: Tensor) -> tuple[str, str]:
+    """The fastest right option of a layer, and a note of the times."""
+    tolerance = 1e-5 if x.dtype == torch.float32 else 2 * torch.finfo(x.dtype).eps
+    exact: Tensor | None = None
+    kernels: dict[str, Any] = {}
+    for name in layer.options:
+        layer.use(name)
+        y = layer.forward(x)
+        exact = y if exact is None else exact
+        if (y - exact).abs().max() <= tolerance * exact.abs().max():
+            kernels[name] = layer.kernel
+
+    def run(name: str) -> Any:
+        def call(x: Tensor) -> Tensor:
+            layer.kernel = kernels[name]
+            return layer.forward(x)
+
+        return call
+
+    seconds = time_calls({name: run(name) for name in kernels}, (x,))
+    times = ", ".join(f"{name} {1e6 * s:.0f}" for name, s in seconds.items())
+    return min(seconds, key=seconds.__getitem__), f"measured, us: {times}"
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,0 +1,107 @@
+"""``export``: hands a frozen model to the exporter that a file's suffix names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from tdquant.clock import clock_of
+from tdquant.errors import ExportError
+from tdquant.lowering.calls import Call, Example, read_call
+from tdquant.lowering.carried import carried
+from tdquant.lowering.lowered import float32_copy, require_frozen
+from tdquant.model_summary import summary
+from tdquant.recipe import Recipe
+
+
+class Exporter(Protocol):
+    """Writes a float32 copy of a frozen model, which it may change, with a description."""
+
+    def __call__(
+        self, model: nn.Module, path: Path, call: Call, about: dict[str, Any], portable: bool
+    ) -> None: ...
+
+
+EXPORTERS: dict[str, Exporter] = {}
+"""Every exporter by the suffix of its files."""
+
+
+def register_exporter(suffix: str) -> Callable[[Exporter], Exporter]:
+    """Registers the decorated function for files of a suffix."""
+
+    def put(exporter: Exporter) -> Exporter:
+        EXPORTERS[suffix] = exporter
+        return exporter
+
+    return put
+
+
+def export(
+    frozen: nn.Module,
+    path: str | os.PathLike[str],
+    example: Example,
+    *,
+    portable: bool = False,
+) -> Path:
+    """Writes a frozen model as a graph of another engine, the timestep an input of it.
+
+    The scale tables are in the graph, gathered by the timestep: one file serves every scheduler
+    and number of steps, and batches that mix timesteps. The graph takes one timestep for each
+    sample, ``(B,)``, clamped to the tables' range, and any batch size; height and width are free
+    where the model allows it. ``tdq.open_session(path)`` runs it with the call of the model.
+
+    Arguments:
+        frozen: What ``freeze`` or ``load`` returned; it stays as it is.
+        path: File to write: ``.xml`` for OpenVINO (with a ``.bin`` beside it), ``.onnx``.
+        example: Arguments of one call, as a tuple ``(x, t, ...)`` or a dictionary by name. Tensors
+            become inputs; anything else is baked into the graph.
+        portable: Write the form whose sums of 8-bit products saturate nowhere. An ordinary file
+            is right, and fast, on ARM and on x86 with VNNI or AMX. On other x86 it needs a
+            session, which adapts it to the machine; a portable one is right there without a
+            session, and slower everywhere.
+
+    Returns:
+        The file.
+
+    Raises:
+        FreezeError: The model is not frozen.
+        ConversionError: The model is not quantized.
+        ExportError: An unknown suffix, an example that is no call of the model, or a model that
+            cannot be traced.
+        MissingDependencyError: The engine's package is not installed.
+    """
+    target = Path(path)
+    if target.suffix not in EXPORTERS:
+        raise ExportError(
+            f"no exporter for {target.suffix or 'a file without suffix'!r}",
+            where=str(target),
+            fix=f"one of {', '.join(sorted(EXPORTERS))}",
+        )
+    model, call = prepared(frozen, example)
+    EXPORTERS[target.suffix](model, target, call, about(model), portable)
+    return target
+
+
+def prepared(frozen: nn.Module, example: Example) -> tuple[nn.Module, Call]:
+    """A copy of a frozen model that an exporter may change, and an example call of it."""
+    require_frozen(frozen)
+    model = float32_copy(frozen)
+    return model, read_call(model, example)
+
+
+def about(model: nn.Module) -> dict[str, Any]:
+    """What a file says about the frozen model in it, as JSON."""
+    recipe = getattr(model, "tdq_recipe", None)
+    return {
+        "tdquant": metadata.version("tdquant"),
+        "model": type(model).__name__,
+        "coverage": clock_of(model).coverage,
+        "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
+        "summary": str(summary(model)).splitlines()[-1],
+        **carried(model),
+    }

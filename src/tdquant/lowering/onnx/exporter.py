@@ -1,0 +1,278 @@
+r"""ONNX: a frozen model as ``.onnx`` of opset 21, operators of the standard alone.
+
+Each quantized layer becomes
+
+    x -> Div(s) -> QuantizeLinear(1, z) -> patches -> DequantizeLinear(1, z)
+      -> MatMul -> Mul(s) -> Add(b)
+
+with the weight behind a DequantizeLinear of its own. The division by the temporal step is a node
+of its own, so that every scale is constant: OpenVINO, too, runs the file. ONNX Runtime fuses
+``MatMul`` between two DequantizeLinear into one product of int8 matrices with float output.
+
+**Convolutions** are matrix products over patches of codes, one byte an element: the integer
+convolution of ONNX Runtime, ``QLinearConv``, rounds its output to 8 bits, which would not be what
+the frozen model computes. Those in groups stay in float.
+
+**Saturation.** On x86 without VNNI products of uint8 with int8 saturate (see
+``lowering.saturation``); of uint8 with uint8 they do not and are slower. A session asks ONNX
+Runtime for these where it has to; ``portable=True`` writes the weights of layers at risk as uint8
+around 128, right on every machine.
+
+**Weights** of 4 bits and fewer are int4 in the file, cast to int8 when it is loaded.
+
+References:
+    ONNX operators, opset 21 (https://onnx.ai/onnx/operators/).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import ExportError
+from tdquant.layers import QuantLayer
+from tdquant.lowering.calls import Call
+from tdquant.lowering.exporters import register_exporter
+from tdquant.lowering.layer import LoweredLayer
+from tdquant.lowering.lowered import LoweredAttention, lower
+from tdquant.lowering.onnx.operators import OPSET, dequantize, patches, quantize, translations
+from tdquant.lowering.operand import INT8_CODES, Operand
+from tdquant.lowering.saturation import saturates
+from tdquant.lowering.sealing import KEY, description_text, sealed
+from tdquant.support.optional import require
+
+LARGEST = 2**31 - 2**24
+"""Bytes of constants that a single file holds; protobuf ends at 2 GB."""
+
+
+class ONNXLayer(LoweredLayer):
+    """``s (q * (s_w q_w))`` as a product of matrices of 8-bit codes."""
+
+    codes: Tensor
+    code_zero: Tensor
+
+    def __init__(
+        self, layer: QuantLayer, operand: Operand | None, path: str, portable: bool = False
+    ) -> None:
+        super().__init__(layer, operand, path)
+        if not self.multiplies:
+            return
+        assert operand is not None
+        order = (*range(2, self.weight_codes.ndim), 1, 0)
+        codes = self.weight_codes.permute(order).reshape(-1, self.weight_codes.shape[0])
+        zero = torch.zeros(codes.shape[1], dtype=torch.int8)
+        if portable and saturates(operand.codes, self.largest):
+            codes, zero = (codes.int() + 128).to(torch.uint8), (zero.int() + 128).to(torch.uint8)
+        self.register_buffer("codes", codes.contiguous())
+        self.register_buffer("code_zero", zero)
+        self.weight_step = self.weight_step.reshape(-1)
+        self.weight_codes = torch.empty(0)
+
+    def float_weight(self) -> Tensor:
+        if not self.multiplies:
+            return super().float_weight()
+        rows = dequantize(self.codes, self.weight_step, self.code_zero).t()
+        return rows.unflatten(1, (*self.taps, -1)).movedim(-1, 1)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the layer is a product of matrices of codes."""
+        return self.integer and not (self.convolves and self.groups > 1)
+
+    @property
+    def kernel(self) -> tuple[str, str]:
+        if self.multiplies:
+            return super().kernel
+        return ("float", "in groups" if self.integer else "")
+
+    def product(self, x: Tensor) -> Tensor:
+        assert self.operand is not None
+        step = self.operand.step(x)
+        if not self.multiplies:
+            q = self.operand.ratio(x, step).round().clamp(self.operand.low, self.operand.high)
+            return self.combine(q, self.float_weight()) * step
+        q = _codes(self.operand, x, step)
+        if self.convolves:
+            zero = -self.operand.low
+            q = patches(q, self.taps, self.stride, self.dilation, self.zeros, zero)
+        weight = dequantize(self.codes, self.weight_step, self.code_zero)
+        y = _centred(self.operand, q) @ weight
+        return (y.movedim(-1, 1) if self.convolves else y) * step
+
+
+class ONNXAttention(LoweredAttention):
+    """Products of the codes of two activations."""
+
+    def kernels(self) -> dict[str, tuple[str, str]]:
+        found = {}
+        for left, right in (("query", "key"), ("probability", "value")):
+            integer = _narrow(self.operand(left), self.operand(right))
+            found[left] = found[right] = ("int8" if integer else "float", "")
+        return found
+
+    def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
+        one, other = self.operand(left), self.operand(right)
+        if not _narrow(one, other):
+            return one(a) @ other(b)
+        s, s_other = one.step(a), other.step(b)
+        first, second = _codes(one, a, s), _codes(other, b, s_other)
+        return _centred(one, first) @ _centred(other, second) * (s * s_other)
+
+
+def _narrow(one: Operand, other: Operand) -> bool:
+    """Whether two activations have 8-bit codes, with real zero among them."""
+    return max(one.codes, other.codes) <= INT8_CODES and not one.offset and not other.offset
+
+
+def _codes(operand: Operand, x: Tensor, step: Tensor) -> Tensor:
+    """The codes of x as uint8, counted from the lowest."""
+    zero = torch.tensor(-operand.low, dtype=torch.uint8)
+    q = quantize(operand.ratio(x, step), zero)
+    return q if operand.codes == INT8_CODES else q.clamp(0, operand.codes - 1)
+
+
+def _centred(operand: Operand, q: Tensor) -> Tensor:
+    """Codes counted from zero, in float, of codes counted from the lowest."""
+    # A constant of the graph: of one that the graph expands, OpenVINO does not know the rank.
+    one = torch.tensor(1.0)
+    return dequantize(q, one, torch.tensor(-operand.low, dtype=torch.uint8))
+
+
+def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool = False) -> Any:
+    """The ONNX model of a frozen copy, described, with free batch size, and height and width
+    where the model allows it.
+
+    Raises:
+        ExportError: The model cannot be traced.
+        MissingDependencyError: onnx or onnxscript is not installed.
+    """
+    require("onnx", "onnx")
+    lowered = lower(model, call, partial(ONNXLayer, portable=portable), ONNXAttention)
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                lowered,
+                tuple(call.tensors.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=(_free(call),),
+                custom_translation_table=translations(),
+                optimize=False,  # ONNX Runtime does that itself, and in seconds
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(
+            "the model cannot be traced",
+            where=type(model).__name__,
+            why=_reason(error),
+            fix="torch.export.export of the float model shows where it stops",
+        ) from error
+    assert program is not None
+    graph = program.model_proto
+    _name(graph.graph, list(call.tensors))
+    shapes = {
+        port.name: [d.dim_value or None for d in port.type.tensor_type.shape.dim]
+        for port in graph.graph.input
+    }
+    told = {**about, **call.description(shapes), "rows": [asdict(row) for row in lowered.rows]}
+    graph.metadata_props.add(key=KEY, value=description_text(told))
+    return graph
+
+
+def _reason(error: BaseException) -> str:
+    """What first went wrong: torch wraps it in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0]
+
+
+def _name(graph: Any, names: list[str]) -> None:
+    """Names inputs as the model does and outputs by number; other values give way."""
+    new = {value: f"{value}.0" for node in graph.node for value in node.output if value in names}
+    new |= {port.name: name for port, name in zip(graph.input, names, strict=True)}
+    new |= {port.name: f"output.{i}" for i, port in enumerate(graph.output)}
+    for node in graph.node:
+        node.input[:] = [new.get(value, value) for value in node.input]
+        node.output[:] = [new.get(value, value) for value in node.output]
+        del node.metadata_props[:]  # where in Python each came from: a quarter of the file
+    for port in (*graph.input, *graph.output, *graph.value_info):
+        port.name = new.get(port.name, port.name)
+
+
+def _free(call: Call) -> tuple[dict[int, Any], ...]:
+    """Which dimensions of each input are free: torch.export settles what the model fixes."""
+    auto = torch.export.Dim.AUTO
+    return tuple(
+        ({0: auto} if name in call.batched else {})
+        | (dict.fromkeys(range(2, tensor.ndim), auto) if name == call.sample else {})
+        for name, tensor in call.tensors.items()
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter warns of what it could do otherwise, logs, and prints."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def pack_int4(graph: Any) -> None:
+    """Replaces int8 constants whose values int4 holds by int4 ones, in place, cast back to int8:
+    ONNX Runtime does that once, when it loads the graph.
+    """
+    onnx = require("onnx", "onnx")
+    types, helper = onnx.TensorProto, onnx.helper
+    for tensor in graph.graph.initializer:
+        if tensor.data_type != types.INT8:
+            continue
+        codes = onnx.numpy_helper.to_array(tensor)
+        if not codes.ndim or not codes.size or codes.min() < -8 or codes.max() > 7:
+            continue
+        halves = codes.reshape(-1).view(np.uint8) & 15
+        halves = np.append(halves, np.uint8(0)) if halves.size % 2 else halves
+        packed = (halves[::2] | halves[1::2] << 4).tobytes()
+        name = tensor.name
+        tensor.CopyFrom(
+            helper.make_tensor(f"{name}.int4", types.INT4, codes.shape, packed, raw=True)
+        )
+        cast = helper.make_node("Cast", [tensor.name], [name], to=types.INT8)
+        graph.graph.node.insert(0, cast)
+
+
+def companions(path: Path) -> list[Path]:
+    """The file of constants beside a graph that is too large for one file."""
+    data = path.with_name(path.name + ".data")
+    return [data] if data.is_file() else []
+
+
+@register_exporter(".onnx")
+def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], portable: bool) -> None:
+    """Writes ``path``; constants of nearly 2 GB and more go to ``path.data`` beside it."""
+    onnx = require("onnx", "onnx")
+    graph = convert(model, call, about, portable)
+    pack_int4(graph)
+    large = graph.ByteSize() >= LARGEST
+    if not large:
+        onnx.checker.check_model(graph, full_check=True)
+    with sealed(path) as file:
+        data = f"{file.name}.data"
+        onnx.save_model(graph, str(file), save_as_external_data=large, location=data)
+    if not large:
+        path.with_name(data).unlink(missing_ok=True)  # of a larger model that was here before

@@ -1,0 +1,88 @@
+"""ONNX Runtime: runs exported graphs on the CPU.
+
+It is no backend of ``compile``: torch's exporter takes a minute for a UNet of 36M parameters.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tdquant.errors import ExportError
+from tdquant.lowering.onnx import exporter as graphs
+from tdquant.lowering.sealing import KEY, check_seal, read_description
+from tdquant.lowering.session import register_engine
+from tdquant.support.machine import saturates_here
+from tdquant.support.optional import require
+
+ERRORS_ONLY = 3
+
+
+class ONNXEngine:
+    """Runs one ONNX graph, of any shapes.
+
+    Arguments:
+        graph: A file, or the bytes of a model.
+        threads: Threads of one call.
+        name: The file, for errors.
+    """
+
+    def __init__(self, graph: Path | bytes, threads: int, name: str = "") -> None:
+        runtime = require("onnxruntime", "onnx")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = ERRORS_ONLY
+        # Threads that spin between calls take the cores from whatever else samples.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if saturates_here():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        self._name = name
+        try:
+            source = graph if isinstance(graph, bytes) else str(graph)
+            self._session = runtime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise ExportError(
+                "ONNX Runtime cannot read the graph",
+                where=name,
+                why=str(error).strip().splitlines()[0],
+                fix="update onnxruntime, or export again",
+            ) from error
+
+    @property
+    def description(self) -> str | None:
+        """The text that ``export`` left in the file."""
+        return self._session.get_modelmeta().custom_metadata_map.get(KEY)
+
+    def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
+        try:
+            return [torch.from_numpy(found) for found in self._session.run(None, arrays)]
+        except Exception as error:
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            raise ExportError(
+                "ONNX Runtime cannot run the graph",
+                where=f"{self._name} with {shapes}",
+                why=str(error).strip().splitlines()[0],
+                fix="sizes that the model itself takes",
+            ) from error
+
+
+@register_engine(".onnx")
+def open_onnx(path: Path, threads: int, device: str) -> tuple[dict[str, Any], ONNXEngine]:
+    """The description and the engine of an ``.onnx`` file."""
+    require("onnxruntime", "onnx")
+    if device != "CPU":
+        raise ExportError(
+            f"device {device!r}",
+            where=str(path),
+            why="sessions run ONNX Runtime on the CPU",
+            fix='device="CPU"; onnxruntime itself runs the file elsewhere',
+        )
+    check_seal(path, graphs.companions(path))
+    engine = ONNXEngine(path, threads, str(path))
+    return read_description(engine.description, path), engine

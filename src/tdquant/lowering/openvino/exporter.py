@@ -1,0 +1,213 @@
+r"""OpenVINO: a frozen model as ``.xml`` and ``.bin``.
+
+Each quantized layer becomes
+
+    x -> Divide(s) -> Round -> FakeQuantize(low .. low + 255) -> product -> Multiply(s) -> Add(b)
+
+with the product over ``Multiply(Convert(int8 codes), s_w)``. The range of the FakeQuantize is
+constant, so OpenVINO's low-precision passes take it for unit-scale int8: codes go to its kernels
+as uint8 with the zero point -low. They know 256 levels; narrower grids are clamped first.
+
+A zero point costs the kernels time, most at the border of small images. Where its part of the sum
+is cheaper to add afterwards, codes are counted from the lowest one:
+
+    s s_w (q * q_w) = s s_w ((q - low) * q_w + low (1 * q_w))
+
+**Saturation.** On x86 without VNNI the kernels can saturate (``tdquant.lowering.saturation``). An
+ordinary file is fast where they do not, and a session takes the FakeQuantize of layers at risk out
+where they do (``openvino_graph.avoid_saturation``). ``portable=True`` writes the file without
+them, right on every machine and slower: those layers run in float.
+
+**Weights** of 4 bits and fewer are int4 in the file, converted to int8 while the graph is
+compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import ExportError
+from tdquant.lowering.calls import BATCH, Call
+from tdquant.lowering.exporters import register_exporter
+from tdquant.lowering.layer import LoweredLayer
+from tdquant.lowering.lowered import LoweredAttention, lower
+from tdquant.lowering.openvino.graph import EXACT, avoid_saturation, mark_float, pack_int4
+from tdquant.lowering.openvino.nodes import operators
+from tdquant.lowering.openvino.passes import optimize
+from tdquant.lowering.operand import INT8_CODES, Operand
+from tdquant.lowering.sealing import KEY, description_text, sealed
+from tdquant.support.memory import trim_heap
+from tdquant.support.optional import require
+
+SMALL = 256
+"""Positions of an image up to which a map of them is read faster than its border is corrected."""
+
+
+@torch.library.custom_op("tdquant::levels", mutates_args=())
+def levels(codes: Tensor, low: int) -> Tensor:
+    """Codes ``low .. low + 255``, told to the engine; the value is that of the input."""
+    return codes.clone()
+
+
+@levels.register_fake
+def _(codes: Tensor, low: int) -> Tensor:
+    return torch.empty_like(codes)
+
+
+class OpenVINOLayer(LoweredLayer):
+    """``s (q * (s_w q_w))``: OpenVINO moves s_w behind the integer product by itself."""
+
+    def product(self, x: Tensor) -> Tensor:
+        assert self.operand is not None
+        operand, step = self.operand, self.operand.step(x)
+        codes = operand.codes_of(x, step)
+        if not operand.low or not self._shifts(x):
+            return self.combine(levels(codes, operand.low), self.float_weight()) * step
+        product = self.combine(levels(codes - operand.low, 0), self.float_weight())
+        return (product + operand.low * self.ones_product(x)) * step
+
+    def _shifts(self, x: Tensor) -> bool:
+        """Whether to count codes from the lowest. What that adds is a number a channel, or, where
+        zeros are padded, one a position and channel.
+        """
+        return not self.convolves or not any(self.zeros) or x[0, 0].numel() <= SMALL
+
+
+class OpenVINOAttention(LoweredAttention):
+    """Products of two quantized activations. The second is to be signed codes around zero, as
+    weights are: one with another zero point stays in float.
+    """
+
+    def kernels(self) -> dict[str, tuple[str, str]]:
+        found = {}
+        for left, right in (("query", "key"), ("probability", "value")):
+            integer = self.integer(self.operand(left), self.operand(right))
+            found[left] = found[right] = ("int8" if integer else "float", "")
+        return found
+
+    def integer(self, one: Operand, other: Operand) -> bool:
+        """Whether integer kernels take the two."""
+        signed = other.low >= -128 and other.high <= 127
+        return signed and one.codes <= INT8_CODES and not one.offset and not other.offset
+
+    def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
+        one, other = self.operand(left), self.operand(right)
+        if not self.integer(one, other):
+            return one(a) @ other(b)
+        s, s_other = one.step(a), other.step(b)
+        first = levels(one.codes_of(a, s), one.low)
+        turned = left == "query"  # keys come transposed; as codes, the product takes that in
+        b = b.transpose(-1, -2) if turned else b
+        second = levels(other.codes_of(b, s_other), -128)
+        return first @ (second.transpose(-1, -2) if turned else second) * (s * s_other)
+
+
+def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool = False) -> Any:
+    """The OpenVINO model of a frozen copy, described, with free batch size, height and width.
+
+    Raises:
+        ExportError: The model cannot be traced.
+        MissingDependencyError: OpenVINO is not installed.
+    """
+    ov = require("openvino", "openvino")
+    frontend = require("openvino.frontend.pytorch", "openvino")
+    decoders = require("openvino.frontend.pytorch.ts_decoder", "openvino")
+
+    def fake_quantize(context: Any) -> list[Any]:
+        op = operators()
+        low = context.get_values_from_const_input(1)
+        ends = [op.constant(np.float32(end)) for end in (low, low + INT8_CODES - 1)]
+        return op.fake_quantize(context.get_input(0), *ends, *ends, INT8_CODES).outputs()
+
+    lowered = lower(model, call, OpenVINOLayer, OpenVINOAttention)
+    try:
+        with torch.no_grad(), quiet_tracing():
+            # Traced once: to compare a second time takes as long again, and finds differences in
+            # what the model keeps between calls.
+            decoder = decoders.TorchScriptPythonDecoder(
+                lowered,
+                example_input=tuple(call.tensors.values()),
+                trace_kwargs={"check_trace": False},
+            )
+            trim_heap()  # of the weights that were formed for the trace
+            graph = ov.convert_model(
+                decoder,
+                extension=[frontend.ConversionExtension("tdquant::levels", fake_quantize)],
+            )
+    except Exception as error:
+        raise ExportError(
+            "OpenVINO cannot trace the model",
+            where=type(model).__name__,
+            why=str(error).strip().splitlines()[-1],
+            fix="export to .onnx, or rewrite the operation that it names",
+        ) from error
+    for port, (name, tensor) in zip(graph.inputs, call.tensors.items(), strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name)
+        port.get_node().set_element_type(ov.Type(tensor.numpy().dtype))
+    for index, port in enumerate(graph.outputs):
+        port.get_tensor().set_names({f"output.{index}"})
+    graph.reshape({name: list(tensor.shape) for name, tensor in call.tensors.items()})
+    optimize(graph, call.timestep)
+    _free_shapes(graph, call)
+    shapes = {
+        name: [n.get_length() if n.is_static else None for n in port.get_partial_shape()]
+        for name, port in zip(call.tensors, graph.inputs, strict=True)
+    }
+    rows = [asdict(row) for row in lowered.rows]
+    if portable:
+        mark_float(rows, avoid_saturation(graph))
+    pack_int4(graph)
+    told = {**about, **call.description(shapes), "rows": rows}
+    graph.set_rt_info(description_text(told), [KEY])
+    for name, value in EXACT.items():  # as the file itself asks for, wherever it is run
+        graph.set_rt_info(value, ["runtime_options", name])
+    return graph
+
+
+def _free_shapes(graph: Any, call: Call) -> None:
+    """Frees the batch size everywhere, and height and width of the sample if other sizes fit."""
+    spatial = range(2, call.tensors[call.sample].ndim)
+    fixed = {
+        name: [-1 if name in call.batched and i == 0 else n for i, n in enumerate(tensor.shape)]
+        for name, tensor in call.tensors.items()
+    }
+    free = {
+        **fixed,
+        call.sample: [-1 if i in spatial else n for i, n in enumerate(fixed[call.sample])],
+    }
+    doubled = {name: [BATCH + 1 if n == -1 else n for n in shape] for name, shape in fixed.items()}
+    for axis in spatial:
+        doubled[call.sample][axis] = 2 * int(call.tensors[call.sample].shape[axis])
+    try:
+        graph.clone().reshape(doubled)
+        graph.reshape(free)
+    except RuntimeError:
+        graph.reshape(fixed)
+
+
+@contextlib.contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Hides what tracing says: it warns of every shape that Python looks at, and prints."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@register_exporter(".xml")
+def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], portable: bool) -> None:
+    """Writes ``path`` and the ``.bin`` beside it, which holds the constants."""
+    ov = require("openvino", "openvino")
+    graph = convert(model, call, about, portable)
+    with sealed(path) as file:
+        ov.serialize(graph, str(file), str(file.with_suffix(".bin")))

@@ -1,0 +1,115 @@
+"""The description inside an exported file, and a digest over everything that belongs to it.
+
+    digest = SHA-256 of the file with zeros in the digest's place, then of the files beside it
+
+Engines check little of what they read: a changed byte among the weights is just another weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tdquant.errors import ExportError
+from tdquant.files.documents import check_version
+
+FORMAT, VERSION = "tdquant", 1
+KEY = "tdquant"
+"""Key of the description in a file's own metadata."""
+
+BLANK = "0" * 64
+
+_SEAL = re.compile(rb'(?:"|&quot;)digest(?:"|&quot;): (?:"|&quot;)([0-9a-f]{64})(?:"|&quot;)')
+
+
+def description_text(about: dict[str, Any]) -> str:
+    """The description as text, for a file that is to be sealed."""
+    return json.dumps({**about, "format": FORMAT, "version": VERSION, "digest": BLANK})
+
+
+@contextlib.contextmanager
+def sealed(path: Path) -> Iterator[Path]:
+    """A temporary name for an exported file, sealed and put in its place when the context ends
+    well; so are the files that were written beside it.
+
+    Arguments:
+        path: The file to write.
+
+    Raises:
+        ExportError: The file does not hold the description.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        fresh = Path(folder) / path.name
+        yield fresh
+        others = sorted(file for file in fresh.parent.iterdir() if file != fresh)
+        data, blank = fresh.read_bytes(), BLANK.encode()
+        if data.count(blank) != 1:
+            raise ExportError("the engine did not keep the description", where=str(path))
+        fresh.write_bytes(data.replace(blank, _digest(data, others).encode()))
+        for file in (*others, fresh):
+            file.replace(path.with_name(file.name))
+
+
+def check_seal(file: Path, others: Sequence[Path] = ()) -> None:
+    """Compares a file, and those beside it, with the digest in its description.
+
+    Raises:
+        ExportError: They are not what was written, or something else than an exported file.
+    """
+    data = file.read_bytes()
+    found = _SEAL.findall(data)
+    if len(found) != 1:
+        raise _foreign(file, "it has no digest, which is at the end of .onnx and .xml files")
+    if _digest(data.replace(found[0], BLANK.encode()), others) != found[0].decode():
+        raise ExportError(
+            "the file is not what was exported",
+            where=", ".join(str(path) for path in (file, *others)),
+            why="its digest differs: it is damaged, was changed, or is beside another's constants",
+            fix="copy it again, or export again",
+        )
+
+
+def read_description(text: str | None, file: Path) -> dict[str, Any]:
+    """The description that a file holds.
+
+    Raises:
+        ExportError: There is none, it is damaged, or of a newer format.
+    """
+    try:
+        about = json.loads(text or "")
+    except json.JSONDecodeError:
+        about = None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise _foreign(file, "it has no description of the model's call")
+    check_version(about.get("version"), VERSION, str(file), ExportError)
+    missing = {"inputs", "parameters", "timestep", "sample", "output", "digest"} - set(about)
+    if missing:
+        raise ExportError(
+            f"the description lacks {sorted(missing)}", where=str(file), fix="export again"
+        )
+    return about
+
+
+def _foreign(file: Path, why: str) -> ExportError:
+    return ExportError(
+        "not a file that tdq.export wrote, or a part of one",
+        where=str(file),
+        why=why,
+        fix="tdq.export(frozen, path, example=(x, t))",
+    )
+
+
+def _digest(data: bytes, others: Sequence[Path]) -> str:
+    found = hashlib.sha256(data)
+    for path in others:
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                found.update(part)
+    return found.hexdigest()

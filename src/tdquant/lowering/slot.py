@@ -1,0 +1,142 @@
+"""A model that an engine runs, in the place of a denoiser: what pipelines read of it besides
+calling it.
+
+Attributes and submodules come from the description of the model (``lowering.carried``), and
+whatever changes a denoiser, adapters, attention processors, caches, is refused by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from tdquant.errors import EngineAttributeError, ExportError
+from tdquant.lowering.calls import Output
+from tdquant.lowering.carried import LENGTH
+
+_HOOKS = "_diffusers_hook"
+"""Where diffusers keeps its caches and group offloading on a module."""
+
+
+class OnEngine(nn.Module):
+    """Base of models that an engine runs.
+
+    It has one parameter, of no elements: ``.to``, ``.half``, ``.dtype``, ``.device`` and
+    ``next(model.parameters())`` work as ever. They tell a pipeline where and in what type to make
+    its tensors; the graph computes in its own precision, on its own device.
+
+    Arguments:
+        about: The description of the model, ``carried`` with or without more.
+
+    Attributes:
+        config: Configuration of the model, by key and by attribute.
+    """
+
+    is_cache_enabled = False
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = Output(about.get("config", {}))
+        self._name = str(about.get("model", ""))
+        self._attributes: dict[str, dict[str, Any]] = about.get("attributes", {})
+        self._count = int(about.get("num_parameters", 0))
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the inputs a pipeline makes; others are converted."""
+        return self.place.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where a pipeline makes its inputs. Results are where the sample of the call is."""
+        return self.place.device
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Numbers in the weights of the model, none of which can be trained."""
+        return 0 if only_trainable else self._count
+
+    def cache_context(
+        self, *names: Any, **options: Any
+    ) -> contextlib.AbstractContextManager[None]:
+        """A context that does nothing: an engine computes every block in every call."""
+        return contextlib.nullcontext()
+
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+        """Raises ExportError: the frozen model is what is saved."""
+        raise not_saved(type(self).__name__, self._name)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            described = self.__dict__.get("_attributes", {})
+            return _look(described, "", name, self.__dict__.get("_name", ""))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == _HOOKS:
+            raise _fixed("takes no hooks of diffusers", self._name)
+        super().__setattr__(name, value)
+
+
+class Described:
+    """A submodule of which only plain attributes are left.
+
+    Arguments:
+        attributes: Those of every module, by path.
+        path: Of this one.
+        model: Name of the model, for errors.
+    """
+
+    def __init__(self, attributes: dict[str, dict[str, Any]], path: str, model: str) -> None:
+        self._attributes, self._path, self._model = attributes, path, model
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _look(self._attributes, self._path, name, self._model)
+
+    def __len__(self) -> int:
+        return int(_look(self._attributes, self._path, LENGTH, self._model))
+
+    def __bool__(self) -> bool:
+        return self._attributes[self._path].get(LENGTH, 1) > 0
+
+    def __repr__(self) -> str:
+        return f"Described({self._model}.{self._path})"
+
+
+def _look(attributes: dict[str, dict[str, Any]], path: str, name: str, model: str) -> Any:
+    """An attribute of a described module, or one of its submodules."""
+    own = attributes.get(path, {})
+    if name in own:
+        return own[name]
+    below = f"{path}.{name}" if path else name
+    if below in attributes:
+        return Described(attributes, below, model)
+    raise _fixed(f"has no {name!r}", f"{model}.{path}".strip("."))
+
+
+def _fixed(what: str, where: str) -> EngineAttributeError:
+    return EngineAttributeError(
+        f"a model that an engine runs {what}",
+        where=where,
+        why="its graph is what was frozen: adapters, attention processors, fused projections and "
+        "caches cannot be put into it afterwards",
+        fix="change the float model, then tdq.quantize, tdq.calibrate, tdq.freeze and export or "
+        "compile it; or put the frozen model into the pipeline",
+    )
+
+
+def not_saved(kind: str, model: str) -> ExportError:
+    """The error of saving a model that was compiled or opened."""
+    return ExportError(
+        f"a compiled or exported model, {kind}, cannot be saved",
+        where=model,
+        why="it is for running, and diffusers could not load it again",
+        fix="put the frozen model into the pipeline and save that; tdq.export writes the file of "
+        "another engine",
+    )

@@ -1,0 +1,1 @@
+"""Grids, rounding and packing: what a code is."""

@@ -1,0 +1,246 @@
+"""``quantize``: swaps a float model's layers for quantized ones. The only reader of a Recipe."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from torch import nn
+
+from tdquant.clock import Clock
+from tdquant.errors import ConversionError, RecipeError
+from tdquant.families import Family, family_of
+from tdquant.layers import QUANTIZED, QuantLayer, replace_module
+from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
+from tdquant.layers.base import keep_layers_called
+from tdquant.model_summary import summary
+from tdquant.models.compvis.published_quantizers import equip
+from tdquant.numerics.grid import Grid
+from tdquant.quantizers import ActivationQuantizer, NoiseWeight, WeightQuantizer
+from tdquant.quantizers.weight import mse_step
+from tdquant.recipe import FLOAT, LayerRecipe, Recipe
+from tdquant.scales import DynamicScale, NoiseScale, PendingScale, Scale
+from tdquant.support.announce import announce
+from tdquant.support.patterns import idle, matching
+
+
+def quantize(
+    model: nn.Module, recipe: Recipe, *, timestep: str | None = None, verbose: bool = True
+) -> nn.Module:
+    """Quantizes a denoiser in place: weights at once, activations when ``calibrate`` has seen
+    some.
+
+    Arguments:
+        model: Any module called ``model(x, t, ...)``.
+        recipe: Bits, scales and exceptions.
+        timestep: Name of the timestep argument of ``model.forward``, if it has an unusual one.
+        verbose: Print the layer table.
+
+    Returns:
+        The model itself. Its layer table is ``tdq.summary(model)``.
+
+    Raises:
+        ConversionError: No timestep argument, nothing to quantize, or weights that are not finite.
+            The model is then left as it was.
+        RecipeError: Patterns that match no layer; all of them are listed.
+    """
+    convert_layers(model, recipe, timestep, _search_step)
+    announce(model)
+    if verbose:
+        print(summary(model))
+    return model
+
+
+PutWeight = Callable[[QuantLayer, Grid, bool, LayerRecipe, str], None]
+"""Gives a layer the quantizer of its weight: the layer, the grid, whether there is one step a
+channel, what the recipe says of the layer, and its path."""
+
+
+def convert_layers(
+    model: nn.Module, recipe: Recipe, timestep: str | None, put_weight: PutWeight
+) -> None:
+    """What ``quantize`` does, with the quantizers of weights as ``put_weight`` makes them."""
+    for path, module in model.named_modules():
+        if hasattr(module, "tdq_clock") or isinstance(module, (QuantLayer, ActivationQuantizer)):
+            raise ConversionError(
+                "the model is quantized already",
+                where=path or type(model).__name__,
+                fix="start from the float model",
+            )
+    family = family_of(model)
+    layers = _quantizable(model, family)
+    if not layers:
+        raise ConversionError(
+            "there is nothing to quantize",
+            where=type(model).__name__,
+            why=f"it has no layer of type {', '.join(sorted(t.__name__ for t in QUANTIZED))}",
+        )
+    chosen = _select(layers, recipe)
+    first, last = edges(model, list(layers), family)
+    clock = Clock(model, timestep or family.timestep)
+    try:
+        swaps: dict[str, nn.Module] = {}
+        mistakes: list[ConversionError] = []
+        for path in chosen:
+            time_path = bool(matching(path, family.time_path))
+            overridden = matching(path, recipe.overrides)
+            plan = recipe.for_layer(overridden, path in first | last, time_path)
+            if min(plan.weights, plan.activations) < FLOAT:
+                try:
+                    swaps[path] = _quant_layer(
+                        model, layers[path], path, plan, recipe, clock, put_weight
+                    )
+                except ConversionError as error:
+                    mistakes.append(error)
+        _complain(mistakes)
+        blocks = _attention(model, recipe, clock)
+    except BaseException:
+        clock.remove()
+        del model.tdq_clock
+        raise
+    for path, layer in swaps.items():
+        replace_module(model, layers[path], layer)
+    for block, processor in blocks:
+        block.set_processor(processor)  # type: ignore[operator]
+    keep_layers_called(model)
+    model.tdq_recipe = recipe  # type: ignore[assignment]
+
+
+def _search_step(
+    layer: QuantLayer, grid: Grid, per_channel: bool, plan: LayerRecipe, path: str
+) -> None:
+    step = mse_step(layer.weight, grid, per_channel, path)
+    law = NoiseWeight if plan.scale == NoiseScale.kind else WeightQuantizer
+    layer.weight_quantizer = law(grid, step)
+
+
+def _complain(mistakes: list[ConversionError]) -> None:
+    """Raises what stands in the way of several layers as one error."""
+    if not mistakes:
+        return
+    first = mistakes[0]
+    if len(mistakes) == 1:
+        raise first
+    raise ConversionError(
+        f"{len(mistakes)} layers cannot be quantized:\n  - "
+        + "\n  - ".join(f"{error.where}: {error.what}" for error in mistakes),
+        why=first.why,
+        fix=first.fix,
+    )
+
+
+def activation_quantizer(
+    path: str, bits: int, kind: str, clock: Clock, symmetric: bool = False, **options: object
+) -> ActivationQuantizer:
+    """A new activation quantizer: ready if dynamic, else pending until calibration."""
+    scale: Scale = DynamicScale() if kind == "dynamic" else PendingScale(kind, path)
+    return ActivationQuantizer(Grid.signed(bits), scale, clock, symmetric, kind, options)
+
+
+def _quant_layer(
+    model: nn.Module,
+    layer: nn.Module,
+    path: str,
+    plan: LayerRecipe,
+    recipe: Recipe,
+    clock: Clock,
+    put_weight: PutWeight,
+) -> QuantLayer:
+    if "weight" not in layer._parameters:
+        raise ConversionError(
+            "its weight is computed by something else",
+            where=path,
+            why="weight_norm, spectral_norm or another parametrization forms it at every call",
+            fix="torch.nn.utils.remove_weight_norm (or its like), or exclude the layer",
+        )
+    new = QUANTIZED[type(layer)].from_float(layer)
+    if recipe.grid == "published":
+        bits, dynamic = (plan.weights, plan.activations), plan.scale == "temporal"
+        return equip(model, path, new, bits, dynamic, clock).train(layer.training)
+    if plan.activations != FLOAT:
+        new.input_quantizer = activation_quantizer(
+            path,
+            plan.activations,
+            plan.scale,
+            clock,
+            recipe.grid == "symmetric",
+            **recipe.temporal,
+        )
+    if plan.weights != FLOAT:
+        grid = Grid.signed(plan.weights, narrow=True)
+        put_weight(new, grid, recipe.granularity == "channel", plan, path)
+    return new.train(layer.training)
+
+
+def _attention(
+    model: nn.Module, recipe: Recipe, clock: Clock
+) -> list[tuple[nn.Module, QuantAttention]]:
+    if recipe.attention == FLOAT:
+        return []
+    blocks = list(attention_blocks(model))
+    if not blocks:
+        raise ConversionError(
+            "attention products cannot be quantized here",
+            where=type(model).__name__,
+            why="there is no diffusers Attention block with its default processor",
+            fix="Recipe(attention=32)",
+        )
+    return [
+        (
+            block,
+            QuantAttention(
+                {
+                    name: activation_quantizer(
+                        f"{path}.{name}",
+                        recipe.attention,
+                        recipe.scale,
+                        clock,
+                        recipe.grid == "symmetric",
+                        **recipe.temporal,
+                    )
+                    for name in OPERANDS
+                }
+            ).train(block.training),
+        )
+        for path, block in blocks
+    ]
+
+
+def _quantizable(model: nn.Module, family: Family) -> dict[str, nn.Module]:
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if type(module) in QUANTIZED and path and not matching(path, family.borrowed)
+    }
+
+
+def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
+    """The paths that the patterns leave; patterns that match nothing are mistakes."""
+    patterns = [*recipe.include, *recipe.exclude, *recipe.overrides]
+    unknown = idle(patterns, layers)
+    if unknown:
+        hints = {
+            p: difflib.get_close_matches(p.strip("*."), layers, n=2, cutoff=0.3) for p in unknown
+        }
+        lines = [f"{p!r}" + (f" (near: {', '.join(h)})" if h else "") for p, h in hints.items()]
+        raise RecipeError(
+            "patterns that match no layer:\n  - " + "\n  - ".join(lines),
+            fix="patterns are globs over module paths, such as 'up_blocks.*.conv1'",
+        )
+
+    return [p for p in layers if matching(p, recipe.include) and not matching(p, recipe.exclude)]
+
+
+def edges(model: nn.Module, paths: list[str], family: Family) -> tuple[set[str], set[str]]:
+    """Paths of the first and last layers: by the family's names, else by order. A name that only
+    a layer of another type has, such as a Conv3d, says that no layer of ``paths`` is at the edge.
+    """
+    everything = [
+        path for path, m in model.named_modules() if getattr(m, "weight", None) is not None
+    ]
+
+    def named(patterns: tuple[str, ...], otherwise: str) -> set[str]:
+        found = {path for path in everything if matching(path, patterns)}
+        return found & set(paths) if found else {otherwise}
+
+    return named(family.first, paths[0]), named(family.last, paths[-1])

@@ -1,0 +1,1 @@
+"""Remedies beyond scales: learned rounding, balancing, bit widths, output correction."""

@@ -1,0 +1,216 @@
+"""``reconstruct``: rounding of weights by what blocks compute, block after block."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tdquant.calls.call import Call
+from tdquant.clock import clock_of
+from tdquant.errors import CalibrationError
+from tdquant.freezing import check_calibrated
+from tdquant.quantizers import RoundedWeight, WeightQuantizer, activation_quantizers
+from tdquant.refine.reconstruction.adaround import Rates
+from tdquant.refine.reconstruction.blocks import SCOPES, find_blocks, learned_layers
+from tdquant.refine.reconstruction.capture import each_time
+from tdquant.refine.reconstruction.job import BlockReport, Job
+from tdquant.refine.reconstruction.processes import Processes, launched
+from tdquant.refine.reconstruction.record import Folder, job_digest
+from tdquant.support.progress import Bar
+from tdquant.support.provenance import note
+
+METHODS = ("adaround", "gptq")
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What ``reconstruct`` did. ``str()`` gives a table.
+
+    Attributes:
+        blocks: One report a block, in the order in which they were done.
+        method: How.
+        seconds: Wall time of this run; blocks that a checkpoint had took none of it.
+    """
+
+    blocks: list[BlockReport]
+    method: str
+    seconds: float
+
+    def __str__(self) -> str:
+        names = [block.path or "(the model)" for block in self.blocks]
+        width = max(map(len, names), default=0)
+        lines = [f"{self.method}: {len(names)} blocks in {self.seconds:.0f} s"]
+        for name, block in zip(names, self.blocks, strict=True):
+            ratio = block.after / block.before if block.before else 1.0
+            lines.append(f"  {name:<{width}}  error {block.before:.3g} -> {ratio:.2f} of it")
+        return "\n".join(lines)
+
+
+def reconstruct(
+    model: nn.Module,
+    batches: Iterable[Call],
+    *,
+    method: str = "adaround",
+    scope: str = "block",
+    iterations: int = 200,
+    batch: int = 32,
+    rates: Rates | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    save_every: int = 200,
+    memory: int = 2 << 30,
+    seed: int = 0,
+    progress: bool = True,
+    accelerator: Any = None,
+) -> Reconstruction:
+    """Chooses the codes of all weights by what blocks compute with them, in place.
+
+    Blocks are done in the order in which the model calls them. Each learns on inputs that the
+    quantized blocks before it give, at the timestep of each sample, towards what the float model's
+    block gives. Afterwards every weight lies on its grid: ``freeze`` finds the codes that were
+    learned, and training can go on from them.
+
+    On several processes (``accelerate launch script.py``) each keeps every n-th call, and all
+    decide the same, up to rounding as one process does. All of them give the same batches.
+
+    Arguments:
+        model: A quantized and calibrated model.
+        batches: Calls, as for ``calibrate``. They are kept in memory; what blocks get and give is
+            kept for one block at a time.
+        method: ``"adaround"`` learns rounding, steps, biases and activation scales by gradients;
+            ``"gptq"`` chooses codes layer by layer in closed form, many times faster.
+        scope: What learns at once: every ``"layer"``, every ``"block"``, or the whole
+            ``"model"``, whose output is then all that counts: the best where the model can be
+            trained on this machine. The memory of a block is that of training it alone.
+        iterations: Updates for each block; the whole model wants 300 or more.
+        batch: Samples of an update, over all processes.
+        rates: Learning rates.
+        checkpoint: A folder. A run that was stopped goes on there, to the same bits.
+        save_every: Updates after which a block that learns is written to it.
+        memory: Bytes of a block's inputs and outputs that may stay in memory; the rest is on disk.
+        seed: Seed of all draws.
+        progress: Draw a bar.
+        accelerator: An ``accelerate.Accelerator``, or None for the one that ``accelerate launch``
+            describes.
+
+    Raises:
+        CalibrationError: No batches, scales that are not calibrated, no weights to round, or an
+            argument that cannot be. Whatever is raised, the model is left as it was.
+        ConversionError: The model is not quantized.
+        StorageError: The checkpoint is damaged or of another job.
+    """
+    started = time.perf_counter()
+    clock_of(model)
+    rates = rates or Rates()
+    _check(model, method, scope, iterations, batch)
+    calls = list(batches)
+    if not calls:
+        raise CalibrationError(
+            "no batches", where="reconstruct", fix="yield calls, such as (x, t)"
+        )
+    accelerator = accelerator or launched()
+    world = Processes(accelerator)
+    options = {
+        "method": method, "scope": scope, "iterations": iterations, "batch": batch, "seed": seed,
+        "rates": asdict(rates),
+    }  # fmt: skip
+    folder = None
+    if checkpoint is not None:
+        folder = Folder(Path(checkpoint), job_digest(model, calls, options), world.rank == 0)
+    with _restoring(model) as keep:
+        model.eval()
+        paths = find_blocks(model, each_time(model, calls[0]), scope)
+        learns = method == "adaround"
+        bar = Bar(
+            f"reconstructing ({method})",
+            len(paths) * (iterations if learns else 1),
+            show=progress and world.rank == 0,
+        )
+        job = Job(
+            model,
+            calls,
+            learns=learns,
+            iterations=iterations,
+            batch=batch,
+            rates=rates,
+            memory=memory,
+            seed=seed,
+            world=world,
+            folder=folder,
+            save_every=save_every,
+            bar=bar,
+        )
+        try:
+            reports = [job.block(number, path) for number, path in enumerate(paths)]
+        finally:
+            bar.close()
+        keep()
+    facts = {"method": method, "scope": scope, "calls": len(calls), "blocks": len(reports)}
+    note(model, "reconstruct", **facts, **({"iterations": iterations} if learns else {}))
+    return Reconstruction(reports, method, time.perf_counter() - started)
+
+
+def _check(model: nn.Module, method: str, scope: str, iterations: int, batch: int) -> None:
+    mistakes = []
+    if method not in METHODS:
+        mistakes.append(f"no method {method!r}: one of {', '.join(METHODS)}")
+    if scope not in SCOPES:
+        mistakes.append(f"no scope {scope!r}: one of {', '.join(SCOPES)}")
+    if iterations < 1 or batch < 1:
+        mistakes.append(f"iterations={iterations}, batch={batch}: both at least 1")
+    if not learned_layers(model):
+        mistakes.append("no layer has weights to round: quantize with weights below 32 bits")
+    if mistakes:
+        raise CalibrationError(
+            "\n  - ".join(["it cannot be done:", *mistakes]), where="reconstruct"
+        )
+    check_calibrated(model, "tdq.reconstruct(model, batches)")
+
+
+@contextlib.contextmanager
+def _restoring(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Puts everything back unless the function that it gives was called, which writes the learned
+    numbers into the weights.
+    """
+    layers = dict(learned_layers(model))
+    quantizers = {name: layer.weight_quantizer for name, layer in layers.items()}
+    moving = [layer.bias for layer in layers.values() if layer.bias is not None]
+    moving += [p for _, q in activation_quantizers(model) for p in q.scale.parameters()]
+    values = [p.detach().clone() for p in moving]
+    learned = {p: p.requires_grad for p in model.parameters()}
+    was_training = model.training
+    kept = False
+
+    @torch.no_grad()
+    def keep() -> None:
+        nonlocal kept
+        for name, layer in layers.items():
+            rounded, before = layer.weight_quantizer, quantizers[name]
+            if not isinstance(rounded, RoundedWeight):
+                continue  # no call reaches it: rounding to nearest is as good as any
+            assert isinstance(before, WeightQuantizer)
+            layer.weight.copy_(rounded(layer.weight))
+            before.step.copy_(rounded.step)
+            layer.weight_quantizer = before
+        kept = True
+
+    model.requires_grad_(False)
+    try:
+        yield keep
+    finally:
+        with torch.no_grad():
+            if not kept:
+                for name, layer in layers.items():
+                    layer.weight_quantizer = quantizers[name]
+                for parameter, value in zip(moving, values, strict=True):
+                    parameter.copy_(value)
+        for parameter, flag in learned.items():
+            parameter.requires_grad_(flag)
+        model.train(was_training)

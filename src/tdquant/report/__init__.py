@@ -1,5 +1,0 @@
-"""One HTML page of evaluated runs and studies, which needs nothing but itself."""
-
-from tdquant.report.page import report
-
-__all__ = ["report"]

@@ -1,5 +1,0 @@
-"""The CUDA backend: products of codes on tensor cores."""
-
-from tdquant.runtime.cuda.backend import lower, lower_on
-
-__all__ = ["lower", "lower_on"]

@@ -1,5 +1,0 @@
-"""The oneDNN backend: torch's own int8 operators where they are exact, float elsewhere."""
-
-from tdquant.runtime.onednn.backend import lower
-
-__all__ = ["lower"]

@@ -1,7 +1,0 @@
-"""Layer sensitivity, and the search for a recipe that gives every layer the bits that it needs."""
-
-from tdquant.search.assign import Search, search
-from tdquant.search.measure import sensitivity
-from tdquant.search.sensitivity import LayerFacts, Sensitivity
-
-__all__ = ["LayerFacts", "Search", "Sensitivity", "search", "sensitivity"]

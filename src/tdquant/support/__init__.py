@@ -1,0 +1,1 @@
+"""What every room may lean on: the machine, memory, optional packages, progress, hooks."""

@@ -1,0 +1,26 @@
+"""Training quantized models, and float ones."""
+
+from tdquant.training.callbacks import (
+    Callback,
+    JsonLog,
+    Run,
+    SampleGrid,
+    ShowProgress,
+    TensorBoard,
+)
+from tdquant.training.groups import parameter_groups
+from tdquant.training.loop import Training, train
+from tdquant.training.objective import DiffusionObjective
+
+__all__ = [
+    "Callback",
+    "DiffusionObjective",
+    "JsonLog",
+    "Run",
+    "SampleGrid",
+    "ShowProgress",
+    "TensorBoard",
+    "Training",
+    "parameter_groups",
+    "train",
+]

@@ -1,0 +1,295 @@
+"""``train``: a loop over steps that loses nothing.
+
+    batch of step k      <-  seed, k                     (order of the data, timesteps, noise)
+    parameters, average  <-  AdamW on the mean loss over processes and parts of the batch
+    checkpoint           <-  every N steps, at the end, and on SIGTERM or SIGINT
+
+Whatever is random is a function of the seed and the step, so a run that was killed and resumed
+ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from tdquant.errors import StorageError, TrainingError
+from tdquant.support.optional import require
+from tdquant.training.callbacks import Callback, JsonLog, Run, ShowProgress
+from tdquant.training.checkpoints import LAST_STEP, Checkpoint, Checkpoints
+from tdquant.training.groups import parameter_groups
+from tdquant.training.learner import PRECISIONS, Learner
+from tdquant.training.objective import DiffusionObjective
+from tdquant.training.optimizing import SCHEDULES, rate_factor
+from tdquant.training.order import loader
+from tdquant.training.recompute import recompute_blocks
+from tdquant.training.signals import Interruptions
+from tdquant.training.structure import restore
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run gave.
+
+    Attributes:
+        model: The model as it was trained, in evaluation mode.
+        average: A copy of it with the moving average of all parameters: the one to freeze.
+        step: Steps done.
+        finished: Whether all steps were done; False after SIGTERM or SIGINT.
+        losses: Loss of every step of this call.
+        seconds: Time spent, over all restarts.
+    """
+
+    model: nn.Module
+    average: nn.Module
+    step: int
+    finished: bool
+    losses: list[float]
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    data: Dataset[Any],
+    scheduler: Any = None,
+    *,
+    objective: DiffusionObjective | None = None,
+    steps: int = 1000,
+    batch: int = 32,
+    rate: float = 1e-4,
+    rates: str = "equal",
+    warmup: int | None = None,
+    schedule: str = "constant",
+    decay: float = 0.01,
+    ema: float = 0.9999,
+    clip: float = 1.0,
+    accumulate: int = 1,
+    recompute: bool = False,
+    precision: str = "no",
+    seed: int = 0,
+    workers: int = 0,
+    out: str | Path | None = None,
+    save_every: int = 500,
+    keep: int = 2,
+    resume: bool = True,
+    callbacks: Sequence[Callback] = (),
+    accelerator: Any = None,
+    progress: bool = True,
+    **loss_options: Any,
+) -> Training:
+    """Trains a denoiser, quantized or float, in place.
+
+    On several processes (``accelerate launch script.py``) each takes its share of every batch; the
+    batches, and up to rounding the losses, are those of one process.
+
+    Arguments:
+        model: The denoiser ``model(x, t, **conditions)``. A quantized one has to be calibrated,
+            unless a checkpoint is resumed.
+        data: Items are images or latents ``(C, H, W)`` in [-1, 1], or pairs of them and a
+            dictionary of conditions.
+        scheduler: diffusers scheduler with the noise schedule; see ``DiffusionObjective``.
+        objective: The loss, if it is not to be made from ``scheduler`` and the keywords of
+            DiffusionObjective, which are taken here as well: ``loss``, ``min_snr``, ``teacher``,
+            ``distill``, ``features``, ``feature_weight``, ``encode``, ``flip``.
+        steps: Steps of the optimizer in all.
+        batch: Samples a step, over all processes and parts.
+        rate: Learning rate of the network.
+        rates: Rates of scales relative to it, ``"equal"`` or ``"published"``; see
+            ``parameter_groups``.
+        warmup: Steps of linear warm-up; a twentieth of all, at most 5000, if None.
+        schedule: ``"constant"`` after the warm-up, or ``"cosine"`` down to zero.
+        decay: Weight decay of the network.
+        ema: Decay of the moving average.
+        clip: Largest norm of the gradient; 0 does not clip.
+        accumulate: Parts that a process splits its share of the batch into, to save memory.
+        recompute: Gradient checkpointing: less memory, a third more time.
+        precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` autocast. Scales stay float32.
+        seed: Seed of everything.
+        workers: Processes that read data.
+        out: Folder for checkpoints and the log; nothing is written if None.
+        save_every: Steps between checkpoints.
+        keep: Checkpoints to keep.
+        resume: Go on from the newest whole checkpoint in ``out``.
+        callbacks: Further callbacks; a bar and a log are there already.
+        accelerator: An ``accelerate.Accelerator`` without mixed precision, or None for the one
+            that ``accelerate launch`` describes. FSDP wants its version 2.
+        progress: Draw a bar.
+
+    Raises:
+        TrainingError: An argument cannot be, or the loss or the gradient became NaN or infinite:
+            the layer or the parameters are named, the model is as it was before that step, and
+            the last checkpoint stays.
+        StorageError: The checkpoint belongs to another model.
+        DataError: There are fewer items than the batch.
+    """
+    if accelerator is None:
+        accelerator = require("accelerate", "train").Accelerator(mixed_precision="no")
+    _check(steps, batch, accumulate, accelerator.num_processes, schedule, precision, save_every)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise TrainingError(
+            "there is nothing to train",
+            where=type(model).__name__,
+            why="no parameter takes a gradient; a frozen model has none",
+            fix="the model that tdq.freeze was given",
+        )
+    if objective is None:
+        objective = DiffusionObjective(scheduler, **loss_options)
+    elif loss_options:
+        raise TrainingError(f"objective= and {', '.join(loss_options)}=: give one or the other")
+    out = None if out is None else Path(out)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    checkpoints = None if out is None else Checkpoints(out / "checkpoints", keep)
+    found = checkpoints.latest() if checkpoints and resume else None
+    if found is not None:
+        restore(model, found.state["structure"], str(found.path))
+        _load(model, found)
+    if recompute:
+        recompute_blocks(model)
+    learner = Learner(
+        model.train(),
+        parameter_groups(model, rate, rates=rates, decay=decay),
+        objective,
+        accelerator,
+        ema=ema,
+        clip=clip,
+        accumulate=accumulate,
+        precision=precision,
+        seed=seed,
+    )
+    main = accelerator.is_main_process
+    run = Run(model, learner.averaged, 0, steps, 0.0, out, main)
+    if found is not None:
+        learner.resume(found)
+        run.step, run.seconds = found.step, float(found.state["seconds"])
+    warmup = min(5000, steps // 20) if warmup is None else warmup
+    order = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    feed = loader(data, batch, seed=seed, start=run.step, workers=workers, **order)
+    told = [c for c in _told(callbacks, out, progress) if main or c.everywhere]
+
+    def save() -> None:
+        tensors, state = learner.tensors(), learner.state() | {"seconds": run.seconds}
+        if checkpoints is not None and main:
+            checkpoints.save(run.step, tensors, state)
+
+    losses: list[float] = []
+    with _telling(told, run), _without_stride_warnings(), Interruptions() as interruptions:
+        # Only now: workers inherit the handlers, or Ctrl-C, which reaches them too, would end
+        # them while the step in hand waits for its batch.
+        batches = iter(feed)
+        stop = False
+        while run.step < steps and not stop:
+            began = time.perf_counter()
+            factor = rate_factor(run.step, steps, warmup, schedule)
+            record = learner.learn(next(batches), run.step, factor)
+            run.step += 1
+            run.seconds += time.perf_counter() - began
+            losses.append(record["loss"])
+            for callback in told:
+                callback.after_step(run, record | {"rate": rate * factor})
+            stop = learner.agree(interruptions.asked)
+            if run.step % save_every == 0 or stop or run.step == steps:
+                save()
+    accelerator.wait_for_everyone()
+    learner.release()
+    return Training(
+        learner.plain().eval(),
+        learner.averaged(),
+        run.step,
+        run.step >= steps,
+        losses,
+        run.seconds,
+    )
+
+
+@contextlib.contextmanager
+def _telling(callbacks: Sequence[Callback], run: Run) -> Iterator[None]:
+    """Starts callbacks, and ends those that were started, whatever happens in between: they hold
+    files and bars.
+    """
+    started: list[Callback] = []
+    try:
+        for callback in callbacks:
+            callback.start(run)
+            started.append(callback)
+        yield
+    except BaseException:
+        for error in _end(started, run):
+            # The error that ended the run is the one to be seen.
+            warnings.warn(f"a callback could not end: {error!r}", stacklevel=2)
+        raise
+    errors = _end(started, run)
+    if errors:
+        raise errors[0]
+
+
+def _end(callbacks: Sequence[Callback], run: Run) -> list[Exception]:
+    """Ends every callback; gives what they raised."""
+    errors = []
+    for callback in callbacks:
+        try:
+            callback.end(run)
+        except Exception as error:
+            errors.append(error)
+    return errors
+
+
+@contextlib.contextmanager
+def _without_stride_warnings() -> Iterator[None]:
+    """Gradients of (1, d) weights come with other strides of the dimension of size 1: DDP tells
+    everybody, although nothing is slower for it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        yield
+
+
+def _check(
+    steps: int,
+    batch: int,
+    accumulate: int,
+    world: int,
+    schedule: str,
+    precision: str,
+    save_every: int,
+) -> None:
+    found = []
+    if save_every < 1:
+        found.append(f"save_every={save_every}: at least 1")
+    if not 1 <= steps <= LAST_STEP:
+        found.append(f"steps={steps}: 1 to {LAST_STEP}")
+    if batch < 1 or accumulate < 1 or batch % (world * accumulate):
+        found.append(
+            f"batch={batch}: a multiple of {world} processes times {accumulate} parts (accumulate)"
+        )
+    if schedule not in SCHEDULES:
+        found.append(f"schedule={schedule!r}: one of {', '.join(SCHEDULES)}")
+    if precision not in PRECISIONS:
+        found.append(f"precision={precision!r}: one of {', '.join(PRECISIONS)}")
+    if found:
+        raise TrainingError("these settings cannot be:\n  - " + "\n  - ".join(found))
+
+
+def _load(model: nn.Module, found: Checkpoint) -> None:
+    try:
+        model.load_state_dict(found.tensors("model"))
+    except RuntimeError as error:
+        raise StorageError(
+            "the checkpoint is of another model",
+            where=str(found.path),
+            why=" ".join(str(error).split()[:60]),
+            fix="resume with the same model and recipe, or train into another folder",
+        ) from error
+
+
+def _told(callbacks: Sequence[Callback], out: Path | None, progress: bool) -> list[Callback]:
+    log = [] if out is None else [JsonLog(out)]
+    return [*callbacks, *log, *([ShowProgress()] if progress else [])]

@@ -1,0 +1,74 @@
+import torch
+
+import tdquant as tdq
+from tests.denoisers import Mixed, calls
+
+
+def test_correction_moves_the_mean_output_towards_the_float_models():
+    exact = Mixed().eval()
+    errors = []
+    for correct in (False, True):
+        model = tdq.quantize(
+            Mixed().eval(), tdq.Recipe(weights=2, edges=2, activations=32), verbose=False
+        )
+        assert not hasattr(model.conv_in.input_quantizer, "grid")
+        model = tdq.quantize(
+            Mixed().eval(), tdq.Recipe(weights=2, edges=2, activations=8), verbose=False
+        )
+        tdq.calibrate(model, calls(), bias_correction=correct, progress=False)
+        with torch.no_grad():
+            shift = sum((model(x, t) - exact(x, t)).mean((0, 2, 3)) for x, t in calls())
+        errors.append(shift.square().sum().item())
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_correcting_again_corrects_once():
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(2, 8, edges=2), verbose=False)
+    given = list(calls())
+    before = model.reflect.bias.detach().clone()
+    tdq.calibrate(model, given, bias_correction=True, progress=False)
+    once = model.reflect.bias.detach().clone()
+    tdq.calibrate(model, given, bias_correction=True, progress=False)
+    # Other layers' corrections move what this one sees, and so its own a little.
+    assert (model.reflect.bias - once).norm() < 0.2 * (once - before).norm()
+
+
+def test_a_split_layer_is_corrected_for_all_of_its_parts():
+    class Joined(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.a, self.b = torch.nn.Linear(4, 8), torch.nn.Linear(4, 8)
+            self.c = torch.nn.Linear(16, 4)
+
+        def forward(self, x, t):
+            x = x * (1 + t / 1000)
+            return self.c(torch.cat([self.a(x).relu() + 1, 50 * self.b(x).relu() + 1], -1))
+
+    rng = torch.Generator().manual_seed(0)
+    given = [(torch.randn(64, 4, generator=rng), torch.tensor(100 * i)) for i in range(8)]
+    shifts = []
+    for correct in (False, True):
+        model = tdq.quantize(Joined().eval(), tdq.Recipe(2, 8, edges=2), verbose=False)
+        tdq.calibrate(model, given, margin=-10.0, bias_correction=correct, progress=False)
+        assert hasattr(model.c, "parts")
+        whole = torch.cat([part.weight for part in model.c.parts], 1)
+        shifts.append(_shift(model, whole, Joined().c.bias, given))
+    assert shifts[1] < 0.2 * shifts[0]
+
+
+@torch.no_grad()
+def _shift(model, weight, bias, given):
+    """Mean error of the split layer's output, by what its quantized parts see."""
+    errors = []
+
+    def look(layer, args, y):
+        slices = zip(layer.parts, args[0].split(layer.sizes, -1), strict=True)
+        seen = torch.cat([part.input_quantizer(x) for part, x in slices], -1)
+        errors.append((y - torch.nn.functional.linear(seen, weight, bias)).mean(0))
+
+    handle = model.c.register_forward_hook(look)
+    for call in given:
+        model(*call)
+    handle.remove()
+    return torch.stack(errors).mean(0).norm().item()

@@ -1,0 +1,29 @@
+import hashlib
+
+import torch
+
+from tdquant.files.digests import file_digest, hash_tensors
+
+
+def test_a_files_digest_is_its_sha256(tmp_path):
+    content = bytes(range(256)) * 40_000  # more than a block
+    (tmp_path / "a").write_bytes(content)
+    assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_tensors_are_told_apart_by_name_type_shape_and_bytes():
+    def digest(**state):
+        return hash_tensors(state).hexdigest()
+
+    x = torch.arange(4.0)
+    same = digest(a=x, b=x)
+    assert digest(b=x.clone(), a=x) == same
+    others = [
+        digest(a=x),
+        digest(a=x, c=x),
+        digest(a=x, b=x.reshape(2, 2)),
+        digest(a=x, b=x.view(torch.int32)),
+        digest(a=x, b=x + 1),
+        digest(a=x, b=x.bfloat16()),
+    ]
+    assert len({same, *others}) == 7

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from tdquant.cli import main
+from tdquant.lab.demo import Settings
+from tdquant.lab.demo import run as demo_run
+from tdquant.lab.demo.run import DemoRow
+from tdquant.lab.demo.table import markdown_table, text_table
+
+
+def test_smallest_run_writes_table_picture_and_record(tmp_path, capsys, monkeypatch):
+    small = Settings(images=12, steps=4, calibration=2, judged=4, trial=(2, 2))
+    monkeypatch.setattr(Settings, "quick", classmethod(lambda cls, seed=0: small))
+    monkeypatch.setattr(demo_run, "WIDTHS", ((8, 5), (4, 4)))
+    monkeypatch.setattr("tdquant.lab.demo.picture.ROWS", (("float", ""), ("W4A4", "temporal")))
+    assert main(["demo", "--quick", "--quiet", "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    for word in ("float", "W8A5", "W4A4", "static", "input-dynamic", "temporal"):
+        assert word in out
+    assert (tmp_path / "out" / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    text = (tmp_path / "out" / "demo.json").read_text()
+    record = json.loads(text, parse_constant=pytest.fail)  # no Infinity, which is no JSON
+    assert len(record["rows"]) == 7
+    assert record["machine"]["cores"] >= 1
+    rows = {(r["bits"], r["scale"]): r for r in record["rows"]}
+    assert rows["W8A5", "temporal"]["sqnr"] > rows["W4A4", "temporal"]["sqnr"]
+    assert rows["W4A4", "temporal"]["megabytes"] < 0.25 * rows["float", ""]["megabytes"]
+
+
+ROWS = [
+    DemoRow("float", "", 10.0, 0.0, float("inf"), 9.6),
+    DemoRow("W4A4", "static", 55.5, 0.061, 9.3, 1.9),
+]
+
+
+def test_tables():
+    text = text_table(ROWS)
+    assert len({len(line) for line in text.splitlines() if not line.startswith("-")}) == 1
+    assert "55.50" in text
+    head, rule, first, *_ = markdown_table(ROWS).splitlines()
+    assert head.count("|") == rule.count("|") == first.count("|")
+    assert first.startswith("| float | - | 10.00 | - | - |")
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_quick_is_smaller(seed):
+    quick, full = Settings.quick(seed), Settings(seed=seed)
+    assert quick.images < full.images
+    assert quick.seed == full.seed == seed

@@ -1,0 +1,54 @@
+import pickle
+
+import pytest
+import torch
+
+from tdquant.errors import DataError
+from tdquant.lab.metrics.weights import check_state, find_weights, read_state
+
+
+class Attack:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_code_in_a_pickle_is_never_run(tmp_path, capsys):
+    torch.save({"w": Attack()}, tmp_path / "bad.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Attack()))
+    for name in ("bad.pth", "plain.pth"):
+        with pytest.raises(DataError, match="cannot be read"):
+            read_state(tmp_path / name)
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "empty.pth", "empty.safetensors"])
+def test_files_that_are_no_weights(name, tmp_path):
+    if name.startswith("empty"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_state(tmp_path / name)
+
+
+def test_a_file_of_something_else(tmp_path):
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(DataError, match=r"cannot be read(.|\n)*it holds a list"):
+        read_state(tmp_path / "list.pth")
+
+
+def test_all_differences_are_told():
+    expected = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    with pytest.raises(DataError) as raised:
+        check_state({"a": torch.zeros(3), "c": torch.zeros(1)}, expected, "here")
+    assert raised.value.why == "b is missing; c is unknown; a is (3,), not (2,)"
+    many = {f"x{i}": torch.zeros(1) for i in range(9)}
+    with pytest.raises(DataError, match="and 3 more"):
+        check_state({}, many, "here")
+
+
+def test_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    assert find_weights(["w-e3b0c442.pth"]) is None
+    (tmp_path / "w-e3b0c442.pth").write_bytes(b"")  # the SHA-256 of nothing begins so
+    assert find_weights(["w-e3b0c442.pth"]) == tmp_path / "w-e3b0c442.pth"
