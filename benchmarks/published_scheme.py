@@ -71,7 +71,8 @@ def quantized(subject, recipe, start, seed):
 
 def one_batch(subject, seed):
     """100 draws of time and noise for the first batch."""
-    from tdquant.training import DiffusionObjective, loader
+    from tdquant.training import DiffusionObjective
+    from tdquant.training.order import loader
 
     objective = DiffusionObjective(subject.pipe.scheduler)
     items = next(iter(loader(subject.data, BATCH, seed=seed)))

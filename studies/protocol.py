@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 import tdquant as tdq
 from tdquant.lab.metrics import FrechetDistance, mse
 from tdquant.models import Pipe
-from tdquant.training import DiffusionObjective, loader
+from tdquant.training import DiffusionObjective
+from tdquant.training.order import loader
 
 MODELS = ("cats-ddpm", "cats-ldm")
 NOISE = 77

@@ -1,4 +1,4 @@
-from . import diffusion, errors, integrations, models
+from . import diffusion, errors, models
 from .calibration import Calibration, Observations, calibrate, observe
 from .calls import denoisers, trajectories
 from .diffusion import sample
@@ -47,7 +47,6 @@ __all__ = [
     "export",
     "export_pipeline",
     "freeze",
-    "integrations",
     "is_frozen",
     "load",
     "metrics",
