@@ -126,7 +126,7 @@ def run(subject, name, rate, seed):
         model, subject.data, subject.pipe.scheduler, loss="l1", steps=STEPS, batch=BATCH,
         rate=rate, warmup=20, ema=0.99, seed=seed, progress=False,
         **{"rates": "published", **options},
-    )  # fmt: skip
+    ).tdq.training  # fmt: skip
     found = subject.judge(tdq.freeze(done.average))
     return {"row": name, "rate": rate, "seed": seed, "untrained": untrained["frechet"], **found}
 

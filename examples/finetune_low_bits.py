@@ -42,7 +42,7 @@ def main() -> None:
     exact = tdq.sample(pipe.unet, pipe.scheduler, count, pipe.shape, **options)
 
     recipe = tdq.Recipe(weights=args.bits, activations=args.bits, scale="temporal")
-    model = tdq.quantize(copy.deepcopy(pipe.unet), recipe, verbose=False)
+    model = tdq.quantize(copy.deepcopy(pipe.unet), recipe)
     calls = tdq.trajectories(pipe, 2 if args.tiny else 16, steps=sampler_steps)
     estimator = "mse" if args.tiny else "auto"
     tdq.calibrate(model, calls, estimator=estimator, progress=not args.tiny)
@@ -62,7 +62,7 @@ def main() -> None:
         out=args.out,
         save_every=100,
         progress=not args.tiny,
-    )
+    ).tdq.training
     frozen = tdq.freeze(run.average)  # the moving average samples better than the last step
     report(f"after {run.step} steps", frozen, exact, pipe, sampler_steps)
     print(f"saved: {tdq.save(frozen, f'{args.out}/frozen')}")

@@ -73,7 +73,7 @@ def trained(
     model = subject.quantized(recipe)
     report = tdq.calibrate(
         model, observations, estimator=estimator, split=False, seed=seed, progress=False
-    )
+    ).tdq.calibration
     quantizers = dict(activation_quantizers(model))
     gain = {c.path: c.static_error - c.error for c in report.layers}
     static = sorted(gain, key=gain.__getitem__)[: round((1 - share) * len(gain))]

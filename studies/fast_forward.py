@@ -59,7 +59,7 @@ def trained(subject, method):
     done = tdq.train(
         model, subject.data, pipe.scheduler, **TRAINING, teacher=copy.deepcopy(pipe.unet),
         distill=1.0, seed=0, out=HERE.parent / "runs" / f"study-{method.lower()}", save_every=250,
-    )  # fmt: skip
+    ).tdq.training  # fmt: skip
     if not done.finished:
         raise SystemExit("stopped; start again to go on")
     tdq.save(tdq.freeze(done.average), folder)

@@ -103,7 +103,7 @@ class Subject:
 
     def quantized(self, recipe: tdq.Recipe) -> nn.Module:
         """A quantized copy of the float model, not calibrated."""
-        return tdq.quantize(copy.deepcopy(self.pipe.unet), recipe, verbose=False)
+        return tdq.quantize(copy.deepcopy(self.pipe.unet), recipe)
 
     def noised(self, batch: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Calls as training makes them: noised items at random timesteps."""

@@ -80,7 +80,7 @@ def finished(subject, model, settings, rate, seed, rates="equal"):
         batch=settings["batch"], rate=rate, rates=rates, schedule="cosine", ema=settings["ema"],
         teacher=subject.teacher, distill=settings["distill"], seed=seed,
         progress=False,
-    )  # fmt: skip
+    ).tdq.training  # fmt: skip
     tail = done.losses[-max(len(done.losses) // 5, 1) :]
     return tdq.freeze(done.average), sum(tail) / len(tail)
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ClockError, ConversionError
+from tdquant.state import ModelState, state_of
 
 TIMESTEP_NAMES = (
     "timestep",
@@ -109,7 +110,7 @@ class Clock:
             model.register_forward_pre_hook(self._start, with_kwargs=True),
             model.register_forward_hook(self._stop, always_call=True),
         )
-        model.tdq_clock = self  # type: ignore[assignment]
+        state_of(model).clock = self
 
     def read(self) -> Tensor:
         """The current timestep, ``()`` or ``(B,)``, as it was given.
@@ -179,11 +180,6 @@ class Clock:
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles start between calls, and look for scales among their own modules.
         return self.__dict__ | {"_now": {}, "_laws": None}
-
-    def remove(self) -> None:
-        """Takes the hooks off the model."""
-        for hook in self._hooks:
-            hook.remove()
 
     def _start(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.argument in kwargs:
@@ -271,7 +267,7 @@ class Clock:
 
 def is_quantized(model: nn.Module) -> bool:
     """Whether the model was quantized: then it has a clock."""
-    return isinstance(getattr(model, "tdq_clock", None), Clock)
+    return _clock(model) is not None
 
 
 def clock_of(model: nn.Module) -> Clock:
@@ -280,11 +276,26 @@ def clock_of(model: nn.Module) -> Clock:
     Raises:
         ConversionError: The model was not quantized.
     """
-    clock = getattr(model, "tdq_clock", None)
-    if not isinstance(clock, Clock):
+    clock = _clock(model)
+    if clock is None:
         raise ConversionError(
             "the model is not quantized",
             where=type(model).__name__,
             fix="tdq.quantize(model, recipe) first",
         )
     return clock
+
+
+def remove_clock(model: nn.Module) -> None:
+    """Takes the clock off a quantized model; nothing else of its state changes."""
+    clock = clock_of(model)
+    for hook in clock._hooks:
+        hook.remove()
+    model.tdq.clock = None  # type: ignore[union-attr, assignment]
+    if model.tdq == ModelState():
+        del model.tdq
+
+
+def _clock(model: nn.Module) -> Clock | None:
+    clock = getattr(getattr(model, "tdq", None), "clock", None)
+    return clock if isinstance(clock, Clock) else None

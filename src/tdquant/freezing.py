@@ -86,8 +86,7 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     clock_of(model)
     check_calibrated(model, "tdq.freeze(model)")
     knots = _knots(timesteps)
-    # The memo keeps every copy alive, so nobody may keep the memo.
-    frozen = copy.deepcopy(model, _shared_codes(model)).eval().requires_grad_(False)
+    frozen = copy_model(model).eval().requires_grad_(False)
     with torch.no_grad():
         for _, layer in quantized_layers(frozen):
             quantizer = layer.weight_quantizer
@@ -107,13 +106,11 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     return announce(frozen)
 
 
-def _shared_codes(model: nn.Module) -> dict[int, Any]:
-    """A memo by which ``deepcopy`` does not copy weights that are codes: they never change."""
-    return {
-        id(layer.codes): layer.codes
-        for _, layer in quantized_layers(model)
-        if "codes" in layer._parameters
-    }
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy of a quantized model that shares weights held as codes: they never change."""
+    # The memo keeps every copy alive, so nobody may keep the memo.
+    codes = [layer.codes for _, layer in quantized_layers(model) if "codes" in layer._parameters]
+    return copy.deepcopy(model, {id(c): c for c in codes})
 
 
 def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale:

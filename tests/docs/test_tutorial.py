@@ -134,7 +134,7 @@ def test_post_training_quantization(tmp_path, monkeypatch):
     x = torch.randn(2, 6, 8, 8)
     assert tdq.is_frozen(variables["frozen"])
     assert variables["frozen"](x, torch.tensor(500)).isfinite().all()
-    assert variables["frozen"].tdq_history[-1]["step"] == "correct"
+    assert variables["frozen"].tdq.history[-1]["step"] == "correct"
 
 
 def test_the_readme_shows_the_tutorial(tutorial, tmp_path, monkeypatch):

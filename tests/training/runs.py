@@ -45,7 +45,7 @@ def scheduler(prediction="epsilon"):
 def _quantized(calibrated, scale, exclude):
     net = Mixed()
     recipe = tdq.Recipe(weights=4, activations=4, scale=scale, exclude=exclude)
-    tdq.quantize(net, recipe, verbose=False)
+    tdq.quantize(net, recipe)
     if calibrated:
         tdq.calibrate(net, calls(), progress=False)
     return net
@@ -77,9 +77,8 @@ def run(out=None, steps=12, net=None, float_model=False, slow=0.0, **options):
     options = {"batch": 8, "warmup": 0, "progress": False, "save_every": 3, "seed": 5} | options
     if net is None:
         net = Mixed() if float_model else model()
-    return tdq.train(
-        net, Noise(slow=slow), scheduler(), steps=steps, out=out, rate=1e-3, **options
-    )
+    net = tdq.train(net, Noise(slow=slow), scheduler(), steps=steps, out=out, rate=1e-3, **options)
+    return SimpleNamespace(model=net, **vars(net.tdq.training))
 
 
 class Sharding:

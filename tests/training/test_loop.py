@@ -156,7 +156,7 @@ def test_options_train(option):
         block_out_channels=(8,), down_block_types=["DownBlock2D"],
         up_block_types=["UpBlock2D"], norm_num_groups=4, attention_head_dim=8,
     )  # fmt: skip
-    tdq.quantize(net, tdq.Recipe(weights=8, activations=8, scale="temporal"), verbose=False)
+    tdq.quantize(net, tdq.Recipe(weights=8, activations=8, scale="temporal"))
     tdq.calibrate(net, calls(3), progress=False)
     done = run(net=net, steps=2, **option)
     assert all(loss < float("inf") for loss in done.losses)
@@ -221,7 +221,7 @@ def test_a_layer_in_two_places_trains_and_resumes(tmp_path):
     from tests.storage.test_storage import Twice
 
     def fresh():
-        net = tdq.quantize(Twice(), tdq.Recipe(4, 4), verbose=False)
+        net = tdq.quantize(Twice(), tdq.Recipe(4, 4))
         tdq.calibrate(net, calls(), progress=False)
         return net
 
@@ -240,7 +240,7 @@ def test_beginning_anew_forgets_the_checkpoints_of_before(tmp_path):
 
 def test_another_recipe_is_not_gone_on_with(tmp_path):
     run(tmp_path, steps=3)
-    other = tdq.quantize(Mixed(), tdq.Recipe(8, 8), verbose=False)
+    other = tdq.quantize(Mixed(), tdq.Recipe(8, 8))
     tdq.calibrate(other, calls(), progress=False)
     with pytest.raises(StorageError, match=r"another recipe:(?s:.)*activations: 4, now 8"):
         run(tmp_path, steps=6, net=other)

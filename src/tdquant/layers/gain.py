@@ -47,7 +47,12 @@ class OutputGain(nn.Module):
         """Has every call of the root go through this gain."""
         model.tdq_gain = self
         # Before the clock's own hook, which forgets the timestep.
-        model.register_forward_hook(self._after, prepend=True)
+        self._hook = model.register_forward_hook(self._after, prepend=True)
+
+    def detach(self, model: nn.Module) -> None:
+        """Takes the gain off the root again."""
+        self._hook.remove()
+        del model.tdq_gain
 
     def factor(self, y: Tensor) -> Tensor:
         """g at the current timestep, ``()`` or ``(B,)``."""

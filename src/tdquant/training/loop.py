@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tdquant.errors import StorageError, TrainingError
+from tdquant.state import state_of
 from tdquant.support.optional import require
 from tdquant.training.callbacks import Callback, JsonLog, Run, ShowProgress
 from tdquant.training.checkpoints import LAST_STEP, Checkpoint, Checkpoints
@@ -40,15 +41,13 @@ class Training:
     """What a run gave.
 
     Attributes:
-        model: The model as it was trained, in evaluation mode.
-        average: A copy of it with the moving average of all parameters: the one to freeze.
+        average: A copy of the model with the moving average of all parameters: the one to freeze.
         step: Steps done.
         finished: Whether all steps were done; False after SIGTERM or SIGINT.
         losses: Loss of every step of this call.
         seconds: Time spent, over all restarts.
     """
 
-    model: nn.Module
     average: nn.Module
     step: int
     finished: bool
@@ -84,7 +83,7 @@ def train(
     accelerator: Any = None,
     progress: bool = True,
     **loss_options: Any,
-) -> Training:
+) -> nn.Module:
     """Trains a denoiser, quantized or float, in place.
 
     On several processes (``accelerate launch script.py``) each takes its share of every batch; the
@@ -122,6 +121,10 @@ def train(
         accelerator: An ``accelerate.Accelerator`` without mixed precision, or None for the one
             that ``accelerate launch`` describes. FSDP wants its version 2.
         progress: Draw a bar.
+
+    Returns:
+        The model as it was trained, in evaluation mode. ``model.tdq.training`` is the
+        ``Training``: the moving average to freeze, losses and times.
 
     Raises:
         TrainingError: An argument cannot be, or the loss or the gradient became NaN or infinite:
@@ -200,14 +203,11 @@ def train(
                 save()
     accelerator.wait_for_everyone()
     learner.release()
-    return Training(
-        learner.plain().eval(),
-        learner.averaged(),
-        run.step,
-        run.step >= steps,
-        losses,
-        run.seconds,
+    trained = learner.plain().eval()
+    state_of(trained).training = Training(
+        learner.averaged(), run.step, run.step >= steps, losses, run.seconds
     )
+    return trained
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tdquant.clock import Clock
+from tdquant.clock import clock_of, is_quantized
 from tdquant.errors import TrainingError
 
 
@@ -27,10 +27,9 @@ def recompute_blocks(model: nn.Module) -> int:
     Raises:
         TrainingError: The model has none.
     """
-    clock = getattr(model, "tdq_clock", None)
     options: dict[str, Any] = {"use_reentrant": False}
-    if isinstance(clock, Clock):
-        options["context_fn"] = clock.preserve
+    if is_quantized(model):
+        options["context_fn"] = clock_of(model).preserve
 
     def run(block: Any, *args: Any) -> Any:
         return checkpoint(block, *args, **options)

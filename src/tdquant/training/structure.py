@@ -19,13 +19,14 @@ from tdquant.numerics.grid import Grid
 from tdquant.quantizers import activation_quantizers
 from tdquant.recipe import Recipe
 from tdquant.scales import SCALES, PendingScale
+from tdquant.state import recipe_of
 
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
     """The structure of a quantized model, JSON-safe, or None for a float one."""
     if not is_quantized(model):
         return None
-    recipe = getattr(model, "tdq_recipe", None)
+    recipe = recipe_of(model)
     return {
         "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
         "activations": {
@@ -88,7 +89,7 @@ def joined(tensors: Mapping[str, Tensor], structure: dict[str, Any] | None) -> d
 
 
 def _same_recipe(model: nn.Module, structure: dict[str, Any] | None, where: str) -> None:
-    own, told = getattr(model, "tdq_recipe", None), (structure or {}).get("recipe")
+    own, told = recipe_of(model), (structure or {}).get("recipe")
     if not isinstance(own, Recipe) or told is None:
         return
     before = Recipe.from_dict(told).to_dict()

@@ -30,6 +30,7 @@ from tdquant.models.compvis.published import can_be_published
 from tdquant.quantization import quantize
 from tdquant.recipe import Recipe
 from tdquant.refine.correction import correct
+from tdquant.state import state_of
 from tdquant.storage import save
 from tdquant.support.memory import trim_heap
 from tdquant.support.optional import require
@@ -134,9 +135,10 @@ def run_training(
         say("the checkpoint is of a quantized model: its own grids and scales train on")
     elif found is None and recipe is not None:
         say(f"W{recipe.weights}A{recipe.activations}, {recipe.scale} scales")
-        quantize(unet, recipe, verbose=False)
+        quantize(unet, recipe)
         calls = _calls(objective, data, batch, options, accelerator.device)
-        say(str(calibrate(unet, calls, seed=options["seed"], progress=shown)))
+        calibrate(unet, calls, seed=options["seed"], progress=shown)
+        say(str(state_of(unet).calibration))
         trim_heap()
     if found is not None and not train_scales:  # what was trained so far is frozen
         unet.load_state_dict(found.tensors("model") | found.tensors("average"))
@@ -149,10 +151,10 @@ def run_training(
     decoder = None if options["sample_every"] else getattr(pipe.vae, "decoder", None)
     if decoder is not None and train_scales:
         decoder.to("meta")
-    trained = None
+    trained: Training | None = None
     if train_scales:
         say(f"{'going on in' if found else 'training into'} {folder.path}")
-        trained = train(
+        train(
             unet,
             data,
             objective=objective,
@@ -166,6 +168,7 @@ def run_training(
             progress=progress,
             **{name: options[name] for name in _FOR_TRAIN},
         )
+        trained = state_of(unet).training
         if not trained.finished:
             say(f"stopped after step {trained.step}; the same command goes on from there")
             return trained
@@ -184,7 +187,7 @@ def run_training(
                 frozen, pipe.scheduler, samples, pipe.shape, steps=20, seed=options["seed"],
                 device=accelerator.device,
             )  # fmt: skip
-            correct(frozen, start, own, progress=progress)
+            frozen = correct(frozen, start, own, progress=progress)
         save(frozen.cpu(), folder.frozen)
         say(f"frozen model: {folder.frozen}")
     return trained
