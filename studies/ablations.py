@@ -86,7 +86,7 @@ def trained(
             scale_there = quantizers[path].scale
             if path in static:
                 quantizers[path].scale = StaticScale.from_step(q.scale.step.item(), q.grid)
-                quantizers[path].clock.forget_laws()
+                quantizers[path].clock.invalidate_scale_cache()
             elif start == "flat" and isinstance(scale_there, TemporalScale):
                 scale_there.reset(q.scale.step.item())
     return finished(subject, model, settings, rate or settings["rate"], seed)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import tdquant as tdq
-from tdquant.clock import Clock, clock_of, find_timestep
+from tdquant.clock import Clock, clock_of, find_timestep, remove_clock
 from tdquant.errors import ClockError, ConversionError
 from tdquant.scales import StaticScale, TemporalScale, temporal
 from tests.conftest import quantized

@@ -103,8 +103,8 @@ def _search_step(
     layer: QuantLayer, grid: Grid, per_channel: bool, plan: LayerRecipe, path: str
 ) -> None:
     step = mse_step(layer.weight, grid, per_channel, path)
-    law = NoiseWeight if plan.scale == NoiseScale.kind else WeightQuantizer
-    layer.weight_quantizer = law(grid, step)
+    kind = NoiseWeight if plan.scale == NoiseScale.kind else WeightQuantizer
+    layer.weight_quantizer = kind(grid, step)
 
 
 def _complain(mistakes: list[ConversionError]) -> None:

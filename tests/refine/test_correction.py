@@ -140,7 +140,8 @@ def test_many_continuous_times_are_taken_together():
         (torch.randn(64, 6, 8, 8, generator=rng), 999 * torch.rand(64, generator=rng))
         for _ in range(8)
     ]
-    scale = gain_of(tdq.correct(frozen, louder(copy.deepcopy(frozen)), iter(batches), progress=False)).scale
+    teacher = louder(copy.deepcopy(frozen))
+    scale = gain_of(tdq.correct(frozen, teacher, iter(batches), progress=False)).scale
     assert len(scale.knots) == KNOTS
     assert torch.allclose(scale.table, law(scale.knots), rtol=2e-2)
 

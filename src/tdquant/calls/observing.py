@@ -70,7 +70,7 @@ def observing(
         for name, module in (weights | quantizers).items():
             model.set_submodule(name, module)
         for quantizer in quantizers.values():
-            quantizer.clock.forget_laws()
+            quantizer.clock.invalidate_scale_cache()
         model.train(was_training)
 
 

@@ -31,7 +31,7 @@ class OutputGain(nn.Module):
     """Multiplies the root model's output by ``g(t)``; a child of the root, ``tdq_gain``.
 
     Arguments:
-        scale: The law of g, a table over time.
+        scale: g, a table over time.
         clock: Where the timestep of the call in progress is read.
         channels: The first channels of the output that are multiplied, None for all: a model that
             predicts variances as well has them behind its prediction.
