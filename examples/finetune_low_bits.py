@@ -15,6 +15,7 @@ import argparse
 import copy
 
 import tdquant as tdq
+from tdquant.training import Checkpointing, Optimization
 
 
 def report(when: str, model, exact, pipe, steps: int) -> None:
@@ -55,12 +56,11 @@ def main() -> None:
         steps=steps,
         batch=4 if args.tiny else 16,
         rate=1e-4,  # at 1e-3 a short run destroys more than it mends
-        schedule="cosine",
-        ema=0.98,
+        optimization=Optimization(schedule="cosine", ema=0.98),
         teacher=pipe.unet,
         distill=1.0,
         out=args.out,
-        save_every=100,
+        checkpoints=Checkpointing(every=100),
         progress=not args.tiny,
     ).tdq.training
     frozen = tdq.freeze(run.average)  # the moving average samples better than the last step

@@ -17,9 +17,8 @@ from tdquant.errors import TrainingError
 
 
 def recompute_blocks(model: nn.Module) -> int:
-    """Switches gradient checkpointing on in every block of the model that knows how.
-
-    diffusers' blocks and tdquant's latent-diffusion UNet do.
+    """Enables gradient checkpointing in every block of the model that supports it: those of
+    diffusers and of tdquant's latent-diffusion UNet.
 
     Returns:
         The number of blocks.
@@ -45,7 +44,7 @@ def recompute_blocks(model: nn.Module) -> int:
             blocks += 1
     if not blocks:
         raise TrainingError(
-            "gradient checkpointing is not to be had",
+            "gradient checkpointing is not supported by this model",
             where=type(model).__name__,
             why="no block of it has a switch for it (gradient_checkpointing, use_checkpoint)",
             fix="train without it, with a smaller batch or accumulate=",

@@ -1,4 +1,4 @@
-"""What a quantized model in training is made of, as JSON: its recipe and the law of every scale.
+"""The structure of a quantized model in training, as JSON: its recipe and every scale's kind.
 
 A checkpoint has tensors for scales; before they can be loaded, the scales must be there. This
 brings a model that was quantized, but not calibrated, into the form that a run had.
@@ -46,8 +46,8 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
 
 
 def restore(model: nn.Module, structure: dict[str, Any] | None, where: str = "") -> None:
-    """Splits the layers that the description splits, and puts scales of its laws in the place of
-    pending ones; tensors are loaded after.
+    """Splits the layers that the description splits, and replaces pending scales by its kinds;
+    tensors are loaded afterwards.
 
     Raises:
         StorageError: The model has other quantizers than the description.
@@ -96,7 +96,7 @@ def _same_recipe(model: nn.Module, structure: dict[str, Any] | None, where: str)
     odd = [f"{k}: {before[k]}, now {v}" for k, v in own.to_dict().items() if before[k] != v]
     if odd:
         raise StorageError(
-            "the checkpoint is of another recipe:\n  - " + "\n  - ".join(odd),
+            "the checkpoint has another recipe:\n  - " + "\n  - ".join(odd),
             where=where,
             fix="resume with the recipe that the run was started with, or train into another "
             "folder",

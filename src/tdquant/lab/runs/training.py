@@ -34,7 +34,16 @@ from tdquant.state import state_of
 from tdquant.storage import save
 from tdquant.support.memory import trim_heap
 from tdquant.support.optional import require
-from tdquant.training import Callback, DiffusionObjective, SampleGrid, TensorBoard, Training, train
+from tdquant.training import (
+    Callback,
+    Checkpointing,
+    DiffusionObjective,
+    Optimization,
+    SampleGrid,
+    TensorBoard,
+    Training,
+    train,
+)
 from tdquant.training.order import loader
 
 Say = Callable[[str], None]
@@ -160,13 +169,17 @@ def run_training(
             objective=objective,
             batch=batch,
             rate=rate,
-            recompute=recompute,
+            optimization=Optimization(
+                recompute=recompute, **{name: options[name] for name in _OPTIMIZATION}
+            ),
             workers=workers,
             out=folder.path,
             callbacks=_callbacks(pipe, folder, options, accelerator.device),
             accelerator=accelerator,
             progress=progress,
-            **{name: options[name] for name in _FOR_TRAIN},
+            checkpoints=Checkpointing(options["save_every"]),
+            steps=options["steps"],
+            seed=options["seed"],
         )
         trained = state_of(unet).training
         if not trained.finished:
@@ -193,18 +206,7 @@ def run_training(
     return trained
 
 
-_FOR_TRAIN = (
-    "steps",
-    "rates",
-    "warmup",
-    "schedule",
-    "ema",
-    "clip",
-    "accumulate",
-    "precision",
-    "seed",
-    "save_every",
-)
+_OPTIMIZATION = ("rates", "warmup", "schedule", "ema", "clip", "accumulate", "precision")
 _MAY_CHANGE = ("steps", "save_every", "sample_every", "accumulate", "correct")
 
 
