@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -15,6 +16,7 @@ from tdquant.errors import ExportError
 from tdquant.export.calls import Call, Example, read_call
 from tdquant.export.carried import carried
 from tdquant.export.lowering import float32_copy, require_frozen
+from tdquant.footprint import trim_heap
 from tdquant.recipe import Recipe
 from tdquant.summary import summary
 
@@ -84,6 +86,9 @@ def export(
         )
     model, call = prepared(frozen, example)
     EXPORTERS[target.suffix](model, target, call, about(model), portable)
+    del model
+    gc.collect()  # traces are cycles, which hold all codes
+    trim_heap()
     return target
 
 
