@@ -6,7 +6,7 @@ The UNet of benchmarks/size.py, 860M random float32 parameters: ours in W8A8 and
 static int8, SDNQ's int8 weights and activations, convolutions included, on its OpenVINO kernels,
 and the float model in PyTorch, channels last. Times are medians of interleaved calls in one
 process, which is bound to as many cores as it has threads. Packages: nncf, sdnq. What was exported
-stays in --files (2.2 GB): a second run measures alone. Preparing and measuring take 11 GB at most.
+stays in --files, a few GB: a second run measures alone.
 """
 
 import argparse
