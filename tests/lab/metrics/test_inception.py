@@ -87,7 +87,7 @@ def test_weights_are_found_in_either_cache_by_either_name(
     monkeypatch.setattr(inception, "FILES", names)
     monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path / "own"))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(DataError, match="not here") as raised:
+    with pytest.raises(DataError, match="not found") as raised:
         load_network("inception")
     assert "download=True" in raised.value.fix
     assert str(tmp_path / "own") in raised.value.where

@@ -1,8 +1,9 @@
-"""Weights of other people's networks: where they lie, what they are, and reading them safely."""
+"""Weights of published networks: finding, verifying and reading them safely."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,22 +14,24 @@ from tdquant.files.caching import cache_folder
 from tdquant.files.checkpoints import open_checkpoint
 from tdquant.files.digests import file_digest
 
+_NAMED = 6
+
 
 def find_weights(names: Sequence[str]) -> Path | None:
-    """The first file of such a name in tdquant's cache or in that of ``torch.hub``.
+    """The first file of one of these names in tdquant's cache or in that of ``torch.hub``.
 
     Arguments:
         names: Published names, which end in ``-`` and the beginning of the file's SHA-256.
 
     Raises:
-        DataError: The file's SHA-256 is another.
+        DataError: The file has another SHA-256.
     """
     folders = (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints")
     files = (folder / name for folder in folders for name in names)
     file = next((file for file in files if file.is_file()), None)
     if file is not None and not file_digest(file).startswith(published_digest(file.name)):
         raise DataError(
-            "damaged weights: their SHA-256 is not that of their name",
+            "damaged weights: their SHA-256 does not match their name",
             where=str(file),
             fix="delete the file",
         )
@@ -36,7 +39,7 @@ def find_weights(names: Sequence[str]) -> Path | None:
 
 
 def published_digest(name: str) -> str:
-    """The beginning of a published file's SHA-256, in which its name ends."""
+    """The beginning of a file's SHA-256 as its published name ends in it."""
     return Path(name).stem.rpartition("-")[2]
 
 
@@ -56,19 +59,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error  # fmt: skip
 
 
-def check_state(state: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
-    """Compares names and shapes.
+@contextlib.contextmanager
+def loading(file: Path, fix: str = "") -> Iterator[None]:
+    """Turns torch's error over a state dict that does not fit into a DataError.
 
     Raises:
-        DataError: Some are missing, unknown or of another shape; the first few are listed.
+        DataError: Names or shapes of ``file`` are those of another network; the first few are
+            listed.
     """
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in expected]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
-        raise DataError("weights of another network", where=where, why="; ".join(wrong[:6]) + more)
+    try:
+        yield
+    except RuntimeError as error:
+        first, *wrong = str(error).split("\n\t")
+        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        why = "; ".join(wrong[:_NAMED]) + more if wrong else first
+        raise DataError("weights of another network", where=str(file), why=why, fix=fix) from error
