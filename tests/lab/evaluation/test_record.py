@@ -1,12 +1,15 @@
 import json
 import math
-from dataclasses import replace
 
 import pytest
 
 from tdquant.errors import StorageError
 from tdquant.lab.evaluation import Record, comparison_table, incomparable, record_table
-from tdquant.lab.evaluation.record import WARNING
+from tdquant.lab.evaluation.comparison import WARNING
+
+
+def replace(record, **fields):
+    return record.model_copy(update=fields)
 
 
 def test_a_record_reads_back_equal(whole, tmp_path):
@@ -58,7 +61,7 @@ def test_numbers_that_are_not_finite_become_null(whole, tmp_path):
         ({"version": "1"}, "version"),
         ({"version": 0}, "version 0"),
         ({"version": True}, "version True"),
-        ({"format": "other"}, "not the record"),
+        ({"format": "other"}, "foreign format"),
         ({"metrics": None}, "metrics"),
         ({"network": 3}, "network"),
         ({"sampling": {}}, "sampling.images is missing"),

@@ -1,7 +1,7 @@
 """Features of reference sets, kept under ``$TDQUANT_CACHE``.
 
-A file is named by what was asked for: the set, how it was prepared, and whose features. What is
-there is checked against all that the set is now, and against its own digest, before it is used.
+A file is named by the request: the set, how it was prepared, and the network. Its content is
+checked against the set as it is now, and against its own digest, before it is used.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdquant.errors import DataError
 from tdquant.files.caching import cache_folder
 from tdquant.files.writing import replacing, write_tensors
+from tdquant.lab.evaluation.feature_shards import PART, compute_features
 from tdquant.lab.evaluation.picture_sets import PictureSet
 from tdquant.lab.metrics.features import FeatureNetwork
-from tdquant.support.progress import track
+from tdquant.support.progress import Bar
 
 VERSION = 1
-_PART = 50
-Seen = Callable[[int, int], None]
 
 
 def reference_features(
@@ -34,16 +32,16 @@ def reference_features(
     network: FeatureNetwork,
     kinds: tuple[str, ...],
     progress: bool,
-    seen: Seen,
+    on_part: Callable[[int, int], None],
 ) -> dict[str, Tensor]:
     """Features ``(M, D)`` of a set by kind, from the cache or computed now.
 
     Arguments:
         source: The set.
-        network: Whose features.
-        kinds: Which of them, sorted.
+        network: The feature network.
+        kinds: Which of its features, sorted.
         progress: Draw a bar.
-        seen: Called with the images done and their number while they are computed.
+        on_part: Called with the images done and their number while features are computed.
     """
     facts = {
         "version": VERSION,
@@ -54,7 +52,6 @@ def reference_features(
         "network": network.digest,
         "kinds": list(kinds),
     }
-    # The key is what was asked for. Whether the set is still the same, the facts inside say.
     asked = [source.name, source.place, source.preprocessing, network.digest, *kinds]
     key = hashlib.sha256("|".join(asked).encode()).hexdigest()[:16]
     file = cache_folder() / "references" / f"{key}.safetensors"
@@ -63,15 +60,15 @@ def reference_features(
             return _read(file, facts)
         except DataError as error:
             warnings.warn(f"{error.what} [{file}]; it is computed again", stacklevel=3)
-    parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
-    seen(0, source.count)
-    starts = range(0, source.count, _PART)
-    for first in track(starts, f"features of {source.name}", show=progress):
-        images = source.part(first, min(first + _PART, source.count)).to(network.device)
-        for kind, found in network.extract(images, kinds).items():
-            parts[kind].append(found.float().cpu())
-        seen(min(first + _PART, source.count), source.count)
-    tensors = {kind: torch.cat(rows) for kind, rows in parts.items() if kind in kinds}
+    on_part(0, source.count)
+    bar = Bar(f"features of {source.name}", -(-source.count // PART), show=progress)
+
+    def advance(done: int) -> None:
+        bar.advance()
+        on_part(done, source.count)
+
+    tensors = compute_features(source.part, source.count, network, kinds, advance)
+    bar.close()
     with replacing(file) as fresh:
         sealed = {"facts": json.dumps(facts), "tensors": _digest(tensors)}
         write_tensors(tensors, fresh, metadata=sealed)
@@ -79,7 +76,7 @@ def reference_features(
 
 
 def _read(file: Path, facts: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a cache file, if they are of what the facts say and undamaged."""
+    """The tensors of a cache file, if they match the facts and are undamaged."""
     try:
         with safe_open(file, framework="pt") as opened:
             sealed = opened.metadata() or {}
@@ -88,9 +85,9 @@ def _read(file: Path, facts: dict[str, Any]) -> dict[str, Tensor]:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError("the features in the cache are damaged") from error
     if there != facts:
-        odd = [k for k in facts if there.get(k) != facts[k]]
-        told = ", ".join(f"{k} {there.get(k)} in the place of {facts[k]}" for k in odd)
-        raise DataError(f"the features in the cache are of something else: {told}")
+        other = [k for k in facts if there.get(k) != facts[k]]
+        listed = ", ".join(f"{k} {there.get(k)} in the place of {facts[k]}" for k in other)
+        raise DataError(f"the features in the cache are of something else: {listed}")
     if _digest(tensors) != sealed.get("tensors"):
         raise DataError("the features in the cache are damaged")
     return tensors

@@ -172,8 +172,9 @@ def _features(backbone: Backbone) -> nn.Sequential:
         if len(spec) == 2:
             layers.append(nn.MaxPool2d(*spec))
         else:
-            layers += [nn.Conv2d(channels, *spec), nn.ReLU()]
-            channels = spec[0]
+            outward, kernel, stride, padding = spec
+            layers += [nn.Conv2d(channels, outward, kernel, stride, padding), nn.ReLU()]
+            channels = outward
     return nn.Sequential(*layers)
 
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tdquant.errors import DataError, StorageError
-from tdquant.lab.evaluation.folder import awaited, check_out, close, retire, under_way
+from tdquant.lab.evaluation.config import JudgeConfig
+from tdquant.lab.evaluation.folder import (
+    check_out,
+    close,
+    has_partial_results,
+    retire,
+    wait_for_record,
+)
+from tdquant.lab.evaluation.image_files import check_pictures, picture_files, preparation
 from tdquant.lab.evaluation.judges import make_judges
 from tdquant.lab.evaluation.picture_sets import HELDOUT
 from tdquant.lab.evaluation.progress import Progress, now
-from tdquant.lab.evaluation.reading import check_pictures, picture_files, preparation
 from tdquant.lab.evaluation.record import Record
-from tdquant.lab.evaluation.subject import default_device, digest_of_json
+from tdquant.lab.evaluation.subject import digest_of_json
 from tdquant.lab.metrics import FeatureNetwork
 from tdquant.support.machine import machine, version
 
@@ -22,33 +31,34 @@ def evaluate_images(
     folder: str | Path,
     out: str | Path,
     *,
+    images: int | None = None,
     reference: str | Path | None = HELDOUT,
     metrics: Sequence[str] | None = None,
     network: str | FeatureNetwork = "efficientnet-lite0",
-    weights: str | Path | None = None,
-    resamples: int = 100,
-    images: int | None = None,
-    resize: int | None = None,
-    prompts: Sequence[str] | None = None,
-    clip: str | Path | None = None,
-    rank: int = 0,
-    world: int = 1,
-    device: str | None = None,
-    command: str = "",
-    progress: bool = True,
+    config: JudgeConfig | None = None,
+    **options: Any,
 ) -> Record:
     """Judges images that were made elsewhere.
 
     Arguments:
-        folder: The images, with all folders inside; sorted by path.
+        folder: The images, with those of all folders inside; sorted by path.
         out: Folder of the run.
-        images: How many of them, the first ones; None takes all.
-        resize: Side to resize them to, and reference images in a folder too; without it all must
-            be square and of one size.
-        prompts: The prompt of each image, for a CLIP score.
+        images: Number of images, the first ones; None takes all.
+        reference: As for ``evaluate``.
+        metrics: As for ``evaluate``.
+        network: As for ``evaluate``.
+        config: Further options.
+        options: Fields of ``JudgeConfig``, which replace those of ``config``.
 
-    The other arguments, what is returned and what is raised are those of ``evaluate``.
+    Returns:
+        The record, in every process.
+
+    Raises:
+        StorageError: The folder holds something else, or the run of a model.
+        DataError: Metrics, reference set, prompts and images do not fit together.
+        TypeError: There is no such option.
     """
+    config = replace(config or JudgeConfig(), **options)
     out, began = Path(out), time.perf_counter()
     check_out(out)
     if (out / "images" / "samples.json").exists():
@@ -58,39 +68,25 @@ def evaluate_images(
     files = picture_files(folder)
     if images is not None and not 0 < images <= len(files):
         raise DataError(f"{images} images of {len(files)}", where=str(folder))
-    files = files[:images]
+    files, prompts = files[:images], config.prompts
     if prompts is not None and len(prompts) < len(files):
         raise DataError(
-            f"{len(prompts)} prompts for {len(files)} images", fix="one a line, in the order of "
-            "the images"
-        )  # fmt: skip
-    size = check_pictures(files, resize)
-    place = device or default_device()
-    judges = make_judges(
-        network,
-        weights,
-        place,
-        metrics,
-        reference,
-        len(files),
-        resamples,
-        resize,
-        clip,
-        None if prompts is None else list(prompts[: len(files)]),
-    )
+            f"{len(prompts)} prompts for {len(files)} images",
+            fix="one a line, in the order of the images",
+        )
+    size = check_pictures(files, config.resize)
+    state = Progress(out, writes=config.rank == 0)
+    judges = make_judges(network, metrics, reference, len(files), config, state)
     where = str(Path(folder).resolve())
     asked = digest_of_json({"folder": where, "images": len(files), **judges.asked()})
-    resumed = under_way(out)
-    state = Progress(out, writes=rank == 0)
-    opened = None
-    if rank == 0:
-        found = judges.find(size)  # what is wrong with it is told before a record makes room
-        retire(out, state)  # what lies in a foreign folder may have changed since
-        opened = judges.open(found, state, progress)
-    measured = judges.judge(files, out, opened, state, rank, world, progress)
+    resumed, opened = has_partial_results(out), None
+    if config.rank == 0:
+        found = judges.find_reference(size)  # its mistakes are raised before a record is moved
+        retire(out, state)  # the images may have changed since
+        opened = judges.open_reference(found)
+    measured = judges.judge(files, out, opened)
     if measured is None:
-        return awaited(out, asked)
-    texts = None if prompts is None else digest_of_json(list(prompts[: len(files)]))
+        return wait_for_record(out, asked)
     record = Record(
         tdquant=version(),
         created=now(),
@@ -101,8 +97,10 @@ def evaluate_images(
         sampling={
             "images": len(files), "seed": None, "batch": None, "steps": None, "eta": None,
             "scheduler": {"name": "unknown", "digest": None}, "backend": "", "device": None,
-            "shape": [3, *size], "size": list(size), "preprocessing": preparation(size, resize),
-            "prompts": texts, "call": None,
+            "shape": [3, *size], "size": list(size),
+            "preprocessing": preparation(size, config.resize),
+            "prompts": None if prompts is None else digest_of_json(list(prompts[: len(files)])),
+            "call": None,
         },
         reference=None if opened is None else opened.to_dict(),
         network=judges.described(),
@@ -112,8 +110,8 @@ def evaluate_images(
             "sampling_seconds": None, "images_per_second": None, "milliseconds_a_call": None,
             "megabytes": None,
         },
-        machine=machine(place),
-        command=command,
+        machine=machine(config.place),
+        command=config.command,
         asked=asked,
     )  # fmt: skip
-    return close(record, out, files, state, resize)
+    return close(record, out, files, state, config.resize)
