@@ -275,7 +275,7 @@ def test_two_processes_judge_like_one(launcher, tmp_path):
 
 
 def test_a_process_whose_companions_are_gone_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("tdquant.lab.evaluation.feature_shards"), "SHARD", 5)
+    monkeypatch.setattr(import_module("tdquant.lab.evaluation.feature_files"), "SHARD", 5)
     monkeypatch.setattr(import_module("tdquant.lab.evaluation.progress"), "PATIENCE", 0.2)
     out = tmp_path / "run"
     with pytest.raises(StorageError, match="images are missing"):
@@ -560,7 +560,7 @@ def test_equal_pairs_do_not_make_psnr_infinite(whole, tmp_path):
 
 
 def test_any_number_of_shards_gives_the_same_numbers(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("tdquant.lab.evaluation.feature_shards"), "SHARD", 5)
+    monkeypatch.setattr(import_module("tdquant.lab.evaluation.feature_files"), "SHARD", 5)
     shutil.copytree(whole[0], tmp_path / "run")
     (tmp_path / "run" / "record.json").unlink()
     record = small.run(tmp_path / "run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +9,13 @@ from typing import Any
 
 from tdquant.errors import DataError, StorageError
 from tdquant.lab.evaluation.config import JudgeConfig
-from tdquant.lab.evaluation.folder import (
-    check_out,
-    close,
-    has_partial_results,
-    retire,
-    wait_for_record,
-)
+from tdquant.lab.evaluation.folder import check_out, close, retire, wait_for_record
 from tdquant.lab.evaluation.image_files import check_pictures, picture_files, preparation
-from tdquant.lab.evaluation.judges import make_judges
+from tdquant.lab.evaluation.judges import Judges
 from tdquant.lab.evaluation.picture_sets import HELDOUT
-from tdquant.lab.evaluation.progress import Progress, now
 from tdquant.lab.evaluation.record import Record
 from tdquant.lab.evaluation.subject import digest_of_json
 from tdquant.lab.metrics import FeatureNetwork
-from tdquant.support.machine import machine, version
 
 
 def evaluate_images(
@@ -59,7 +50,7 @@ def evaluate_images(
         TypeError: There is no such option.
     """
     config = replace(config or JudgeConfig(), **options)
-    out, began = Path(out), time.perf_counter()
+    out = Path(out)
     check_out(out)
     if (out / "images" / "samples.json").exists():
         raise StorageError(
@@ -75,21 +66,17 @@ def evaluate_images(
             fix="one a line, in the order of the images",
         )
     size = check_pictures(files, config.resize)
-    state = Progress(out, writes=config.rank == 0)
-    judges = make_judges(network, metrics, reference, len(files), config, state)
+    judges = Judges(out, network, metrics, reference, len(files), config)
     where = str(Path(folder).resolve())
     asked = digest_of_json({"folder": where, "images": len(files), **judges.asked()})
-    resumed, opened = has_partial_results(out), None
     if config.rank == 0:
         found = judges.find_reference(size)  # its mistakes are raised before a record is moved
-        retire(out, state)  # the images may have changed since
-        opened = judges.open_reference(found)
-    measured = judges.judge(files, out, opened)
+        retire(out, judges.state)  # the images may have changed since
+        judges.open_reference(found)
+    measured = judges.judge(files)
     if measured is None:
         return wait_for_record(out, asked)
-    record = Record(
-        tdquant=version(),
-        created=now(),
+    record = judges.record(
         model={
             "name": Path(where).name, "source": where, "digest": None, "recipe": None,
             "bits": "", "scale": "", "history": [],
@@ -102,16 +89,10 @@ def evaluate_images(
             "prompts": None if prompts is None else digest_of_json(list(prompts[: len(files)])),
             "call": None,
         },
-        reference=None if opened is None else opened.to_dict(),
-        network=judges.described(),
         metrics=measured,
-        cost={
-            "seconds": round(time.perf_counter() - began, 3), "resumed": resumed,
-            "sampling_seconds": None, "images_per_second": None, "milliseconds_a_call": None,
-            "megabytes": None,
-        },
-        machine=machine(config.place),
-        command=config.command,
+        cost=dict.fromkeys(
+            ("sampling_seconds", "images_per_second", "milliseconds_a_call", "megabytes")
+        ),
         asked=asked,
     )  # fmt: skip
-    return close(record, out, files, state, config.resize)
+    return close(record, out, files, judges.state, config.resize)

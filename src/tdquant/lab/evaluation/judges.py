@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from tdquant.errors import DataError
 from tdquant.lab.evaluation.config import JudgeConfig
-from tdquant.lab.evaluation.feature_shards import PART, FeatureShards
+from tdquant.lab.evaluation.feature_files import PART, FeatureShards
+from tdquant.lab.evaluation.folder import has_partial_results
 from tdquant.lab.evaluation.image_files import read_pictures
-from tdquant.lab.evaluation.progress import Progress, wait_for
+from tdquant.lab.evaluation.progress import Progress, now, wait_for
+from tdquant.lab.evaluation.record import Record
 from tdquant.lab.evaluation.references import Reference, ReferenceSet, find_reference
 from tdquant.lab.evaluation.subject import digest_of
 from tdquant.lab.metrics import (
@@ -28,35 +30,50 @@ from tdquant.lab.metrics import (
     bootstrap,
     load_network,
 )
+from tdquant.support.machine import machine, version
 
 USUAL = ("frechet", "kid", "precision", "recall")
 """Default metrics; on the network of the FID, all of them."""
 
 
-@dataclass(frozen=True)
 class Judges:
-    """What images are judged by.
+    """What images are judged by, in one run. Most arguments are those of ``evaluate``.
+
+    Arguments:
+        out: Folder of the run.
+        network: The feature network or its name.
+        metrics: Names of metrics of sets, or None.
+        reference: The reference set, or None.
+        images: Number of images.
+        config: Options.
 
     Attributes:
-        network: The feature network, on the device where it runs.
-        metrics: The metrics of sets.
-        reference: The reference set as it was asked for.
-        config: Options.
-        state: Where progress is reported.
-        texts: The prompt of every image, or None.
+        state: The progress of the run.
+        opened: The reference set with its features, once it is open.
+
+    Raises:
+        DataError: Metrics, reference set, prompts and images do not fit together.
     """
 
-    network: FeatureNetwork
-    metrics: list[SetMetric]
-    reference: str | Path | None
-    config: JudgeConfig
-    state: Progress
-    texts: Sequence[str] | None = None
-
-    def described(self) -> dict[str, Any]:
-        """The network's description in a record."""
-        network = self.network
-        return {"name": network.name, "digest": network.digest, "title": network.title}
+    def __init__(
+        self,
+        out: Path,
+        network: str | FeatureNetwork,
+        metrics: Sequence[str] | None,
+        reference: str | Path | None,
+        images: int,
+        config: JudgeConfig,
+    ) -> None:
+        if config.clip is not None and config.prompts is None:
+            raise DataError("a CLIP model without prompts", fix="--prompts FILE, one a line")
+        if not isinstance(network, FeatureNetwork):
+            network = load_network(network, config.weights)
+        self.metrics = choose_metrics(metrics, network, reference, images)
+        self.network = network.to(config.place)
+        self.out, self.reference, self.config = out, reference, config
+        self.state = Progress(out, writes=config.rank == 0)
+        self.opened: Reference | None = None
+        self._began, self._resumed = time.perf_counter(), has_partial_results(out)
 
     def asked(self) -> dict[str, Any]:
         """What distinguishes these judges from others."""
@@ -76,26 +93,23 @@ class Judges:
             return None
         return find_reference(self.reference, self.network, size=size, resize=self.config.resize)
 
-    def open_reference(self, found: ReferenceSet | None) -> Reference | None:
-        """The reference set with its features, which takes long if they are not in the cache."""
+    def open_reference(self, found: ReferenceSet | None) -> None:
+        """Reads the features of the reference set, or computes them, which takes long."""
         if found is None:
-            return None
+            return
 
         def on_part(done: int, of: int) -> None:
             self.state.update("features of the reference set", done, of)
 
-        return found.open(self._kinds(reference=True), self.config.progress, on_part)
+        self.opened = found.open(self._kinds(reference=True), self.config.progress, on_part)
 
-    def judge(
-        self, files: Sequence[Path], out: Path, reference: Reference | None
-    ) -> dict[str, dict[str, Any]] | None:
+    def judge(self, files: Sequence[Path]) -> dict[str, dict[str, Any]] | None:
         """All metrics of images, as a record has them; None in other processes than the first,
         which compute their share of the features.
         """
         rank, world, update = self.config.rank, self.config.world, self.state.update
-        shards = FeatureShards(
-            out / "features", files, self.network, self._kinds(), self.config.resize
-        )
+        folder, resize = self.out / "features", self.config.resize
+        shards = FeatureShards(folder, files, self.network, self._kinds(), resize)
         shards.compute(
             rank, world, self.config.progress and rank == 0,
             lambda done: update("features", min(done * world, len(files)), len(files)),
@@ -104,34 +118,50 @@ class Judges:
             return None
         count = shards.count
         wait_for(
-            shards.count_missing, "feature shards", out,
+            shards.count_missing, "feature shards", self.out,
             lambda missing: update("features", count - missing, count),
         )  # fmt: skip
         features, found = shards.gather(), {}
         for done, metric in enumerate(self.metrics):
             update("metrics", done, len(self.metrics) + 1)
             own, other = features[metric.kind], None
-            if metric.reference and reference is not None:
-                other = reference.of(metric.kind, whole=not metric.summarized)
+            if metric.reference and self.opened is not None:
+                other = self.opened.of(metric.kind, whole=not metric.summarized)
             value = _measure(metric, own, other, self.config.resamples)
             found[metric.name] = entry(metric.title(self.network), value, len(own), metric.better)
-        if self.config.clip is not None and self.texts is not None:
-            found["clip"] = self._clip_score(files, self.config.clip, self.texts)
+        if self.config.clip is not None and self.config.prompts is not None:
+            found["clip"] = self._clip_score(files, self.config.clip, self.config.prompts)
         return found
+
+    def record(self, *, cost: dict[str, Any], **parts: Any) -> Record:
+        """A record of this run; ``parts`` are those that depend on what made the images."""
+        network, seconds = self.network, round(time.perf_counter() - self._began, 3)
+        return Record(
+            tdquant=version(),
+            created=now(),
+            reference=None if self.opened is None else self.opened.to_dict(),
+            network={"name": network.name, "digest": network.digest, "title": network.title},
+            cost={"seconds": seconds, "resumed": self._resumed, **cost},
+            machine=machine(self.config.place),
+            command=self.config.command,
+            **parts,
+        )
 
     def _kinds(self, reference: bool = False) -> tuple[str, ...]:
         """The kinds of features of the images, or only of the reference set, that metrics take."""
         return tuple(sorted({m.kind for m in self.metrics if m.reference or not reference}))
 
     def _clip_score(
-        self, files: Sequence[Path], folder: str | Path, texts: Sequence[str]
+        self, files: Sequence[Path], folder: str | Path, prompts: Sequence[str]
     ) -> dict[str, Any]:
         """The CLIP score of images with their prompts, in the form of a record."""
         score, parts = ClipScore(folder).to(self.network.device), []
-        for i in range(0, len(files), PART):
-            images = read_pictures(files[i : i + PART], self.config.resize)
-            parts.append(score(images, texts[i : i + PART]).cpu())
-            self.state.update("CLIP score", min(i + PART, len(files)), len(files))
+        for first in range(0, len(files), PART):
+            end = min(first + PART, len(files))
+            images = read_pictures(files[first:end], self.config.resize)
+            texts = [prompts[i % len(prompts)] for i in range(first, end)]
+            parts.append(score(images, texts).cpu())
+            self.state.update("CLIP score", end, len(files))
         value = mean_interval(torch.cat(parts).double(), self.config.resamples)
         measured = entry(score.title, value, len(files), score.better)
         return measured | {"network": digest_of(score.model)}
@@ -167,42 +197,13 @@ def _measure(
     return Interval(metric.compute(own, other), torch.nan, torch.nan)
 
 
-def make_judges(
-    network: str | FeatureNetwork,
-    metrics: Sequence[str] | None,
-    reference: str | Path | None,
-    images: int,
-    config: JudgeConfig,
-    state: Progress,
-) -> Judges:
-    """The judges of a request; the arguments are those of ``evaluate``.
-
-    Raises:
-        DataError: Metrics, reference set, prompts and images do not fit together.
-    """
-    prompts = config.prompts
-    if config.clip is not None and prompts is None:
-        raise DataError("a CLIP model without prompts", fix="--prompts FILE, one a line")
-    if not isinstance(network, FeatureNetwork):
-        network = load_network(network, config.weights)
-    chosen = choose_metrics(metrics, network, reference, images)
-    texts = None if prompts is None else [prompts[i % len(prompts)] for i in range(images)]
-    return Judges(network.to(config.place), chosen, reference, config, state, texts)
-
-
 def choose_metrics(
     names: Sequence[str] | None,
     network: FeatureNetwork,
     reference: str | Path | None,
     images: int,
 ) -> list[SetMetric]:
-    """The metrics that are asked for, or the default ones that can be computed.
-
-    Arguments:
-        names: Keys of ``SET_METRICS``, or None.
-        network: The feature network.
-        reference: The reference set, or None.
-        images: Number of images.
+    """The metrics that are asked for by name, or the default ones that can be computed.
 
     Raises:
         DataError: A name is unknown, the network or the reference set lacks what a metric needs,

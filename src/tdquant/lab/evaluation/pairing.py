@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from tdquant.errors import DataError
+from tdquant.lab.evaluation.config import EvaluationConfig
+from tdquant.lab.evaluation.folder import count_missing
 from tdquant.lab.evaluation.generator import Generator, Sampling
 from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.judges import entry, mean_interval
+from tdquant.lab.evaluation.progress import Progress, wait_for
 from tdquant.lab.evaluation.subject import digest_of_json
 from tdquant.lab.metrics import PAIRED, sqnr_over_time
 from tdquant.lab.runs.pictures import picture_path
@@ -26,13 +29,42 @@ CHECKED, CHECKS = 8, 10
 """Samples and timesteps at which the denoisers' outputs are compared."""
 
 
-def pictures_of(against: Generator, sampling: Sampling, out: Path) -> Path:
-    """Folder of the other model's pictures: beside the run, where other runs find them too.
+class Pair:
+    """Images of another model from the same noise.
 
-    Its name is a digest of the model and of how it is sampled.
+    They lie beside the run, where other runs find them too, in a folder whose name is a digest of
+    the model and of how it is sampled.
+
+    Arguments:
+        other: The other model.
+        sampling: How its images are made.
+        out: Folder of the run.
+        count: Number of images that are compared.
     """
-    digest = digest_of_json(against.made_with(sampling))
-    return out.resolve().parent / f".float-{digest}"
+
+    def __init__(self, other: Generator, sampling: Sampling, out: Path, count: int) -> None:
+        self.other, self.sampling, self.out, self.count = other, sampling, out, count
+        digest = digest_of_json(other.made_with(sampling))
+        self.folder = out.resolve().parent / f".float-{digest}"
+
+    def sample(self, config: EvaluationConfig, state: Progress) -> None:
+        """Makes this process's share of the other model's images."""
+        self.other.write(
+            self.folder, self.count, self.sampling, rank=config.rank, world=config.world,
+            progress=config.progress,
+            on_batch=lambda written: state.update(
+                "pictures to compare with", min(written, self.count), self.count
+            ),
+        )  # fmt: skip
+
+    def compare(self, resamples: int, more: Mapping[str, PairedMetric]) -> dict[str, Any]:
+        """The comparison in the form of a record."""
+        files = [picture_path(self.folder, i) for i in range(self.count)]
+        wait_for(lambda: count_missing(files), "pictures to compare with", self.folder)
+        own = self.out / "images"
+        metrics = paired_metrics(own, self.folder, self.count, resamples=resamples, more=more)
+        against = self.other.describe(self.other.name)
+        return {"against": against, "images": self.count, "metrics": metrics}
 
 
 def paired_metrics(

@@ -173,6 +173,12 @@ class Record(Document):
         return super().read(file, what, fix)
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the images as they were judged; early records lack it."""
+        found = self.sampling.get("size")
+        return (found[0], found[1]) if found else None
+
+    @property
     def paired_metrics(self) -> dict[str, dict[str, Any]]:
         """The metrics of ``paired``; empty if there was no comparison."""
         return self.paired["metrics"] if self.paired else {}

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from tdquant.errors import DataError
 from tdquant.files.digests import file_digest
+from tdquant.lab.evaluation.feature_files import reference_features
 from tdquant.lab.evaluation.picture_sets import HELDOUT, find_pictures
-from tdquant.lab.evaluation.reference_features import reference_features
 from tdquant.lab.metrics.features import FeatureNetwork
 from tdquant.lab.metrics.frechet import HELDOUT_NETWORK, heldout_cats
 from tdquant.lab.metrics.gaussians import NO_STATISTICS, Statistics

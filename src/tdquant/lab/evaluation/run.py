@@ -22,33 +22,32 @@ from typing import Any
 
 from tdquant.clock import is_quantized
 from tdquant.errors import ModelError, StorageError
-from tdquant.files.documents import read_json
+from tdquant.files.documents import read_json, write_json
 from tdquant.lab.evaluation.config import EvaluationConfig
 from tdquant.lab.evaluation.folder import (
     check_out,
     close,
     count_missing,
     finished,
-    has_partial_results,
     wait_for_record,
 )
 from tdquant.lab.evaluation.generator import Generator, Sampling
 from tdquant.lab.evaluation.image_files import check_pictures, preparation
-from tdquant.lab.evaluation.judges import make_judges
-from tdquant.lab.evaluation.layers import layer_report, write_layers
-from tdquant.lab.evaluation.pairing import paired_metrics, pictures_of, sqnr
+from tdquant.lab.evaluation.judges import Judges
+from tdquant.lab.evaluation.layers import layer_report
+from tdquant.lab.evaluation.pairing import Pair, sqnr
 from tdquant.lab.evaluation.picture_sets import HELDOUT
 from tdquant.lab.evaluation.pipe_generator import PipeGenerator
 from tdquant.lab.evaluation.pipeline_generator import PipelineGenerator
-from tdquant.lab.evaluation.progress import Progress, now, wait_for
+from tdquant.lab.evaluation.progress import Progress, wait_for
 from tdquant.lab.evaluation.record import Record, SamplingCost
 from tdquant.lab.evaluation.references import ReferenceSet
 from tdquant.lab.evaluation.subject import digest_of_json, megabytes
 from tdquant.lab.metrics import FeatureNetwork, Lpips
 from tdquant.lab.runs.pictures import claim_folder, picture_path
 from tdquant.models import Pipe
-from tdquant.support.machine import machine, version
 
+LAYERS = "layers.json"
 LAYER_SAMPLES, LAYER_STEPS = 4, 25
 BATCH = 64
 
@@ -95,17 +94,16 @@ def evaluate(
         TypeError: There is no such option.
     """
     config = replace(config or EvaluationConfig(), **options)
-    out, began, rank = Path(out), time.perf_counter(), config.rank
+    out, rank = Path(out), config.rank
     check_out(out)
     batch = _batch_of(out) if config.batch is None else config.batch
     count = min(config.paired, images) if against is not None else 0
     if images < 1 or batch < 1 or config.paired < 1:
-        where = f"images={images}, batch={batch}, paired={config.paired}"
-        raise ModelError(where, where="evaluate", fix="at least 1")
-    generator = _generator(pipe, config)
+        what = f"images={images}, batch={batch}, paired={config.paired}"
+        raise ModelError(what, where="evaluate", fix="at least 1")
+    judges = Judges(out, network, metrics, reference, images, config)
+    generator, state = _generator(pipe, config), judges.state
     other = None if against is None else _generator(against, config)
-    state = Progress(out, writes=rank == 0)
-    judges = make_judges(network, metrics, reference, images, config, state)
     more = {}
     if config.lpips and count:
         more["lpips"] = Lpips(None if config.lpips is True else config.lpips)
@@ -119,9 +117,8 @@ def evaluate(
         | {"against": other and other.digest, "paired": count}
         | {"more": sorted(f"{name} {metric.digest}" for name, metric in more.items())}
     )
-    resumed = has_partial_results(out)
     files = [picture_path(out / "images", i) for i in range(images)]
-    size, opened = generator.size(), None
+    size = generator.size()
     if size is not None and config.resize is not None:
         size = config.resize, config.resize
     if rank == 0:
@@ -129,60 +126,46 @@ def evaluate(
         known = None if size is None else judges.find_reference(size)
 
         def find(record: Record) -> ReferenceSet | None:
-            return judges.find_reference(_size_of(record)) if size is None else known
+            return judges.find_reference(record.size) if size is None else known
 
         found = finished(out, asked, find, state)
         if found is not None:
             return found
-        opened = judges.open_reference(known)
+        judges.open_reference(known)
 
     def check_first_image() -> None:
         """Opens the reference set once the first image shows the size that it must have."""
-        nonlocal size, opened
+        nonlocal size
         if rank == 0 and size is None and files[0].exists():
             size = check_pictures(files[:1], config.resize)
-            opened = judges.open_reference(judges.find_reference(size))
+            judges.open_reference(judges.find_reference(size))
 
     _sample(generator, sampling, files, state, config, check_first_image)
-    # Whatever runs the judged model, the other one runs as it would by itself.
-    theirs = replace(sampling, backend="auto")
-    pictures = None if other is None else pictures_of(other, theirs, out)
-    if other is not None and pictures is not None:
-        other.write(
-            pictures, count, theirs, rank=rank, world=config.world, progress=config.progress,
-            on_batch=lambda n: state.update("pictures to compare with", min(n, count), count),
-        )  # fmt: skip
+    pair = None
+    if other is not None:
+        # Whatever runs the judged model, the other one runs as it would by itself.
+        pair = Pair(other, replace(sampling, backend="auto"), out, count)
+        pair.sample(config, state)
     if rank == 0:
         wait_for(lambda: count_missing(files), "images", out,
                  lambda missing: state.update("sampling", images - missing, images))  # fmt: skip
         check_first_image()
-    measured = judges.judge(files, out, opened)
+    measured = judges.judge(files)
     if measured is None:
         return wait_for_record(out, asked)
-    compared, decibels = None, None
-    if other is not None and pictures is not None:
-        theirs_files = [picture_path(pictures, i) for i in range(count)]
-        wait_for(lambda: count_missing(theirs_files), "pictures to compare with", pictures)
-        compared = {
-            "against": other.describe(other.name),
-            "images": count,
-            "metrics": paired_metrics(
-                out / "images", pictures, count, resamples=config.resamples, more=more
-            ),
-        }
-        if isinstance(generator, PipeGenerator) and isinstance(other, PipeGenerator):
-            lowered, _ = generator.run(sampling)
-            decibels = sqnr(lowered, other, steps, seed + 1, config.place)
+    compared = None if pair is None else pair.compare(config.resamples, more)
+    decibels = None
+    if isinstance(generator, PipeGenerator) and isinstance(other, PipeGenerator):
+        lowered, _ = generator.run(sampling)
+        decibels = sqnr(lowered, other, steps, seed + 1, config.place)
     if is_quantized(generator.model):
         state.update("layers", 0, 1)
         calls = (other or generator).calls(LAYER_SAMPLES, min(LAYER_STEPS, steps), seed + 2)
         report = layer_report(generator.model, calls, other.model if other else None)
-        write_layers(report, out / "layers.json")
+        write_json(out / LAYERS, report)
     seconds, made = state.cost.seconds, state.cost.made
     assert size is not None
-    record = Record(
-        tdquant=version(),
-        created=now(),
+    record = judges.record(
         model=generator.describe(config.source or generator.name),
         sampling={
             "images": images,
@@ -196,21 +179,15 @@ def evaluate(
             "preprocessing": preparation(size, config.resize),
             "call": settings.get("call") or None,
         },
-        reference=None if opened is None else opened.to_dict(),
-        network=judges.described(),
         metrics=measured,
         paired=compared,
         sqnr=decibels,
         cost={
-            "seconds": round(time.perf_counter() - began, 3),
-            "resumed": resumed,
             "sampling_seconds": round(seconds * images / made, 3) if made else None,
             "images_per_second": made / seconds if seconds else None,
             "milliseconds_a_call": generator.milliseconds(images, sampling),
             "megabytes": megabytes(generator.model),
         },
-        machine=machine(config.place),
-        command=config.command,
         asked=asked,
     )
     return close(record, out, files, state)
@@ -234,12 +211,6 @@ def _batch_of(out: Path) -> int:
     with contextlib.suppress(StorageError, ValueError, KeyError, TypeError):
         return int(read_json(out / "images" / "samples.json", "samples.json")["batch"])
     return BATCH
-
-
-def _size_of(record: Record) -> tuple[int, int] | None:
-    """Size of a record's images as they were judged; early records lack it."""
-    found = record.sampling.get("size")
-    return (found[0], found[1]) if found else None
 
 
 def _sample(
