@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tdquant.files.writing import replacing, write_tensors
 from tdquant.lab.evaluation.image_files import read_pictures, stat_digest
 from tdquant.lab.evaluation.picture_sets import PictureSet
 from tdquant.lab.evaluation.progress import wait_for
-from tdquant.lab.metrics.features import FeatureNetwork
+from tdquant.lab.metrics.features import FeatureNetwork, features_of_batches
 from tdquant.support.progress import Bar
 
 SHARD = 500
@@ -37,21 +37,14 @@ VERSION = 1
 _DAMAGED = "the features in the cache are damaged"
 
 
-def _compute(
-    read: Callable[[int, int], Tensor],
-    count: int,
-    network: FeatureNetwork,
-    kinds: Sequence[str],
-    on_part: Callable[[int], None],
-) -> dict[str, Tensor]:
-    """Features ``(count, D)`` by kind of the images ``read(first, end)``, on the CPU."""
-    parts: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+def _parts(
+    read: Callable[[int, int], Tensor], count: int, on_part: Callable[[int], None]
+) -> Iterator[Tensor]:
+    """The images ``read(first, end)``; calls ``on_part`` after the features of each part."""
     for first in range(0, count, PART):
         end = min(first + PART, count)
-        for kind, found in network.extract(read(first, end).to(network.device), kinds).items():
-            parts[kind].append(found.float().cpu())
+        yield read(first, end)
         on_part(end)
-    return {kind: torch.cat(rows) for kind, rows in parts.items()}
 
 
 def _write(file: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -133,7 +126,8 @@ class FeatureShards:
             wait_for(missing, "images", self.folder.parent)
             if not self._is_whole(k):
                 facts = self._facts(k)
-                tensors = _compute(read, len(files), self.network, self.kinds, advance)
+                parts = _parts(read, len(files), advance)
+                tensors = features_of_batches(parts, self.network, self.kinds)
                 _write(self._path(k), tensors, facts)
             done += len(files)
             on_part(done)
@@ -204,7 +198,8 @@ def reference_features(
         bar.advance()
         on_part(done, source.count)
 
-    tensors = _compute(source.part, source.count, network, kinds, advance)
+    parts = _parts(source.part, source.count, advance)
+    tensors = features_of_batches(parts, network, kinds)
     bar.close()
     _write(file, tensors, facts)
     return tensors

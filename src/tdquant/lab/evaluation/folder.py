@@ -12,7 +12,7 @@ from tdquant.errors import StorageError
 from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.progress import Progress, wait_for
 from tdquant.lab.evaluation.record import PROGRESS, RECORD, Record, SamplingCost, newer_version
-from tdquant.lab.evaluation.references import ReferenceSet
+from tdquant.lab.evaluation.references import Reference
 
 PREVIOUS = "record.previous.json"
 SHOWN = 36
@@ -56,21 +56,17 @@ def count_missing(files: Sequence[Path]) -> int:
 
 
 def finished(
-    out: Path, asked: str, find: Callable[[Record], ReferenceSet | None], state: Progress
+    out: Path, asked: str, find: Callable[[Record], Reference | None], state: Progress
 ) -> Record | None:
-    """The record of a finished run of the same request. Any other record is moved away.
+    """The record of a finished run of the same request; any other record is retired.
 
-    Arguments:
-        out: The run.
-        asked: Digest of the request.
-        find: The reference set of a record as it is now; it may have changed since.
-        state: Keeps how long the images of another record took.
+    ``find`` gives the reference set of a record as it is now, since it may have changed.
     """
     with contextlib.suppress(StorageError):
         record = Record.read(out)
         if record.asked == asked:
             reference = find(record)
-            if record.reference == (None if reference is None else reference.described):
+            if record.reference == (None if reference is None else reference.to_dict()):
                 return record
     retire(out, state)
     return None

@@ -18,7 +18,7 @@ from tdquant.lab.evaluation.folder import has_partial_results
 from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.progress import Progress, now, wait_for
 from tdquant.lab.evaluation.record import Record
-from tdquant.lab.evaluation.references import Reference, ReferenceSet, find_reference
+from tdquant.lab.evaluation.references import Reference, find_reference
 from tdquant.lab.evaluation.subject import digest_of
 from tdquant.lab.metrics import (
     SET_METRICS,
@@ -87,13 +87,13 @@ class Judges:
             "clip": None if clip is None else str(clip),
         }
 
-    def find_reference(self, size: tuple[int, int] | None) -> ReferenceSet | None:
+    def find_reference(self, size: tuple[int, int] | None) -> Reference | None:
         """The reference set for images of a size, if a metric needs one."""
         if self.reference is None or not self._kinds(reference=True):
             return None
         return find_reference(self.reference, self.network, size=size, resize=self.config.resize)
 
-    def open_reference(self, found: ReferenceSet | None) -> None:
+    def open_reference(self, found: Reference | None) -> None:
         """Reads the features of the reference set, or computes them, which takes long."""
         if found is None:
             return
@@ -101,7 +101,8 @@ class Judges:
         def on_part(done: int, of: int) -> None:
             self.state.update("features of the reference set", done, of)
 
-        self.opened = found.open(self._kinds(reference=True), self.config.progress, on_part)
+        kinds = self._kinds(reference=True)
+        self.opened = found.with_features(self.network, kinds, self.config.progress, on_part)
 
     def judge(self, files: Sequence[Path]) -> dict[str, dict[str, Any]] | None:
         """All metrics of images, as a record has them; None in other processes than the first,
@@ -167,10 +168,10 @@ class Judges:
         return measured | {"network": digest_of(score.model)}
 
 
-def mean_interval(values: Tensor, resamples: int, seed: int = 0) -> Interval:
-    """The mean of values ``(N,)`` with its bootstrap interval; NaN for what cannot be had."""
+def mean_interval(values: Tensor, resamples: int) -> Interval:
+    """The mean of values ``(N,)`` with its bootstrap interval; NaN where there is none."""
     if resamples >= 2 and len(values):
-        return bootstrap(values, resamples=resamples, seed=seed)
+        return bootstrap(values, resamples=resamples)
     return Interval(float(values.mean()), torch.nan, torch.nan)
 
 

@@ -73,18 +73,11 @@ def paired_metrics(
     count: int,
     *,
     resamples: int = 100,
-    seed: int = 0,
     more: Mapping[str, PairedMetric] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Every paired metric of images 0 .. count - 1 of two folders, as a record has it.
+    """Every paired metric of images 0 .. count - 1 of two folders, in the form of a record.
 
-    Arguments:
-        own: A folder of images.
-        other: The folder that they are compared with.
-        count: Number of images.
-        resamples: Draws of the bootstrap.
-        seed: Its seed.
-        more: Metrics with weights, beside ``PAIRED``: they have a ``digest`` and a ``title``.
+    ``more`` are metrics beside ``PAIRED``: those with weights, a ``digest`` and a ``title``.
 
     Raises:
         DataError: The images of the two folders differ in size.
@@ -107,7 +100,7 @@ def paired_metrics(
         finite = values[values.isfinite()].double()
         title = getattr(metric, "title", name.upper())
         better = "higher" if name in HIGHER else "lower"
-        found[name] = entry(title, mean_interval(finite, resamples, seed), count, better) | {
+        found[name] = entry(title, mean_interval(finite, resamples), count, better) | {
             "unit": UNITS.get(name, ""),
             "median": float(values.median()),
             "infinite": count - len(finite),

@@ -55,12 +55,8 @@ class PictureSet:
 
 
 def find_pictures(spec: str, side: int | None, resize: int | None) -> PictureSet:
-    """The set of a folder or of a name; see ``tdquant.lab.evaluation.references``.
-
-    Arguments:
-        spec: ``FOLDER[:COUNT]`` or ``NAME[:SPLIT][:COUNT]``.
-        side: Side of the judged images, at which a data set is drawn if it can be.
-        resize: Side to resize a folder's images to.
+    """The set of ``FOLDER[:COUNT]``, resized to a side, or of ``NAME[:SPLIT][:COUNT]``, drawn at
+    the side of the judged images if it can be.
 
     Raises:
         DataError: There is no such set, or it has fewer images.

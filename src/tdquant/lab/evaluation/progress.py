@@ -69,12 +69,12 @@ def wait_for(
     on_check: Callable[[int], None] = lambda missing: None,
     sign_of_life: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Waits until nothing is missing.
+    """Waits until nothing is missing; calls ``on_check`` with every count.
 
     Arguments:
         count_missing: Counts what is missing.
         what: In words, for the error.
-        folder: Where it will appear, for the error.
+        folder: Where it will appear.
         on_check: Called with every count.
         sign_of_life: Changes while the other processes work, even if nothing new appears.
 

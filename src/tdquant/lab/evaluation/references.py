@@ -25,7 +25,7 @@ from torch import Tensor
 from tdquant.errors import DataError
 from tdquant.files.digests import file_digest
 from tdquant.lab.evaluation.feature_files import reference_features
-from tdquant.lab.evaluation.picture_sets import HELDOUT, find_pictures
+from tdquant.lab.evaluation.picture_sets import HELDOUT, PictureSet, find_pictures
 from tdquant.lab.metrics.features import FeatureNetwork
 from tdquant.lab.metrics.frechet import HELDOUT_NETWORK, heldout_cats
 from tdquant.lab.metrics.gaussians import NO_STATISTICS, Statistics
@@ -40,7 +40,6 @@ _DAMAGED = (
     OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-OnPart = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,16 @@ class Reference:
         digest: Digest of its content.
         features: Kind -> features ``(M, D)``, float32; empty if only statistics are known.
         statistics: Kind -> mean and covariance that are known without features.
+        source: The images, from which features are computed; None of a file of statistics.
     """
 
     name: str
     images: int | None
     preprocessing: str
     digest: str
-    features: dict[str, Tensor]
+    features: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    source: PictureSet | None = None
 
     def of(self, kind: str, whole: bool) -> Statistics | Tensor:
         """The set in the form that a metric takes.
@@ -84,24 +85,34 @@ class Reference:
             fix="leave those metrics out, --metrics frechet, or give the images",
         )
 
+    def with_features(
+        self,
+        network: FeatureNetwork,
+        kinds: Sequence[str],
+        progress: bool = True,
+        on_part: Callable[[int, int], None] = lambda done, of: None,
+    ) -> Reference:
+        """The set with features, from the cache or computed now.
+
+        Arguments:
+            network: The feature network.
+            kinds: Which of its features.
+            progress: Draw a bar.
+            on_part: Called with the images done and their number while features are computed.
+        """
+        if self.source is None:
+            return self
+        kinds = tuple(sorted(kinds))
+        features = reference_features(self.source, network, kinds, progress, on_part)
+        # The shipped statistics fit the weights of one network, not just its name.
+        shipped = self.name == HELDOUT and network.digest == HELDOUT_NETWORK
+        statistics = {"pooled": heldout_cats()} if shipped else {}
+        return replace(self, features=features, statistics=statistics)
+
     def to_dict(self) -> dict[str, Any]:
         """Its description in a record."""
         keys = ("name", "images", "preprocessing", "digest")
         return {key: getattr(self, key) for key in keys}
-
-
-@dataclass(frozen=True)
-class ReferenceSet:
-    """A reference set whose features may still have to be computed.
-
-    Attributes:
-        described: Its description in a record.
-        open: ``(kinds, progress, on_part) -> Reference`` with these kinds of features; draws a bar
-            if ``progress``, and calls ``on_part`` with the images done and their number.
-    """
-
-    described: dict[str, Any]
-    open: Callable[[Sequence[str], bool, OnPart], Reference]
 
 
 def open_reference(
@@ -127,7 +138,7 @@ def open_reference(
         DataError: There is no such set, images differ in size, or a file does not fit.
     """
     found = find_reference(spec, network, size=size, resize=resize)
-    return found.open(kinds, progress, lambda done, of: None)
+    return found.with_features(network, kinds, progress)
 
 
 def find_reference(
@@ -136,8 +147,8 @@ def find_reference(
     *,
     size: tuple[int, int] | None = None,
     resize: int | None = None,
-) -> ReferenceSet:
-    """A reference set before its features are computed; its images are read.
+) -> Reference:
+    """A reference set without features; its images are checked.
 
     Arguments and errors are those of ``open_reference``.
     """
@@ -145,8 +156,7 @@ def find_reference(
     if path.suffix in (".npz", ".safetensors"):
         found = read_statistics(path, network)
         digest = file_digest(path)[:16]
-        known = Reference(path.name, found.count or None, "unknown", digest, {}, {"pooled": found})
-        return ReferenceSet(known.to_dict(), lambda kinds, progress, on_part: known)
+        return Reference(path.name, found.count or None, "unknown", digest, {}, {"pooled": found})
     side = size[0] if size and size[0] == size[1] else None
     source = find_pictures(str(spec), side, resize)
     if size is not None and source.size != size:
@@ -157,16 +167,7 @@ def find_reference(
             why="a distance would measure the difference in sharpness",
             fix=f"--resize {min(h, w)}, or {_OTHER_SIZE if spec == HELDOUT else 'another set'}",
         )
-    bare = Reference(source.name, source.count, source.preprocessing, source.digest, {})
-
-    def measured(kinds: Sequence[str], progress: bool, on_part: OnPart) -> Reference:
-        features = reference_features(source, network, tuple(sorted(kinds)), progress, on_part)
-        # The shipped statistics fit the weights of one network, not just its name.
-        shipped = source.name == HELDOUT and network.digest == HELDOUT_NETWORK
-        statistics = {"pooled": heldout_cats()} if shipped else {}
-        return replace(bare, features=features, statistics=statistics)
-
-    return ReferenceSet(bare.to_dict(), measured)
+    return Reference(source.name, source.count, source.preprocessing, source.digest, source=source)
 
 
 def read_statistics(path: Path, network: FeatureNetwork) -> Statistics:

@@ -41,7 +41,7 @@ from tdquant.lab.evaluation.pipe_generator import PipeGenerator
 from tdquant.lab.evaluation.pipeline_generator import PipelineGenerator
 from tdquant.lab.evaluation.progress import Progress, wait_for
 from tdquant.lab.evaluation.record import Record, SamplingCost
-from tdquant.lab.evaluation.references import ReferenceSet
+from tdquant.lab.evaluation.references import Reference
 from tdquant.lab.evaluation.subject import digest_of_json, megabytes
 from tdquant.lab.metrics import FeatureNetwork, Lpips
 from tdquant.lab.runs.pictures import claim_folder, picture_path
@@ -125,7 +125,7 @@ def evaluate(
         # Mistakes of the reference set are raised before a record is moved.
         known = None if size is None else judges.find_reference(size)
 
-        def find(record: Record) -> ReferenceSet | None:
+        def find(record: Record) -> Reference | None:
             return judges.find_reference(record.size) if size is None else known
 
         found = finished(out, asked, find, state)

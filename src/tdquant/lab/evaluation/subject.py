@@ -97,16 +97,9 @@ def running(
     """The model as it runs on a device, and the name of what runs it.
 
     ``"auto"`` and ``"cpu"`` take the first backend of ``tdquant.lowering.backends.PREFERENCE``
-    that runs here, so that an interrupted run continues on the same one.
-
-    Arguments:
-        model: A float or frozen model; only its device changes.
-        backend: Name of a backend, ``"auto"``, ``"cpu"``, or ``"simulated"`` for the frozen model
-            itself.
-        shape: Shape of one sample, from which backends choose kernels; None leaves that to the
-            first call.
-        batch: Samples of a call.
-        device: Where to run.
+    that runs here, so that an interrupted run continues on the same one. ``"simulated"`` is the
+    frozen model itself. From the shape of a sample backends choose kernels; None leaves that to
+    the first call.
 
     Raises:
         ModelError: A backend for a float model.

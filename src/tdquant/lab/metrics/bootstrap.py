@@ -101,7 +101,7 @@ def interval(
         value: The metric of all images.
         resampled: The metric of each selection.
         level: Share of the selections between the ends, in (0, 1).
-        bounds: Smallest and largest value that the metric can have; the ends are clamped to it.
+        bounds: Smallest and largest value of the metric, to which the ends are clamped.
         factor: Multiplies the spread, c.
 
     Raises:

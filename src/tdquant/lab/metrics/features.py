@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -98,12 +98,7 @@ class FeatureNetwork(nn.Module, ABC):
 
 @contextlib.contextmanager
 def spatial_slice(layer: nn.Module, channels: int) -> Iterator[list[Tensor]]:
-    """A list to which each call of ``layer`` appends its first channels, ``(N, channels H W)``.
-
-    Arguments:
-        layer: A layer with outputs ``(N, C, H, W)``.
-        channels: Number of channels.
-    """
+    """A list to which each call of ``layer`` appends its first channels, ``(N, channels H W)``."""
     found: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -156,8 +151,16 @@ def features_of(
     if not len(images):
         raise DataError("no images", where=network.title)
     batches = images.split(batch)
+    tracked = track(batches, "image features", len(batches), progress)
+    return features_of_batches(map(to_uint8, tracked), network, kinds)
+
+
+def features_of_batches(
+    batches: Iterable[Tensor], network: FeatureNetwork, kinds: Sequence[str]
+) -> dict[str, Tensor]:
+    """Features ``(N, D_kind)`` by kind of batches of uint8 images, on the CPU."""
     parts = [
-        {kind: value.cpu() for kind, value in network.extract(to_uint8(part), kinds).items()}
-        for part in track(batches, "image features", len(batches), progress)
+        {kind: value.cpu() for kind, value in network.extract(batch, kinds).items()}
+        for batch in batches
     ]
     return {kind: torch.cat([part[kind] for part in parts]) for kind in kinds}

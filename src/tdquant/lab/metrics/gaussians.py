@@ -150,16 +150,11 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def resampled_frechet(features: Tensor, reference: Statistics, kept: Tensor) -> Tensor:
-    r"""The distance of each of R subsets of the images, ``(R,)``.
+    r"""The distance of each of R subsets of the images, by their indices ``(R, K)``: ``(R,)``.
 
     With `Y = (X - mean X) C_2^(1/2)`, the matrix under the root is the covariance of the kept rows
     of Y: `Y^T Y` minus the product of the few rows that are left out, in float32. With fewer
     images than features, the same eigenvalues come from the smaller Gram matrix.
-
-    Arguments:
-        features: Features of the images ``(N, D)``.
-        reference: Statistics of the reference set.
-        kept: Indices of different images, ``(R, K)``.
     """
     x = features.double().cpu()
     _check_widths(x[0], reference)

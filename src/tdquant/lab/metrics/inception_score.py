@@ -22,13 +22,7 @@ PARTS = 10
 
 
 def inception_score(logits: Tensor, seed: int, parts: int = PARTS) -> float:
-    """The mean score of the parts, 1 to the number of classes.
-
-    Arguments:
-        logits: Class scores ``(N, C)``, before the softmax.
-        seed: Seed of the shuffle.
-        parts: Number of parts.
-    """
+    """The mean score of the parts of logits ``(N, C)``, 1 to the number of classes."""
     every = torch.arange(len(logits))[None]
     return float(resampled_inception_score(logits, every, seed, parts))
 
@@ -36,15 +30,10 @@ def inception_score(logits: Tensor, seed: int, parts: int = PARTS) -> float:
 def resampled_inception_score(
     logits: Tensor, kept: Tensor, seed: int, parts: int = PARTS
 ) -> Tensor:
-    """The score of each of R subsets of the images, ``(R,)``; each image stays in its part.
+    """The score of each of R subsets of the images, by their indices ``(R, K)``: ``(R,)``.
 
-    Parts made anew for each subset would add the chance of the shuffle to that of the images.
-
-    Arguments:
-        logits: Class scores ``(N, C)``, before the softmax.
-        kept: Indices of different images, ``(R, K)``.
-        seed: Seed of the shuffle.
-        parts: Number of parts.
+    Each image stays in its part: parts made anew for each subset would add the chance of the
+    shuffle to that of the images.
     """
     # torchmetrics shuffles by torch's global random state and takes no subsets; with
     # torch-fidelity's parts, equal seeds give equal values.

@@ -34,17 +34,10 @@ def kernel_distance(
     subsets: int = SUBSETS,
     size: int = SUBSET_SIZE,
 ) -> float:
-    """The mean distance of pairs of subsets.
+    """The mean distance of pairs of subsets of features ``(N, D)`` and ``(M, D)``.
 
     Sets smaller than ``size`` give smaller subsets, with a warning: the distance stays unbiased
     and its scatter grows.
-
-    Arguments:
-        features: Features of the images ``(N, D)``.
-        reference: Features of the reference set ``(M, D)``.
-        seed: Seed of the subsets.
-        subsets: Number of pairs.
-        size: Images in a subset, m.
 
     Raises:
         MissingDependencyError: The extra ``metrics`` is not installed.
@@ -70,12 +63,8 @@ def kernel_distance(
 
 
 def resampled_kernel_distance(features: Tensor, reference: Tensor, kept: Tensor) -> Tensor:
-    """The distance between each of R subsets of the images and the whole reference set, ``(R,)``.
-
-    Arguments:
-        features: Features of the images ``(N, D)``.
-        reference: Features of the reference set ``(M, D)``.
-        kept: Indices of different images, ``(R, K)``.
+    """The distance between each of R subsets of the images, by their indices ``(R, K)``, and the
+    whole reference set: ``(R,)``.
     """
     kernel = require("torchmetrics.image.kid", "metrics").poly_kernel
     x, y = features.double().cpu(), reference.double().cpu()

@@ -23,26 +23,20 @@ _ROWS = 1024
 _KNOWN = 40  # nearest neighbours kept for subsets: that 38 of 40 are left out never happens
 
 
-def precision(features: Tensor, reference: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """Share of images inside the manifold of the reference set.
-
-    Arguments:
-        features: Features of the images ``(N, D)``.
-        reference: Features of the reference set ``(M, D)``.
-        neighbours: Nearest neighbours that set a ball's radius, k.
-    """
-    return float(covered(features, reference, neighbours).double().mean())
+def precision(features: Tensor, reference: Tensor) -> float:
+    """Share of images ``(N, D)`` inside the manifold of the reference set ``(M, D)``."""
+    return float(covered(features, reference).double().mean())
 
 
-def recall(features: Tensor, reference: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """Share of the reference set inside the manifold of the images; arguments as ``precision``."""
-    return float(covered(reference, features, neighbours).double().mean())
+def recall(features: Tensor, reference: Tensor) -> float:
+    """Share of the reference set ``(M, D)`` inside the manifold of the images ``(N, D)``."""
+    return float(covered(reference, features).double().mean())
 
 
-def covered(points: Tensor, centres: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
+def covered(points: Tensor, centres: Tensor) -> Tensor:
     """Whether each point ``(N, D)`` lies in the manifold of ``centres (M, D)``: bool ``(N,)``."""
     points, centres = points.double().cpu(), centres.double().cpu()
-    radii = nearest(centres, neighbours)[0][:, -1]
+    radii = nearest(centres, NEIGHBOURS)[0][:, -1]
     rows = points.split(_ROWS)
     return torch.cat([(torch.cdist(part, centres) <= radii).any(1) for part in rows])
 
