@@ -15,7 +15,13 @@ import torch
 
 import tdquant as tdq
 from tdquant.errors import DataError, ModelError, StorageError
-from tdquant.lab.evaluation import Record, evaluate, evaluate_images, incomparable
+from tdquant.lab.evaluation import (
+    EvaluationConfig,
+    Record,
+    evaluate,
+    evaluate_images,
+    incomparable,
+)
 from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.pairing import paired_metrics
 from tdquant.lab.metrics import clip_score
@@ -64,6 +70,24 @@ def test_a_finished_run_is_not_done_again(whole, monkeypatch):
     out, record = whole
     monkeypatch.setattr(import_module("tdquant.lab.evaluation.run"), "_sample", None)
     assert small.run(out) == record
+
+
+def test_options_come_by_keyword_or_in_a_config(whole, monkeypatch):
+    out, record = whole
+    monkeypatch.setattr(import_module("tdquant.lab.evaluation.run"), "_sample", None)
+    names = ("batch", "paired", "resamples", "backend", "device", "progress")
+    config = EvaluationConfig(**{name: small.OPTIONS[name] for name in names})
+    options = {
+        "images": 12, "steps": 2, "network": small.Random(), "reference": small.reference(),
+        "against": load_embedded("tiny"), "config": config,
+    }  # fmt: skip
+    assert evaluate(small.pipe(), out, **options) == record
+    with pytest.raises(StorageError, match="batch: 4, now 6"):
+        evaluate(small.pipe(), out, batch=6, **options)
+    with pytest.raises(TypeError, match="bacth"):
+        evaluate(small.pipe(), out, bacth=4)
+    with pytest.raises(TypeError, match="eta"):
+        evaluate_images(out / "images", out, eta=0.5)
 
 
 def test_a_run_can_be_watched_while_its_reference_set_is_measured(tmp_path):

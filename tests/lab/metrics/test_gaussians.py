@@ -30,6 +30,22 @@ def test_equal_to_torch_fidelity(fidelity, n, m, width):
     assert distance(a, b) == pytest.approx(exact[fid.KEY_METRIC_FID], rel=1e-4)
 
 
+def test_equal_to_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Same(torch.nn.Module):
+        num_features = 16
+
+        def forward(self, x):
+            return x
+
+    a, b = features(200, 16), features(300, 16, seed=1, scale=1.3)
+    metric = FrechetInceptionDistance(feature=Same()).set_dtype(torch.float64)
+    metric.update(a, real=False)
+    metric.update(b, real=True)
+    assert distance(a, b) == pytest.approx(float(metric.compute()), rel=1e-4)
+
+
 def test_known_distances():
     a = features(100)
     assert distance(a, a + 2) == pytest.approx(6 * 4)

@@ -51,6 +51,9 @@ def test_weights_of_another_network_are_listed():
 def test_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    assert find_weights(["w-e3b0c442.pth"]) is None
+    with pytest.raises(DataError, match="not found") as raised:
+        find_weights(["w-e3b0c442.pth"], "there")
+    assert "there" in raised.value.fix
+    assert "download" not in raised.value.fix
     (tmp_path / "w-e3b0c442.pth").write_bytes(b"")  # the SHA-256 of nothing begins so
-    assert find_weights(["w-e3b0c442.pth"]) == tmp_path / "w-e3b0c442.pth"
+    assert find_weights(["w-e3b0c442.pth"], "there") == tmp_path / "w-e3b0c442.pth"

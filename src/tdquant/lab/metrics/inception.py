@@ -23,15 +23,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from tdquant.errors import DataError
-from tdquant.files.caching import cache_folder
 from tdquant.files.digests import file_digest
-from tdquant.files.writing import replacing
 from tdquant.lab.metrics.features import FeatureNetwork, spatial_slice
 from tdquant.lab.metrics.weights import find_weights, loading, read_state
 from tdquant.support.optional import require
@@ -70,7 +66,9 @@ class InceptionV3(FeatureNetwork):
     def __init__(self, weights: Path | None = None, download: bool = False) -> None:
         super().__init__()
         code = require("torch_fidelity.feature_extractor_inceptionv3", "inception")
-        file = Path(weights) if weights is not None else _found(code, download)
+        if weights is None:
+            weights = find_weights(FILES, code.URL_INCEPTION_V3, download)
+        file = Path(weights)
         # The class unpickles without restrictions: it gets tensors that were read safely and
         # written again.
         safe = io.BytesIO()
@@ -89,26 +87,3 @@ class InceptionV3(FeatureNetwork):
         with spatial_slice(self.network.Mixed_6d.branch1x1, SPATIAL_CHANNELS) as found:
             pooled, logits = self.network(images)
         return {"pooled": pooled, "logits": logits, "spatial": found[0]}
-
-
-def _found(code: ModuleType, download: bool) -> Path:
-    file = find_weights(FILES)
-    if file is None and download:
-        file = cache_folder() / FILES[0]
-        try:
-            with replacing(file) as fresh:
-                torch.hub.download_url_to_file(code.URL_INCEPTION_V3, str(fresh), CHECKSUM)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                "the weights could not be downloaded",
-                where=code.URL_INCEPTION_V3,
-                why=str(error),
-                fix=f"put the file here by other means, as {file}",
-            ) from error
-    if file is None:
-        raise DataError(
-            "the weights of the Inception network were not found",
-            where=str(cache_folder()),
-            fix=f"download=True, or the file {code.URL_INCEPTION_V3} in that folder",
-        )
-    return file

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import DataError
-from tdquant.files.caching import cache_folder
 from tdquant.files.digests import file_digest, hash_tensors
 from tdquant.lab.metrics.paired import clamped
 from tdquant.lab.metrics.weights import find_weights, loading, published_digest, read_state
 from tdquant.support.optional import require
 
+URL = "https://download.pytorch.org/models/"
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 _CHUNK = 16
@@ -109,7 +109,9 @@ class Lpips(nn.Module):
             )
         self.backbone = BACKBONES[backbone]
         self.features = _features(self.backbone)
-        file = _file(weights, self.backbone.file)
+        if weights is None:
+            weights = find_weights([self.backbone.file], URL + self.backbone.file)
+        file = Path(weights)
         state = {
             name.removeprefix("features."): value
             for name, value in read_state(file).items()
@@ -176,18 +178,6 @@ def _features(backbone: Backbone) -> nn.Sequential:
             layers += [nn.Conv2d(channels, outward, kernel, stride, padding), nn.ReLU()]
             channels = outward
     return nn.Sequential(*layers)
-
-
-def _file(weights: str | Path | None, name: str) -> Path:
-    file = Path(weights) if weights is not None else find_weights([name])
-    if file is None:
-        raise DataError(
-            f"the weights {name} were not found",
-            where=str(cache_folder()),
-            why="LPIPS compares the features of a published network",
-            fix=f"https://download.pytorch.org/models/{name} in that folder, or give the file",
-        )
-    return file
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -13,28 +13,55 @@ from tdquant.errors import DataError, StorageError
 from tdquant.files.caching import cache_folder
 from tdquant.files.checkpoints import open_checkpoint
 from tdquant.files.digests import file_digest
+from tdquant.files.writing import replacing
 
 _NAMED = 6
 
 
-def find_weights(names: Sequence[str]) -> Path | None:
+def find_weights(names: Sequence[str], url: str, download: bool | None = None) -> Path:
     """The first file of one of these names in tdquant's cache or in that of ``torch.hub``.
 
     Arguments:
         names: Published names, which end in ``-`` and the beginning of the file's SHA-256.
+        url: The published address.
+        download: Download a missing file; None if the caller has no such option.
 
     Raises:
-        DataError: The file has another SHA-256.
+        DataError: The file is missing or cannot be downloaded, or has another SHA-256.
     """
     folders = (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints")
     files = (folder / name for folder in folders for name in names)
     file = next((file for file in files if file.is_file()), None)
-    if file is not None and not file_digest(file).startswith(published_digest(file.name)):
+    if file is None:
+        target = cache_folder() / names[0]
+        if download:
+            return _download(url, target)
+        option = "" if download is None else ", or download=True"
+        raise DataError(
+            f"the weights {names[0]} were not found",
+            where=str(cache_folder()),
+            fix=f"put {url} into that folder, give the file{option}",
+        )
+    if not file_digest(file).startswith(published_digest(file.name)):
         raise DataError(
             "damaged weights: their SHA-256 does not match their name",
             where=str(file),
             fix="delete the file",
         )
+    return file
+
+
+def _download(url: str, file: Path) -> Path:
+    try:
+        with replacing(file) as fresh:
+            torch.hub.download_url_to_file(url, str(fresh), published_digest(file.name))
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            "the weights could not be downloaded",
+            where=url,
+            why=str(error),
+            fix=f"put the file here by other means, as {file}",
+        ) from error
     return file
 
 
