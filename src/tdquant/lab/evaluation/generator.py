@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from tdquant.lab.evaluation.config import EvaluationConfig
 from tdquant.lab.evaluation.subject import describe_model, describe_scheduler, digest_of
 
 
@@ -85,10 +86,16 @@ class Generator(ABC):
 
     @abstractmethod
     def write(
-        self, folder: Path, count: int, sampling: Sampling, *, rank: int, world: int,
-        progress: bool, on_batch: Callable[[int], None],
-    ) -> int:  # fmt: skip
-        """Writes this process's share of the missing images, and returns their number."""
+        self,
+        folder: Path,
+        count: int,
+        sampling: Sampling,
+        config: EvaluationConfig,
+        on_batch: Callable[[int], None],
+    ) -> int:
+        """Writes this process's share of the missing images, and returns their number; calls
+        ``on_batch`` with it after every batch.
+        """
 
     @abstractmethod
     def calls(self, count: int, steps: int, seed: int) -> Any:

@@ -50,11 +50,8 @@ class Pair:
     def sample(self, config: EvaluationConfig, state: Progress) -> None:
         """Makes this process's share of the other model's images."""
         self.other.write(
-            self.folder, self.count, self.sampling, rank=config.rank, world=config.world,
-            progress=config.progress,
-            on_batch=lambda written: state.update(
-                "pictures to compare with", min(written, self.count), self.count
-            ),
+            self.folder, self.count, self.sampling, config,
+            lambda n: state.update("pictures to compare with", min(n, self.count), self.count),
         )  # fmt: skip
 
     def compare(self, resamples: int, more: Mapping[str, PairedMetric]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tdquant.calls.from_denoiser import trajectories
+from tdquant.lab.evaluation.config import EvaluationConfig
 from tdquant.lab.evaluation.generator import Generator, Sampling
 from tdquant.lab.evaluation.subject import digest_of, frozen_of, running
 from tdquant.lab.runs.pictures import sample_pictures
@@ -54,9 +55,13 @@ class PipeGenerator(Generator):
         return self.run(sampling)[1]
 
     def write(
-        self, folder: Path, count: int, sampling: Sampling, *, rank: int, world: int,
-        progress: bool, on_batch: Callable[[int], None],
-    ) -> int:  # fmt: skip
+        self,
+        folder: Path,
+        count: int,
+        sampling: Sampling,
+        config: EvaluationConfig,
+        on_batch: Callable[[int], None],
+    ) -> int:
         return sample_pictures(
             replace(self.pipe, unet=self.run(sampling)[0]),
             folder,
@@ -66,10 +71,10 @@ class PipeGenerator(Generator):
             seed=sampling.seed,
             eta=sampling.eta,
             settings=self.settings(sampling),
-            rank=rank,
-            world=world,
+            rank=config.rank,
+            world=config.world,
             device=sampling.device,
-            progress=progress,
+            progress=config.progress,
             seen=on_batch,
         )
 

@@ -18,6 +18,7 @@ from tdquant.calls.prompts import COUNT, FIRST
 from tdquant.clock import is_quantized
 from tdquant.diffusion.pictures import save_png, to_uint8
 from tdquant.errors import ModelError
+from tdquant.lab.evaluation.config import EvaluationConfig
 from tdquant.lab.evaluation.generator import Generator, Sampling
 from tdquant.lab.evaluation.subject import digest_of, frozen_of, running
 from tdquant.lab.runs.pictures import claim_folder, picture_path
@@ -80,9 +81,13 @@ class PipelineGenerator(Generator):
         return ", ".join(chosen) or "float"
 
     def write(
-        self, folder: Path, count: int, sampling: Sampling, *, rank: int, world: int,
-        progress: bool, on_batch: Callable[[int], None],
-    ) -> int:  # fmt: skip
+        self,
+        folder: Path,
+        count: int,
+        sampling: Sampling,
+        config: EvaluationConfig,
+        on_batch: Callable[[int], None],
+    ) -> int:
         if count < 1:
             raise ModelError(f"{count} images", fix="at least 1")
         claim_folder(folder, self.made_with(sampling))
@@ -95,11 +100,12 @@ class PipelineGenerator(Generator):
         for k, given in enumerate(recording.arguments()):
             first, images = recording.runs[k][FIRST], recording.runs[k][COUNT]
             files = [picture_path(folder, i) for i in range(first, first + images)]
-            if k % world == rank and not all(file.exists() for file in files):
+            if k % config.world == config.rank and not all(file.exists() for file in files):
                 todo.append((given, files))
         if not todo:
             return 0
-        bar, written = Bar("sampling", len(todo), show=progress and rank == 0), 0
+        show = config.progress and config.rank == 0
+        bar, written = Bar("sampling", len(todo), show=show), 0
         self.pipeline.to(sampling.device)
         with torch.no_grad(), quietly(self.pipeline), self._lowered(sampling):
             for given, files in todo:

@@ -231,8 +231,4 @@ def _sample(
         check_first_image()
 
     on_batch(0)
-    written = generator.write(
-        files[0].parent, len(files), sampling, rank=config.rank, world=config.world,
-        progress=config.progress, on_batch=on_batch,
-    )  # fmt: skip
-    on_batch(written)
+    on_batch(generator.write(files[0].parent, len(files), sampling, config, on_batch))

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
@@ -169,16 +170,27 @@ def _frechet(features: Tensor, reference: Tensor | Statistics, _seed: int) -> fl
     return frechet_distance(own, other)
 
 
-def _frechet_metric(name: str, kind: str, common: str, general: str) -> SetMetric:
-    return SetMetric(
-        name, kind, "lower", True, 2, common, general, (0, math.inf), _frechet,
-        lambda x, y, kept, _seed: resampled_frechet(x, _statistics(y), kept), summarized=True,
-    )  # fmt: skip
-
-
+_distance = partial(
+    SetMetric,
+    better="lower",
+    reference=True,
+    minimum=2,
+    bounds=(0, math.inf),
+    measure=_frechet,
+    resample=lambda x, y, kept, _seed: resampled_frechet(x, _statistics(y), kept),
+    summarized=True,
+)
+_share = partial(
+    SetMetric,
+    kind="pooled",
+    better="higher",
+    reference=True,
+    minimum=NEIGHBOURS + 1,
+    bounds=(0, 1),
+)
 _METRICS = (
-    _frechet_metric("frechet", "pooled", "FID", "Frechet {} distance"),
-    _frechet_metric("sfid", "spatial", "sFID", "Spatial Frechet {} distance"),
+    _distance(name="frechet", kind="pooled", common="FID", general="Frechet {} distance"),
+    _distance(name="sfid", kind="spatial", common="sFID", general="Spatial Frechet {} distance"),
     SetMetric(
         name="kid",
         kind="pooled",
@@ -203,27 +215,17 @@ _METRICS = (
         measure=lambda x, _y, seed: inception_score(x, seed),
         resample=lambda x, _y, kept, seed: resampled_inception_score(x, kept, seed),
     ),
-    SetMetric(
+    _share(
         name="precision",
-        kind="pooled",
-        better="higher",
-        reference=True,
-        minimum=NEIGHBOURS + 1,
         common="Precision (Inception v3)",
         general="Precision ({})",
-        bounds=(0, 1),
         measure=lambda x, y, _seed: precision(x, y),
         resample=lambda x, y, kept, _seed: resampled_precision(x, y, kept),
     ),
-    SetMetric(
+    _share(
         name="recall",
-        kind="pooled",
-        better="higher",
-        reference=True,
-        minimum=NEIGHBOURS + 1,
         common="Recall (Inception v3)",
         general="Recall ({})",
-        bounds=(0, 1),
         measure=lambda x, y, _seed: recall(x, y),
         resample=lambda x, y, kept, _seed: resampled_recall(x, y, kept),
     ),
