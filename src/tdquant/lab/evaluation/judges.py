@@ -64,6 +64,7 @@ class Judges:
         images: int,
         config: JudgeConfig,
     ) -> None:
+        self._began, self._resumed = time.perf_counter(), has_partial_results(out)
         if config.clip is not None and config.prompts is None:
             raise DataError("a CLIP model without prompts", fix="--prompts FILE, one a line")
         if not isinstance(network, FeatureNetwork):
@@ -73,7 +74,6 @@ class Judges:
         self.out, self.reference, self.config = out, reference, config
         self.state = Progress(out, writes=config.rank == 0)
         self.opened: Reference | None = None
-        self._began, self._resumed = time.perf_counter(), has_partial_results(out)
 
     def asked(self) -> dict[str, Any]:
         """What distinguishes these judges from others."""
