@@ -111,27 +111,27 @@ class FeatureShards:
         total = sum(len(self._files(k)) for k in own)
         bar, done = Bar(f"{self.network.title}: features", -(-total // PART), show=progress), 0
         for k in own:
-            files, before = self._files(k), done
 
-            def advance(images: int, before: int = before) -> None:
+            def advance(images: int, before: int = done) -> None:
                 bar.advance()
                 on_part(before + images)
 
-            def missing(files: Sequence[Path] = files) -> int:
-                return sum(not file.exists() for file in files)
-
-            def read(first: int, end: int, files: Sequence[Path] = files) -> Tensor:
-                return read_pictures(files[first:end], self.resize)
-
-            wait_for(missing, "images", self.folder.parent)
-            if not self._is_whole(k):
-                facts = self._facts(k)
-                parts = _parts(read, len(files), advance)
-                tensors = features_of_batches(parts, self.network, self.kinds)
-                _write(self._path(k), tensors, facts)
-            done += len(files)
+            self._compute_shard(k, advance)
+            done += len(self._files(k))
             on_part(done)
         bar.close()
+
+    def _compute_shard(self, k: int, on_part: Callable[[int], None]) -> None:
+        files = self._files(k)
+        wait_for(lambda: sum(not file.exists() for file in files), "images", self.folder.parent)
+        if self._is_whole(k):
+            return
+        facts = self._facts(k)  # of the files as they are before they are read
+        parts = _parts(
+            lambda i, end: read_pictures(files[i:end], self.resize), len(files), on_part
+        )
+        tensors = features_of_batches(parts, self.network, self.kinds)
+        _write(self._path(k), tensors, facts)
 
     def count_missing(self) -> int:
         """Number of shards that are still missing."""
