@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class TDQError(Exception):
     """Base of every error that tdquant raises on purpose.
@@ -77,3 +79,33 @@ class TrainingError(TDQError):
 
 class MissingDependencyError(TDQError, ImportError):
     """An optional package is not installed; the extra that brings it is named."""
+
+
+def raise_collected(
+    error: type[TDQError],
+    mistakes: Iterable[str],
+    place: str,
+    most: int | None = None,
+    **context: str,
+) -> None:
+    """Raises one error that lists all mistakes; does nothing where there are none.
+
+    Arguments:
+        error: What to raise.
+        mistakes: One clause each.
+        place: What they are in, such as ``"the recipe"`` or the name of a file.
+        most: Number of mistakes to list before the rest are counted; None lists all.
+        context: ``where``, ``why`` and ``fix`` of the error.
+    """
+    listed = list(mistakes)
+    if not listed:
+        return
+    lines = [f"{len(listed)} mistake{'s' * (len(listed) > 1)} in {place}:", *listed[:most]]
+    if most is not None and len(listed) > most:
+        lines.append(f"and {len(listed) - most} more")
+    raise error("\n  - ".join(lines), **context)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library says, or the error's class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

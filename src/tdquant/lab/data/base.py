@@ -1,4 +1,4 @@
-"""What every data set of images is: item i is a float32 tensor ``(C, size, size)`` in [-1, 1]."""
+"""Data sets of images: item i is a float32 tensor ``(C, size, size)`` in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tdquant.errors import DataError
 
 
 class ImageDataset(Dataset[Tensor], ABC):
-    """A data set of square images. It draws nothing at random: item i is always the same.
+    """A data set of square images. Nothing in it is random: item i is always the same.
 
     Attributes:
-        name: What it is called, one of ``tdquant.lab.data.DATASETS``.
+        name: Its name, one of ``tdquant.lab.data.DATASETS``.
         labels: Classes, int64 ``(N,)``, or None where there are none.
-        flip: Probability with which training is to mirror an image, by its own seeded draws; the
-            items themselves are never mirrored.
+        flip: Probability with which training mirrors an image, by its own seeded draws; the items
+            themselves are never mirrored.
     """
 
     name: str
@@ -34,17 +34,17 @@ class ImageDataset(Dataset[Tensor], ABC):
 
 
 class StoredImages(ImageDataset):
-    """Images that lie in memory, resized where they are asked for in another size.
+    """Images in memory, resized on access where another size is asked for.
 
     Arguments:
         images: uint8 ``(N, C, H, H)``.
         labels: Classes, int64 ``(N,)``, or None.
-        name: What the data set is called.
+        name: Name of the data set.
         size: Side in pixels; H if None.
 
     Raises:
-        DataError: The images are no square uint8 images, the labels are not as many, or the size
-            is not positive.
+        DataError: The images are not square uint8 images, there is not one label for each, or the
+            size is not positive.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from tdquant.errors import DataError
-from tdquant.lab.data.encoded import EncodedImages, Files
+from tdquant.lab.data.encoded import EncodedImages, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -21,7 +21,7 @@ def folder(
     """The images under ``root``, sorted by path, as RGB ``(3, size, size)``; see EncodedImages.
 
     Arguments:
-        root: The folder. Files of other types than ``SUFFIXES`` are passed over.
+        root: The folder. Files of other types than ``SUFFIXES`` are skipped.
         size: Side in pixels.
         interpolation: How to resize.
         check: Reads every header now.
@@ -36,5 +36,5 @@ def folder(
     paths = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
         raise DataError("no images", where=str(place), why=f"looked for {', '.join(SUFFIXES)}")
-    source = Files(paths, str(place))
+    source = Source([str(path) for path in paths], str(place))
     return EncodedImages(source, "folder", size, interpolation, check, progress)
