@@ -20,10 +20,11 @@ from torch import nn
 from tdquant.errors import ModelError, TDQError
 from tdquant.files.checkpoints import open_checkpoint
 from tdquant.files.checkpoints.tensors import fill_module
-from tdquant.files.config import check_latent_diffusion, read_config
+from tdquant.files.config import read_config
 from tdquant.models.compvis import checkpoint as files
 from tdquant.models.compvis import published
 from tdquant.models.compvis.autoencoder import build_first_stage, from_published
+from tdquant.models.compvis.configuration import check_latent_diffusion
 from tdquant.models.compvis.factor import latent_factor
 from tdquant.models.compvis.text import load_text_encoder
 from tdquant.models.compvis.unet import UNetModel

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tdquant.errors import ConfigError
-from tdquant.files.config import check_latent_diffusion, read_config, training_options
+from tdquant.files.config import read_config, training_options
 from tdquant.lab.data import dataset_from_config
+from tdquant.models.compvis.configuration import check_latent_diffusion
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SHIPPED = sorted(p.name for p in CONFIGS.glob("*.yaml"))
