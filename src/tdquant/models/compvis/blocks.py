@@ -38,7 +38,7 @@ class GroupNorm32(nn.GroupNorm):
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer with zero parameters: a residual branch that starts as nothing."""
+    """Zeroes the parameters of a layer, so that a residual branch starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -74,7 +74,7 @@ class Downsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """A residual block that is told the time, ``(B, C, *), (B, E) -> (B, C', *')``.
+    """A residual block with a time embedding, ``(B, C, *), (B, E) -> (B, C', *')``.
 
     Arguments:
         channels: Width C of the input.
