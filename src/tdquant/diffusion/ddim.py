@@ -51,15 +51,9 @@ def betas(
     end: float = 2e-2,
     offset: float = 8e-3,
 ) -> np.ndarray:
-    """Computes the noise schedule of a latent-diffusion configuration, float64 ``(count,)``.
-
-    Arguments:
-        schedule: ``"linear"`` (in sqrt(beta)), ``"sqrt_linear"`` (in beta), ``"sqrt"`` (the root
-            of that) or ``"cosine"``.
-        count: Number T of training timesteps.
-        start: First beta.
-        end: Last beta.
-        offset: Shift s of the cosine.
+    """The ``count`` betas of one of latent diffusion's schedules, float64: even from ``start`` to
+    ``end`` in sqrt(beta) ("linear"), in beta ("sqrt_linear") or its square ("sqrt"); or those of
+    a squared cosine shifted by ``offset`` ("cosine").
 
     Raises:
         ModelError: No such schedule.

@@ -112,7 +112,7 @@ def test_all_mistakes_of_all_sections_are_told_at_once(churches):
         ("model.params.unet_config.target", "unet_config.target: missing"),
         ("model.params.unet_config.params", "unet_config.params: missing"),
         ("model.params.first_stage_config", "first_stage_config: missing"),
-        ("model.params.first_stage_config.params", "first_stage_config.params.ddconfig: missing"),
+        ("model.params.first_stage_config.params", "first_stage_config.params: missing"),
     ],
 )
 @pytest.mark.parametrize("how", ["absent", "null"])

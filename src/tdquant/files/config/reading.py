@@ -51,7 +51,7 @@ def read_config(paths: Paths, overrides: Sequence[str] = ()) -> dict[str, Any]:
             parts.append(conf.load(file))
             if not conf.is_dict(parts[-1]):
                 mistakes.append(f"{file}: a list at the top, not keys")
-        except Exception as error:  # PyYAML's and OmegaConf's errors share no base but this
+        except Exception as error:  # PyYAML's and OmegaConf's errors have no other common base
             mistakes.append(_described(str(file), error))
     raise_collected(ConfigError, mistakes, "the configuration files")
     parts += _overrides(overrides, conf)
@@ -81,13 +81,8 @@ def _missing(file: Path) -> str:
 
 
 def _overrides(overrides: Sequence[str], conf: Any) -> list[Any]:
-    """One configuration for each override.
-
-    Raises:
-        ConfigError: Some are malformed; all are listed.
-    """
-    parts = []
-    mistakes = []
+    """One configuration for each override; malformed ones are an error that lists all."""
+    parts, mistakes = [], []
     for given in overrides:
         text = given.removeprefix("--")
         key, equals, _ = text.partition("=")

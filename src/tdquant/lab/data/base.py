@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from tdquant.errors import DataError
+from tdquant.errors import DataError, raise_collected
 
 
 class ImageDataset(Dataset[Tensor], ABC):
@@ -50,20 +51,7 @@ class StoredImages(ImageDataset):
     def __init__(
         self, images: Tensor, labels: Tensor | None, name: str, size: int | None = None
     ) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
-            raise DataError(
-                f"images of shape {tuple(images.shape)} and type {images.dtype}",
-                where=name,
-                fix="square uint8 images (N, C, H, H)",
-            )
-        if not len(images):
-            raise DataError("no images", where=name)
-        if labels is not None and labels.shape != (len(images),):
-            raise DataError(
-                f"{len(images)} images and labels of shape {tuple(labels.shape)}", where=name
-            )
-        if size is not None and size < 1:
-            raise DataError(f"size={size}", where=name, fix="at least 1")
+        raise_collected(DataError, _mistakes(images, labels, size), f"the images of {name}")
         self.images, self.labels, self.name = images, labels, name
         self.size = images.shape[-1] if size is None else size
 
@@ -78,3 +66,15 @@ class StoredImages(ImageDataset):
         return functional.interpolate(
             image[None], (self.size, self.size), mode="bicubic", antialias=True
         )[0].clamp(-1, 1)
+
+
+def _mistakes(images: Tensor, labels: Tensor | None, size: int | None) -> Iterator[str]:
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or len(shape) != 4 or shape[2] != shape[3]:
+        yield f"images of shape {shape} and type {images.dtype}: square uint8 images (N, C, H, H)"
+    elif not shape[0]:
+        yield "no images"
+    elif labels is not None and labels.shape != shape[:1]:
+        yield f"{shape[0]} images and labels of shape {tuple(labels.shape)}"
+    if size is not None and size < 1:
+        yield f"size={size}: at least 1"

@@ -43,13 +43,8 @@ def ema_name(name: str) -> str:
 def with_ema(
     weights: State, state: State, parameters: Collection[str], where: str
 ) -> dict[str, LazyTensor] | None:
-    """The UNet's tensors with averaged parameters, or None where the checkpoint has no averages.
-
-    Arguments:
-        weights: The UNet's tensors as they are.
-        state: The whole checkpoint.
-        parameters: Names of the parameters that must all have an average.
-        where: The file, for errors.
+    """The UNet's tensors ``weights`` with averages in place of all ``parameters``, or None where
+    the checkpoint has none.
 
     Raises:
         ModelError: Only some parameters have an average, or an average belongs to none of them.
@@ -149,13 +144,11 @@ def latent_factor(params: Mapping[str, Any], state: State, where: str) -> float 
         where: The file, for errors.
 
     Returns:
-        The checkpoint's ``scale_factor``, else that of the configuration, else 1, latent
-        diffusion's default. None if the configuration says ``scale_by_std`` and there is no
-        checkpoint: the factor is then measured on the first batch of training.
+        The checkpoint's ``scale_factor``, else the configuration's, else 1, latent diffusion's
+        default. With ``scale_by_std`` and no checkpoint, None: it is measured on the first batch.
 
     Raises:
-        ModelError: The configuration says ``scale_by_std`` and the checkpoint has no factor; or
-            the factor is not a positive number.
+        ModelError: With ``scale_by_std`` the checkpoint has no factor, or it is not positive.
     """
     stored, given = state.get("scale_factor"), params.get("scale_factor")
     if stored is None and given is None:

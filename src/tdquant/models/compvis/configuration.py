@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tdquant.errors import ConfigError, raise_collected
-from tdquant.files.config.checking import check_keys, dotted, foreign_keys
+from tdquant.files.config.checking import check_keys, foreign_keys
 from tdquant.files.config.training import SECTION, training_mistakes
 from tdquant.models.compvis.unet import UNetModel
 
@@ -60,40 +60,36 @@ DATA_PARAMS = f"""
 """
 
 
-class _Findings:
-    """Mistakes and foreign keys, collected section by section."""
+class _Check:
+    """Checks sections and nodes of a configuration by their paths; collects what it finds."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: object) -> None:
+        self.config = config
         self.mistakes: list[str] = []
         self.foreign: list[str] = []
 
-    def section(
-        self,
-        found: object,
-        known: str,
-        required: str = "",
-        where: str = "",
-        strict: bool = False,
-    ) -> Mapping[str, Any]:
-        """Checks a section; returns it, or an empty one where it is not a section."""
-        keys = known.split()
-        self.mistakes += check_keys(found, keys, required.split(), where, strict=strict)
-        if not strict:
-            self.foreign += foreign_keys(found, keys, where)
-        return found if isinstance(found, Mapping) else {}
+    def at(self, path: str) -> Any:
+        """What stands at a path, None where nothing does."""
+        found = self.config
+        for key in filter(None, path.split(".")):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
 
-    def node(
-        self, parent: Mapping[str, Any], key: str, where: str, required: str = "target"
-    ) -> tuple[str, Mapping[str, Any]]:
-        """Checks a node {target, params}; returns the two, empty where they are absent."""
-        if parent.get(key) is None:
-            return "", {}
-        where = dotted(where, key)
-        found = self.section(parent[key], NODE, required, where)
-        params = found.get("params") or {}
-        if not isinstance(params, Mapping):
-            params = self.section(params, "", where=f"{where}.params")
-        return _target(found), params
+    def section(self, path: str, known: str, required: str = "", strict: bool = False) -> None:
+        """Checks a section; one that is absent is a mistake in the section above."""
+        found, keys = self.at(path), known.split()
+        if found is None and path:
+            return
+        self.mistakes += check_keys(found, keys, required.split(), path, strict=strict)
+        if not strict:
+            self.foreign += foreign_keys(found, keys, path)
+
+    def node(self, path: str, required: str = "target") -> str:
+        """Checks a node {target, params}; returns its target, empty where it is absent."""
+        self.section(path, NODE, required)
+        if not isinstance(self.at(f"{path}.params"), Mapping):
+            self.section(f"{path}.params", "")
+        return str(self.at(f"{path}.target") or "")
 
 
 def check_latent_diffusion(config: Mapping[str, Any], where: str = "the configuration") -> None:
@@ -109,64 +105,47 @@ def check_latent_diffusion(config: Mapping[str, Any], where: str = "the configur
         ConfigError: Keys are missing or misspelt, or an option of training is out of range; all
             mistakes are listed.
     """
-    findings = _Findings()
-    top = findings.section(config, TOP, "model")
-    if "model" in top:
-        _model(findings, top["model"])
-    if top.get("data") is not None:
-        _data(findings, top["data"])
-    findings.mistakes += training_mistakes(top.get(SECTION))
-    raise_collected(ConfigError, findings.mistakes, where)
-    if findings.foreign:
+    check = _Check(config)
+    check.section("", TOP, "model")
+    _check_model(check)
+    check.section("data", NODE, "params")
+    check.section("data.params", DATA_PARAMS)
+    for key, low in (("batch_size", 1), ("num_workers", 0)):
+        value = check.at(f"data.params.{key}")
+        if value is not None and (type(value) is not int or value < low):
+            check.mistakes.append(f"data.params.{key}={value!r}: a whole number from {low}")
+    for split in SPLITS.split():  # what a data set takes, it checks itself
+        check.node(f"data.params.{split}")
+    check.mistakes += training_mistakes(check.at(SECTION))
+    raise_collected(ConfigError, dict.fromkeys(check.mistakes), where)
+    if check.foreign:
         warnings.warn(
-            f"{where} has keys that tdquant does not read: {', '.join(findings.foreign)}",
+            f"{where} has keys that tdquant does not read: {', '.join(check.foreign)}",
             stacklevel=2,
         )
 
 
-def _model(findings: _Findings, model: object) -> None:
-    """Checks the section ``model`` and the nodes in it."""
-    section = findings.section(model, MODEL, "params", "model")
-    if "params" not in section:
-        return
-    where = "model.params"
-    latent = _target(section).endswith("LatentDiffusion")
-    required = "unet_config first_stage_config" if latent else "unet_config"
-    params = findings.section(section["params"], MODEL_PARAMS, required, where)
-    target, unet = findings.node(params, "unet_config", where, NODE)
+def _check_model(check: _Check) -> None:
+    params = "model.params"
+    latent = str(check.at("model.target")).endswith("LatentDiffusion")
+    check.section("model", MODEL, "params")
+    check.section(params, MODEL_PARAMS, "unet_config" + " first_stage_config" * latent)
+    target = check.node(f"{params}.unet_config", NODE)
     if target:
-        # A UNet of another class has a constructor of its own: only likely slips count there.
+        # A UNet of another class has arguments of its own: only likely slips count there.
         ours = target.endswith("UNetModel")
-        findings.section(
-            unet, UNET, UNET_REQUIRED if ours else "", f"{where}.unet_config.params", strict=ours
-        )
-    target, stage = findings.node(params, "first_stage_config", where)
+        required = UNET_REQUIRED if ours else ""
+        check.section(f"{params}.unet_config.params", UNET, required, strict=ours)
+    stage = f"{params}.first_stage_config"
+    target = str(check.at(f"{stage}.target"))
     if "Autoencoder" in target or "VQModel" in target:
-        inside = f"{where}.first_stage_config.params"
-        stage = findings.section(stage, AUTOENCODER, "ddconfig embed_dim", inside)
-        if "ddconfig" in stage:
-            findings.section(stage["ddconfig"], DDCONFIG, DDCONFIG_REQUIRED, f"{inside}.ddconfig")
+        check.node(stage, NODE)
+        check.section(f"{stage}.params", AUTOENCODER, "ddconfig embed_dim")
+        check.section(f"{stage}.params.ddconfig", DDCONFIG, DDCONFIG_REQUIRED)
+    else:
+        check.node(stage)
     # "__is_first_stage__" and "__is_unconditional__" stand for a node.
-    if not isinstance(params.get("cond_stage_config"), str):
-        findings.node(params, "cond_stage_config", where)
-    target, scheduler = findings.node(params, "scheduler_config", where)
-    if target:
-        findings.section(scheduler, SCHEDULER, "", f"{where}.scheduler_config.params")
-
-
-def _data(findings: _Findings, data: object) -> None:
-    """Checks the section ``data``; what a data set takes is the data set's to check."""
-    section = findings.section(data, NODE, "params", "data")
-    if "params" not in section:
-        return
-    params = findings.section(section["params"], DATA_PARAMS, "", "data.params")
-    for key, low in (("batch_size", 1), ("num_workers", 0)):
-        value = params.get(key)
-        if value is not None and (type(value) is not int or value < low):
-            findings.mistakes.append(f"data.params.{key}={value!r}: a whole number from {low}")
-    for split in SPLITS.split():
-        findings.node(params, split, "data.params")
-
-
-def _target(node: Mapping[str, Any]) -> str:
-    return str(node.get("target") or "")
+    if not isinstance(check.at(f"{params}.cond_stage_config"), str):
+        check.node(f"{params}.cond_stage_config")
+    if check.node(f"{params}.scheduler_config"):
+        check.section(f"{params}.scheduler_config.params", SCHEDULER)

@@ -46,18 +46,13 @@ LISTED = 16
 
 
 def is_quantized(weights: State) -> bool:
-    """Whether a UNet's tensors are of a quantized one."""
+    """Whether the tensors are those of a quantized UNet."""
     return any(name.endswith(".n_lv") for name in weights)
 
 
 def quantize(unet: UNetModel, weights: State, time_range: tuple[float, float], where: str) -> None:
-    """Replaces layers by quantized ones, as the checkpoint has them, their tensors still to load.
-
-    Arguments:
-        unet: A float UNet; changed in place.
-        weights: Its tensors by published names.
-        time_range: First and last training timestep.
-        where: The file, for errors.
+    """Replaces layers of ``unet`` by quantized ones, their tensors still to load, where the
+    published ``weights`` have some.
 
     Raises:
         ModelError: Tensors are missing, or codes or layers do not exist; all are listed.

@@ -48,15 +48,9 @@ def symmetric(count: int) -> Grid:
 def activation_quantizer(
     unet: nn.Module, path: str, count: int, scale: Scale, wanted: str, clock: Clock
 ) -> ActivationQuantizer:
-    """Makes the quantizer for the input of the layer at ``path``.
+    """Makes the quantizer for the input of the layer at ``path``, with ``n_lv`` of ``count``.
 
-    Arguments:
-        unet: The UNet; its configuration has the dropout rate and the width of the embedding.
-        path: Path of the layer.
-        count: ``n_lv``.
-        scale: Its scale.
-        wanted: Kind of the scale once it is calibrated.
-        clock: The UNet's clock.
+    ``wanted`` is the kind of the scale once it is calibrated.
     """
     config: Any = getattr(unet, "config", {})
     options = {"features": config.get("model_channels", 64)} if wanted == "published" else {}
