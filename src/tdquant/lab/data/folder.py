@@ -11,6 +11,21 @@ from tdquant.lab.data.encoded import EncodedImages, Source
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
+def picture_files(root: str | os.PathLike[str]) -> list[Path]:
+    """The images under a folder, of one of ``SUFFIXES``, sorted by path.
+
+    Raises:
+        DataError: There is no such folder, or no image in it.
+    """
+    place = Path(root)
+    if not place.is_dir():
+        raise DataError("no such folder", where=str(place))
+    found = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise DataError("no images", where=str(place), why=f"looked for {', '.join(SUFFIXES)}")
+    return found
+
+
 def folder(
     root: str | os.PathLike[str],
     size: int = 32,
@@ -30,11 +45,5 @@ def folder(
     Raises:
         DataError: There is no such folder, no image in it, or none that can be read.
     """
-    place = Path(root)
-    if not place.is_dir():
-        raise DataError("no such folder", where=str(place))
-    paths = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise DataError("no images", where=str(place), why=f"looked for {', '.join(SUFFIXES)}")
-    source = Source([str(path) for path in paths], str(place))
+    source = Source([str(path) for path in picture_files(root)], str(root))
     return EncodedImages(source, "folder", size, interpolation, check, progress)
