@@ -117,7 +117,7 @@ def onnx_float(model, shape, file, threads):
 
 
 def quantized(model, calls, **recipe):
-    q = tdq.quantize(copy.deepcopy(model), tdq.Recipe(**recipe), verbose=False)
+    q = tdq.quantize(copy.deepcopy(model), tdq.Recipe(**recipe))
     tdq.calibrate(q, calls, progress=False)
     return tdq.freeze(q)
 

@@ -17,6 +17,7 @@ from tdquant.lowering.carried import carried
 from tdquant.lowering.lowered import float32_copy, require_frozen
 from tdquant.model_summary import summary
 from tdquant.recipe import Recipe
+from tdquant.state import recipe_of
 
 
 class Exporter(Protocol):
@@ -96,7 +97,7 @@ def prepared(frozen: nn.Module, example: Example) -> tuple[nn.Module, Call]:
 
 def about(model: nn.Module) -> dict[str, Any]:
     """What a file says about the frozen model in it, as JSON."""
-    recipe = getattr(model, "tdq_recipe", None)
+    recipe = recipe_of(model)
     return {
         "tdquant": metadata.version("tdquant"),
         "model": type(model).__name__,

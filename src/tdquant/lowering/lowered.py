@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.clock import clock_of
+from tdquant.clock import clock_of, remove_clock
 from tdquant.errors import FreezeError
 from tdquant.freezing import is_frozen
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
@@ -142,9 +142,7 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
         FreezeError: A weight was changed after freezing.
     """
     table = summary(model)
-    clock = clock_of(model)
-    clock.remove()
-    del model.tdq_clock
+    remove_clock(model)
     gain = gain_of(model)
     holders = [q for _, q in activation_quantizers(model)] + ([gain] if gain else [])
     bank_tables(holders)
