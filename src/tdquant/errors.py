@@ -86,7 +86,10 @@ def raise_collected(
     mistakes: Iterable[str],
     place: str,
     most: int | None = None,
-    **context: str,
+    *,
+    where: str = "",
+    why: str = "",
+    fix: str = "",
 ) -> None:
     """Raises one error that lists all mistakes; does nothing where there are none.
 
@@ -95,15 +98,18 @@ def raise_collected(
         mistakes: One clause each.
         place: What they are in, such as ``"the recipe"`` or the name of a file.
         most: Number of mistakes to list before the rest are counted; None lists all.
-        context: ``where``, ``why`` and ``fix`` of the error.
+        where: As for ``TDQError``, likewise ``why`` and ``fix``.
     """
     listed = list(mistakes)
     if not listed:
         return
-    lines = [f"{len(listed)} mistake{'s' * (len(listed) > 1)} in {place}:", *listed[:most]]
+    count = f"{len(listed)} mistake{'s' * (len(listed) > 1)}"
+    lines = [f"{count} in {place} [{where}]:" if where else f"{count} in {place}:", *listed[:most]]
     if most is not None and len(listed) > most:
         lines.append(f"and {len(listed) - most} more")
-    raise error("\n  - ".join(lines), **context)
+    collected = error("\n  - ".join(lines), why=why, fix=fix)
+    collected.where = where
+    raise collected
 
 
 def first_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ LMDB_FILE = "data.mdb"
 _FIX = "the extracted images with a text file of their names, or LSUN's NAME_lmdb folder"
 _LAYOUT = (
     "the images as data_root/NAME for every line NAME of txt_file, or LSUN's NAME_lmdb folder as "
-    "data_root; data.params.train.params.data_root=FOLDER says where"
+    "data_root; data.params.train.params.data_root=FOLDER changes the place"
 )
 
 _environments: dict[str, tuple[int, Any]] = {}
@@ -113,18 +113,13 @@ def lsun(
 
 def _names(root: Path, txt_file: str | os.PathLike[str] | None) -> list[str]:
     """The names in ``txt_file``."""
-    missing = ""
-    if not root.is_dir():
-        missing = f"there is no folder {root}"
-    elif txt_file is None:
-        missing = "txt_file is not given"
-    elif not Path(txt_file).is_file():
-        missing = f"there is no file {txt_file}"
-    if missing or txt_file is None:
+    if not root.is_dir() or txt_file is None or not Path(txt_file).is_file():
+        found = "txt_file is not given" if txt_file is None else f"there is no file {txt_file}"
+        found = found if root.is_dir() else f"there is no folder {root}"
         raise DataError(
             "no LSUN images",
             where=str(root),
-            why=f"{missing} (looked in {Path.cwd()}), and no {LMDB_FILE}",
+            why=f"{found} (looked in {Path.cwd()}), and no {LMDB_FILE}",
             fix=_LAYOUT,
         )
     try:

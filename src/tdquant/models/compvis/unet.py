@@ -27,14 +27,7 @@ from tdquant.clock import clock_of, is_quantized
 from tdquant.diffusion.embedding import sinusoidal
 from tdquant.errors import ModelError
 from tdquant.models.compvis.attention import AttentionBlock, SpatialTransformer
-from tdquant.models.compvis.blocks import (
-    CONVOLUTIONS,
-    Downsample,
-    GroupNorm32,
-    ResBlock,
-    Upsample,
-    zeroed,
-)
+from tdquant.models.compvis.blocks import CONVOLUTIONS, RESAMPLE, GroupNorm32, ResBlock, zeroed
 from tdquant.models.compvis.options import check_options, make_attention
 
 Run = Callable[..., Tensor]
@@ -146,7 +139,7 @@ class UNetModel(nn.Module):
         def resample(channels: int, way: str) -> nn.Module:
             if resblock_updown:
                 return residual(channels, channels, resample=way)
-            return (Upsample if way == "up" else Downsample)(channels, conv_resample, dims)
+            return RESAMPLE[way](channels, conv_resample, dims)
 
         channels, factor = model_channels, 1
         self.input_blocks = nn.ModuleList(
