@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -18,6 +19,7 @@ from tdquant.lowering.lowered import float32_copy, require_frozen
 from tdquant.model_summary import summary
 from tdquant.recipe import Recipe
 from tdquant.state import recipe_of
+from tdquant.support.memory import trim_heap
 
 
 class Exporter(Protocol):
@@ -85,6 +87,9 @@ def export(
         )
     model, call = prepared(frozen, example)
     EXPORTERS[target.suffix](model, target, call, about(model), portable)
+    del model
+    gc.collect()  # traces are cycles, which hold all codes
+    trim_heap()
     return target
 
 

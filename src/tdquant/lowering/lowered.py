@@ -37,9 +37,6 @@ from tdquant.scales import BankedScale, ScaleBank, bank_tables
 from tdquant.support.memory import trim_heap
 from tdquant.support.sharing import copy_sharing_tensors
 
-TRIMMED = 16
-"""Layers after which memory that was freed is given back."""
-
 
 class Lowered(nn.Module):
     """The graph's root: ``(input, ...) -> (output, ...)`` over tensors alone.
@@ -159,12 +156,11 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
         return None
 
     kernels: dict[str, tuple[str, str]] = {}
-    for index, (path, old) in enumerate(list(quantized_layers(model))):
+    for path, old in list(quantized_layers(model)):
         new = layer(old, operand(old.input_quantizer), path)
         replace_module(model, old, new)
         kernels[path] = new.kernel
-        if index % TRIMMED == 0:
-            trim_heap()  # of what finding the codes took
+        trim_heap()  # of what finding the codes took
     for path, old in list(model.named_modules()):
         if isinstance(old, QuantAttention):
             block: Any = model.get_submodule(path.rpartition(".")[0])
