@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.errors import DataError, StorageError
+from tdquant.lab.data.folder import picture_files
 from tdquant.lab.evaluation.config import JudgeConfig
 from tdquant.lab.evaluation.folder import check_out, close, retire, wait_for_record
-from tdquant.lab.evaluation.image_files import check_pictures, picture_files, preparation
+from tdquant.lab.evaluation.image_files import check_pictures, preparation
 from tdquant.lab.evaluation.judges import Judges
 from tdquant.lab.evaluation.picture_sets import HELDOUT
 from tdquant.lab.evaluation.record import Record

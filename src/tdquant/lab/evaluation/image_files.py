@@ -21,25 +21,9 @@ from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
 from tdquant.files.digests import file_digest
 from tdquant.lab.data.encoded import eight_bits, square
-from tdquant.lab.data.folder import SUFFIXES
 from tdquant.support.optional import require
 
 _NAMED = 4
-
-
-def picture_files(folder: str | Path) -> list[Path]:
-    """The images below a folder, sorted by path.
-
-    Raises:
-        DataError: There is no such folder, or no image in it.
-    """
-    place = Path(folder)
-    if not place.is_dir():
-        raise DataError("no such folder", where=str(place))
-    found = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
-        raise DataError("no images", where=str(place), why=f"looked for {', '.join(SUFFIXES)}")
-    return found
 
 
 def check_pictures(files: Sequence[Path], resize: int | None = None) -> tuple[int, int]:

@@ -16,11 +16,11 @@ from torch import Tensor
 from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
 from tdquant.lab.data import DATASETS
+from tdquant.lab.data.folder import picture_files
 from tdquant.lab.data.registry import make_dataset
 from tdquant.lab.evaluation.image_files import (
     check_pictures,
     content_digest,
-    picture_files,
     preparation,
     read_pictures,
 )
