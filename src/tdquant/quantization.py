@@ -21,7 +21,7 @@ from tdquant.quantizers.weight import mse_step
 from tdquant.recipe import FLOAT, LayerRecipe, Recipe
 from tdquant.scales import DynamicScale, NoiseScale, PendingScale, Scale
 from tdquant.support.announce import announce
-from tdquant.support.patterns import idle, matching
+from tdquant.support.patterns import matching, unmatched_patterns
 
 
 def quantize(
@@ -92,7 +92,7 @@ def convert_layers(
                     )
                 except ConversionError as error:
                     mistakes.append(error)
-        _complain(mistakes)
+        _raise_collected(mistakes)
         blocks = _attention(model, recipe, clock)
     except BaseException:
         clock.remove()
@@ -114,7 +114,7 @@ def _search_step(
     layer.weight_quantizer = law(grid, step)
 
 
-def _complain(mistakes: list[ConversionError]) -> None:
+def _raise_collected(mistakes: list[ConversionError]) -> None:
     """Raises what stands in the way of several layers as one error."""
     if not mistakes:
         return
@@ -210,14 +210,14 @@ def _quantizable(model: nn.Module, family: Family) -> dict[str, nn.Module]:
     return {
         path: module
         for path, module in model.named_modules()
-        if type(module) in QUANTIZED and path and not matching(path, family.borrowed)
+        if type(module) in QUANTIZED and path and not matching(path, family.read_by_parent)
     }
 
 
 def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
     """The paths that the patterns leave; patterns that match nothing are mistakes."""
     patterns = [*recipe.include, *recipe.exclude, *recipe.overrides]
-    unknown = idle(patterns, layers)
+    unknown = unmatched_patterns(patterns, layers)
     if unknown:
         hints = {
             p: difflib.get_close_matches(p.strip("*."), layers, n=2, cutoff=0.3) for p in unknown

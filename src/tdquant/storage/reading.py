@@ -15,7 +15,7 @@ from tdquant.files.checkpoints import LazyTensor
 from tdquant.files.digests import add_tensor
 from tdquant.models import build
 from tdquant.storage.files import open_tensors, read_index
-from tdquant.storage.rebuilding import build_skeleton, settle, unpack_tensors
+from tdquant.storage.rebuilding import build_skeleton, finalize_weights, unpack_tensors
 from tdquant.support.announce import announce
 from tdquant.support.memory import trim_heap
 
@@ -112,6 +112,6 @@ def _rebuild(
             fix="a float model of the architecture that was saved",
         )
     del state
-    settle(model, compact)
+    finalize_weights(model, compact)
     trim_heap()
     return announce(model)

@@ -198,7 +198,7 @@ def _further(names: Iterable[str], description: Description) -> dict[str, str]:
     }
 
 
-def settle(model: nn.Module, compact: bool) -> nn.Module:
+def finalize_weights(model: nn.Module, compact: bool) -> nn.Module:
     """The frozen model, once all tensors are in place: ready to run, its weights numbers unless
     ``compact``.
     """

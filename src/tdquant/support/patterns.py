@@ -20,6 +20,6 @@ def matching(path: str, patterns: Iterable[str]) -> list[str]:
     return [pattern for pattern in patterns if matches(path, pattern)]
 
 
-def idle(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
+def unmatched_patterns(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
     """The patterns that mean none of the paths: misspelt ones, as a rule."""
     return [p for p in patterns if p not in paths and not any(matches(path, p) for path in paths)]
