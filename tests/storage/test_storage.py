@@ -110,6 +110,23 @@ def test_saving_again_replaces(saved, frozen, x):
     assert [p.name for p in saved.parent.iterdir()] == ["model"]
 
 
+def test_files_of_the_user_stay_in_a_folder_that_is_saved_again(saved, frozen, x):
+    (saved / "notes.txt").write_text("which run was it")
+    other = tdq.freeze(quantized(weights=8))
+    tdq.save(other, saved)
+    assert torch.equal(tdq.load(saved, model=Mixed())(x, 3), other(x, 3))
+    assert (saved / "notes.txt").read_text() == "which run was it"
+    assert {p.name for p in saved.iterdir()} == {TENSORS, INDEX, "notes.txt"}
+
+
+def test_a_save_that_died_between_two_renames_is_read(saved, frozen, x):
+    left = saved.with_name(".model.tdquant-0")
+    left.mkdir()
+    saved.rename(left / "old")
+    assert torch.equal(tdq.load(saved, model=Mixed())(x, 3), frozen(x, 3))
+    assert [p.name for p in saved.parent.iterdir()] == ["model"]
+
+
 def test_a_foreign_folder_is_not_overwritten(frozen, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(StorageError, match="something else"):
@@ -118,14 +135,17 @@ def test_a_foreign_folder_is_not_overwritten(frozen, tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
-@pytest.mark.parametrize("step", ["mkdir", "open", "write_text", "rename"])
-def test_a_disk_that_refuses_leaves_the_old_save(saved, frozen, x, monkeypatch, code, step):
-    def refuse(self, *args, **kwargs):
-        raise OSError(code, os.strerror(code), str(self))
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [(os, "mkdir"), (os, "fsync"), (os, "replace"), (Path, "open"), (Path, "write_text")],
+)
+def test_a_disk_that_refuses_leaves_the_old_save(saved, frozen, x, monkeypatch, code, where, step):
+    def refuse(path, *args, **kwargs):
+        raise OSError(code, os.strerror(code), str(path))
 
     other = tdq.freeze(quantized(weights=8))
     with monkeypatch.context() as patch:
-        patch.setattr(Path, step, refuse)
+        patch.setattr(where, step, refuse)
         with pytest.raises(StorageError, match=re.escape(os.strerror(code))) as info:
             tdq.save(other, saved)
     assert info.value.where == str(saved)

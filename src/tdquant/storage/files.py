@@ -18,6 +18,7 @@ from tdquant.errors import StorageError
 from tdquant.files.checkpoints import LazyTensor
 from tdquant.files.checkpoints.safetensors_format import read_safetensors
 from tdquant.files.documents import check_version
+from tdquant.files.writing import recover
 from tdquant.storage.diffusers_folder import CONFIG, quantized_parts, read_config, weight_files
 
 FORMAT = "tdquant"
@@ -31,6 +32,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         StorageError: It is missing, damaged, foreign or of a newer format.
     """
+    recover(folder)
     if not (folder / INDEX).exists() and (index := read_config(folder)) is not None:
         return _checked(index, folder / CONFIG)
     try:

@@ -28,7 +28,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
     Arguments:
         model: What ``freeze`` returned.
-        directory: Folder to write; an earlier save there is replaced.
+        directory: Folder to write; an earlier save there is replaced, other files beside it stay.
 
     Returns:
         The folder.
@@ -43,7 +43,8 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     description = describe(model)
     tensors = stored_tensors(model.state_dict(), description)
     digest = hashlib.sha256()
-    with replacing_folder(directory, INDEX) as fresh:
+    own = {INDEX, TENSORS}.__contains__
+    with replacing_folder(directory, INDEX, own) as fresh:
         write_safetensors(
             tensors, fresh / TENSORS, {"format": "pt"}, written=partial(add_tensor, digest)
         )
