@@ -231,16 +231,16 @@ DAMAGE = {
     "empty tensors": (lambda s: (s / TENSORS).write_bytes(b""), "cannot be read"),
     "truncated index": (
         lambda s: (s / INDEX).write_text((s / INDEX).read_text()[:-100]),
-        "not JSON",
+        "the index is damaged",
     ),
-    "binary index": (lambda s: (s / INDEX).write_bytes(b"\xff\xfe\x00"), "not JSON"),
+    "binary index": (lambda s: (s / INDEX).write_bytes(b"\xff\xfe\x00"), "index is damaged"),
     "foreign": (lambda s: edit(s, format="onnx"), "foreign format"),
     "foreign list": (lambda s: (s / INDEX).write_text("[]"), "foreign format"),
     "newer": (lambda s: edit(s, version=99), "version 99, newer than"),
     "no version": (lambda s: edit(s, version=None), "format version None"),
     "incomplete": (
         lambda s: (s / INDEX).write_text('{"format": "tdquant", "version": 1}'),
-        "lacks",
+        r"(?s)model is missing.*timestep is missing.*layers is missing.*attention is missing",
     ),
     "tensors of another save": (lambda s: edit(s, tensors=["a"]), "disagree"),
 }
@@ -357,11 +357,12 @@ def test_a_link_stays_one(frozen, tmp_path, monkeypatch):
     ("change", "words"),
     [
         ({"version": "2"}, "format version"),
-        ({"layers": []}, "layers is"),
-        ({"model": "x"}, "model is"),
-        ({"coverage": [1]}, "coverage is"),
-        ({"tensors": "x"}, "tensors is"),
-        ({"attention": {"a": 3}}, r"a\. is|a\..*is 3"),
+        ({"layers": []}, "layers is not an object"),
+        ({"model": "x"}, "model is not an object"),
+        ({"coverage": [1]}, "coverage list should have at least 2 items"),
+        ({"tensors": "x"}, "tensors is not a list"),
+        ({"attention": {"a": 3}}, r"attention\.a is not an object"),
+        ({"layers": 1, "model": 2}, r"(?s)model is not an object.*layers is not an object"),
     ],
 )
 def test_an_index_of_other_types_is_damaged(saved, change, words):
@@ -376,11 +377,11 @@ def test_numbers_and_types_within_layers(saved):
     index = json.loads((saved / INDEX).read_text())
     index["layers"]["linear"]["weight"]["bits"] = "4"
     (saved / INDEX).write_text(json.dumps(index))
-    with pytest.raises(StorageError, match=r"linear\.weight\.bits is '4'"):
+    with pytest.raises(StorageError, match=r"layers\.linear\.weight\.bits is not a whole"):
         tdq.load(saved, model=Mixed())
     index["layers"]["linear"]["weight"] |= {"bits": 4, "dtype": "load"}
     (saved / INDEX).write_text(json.dumps(index))
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match=r"weight\.dtype .*no dtype of torch: load"):
         tdq.load(saved, model=Mixed())
 
 

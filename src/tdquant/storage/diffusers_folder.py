@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from tdquant.errors import StorageError
+from tdquant.files.documents import read_json
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
@@ -72,10 +72,5 @@ def quantized_parts(folder: Path) -> list[Path]:
 
 
 def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(file.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StorageError("the configuration is not JSON", where=str(file)) from error
+    found = read_json(file, "the configuration") if file.exists() else None
     return found if isinstance(found, dict) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from tdquant.errors import FreezeError
 from tdquant.files.checkpoints.safetensors_format import write_safetensors
 from tdquant.files.digests import add_tensor
+from tdquant.files.documents import write_json
 from tdquant.files.writing import replacing_folder
 from tdquant.layers import quantized_layers
 from tdquant.models import build
@@ -56,7 +56,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "tensors": sorted(tensors),
             "digest": digest.hexdigest(),
         }
-        (fresh / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        write_json(fresh / INDEX, index)
     return Path(directory)
 
 
