@@ -12,7 +12,7 @@ from tdquant.errors import FreezeError
 from tdquant.freezing import is_frozen
 from tdquant.layers import quantized_layers, structured_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
-from tdquant.layers.gain import OutputGain, gain_of
+from tdquant.layers.gain import gain_of
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
@@ -37,7 +37,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
             fix="tdq.calibrate it if that is not done, then save tdq.freeze(model)",
         )
     recipe, gain = getattr(model, "tdq_recipe", None), gain_of(model)
-    behind: dict[str, Any] = {} if gain is None else {"gain": _describe_gain(gain)}
+    behind: dict[str, Any] = {}
+    if gain is not None:
+        knots: Any = gain.scale.knots
+        behind["gain"] = {"knots": len(knots), "channels": gain.channels}
     if aliases := _aliases(model):
         behind["aliases"] = aliases
     return {
@@ -102,10 +105,6 @@ def _aliases(model: nn.Module) -> dict[str, str]:
     known = {layer: path for path, layer in quantized_layers(model)}
     every = model.named_modules(remove_duplicate=False)
     return {path: known[m] for path, m in every if known.get(m, path) != path}  # type: ignore[call-overload]
-
-
-def _describe_gain(gain: OutputGain) -> dict[str, Any]:
-    return {"knots": len(gain.scale.knots), "channels": gain.channels}  # type: ignore[arg-type]
 
 
 def activations(description: Description) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import AfterValidator, Field
-from safetensors import SafetensorError
-from torch import Tensor
 
 from tdquant.errors import StorageError
 from tdquant.files.checkpoints import LazyTensor
-from tdquant.files.checkpoints.safetensors_format import read_safetensors
+from tdquant.files.checkpoints.opening import open_safetensors
 from tdquant.files.documents import Document, Section, read_json
 from tdquant.files.writing import recover
 from tdquant.storage.diffusers_folder import CONFIG, quantized_parts, read_config, weight_files
@@ -124,44 +120,13 @@ def open_tensors(folder: Path) -> Iterator[dict[str, LazyTensor]]:
     Raises:
         StorageError: A file is missing or cut.
     """
-    found = {}
-    with contextlib.ExitStack() as stack:
-        for file in model_files(folder):
-            with _damage(file):
-                tensors = read_safetensors(file, stack.enter_context(file.open("rb")))
-            for name, tensor in tensors.items():
-                found[name] = replace(tensor, load=partial(_load, file, tensor))
-        yield found
-
-
-def model_files(folder: Path) -> list[Path]:
-    """The safetensors files of a saved model.
-
-    Raises:
-        StorageError: There are none.
-    """
     files = [folder / TENSORS] if (folder / INDEX).exists() else weight_files(folder)
     if not files:
         raise StorageError("no safetensors here", where=str(folder))
-    return files
-
-
-def _load(file: Path, tensor: LazyTensor) -> Tensor:
-    with _damage(file):
-        return tensor.load()
-
-
-@contextlib.contextmanager
-def _damage(file: Path) -> Iterator[None]:
-    """Turns what reading a damaged file raises into one error."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise StorageError(f"no {file.name} here", where=str(file.parent)) from error
-    except (SafetensorError, OSError, EOFError) as error:
-        raise StorageError(
-            "the tensors cannot be read",
-            where=str(file),
-            why=str(error),
-            fix="the file was cut; copy or save it again",
-        ) from error
+    found: dict[str, LazyTensor] = {}
+    with contextlib.ExitStack() as stack:
+        for file in files:
+            if not file.exists():
+                raise StorageError(f"no {file.name} here", where=str(folder))
+            found |= stack.enter_context(open_safetensors(file))
+        yield found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from tdquant.errors import FreezeError
 from tdquant.files.checkpoints.safetensors_format import write_safetensors
 from tdquant.files.digests import add_tensor
-from tdquant.files.documents import write_json
+from tdquant.files.documents import json_safe
 from tdquant.files.writing import replacing_folder
 from tdquant.layers import quantized_layers
 from tdquant.models import build
@@ -56,7 +57,8 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "tensors": sorted(tensors),
             "digest": digest.hexdigest(),
         }
-        write_json(fresh / INDEX, index)
+        text = json.dumps(json_safe(index), indent=1, allow_nan=False)
+        (fresh / INDEX).write_text(text + "\n", "utf-8")
     return Path(directory)
 
 
