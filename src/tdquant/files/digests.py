@@ -1,4 +1,4 @@
-"""Digests by which files and weights are known again."""
+"""SHA-256 digests of files and tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal, in memory that does not grow with it."""
+    """SHA-256 of a file, hexadecimal, in constant memory."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -21,8 +21,8 @@ def file_digest(path: Path) -> str:
 
 
 def hash_tensors(state: Mapping[str, Any]) -> Any:
-    """A SHA-256 over names, types, shapes and bytes of the tensors in a state dict, by their names
-    in order; more can be added to it.
+    """A SHA-256 object over names, dtypes, shapes and bytes of the tensors in a state dict, sorted
+    by name. It can be updated further.
     """
     found = hashlib.sha256()
     for name, value in sorted(state.items()):

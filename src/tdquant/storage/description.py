@@ -1,4 +1,4 @@
-"""What a frozen model is, apart from numbers: a JSON-safe description."""
+"""JSON-safe descriptions of frozen models: everything but their tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Description = Mapping[str, Any]
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """The description of a frozen model: timestep, recipe, and what every layer is.
+    """Describes a frozen model: timestep argument, recipe, and every layer.
 
     Raises:
         ConversionError: The model is not quantized.
@@ -101,14 +101,14 @@ def _describe_activation(quantizer: Any) -> dict[str, Any]:
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
-    """Further paths of quantized layers that stand in several places, and the path they go by."""
+    """Further paths of layers that occur several times -> the path that they are saved under."""
     known = {layer: path for path, layer in quantized_layers(model)}
     every = model.named_modules(remove_duplicate=False)
     return {path: known[m] for path, m in every if known.get(m, path) != path}  # type: ignore[call-overload]
 
 
 def activations(description: Description) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every activation quantizer of a description: its path and what it is."""
+    """Yields the path and the description of every activation quantizer."""
     for path, spec in description["layers"].items():
         if "input" in spec:
             yield f"{path}.input_quantizer", spec["input"]

@@ -1,8 +1,8 @@
-"""From a description back to a frozen model: first its skeleton, then the stored tensors by name,
-in any number of portions.
+"""Rebuilds a frozen model from its description: first a skeleton of layers, then the stored
+tensors by name, in any number of portions.
 
-The skeleton holds its weights as codes, so a portion need not know of another one: a weight's
-codes and steps may lie in different shards.
+The skeleton holds weights as codes, so portions are independent of each other: the codes and the
+step sizes of a weight may lie in different shards.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ CODES, STEP, TABLE = ".weight.codes", ".weight.step", ".scale.table"
 def build_skeleton(
     model: nn.Module, description: Description, dtype: torch.dtype | None = None
 ) -> None:
-    """Puts frozen layers into a float model, in place; their numbers are still to come.
+    """Replaces layers of a float model by frozen ones, in place, whose tensors are not yet read.
 
     Arguments:
-        model: A float model of the architecture, possibly with meta parameters.
+        model: A float model of the saved architecture, possibly with meta parameters.
         description: What ``describe`` gave.
-        dtype: Of the numbers that weights stand for; the one they were saved with if None.
+        dtype: Dtype of the dequantized weights; that of the saved model if None.
 
     Raises:
         StorageError: The description is of another architecture.
@@ -136,7 +136,7 @@ def _knots(count: int, first: int) -> Tensor:
 
 
 def state_names(names: Iterable[str], description: Description) -> list[str]:
-    """The names in the skeleton's state dict that tensors of the stored ``names`` become."""
+    """The names in the skeleton's state dict for the tensors with the stored ``names``."""
     renamed = _renamed(description)
     out = [new for name in names for new in renamed.get(name, (name,))]
     return out + list(_further(out, description))
@@ -161,7 +161,7 @@ def unpack_tensors(
     """Stored tensors, all or a portion, as entries of the skeleton's state dict.
 
     Arguments:
-        stored: Names and tensors. Packed codes are let go as they are unpacked.
+        stored: Names and tensors. Packed codes are released as they are unpacked.
         description: What ``describe`` gave.
 
     Raises:
@@ -196,8 +196,14 @@ def _further(names: Iterable[str], description: Description) -> dict[str, str]:
 
 
 def finalize_weights(model: nn.Module, compact: bool) -> nn.Module:
-    """The frozen model, once all tensors are in place: ready to run, its weights numbers unless
-    ``compact``.
+    """Makes a frozen model ready to run after all its tensors were loaded.
+
+    Arguments:
+        model: The skeleton with its tensors.
+        compact: Keep weights as codes; otherwise they are dequantized once.
+
+    Returns:
+        The model, in evaluation mode.
     """
     for module in model.modules():
         if isinstance(module, TableScale):

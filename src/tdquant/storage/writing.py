@@ -1,4 +1,4 @@
-"""``save``: writes a frozen model's description and tensors, both or neither."""
+"""``save``: writes the description and the tensors of a frozen model, both or neither."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tdquant.storage.stored import stored_tensors
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """Saves a frozen model to a folder, all of it or nothing.
 
-    Tensors are packed and written one by one, so it takes little memory beside the model's.
+    Tensors are packed and written one by one, in little memory beside that of the model.
 
     Arguments:
         model: What ``freeze`` returned.
@@ -35,8 +35,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        FreezeError: The model is not frozen, or it is a frozen one that was compiled or has
-            adapters.
+        FreezeError: The model is not frozen, or it was compiled, or it has adapters.
         StorageError: The folder holds something else than a saved model, or cannot be written:
             the disk is full or read-only. An earlier save there is then as it was.
     """
@@ -63,7 +62,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
 
 def _refuse_others(model: nn.Module) -> None:
-    """Raises for models that look frozen and cannot be built again."""
+    """Raises FreezeError for frozen models that cannot be rebuilt from a file."""
     paths = [path for path, _ in quantized_layers(model)]
     if hasattr(model, "tdq_backend"):
         what, fix = "a compiled model is for running", "save the frozen model that was compiled"

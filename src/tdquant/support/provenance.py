@@ -1,6 +1,6 @@
-"""Where a quantized model comes from: what was done to it, in order, with the facts of each step.
+"""The history of a quantized model: what was done to it, in order, with the facts of each step.
 
-Saved with the model, and shown on its model card.
+It is saved with the model and shown on its model card.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """safetensors files as ``LazyTensor``, read and written tensor by tensor.
 
-The library checks a file and maps it into memory, where everything that was touched counts for as
-long as the mapping lasts. So its check is taken, and tensors are read from the open file. To write
-a file, it wants all tensors at once.
+The library maps files into memory, where touched pages count as long as the mapping lasts, and it
+writes all tensors at once. So its check of files is used, and tensors are read and written here.
 
 References:
     https://github.com/huggingface/safetensors#format
@@ -75,10 +74,10 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     written: Callable[[str, Tensor], None] | None = None,
 ) -> None:
-    """Writes a file in memory that does not grow with it.
+    """Writes a file, with one tensor in memory at a time.
 
     Arguments:
-        tensors: Name -> tensor. Each is loaded once, in the order of names, written and let go.
+        tensors: Name -> tensor. Each is loaded once, in the order of names, and released.
         path: The file.
         metadata: Words for its header.
         written: Called with every tensor.
