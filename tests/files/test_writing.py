@@ -332,5 +332,7 @@ def test_tensors_are_written_as_the_library_does(tmp_path):
     assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata() == {"made": "here"}
-    write_tensors({"t": one.T, "same": one}, file)  # neither contiguous nor alone in its memory
+    many = torch.ones(1, dtype=torch.int64).expand(1, 3)
+    write_tensors({"t": one.T, "same": one, "many": many, "single": many[:, :1]}, file)
+    assert load_file(file)["single"].tolist() == [[1]]
     assert torch.equal(load_file(file)["t"], one.T)

@@ -34,5 +34,11 @@ def hash_tensors(state: Mapping[str, Any]) -> Any:
 def add_tensor(digest: Any, name: str, value: Tensor) -> None:
     """Updates a digest with one tensor, as ``hash_tensors`` does with those of a state dict."""
     digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-    plain = value.detach().cpu().contiguous().reshape(-1)
-    digest.update(plain.view(torch.uint8).numpy().data)
+    digest.update(tensor_bytes(value))
+
+
+def tensor_bytes(value: Tensor) -> memoryview:
+    """The bytes of a tensor's numbers in row-major order."""
+    plain = value.detach().cpu().contiguous()
+    flat = plain.as_strided((plain.numel(),), (1,))  # of one element any stride is contiguous
+    return flat.view(torch.uint8).numpy().data

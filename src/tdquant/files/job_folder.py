@@ -1,7 +1,7 @@
-"""A folder for the unfinished work of a job, so that one that was stopped goes on where it was.
+"""Folders for the unfinished work of jobs, so that a stopped job can be resumed.
 
-    FOLDER/job.json             what was asked for, its digest, and the names that the job made
-    FOLDER/job.lock             locked for as long as a process works here
+    FOLDER/job.json             what was asked for, its digest, and the names that the job created
+    FOLDER/job.lock             locked while a process works here
     FOLDER/NAME.safetensors     a finished part: its tensors, and its facts as metadata
 
     with open_job(folder, "reconstruction", {"model": digest, "seed": 0}) as job:
@@ -10,7 +10,7 @@
         ...
         job.remove()
 
-Parts are whole or not there. What else lies in the folder is its user's, and stays.
+Parts are written atomically. Other files in the folder are the user's and are never removed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Part:
 
     Attributes:
         tensors: Name -> tensor.
-        facts: What was noted beside them.
+        facts: What was stored beside them.
     """
 
     tensors: dict[str, Tensor]
@@ -65,16 +65,18 @@ class JobFolder:
 
     Attributes:
         path: The folder.
-        index: What it says of the job.
-        writes: Whether this process writes. Others read, and their writes do nothing.
+        index: The content of ``job.json``.
+        writes: Whether this process writes; in others, methods that write do nothing.
     """
 
     def __init__(self, path: Path, index: JobIndex, writes: bool) -> None:
         self.path, self.index, self.writes = path, index, writes
 
     def claim(self, name: str) -> Path:
-        """The path of a file or folder that the job makes by itself, and that ``remove`` may
-        remove.
+        """Registers a file or folder that the job creates itself, so that ``remove`` removes it.
+
+        Returns:
+            Its path.
 
         Raises:
             StorageError: The index cannot be written.
@@ -86,15 +88,15 @@ class JobFolder:
         return self.path / name
 
     def write(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Writes a finished part, or another state of it.
+        """Writes a part, or replaces it.
 
         Arguments:
             name: Its name.
             tensors: Name -> tensor.
-            facts: Whatever else belongs to it, JSON-safe.
+            facts: Other data of the part, JSON-safe.
 
         Raises:
-            StorageError: The disk does not take it.
+            StorageError: It cannot be written.
         """
         if not self.writes:
             return
@@ -103,7 +105,7 @@ class JobFolder:
             write_tensors(tensors, fresh, metadata)
 
     def read(self, name: str) -> Part | None:
-        """A finished part; None if it is not there.
+        """Reads a part; None if there is none.
 
         Raises:
             StorageError: It is damaged, or of another job.
@@ -130,12 +132,12 @@ class JobFolder:
         return Part(tensors, facts)
 
     def forget(self, name: str) -> None:
-        """Removes a part, if it is there."""
+        """Removes a part if it exists."""
         if self.writes:
             (self.path / (name + SUFFIX)).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes what the job made, and the folder if nothing else is in it."""
+        """Removes everything that the job created, and the folder unless it holds other files."""
         if self.writes:
             _remove_own(self.path, self.index)
             (self.path / LOCK).unlink(missing_ok=True)
@@ -152,21 +154,21 @@ def open_job(
     writes: bool = True,
     restart: bool = False,
 ) -> Iterator[JobFolder]:
-    """Opens the folder of a job, a new one or the one that an earlier try left.
+    """Opens the folder of a job, a new one or that of a stopped run.
 
     Arguments:
         folder: The folder, which may be missing.
-        kind: What the job is, one or two words: ``"reconstruction"``.
-        asked: Everything that decides the result, JSON-safe; of tensors their digest.
-        writes: Whether this process writes; of several processes one does.
-        restart: Remove what another job left there, and begin anew.
+        kind: The kind of job in a word or two, such as ``"reconstruction"``.
+        asked: Everything that determines the result, JSON-safe; tensors as digests.
+        writes: Whether this process writes; one of several does.
+        restart: Remove what another job left there, instead of raising.
 
     Returns:
-        A context whose value is the open folder. One process at a time writes there.
+        A context whose value is the open folder.
 
     Raises:
-        StorageError: There is something that no job made; or another job, and not ``restart``; or
-            another process works there; or the folder cannot be written.
+        StorageError: The folder holds files but no job, or another job without ``restart``;
+            another process writes there; or the folder cannot be written.
     """
     wanted = _index(kind, asked)
     found = _find(folder)
@@ -178,10 +180,10 @@ def open_job(
         lock = lock_file(folder / LOCK, new=found is None)
         if lock is None:
             raise StorageError(
-                f"another process works at this {kind}", where=str(folder), fix="wait for it"
+                f"another process works on this {kind}", where=str(folder), fix="wait for it"
             )
         stack.callback(lock.close)
-        found = _find(folder)  # it may have gone or come meanwhile
+        found = _find(folder)  # another process may have changed it
         if found is not None and found.digest != wanted.digest:
             if not restart:
                 raise _another(found, wanted, folder)
@@ -208,8 +210,8 @@ def _find(folder: Path) -> JobIndex | None:
         raise StorageError(
             "there is something else where unfinished work would lie",
             where=str(folder),
-            why=f"no job made it: it has no {INDEX}",
-            fix="move it away, or another folder",
+            why=f"it is no job's folder: it has no {INDEX}",
+            fix="move it away, or give another folder",
         )
     return None
 
@@ -225,7 +227,7 @@ def _another(found: JobIndex, wanted: JobIndex, folder: Path) -> StorageError:
 
 
 def _remove_own(folder: Path, index: JobIndex) -> None:
-    """Removes what a job made; its index last, since until then it can be resumed."""
+    """Removes what a job created; the index last, as the job can be resumed until then."""
     for name in index.names:
         place = folder / name
         clean_up(place)

@@ -1,11 +1,11 @@
-"""Workspaces: hidden folders beside a file or folder, in which its successor is made.
+"""Workspaces: hidden folders beside a file or folder, in which its new version is written.
 
-    .NAME.tdquant-0/new     the successor while it is written; after a swap, what was there before
-    .NAME.tdquant-0/old     what was there before, where the system cannot swap two names at once
-    .NAME.tdquant-0/lock    locked for as long as the process that writes is alive
+    .NAME.tdquant-0/new     the new version; after a swap, the old one
+    .NAME.tdquant-0/old     the old version, if the system cannot swap two names in one step
+    .NAME.tdquant-0/lock    locked while the writing process is alive
 
-A killed process leaves its workspace. The next write of NAME removes it, and puts ``old`` back if
-the process died between two renames.
+A killed process leaves its workspace behind. The next write of NAME removes it, and restores
+``old`` if the process died between two renames.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def clean_up(target: Path) -> None:
 
 
 def put(place: Path, target: Path, replace_folder: bool = False) -> None:
-    """Gives ``new`` of a workspace the name ``target``. At every moment one of both has it, or
-    ``clean_up`` restores it.
+    """Renames ``new`` of a workspace to ``target``. At every moment the old or the new version has
+    that name, or ``clean_up`` restores the old one.
 
     Arguments:
         place: The workspace.
@@ -82,12 +82,12 @@ def put(place: Path, target: Path, replace_folder: bool = False) -> None:
         if not _exchange(new, target):
             os.rename(target, old)
             os.rename(new, target)
-            os.rename(old, new)  # ``old`` is put back if the target is missing: no longer
+            os.rename(old, new)  # from now on it is not restored
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or a folder and all that it holds, is on the disk: a rename alone may
-    outlive the content.
+    """Waits until a file, or a folder with its content, is on the disk: a rename may get there
+    before the content.
 
     Raises:
         OSError: The disk does not take it.
@@ -117,17 +117,18 @@ def flush_entry(path: Path, folder: bool = True) -> None:
 
 
 def lock_file(path: Path, new: bool = False) -> BinaryIO | None:
-    """Locks a file, which is made if it is missing, until it is closed or the process ends.
+    """Locks a file until it is closed or the process ends. A missing file is created.
 
     Arguments:
         path: The file.
-        new: This process made the file's folder: on a file system without locks it has it.
+        new: Whether this process created the folder. It may then use it on a file system that has
+            no locks, too.
 
     Returns:
-        The open file, or None if another process has it, or removed it meanwhile.
+        The open file, or None if another process holds the lock or has removed the file.
 
     Raises:
-        OSError: The file cannot be made.
+        OSError: The file cannot be created.
     """
     try:
         file = open(path, "ab")  # noqa: SIM115
@@ -166,7 +167,7 @@ def _claim(target: Path) -> tuple[Path, BinaryIO]:
             except OSError:
                 place.rmdir()
                 raise
-            if lock is not None:  # else another process took it for the rest of a killed one
+            if lock is not None:  # else a process took it for that of a dead one
                 return place, lock
 
 

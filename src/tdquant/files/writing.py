@@ -1,4 +1,4 @@
-"""Writing files and folders whole: there is the old one or the new one, whatever fails."""
+"""Atomic writes: after any failure there is the old file or folder, or the new one."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def replacing(path: Path) -> AbstractContextManager[Path]:
-    """A name for a new file, which takes the place of ``path`` when the context ends well.
+    """A temporary name for a new file, which replaces ``path`` if the context ends without error.
 
-    Its content is on the disk by then: whatever dies and whenever, there is the old file or the
-    new one. If the context fails, the new file is removed. Missing folders are made.
+    The content is flushed to the disk first, so a crash at any moment leaves the old file or the
+    new one. If the context fails, the new file is removed. Missing folders are created.
 
     Arguments:
         path: The file to write.
@@ -62,16 +62,16 @@ def replacing_folder(
     mark: str,
     is_own: Callable[[str], bool] = lambda name: True,
 ) -> AbstractContextManager[Path]:
-    """An empty folder, which takes the place of ``directory`` when the context ends well.
+    """A new empty folder, which replaces ``directory`` if the context ends without error.
 
-    Whatever dies and whenever, there is the old folder or the new one; see ``recover`` for systems
-    that cannot swap two names in one step.
+    A crash at any moment leaves the old folder or the new one; on systems that cannot swap two
+    names in one step, ``recover`` completes that.
 
     Arguments:
         directory: The folder to write. It may be missing, empty, or an earlier one of its kind.
         mark: Name of the file by which folders of its kind are known.
-        is_own: Tells by its path in the earlier folder whether a file was written with it. Other
-            files are their user's, and are in the new folder too.
+        is_own: Whether the file at a relative path in the earlier folder was written with it.
+            Other files are the user's and are kept in the new folder.
 
     Raises:
         StorageError: There is something of another kind already, the disk is full, or the place is
@@ -88,9 +88,9 @@ def replacing_folder(
 
 
 def new_folder(directory: str | os.PathLike[str]) -> AbstractContextManager[Path]:
-    """An empty folder, which gets the name ``directory`` when the context ends well.
+    """A new empty folder, which is renamed to ``directory`` if the context ends without error.
 
-    Nothing that anybody put there is replaced, not even meanwhile.
+    It replaces nothing, also if something was put there meanwhile.
 
     Arguments:
         directory: The folder to write. It may be missing or empty.
@@ -103,8 +103,8 @@ def new_folder(directory: str | os.PathLike[str]) -> AbstractContextManager[Path
 
 
 def recover(directory: Path) -> None:
-    """Puts a folder back that a process killed in ``replacing_folder`` left without its name,
-    where the system cannot swap names. Whoever reads such folders calls it first.
+    """Restores a folder that is missing since a process was killed between the two renames of
+    ``replacing_folder``. Readers of such folders call it first.
     """
     if not directory.exists():
         clean_up(directory.resolve())
@@ -117,7 +117,7 @@ def _successor(
     check: Callable[[Path | None], None] | None = None,
     replaces: bool = False,
 ) -> Iterator[Path]:
-    """What the three above give.
+    """The context of the three functions above.
 
     Arguments:
         where: The path for errors.
@@ -150,8 +150,7 @@ def check_folder(directory: str | os.PathLike[str], mark: str) -> Path:
         StorageError: There is something of another kind already.
     """
     target = Path(directory).resolve()
-    marked = (target / mark).exists()
-    if not marked and target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if _taken(target) and not (target / mark).exists():
         raise StorageError(
             "there is something else already",
             where=str(target),
@@ -163,12 +162,16 @@ def check_folder(directory: str | os.PathLike[str], mark: str) -> Path:
 def check_new_folder(directory: str | os.PathLike[str]) -> None:
     """Raises StorageError unless the folder is missing or empty."""
     target = Path(directory)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if _taken(target):
         raise StorageError(
             "there is something already",
             where=str(target),
             fix="an empty folder, or a new name",
         )
+
+
+def _taken(target: Path) -> bool:
+    return target.exists() and (not target.is_dir() or any(target.iterdir()))
 
 
 def _link_others(target: Path, new: Path, is_own: Callable[[str], bool]) -> bool:

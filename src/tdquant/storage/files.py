@@ -1,4 +1,4 @@
-"""The two files of a saved model: reading and checking them, without building anything."""
+"""Reads and checks the two files of a saved model, without building it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Index(Document):
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a model that ``tdq.save`` or diffusers' ``save_pretrained`` saved.
+    """Reads the index of a model that ``tdq.save`` or diffusers' ``save_pretrained`` saved.
 
     Raises:
         StorageError: It is missing, damaged, foreign or of a newer format; all mistakes are
@@ -115,7 +115,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_tensors(folder: Path) -> Iterator[dict[str, LazyTensor]]:
-    """All tensors of a saved model, each read when it is asked for.
+    """Opens all tensors of a saved model; each is read when it is loaded.
 
     Raises:
         StorageError: A file is missing or cut.

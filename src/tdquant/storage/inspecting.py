@@ -1,7 +1,7 @@
-"""What a file or folder holds, as text: from indices and the headers of tensors alone.
+"""The content of a file or folder as text, from indices and headers of tensors.
 
-Of a model's numbers only its tables are read. Nothing is built, and nothing that a pickle names
-is run.
+Of a model's tensors only the scale tables are read. No model is built, and nothing that a pickle
+names is run.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _TENSORS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def inspect_saved(path: str | os.PathLike[str], width: int | None = None) -> str:
-    """What is saved at a path: a model of ``tdq.save`` or ``save_pretrained``, a whole pipeline, a
-    training run or a checkpoint of one, or a file of tensors.
+    """Describes what is saved at a path: a model of ``tdq.save`` or ``save_pretrained``, a whole
+    pipeline, a training run or one of its checkpoints, or a file of tensors.
 
     Arguments:
         path: The file or folder.
         width: Characters of the terminal, to which tables are cut; None cuts nothing.
 
     Raises:
-        StorageError: There is nothing, or nothing that can be told without running it.
+        StorageError: There is nothing, or it cannot be described without running it.
     """
     place = Path(path)
     if not place.exists():
@@ -61,15 +61,15 @@ def _model(folder: Path, width: int | None) -> str:
         f"{size / 1e6:.2f} MB"
     ]
     if index.get("recipe"):
-        lines.append("recipe: " + _facts(_said(index["recipe"])))
+        lines.append("recipe: " + _facts(_shown_fields(index["recipe"])))
     for step in index.get("history", ()):
         facts = {k: v for k, v in step.items() if k != "step" and v not in ({}, [], None)}
         lines.append(f"{step.get('step')}: {_facts(facts)}")
     return "\n".join([*lines, "", table])
 
 
-def _said(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe that are always of interest, and those that are not as by default."""
+def _shown_fields(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe that are always shown, and those that differ from their defaults."""
     usual = json_safe(Recipe().to_dict())
     shown = ("weights", "activations", "scale")
     return {k: v for k, v in recipe.items() if k in shown or v != usual.get(k)}
@@ -125,25 +125,28 @@ def _checkpoint(folder: Path) -> str:
 
 
 def _file(file: Path, width: int | None) -> str:
-    why, fix = "", "a .safetensors or .ckpt file, or the folder of a model or a run"
+    what = "not a file of tensors"
+    if file.suffix == ".json":
+        fix = f"its folder, {file.parent}, if that is a model or a checkpoint"
+        raise StorageError(what, where=str(file), why=_format(file), fix=fix)
     try:
-        if file.suffix == ".json":
-            content = read_json(file, "the file")
-            name = content.get("format") if isinstance(content, dict) else None
-            why = (
-                f"JSON of the format {name}"
-                if isinstance(name, str)
-                else "JSON of no known format"
-            )
-            fix = f"its folder, {file.parent}, if that is a model or a checkpoint"
-        else:
-            with open_checkpoint(file) as tensors:
-                return _listing(tensors, width)
+        with open_checkpoint(file) as tensors:
+            return _listing(tensors, width)
     except StorageError as error:
         if file.suffix in _TENSORS:
             raise
-        why = error.why if file.suffix != ".json" else f"damaged JSON: {error.why}"
-    raise StorageError("not a file of tensors", where=str(file), why=why, fix=fix)
+        fix = "a .safetensors or .ckpt file, or the folder of a model or a run"
+        raise StorageError(what, where=str(file), why=error.why, fix=fix) from error
+
+
+def _format(file: Path) -> str:
+    """What a JSON file is, in words."""
+    try:
+        content = read_json(file, "the file")
+    except StorageError as error:
+        return f"damaged JSON: {error.why}"
+    name = content.get("format") if isinstance(content, dict) else None
+    return f"JSON of the format {name}" if isinstance(name, str) else "JSON of no known format"
 
 
 def _listing(tensors: Mapping[str, LazyTensor], width: int | None) -> str:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdquant.files.checkpoints.tensors import LazyTensor, read_bytes
+from tdquant.files.digests import tensor_bytes
 
 SUFFIX = ".safetensors"
 _TYPES = {
@@ -101,10 +102,10 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, place in sorted(places.items()):
-            value = tensors[name].load().contiguous()
+            value = tensors[name].load()
             assert (value.shape, value.dtype) == (tensors[name].shape, tensors[name].dtype)
             file.seek(8 + len(text) + place)
-            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
+            file.write(tensor_bytes(value))
             if written is not None:
                 written(name, value)
         file.truncate(8 + len(text) + end)
