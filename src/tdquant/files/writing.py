@@ -213,7 +213,7 @@ def write_tensors(
 
 
 def unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
+    """Contiguous CPU tensors that share no memory, as the safetensors library requires."""
     seen: set[int] = set()
     out = {}
     for name, tensor in state.items():

@@ -105,7 +105,7 @@ class _Structure(Section):
 
 
 class _State(Section):
-    """What is told of the state of a checkpoint."""
+    """The parts of a checkpoint's state that are shown."""
 
     step: int
     seconds: float
