@@ -34,7 +34,7 @@ from tdquant.numerics.grid import Grid
 from tdquant.quantizers.weight import mse_step
 from tdquant.state import state_of
 from tdquant.support.hooks import hooked
-from tdquant.support.patterns import idle, matching
+from tdquant.support.patterns import matching, unmatched_patterns
 from tdquant.support.progress import track
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -150,7 +150,7 @@ def _choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Li
         and matching(path, wanted)
         and not matching(path, left)
     }
-    unknown = idle(wanted, found)
+    unknown = unmatched_patterns(wanted, found)
     if unknown:
         raise ConversionError(
             "patterns that match no linear layer: " + ", ".join(map(repr, unknown)),

@@ -11,7 +11,7 @@ from tdquant.errors import RecipeError
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.refine.search.frontier import Frontier, find_frontier
 from tdquant.refine.search.sensitivity import Sensitivity
-from tdquant.support.patterns import idle, matches, matching
+from tdquant.support.patterns import matches, matching, unmatched_patterns
 
 OPERANDS = ("weights", "activations")
 
@@ -23,7 +23,7 @@ class Problem:
         self.sensitivity, self.base, self.margin = sensitivity, sensitivity.recipe, margin
         self.bits = sensitivity.bits
         layers = sensitivity.layers
-        unknown = idle(also, layers)
+        unknown = unmatched_patterns(also, layers)
         if unknown:
             raise RecipeError(
                 f"patterns that match no measured layer: {', '.join(map(repr, unknown))}",
