@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdquant.calls.from_denoiser import trajectories
+from tdquant.calls import record_denoiser
 from tdquant.errors import BackendError
 from tdquant.files.writing import replacing
 from tdquant.lab.bench.subject import Subject
@@ -201,7 +201,7 @@ class _Exact:
     def __init__(self, subject: Subject, checked: int, seed: int) -> None:
         model = subject.float_model()
         self.disk = sum(p.numel() * p.element_size() for p in model.state_dict().values()) / 1e6
-        paths = trajectories(
+        paths = record_denoiser(
             model, subject.scheduler, 4, subject.shape, steps=checked, batch=4, seed=seed + 2
         )
         self.calls = list(paths)
