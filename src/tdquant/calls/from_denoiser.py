@@ -20,6 +20,7 @@ from torch import Tensor
 from tdquant.diffusion.guidance import Condition
 from tdquant.diffusion.sampling import Denoiser, denoise_steps, initial_noise, scheduled
 from tdquant.errors import ModelError
+from tdquant.support.devices import device_of
 from tdquant.support.progress import track
 
 DISTRIBUTIONS = ("uniform", "normal")
@@ -103,7 +104,7 @@ def record_denoiser(
     mean: float = 0.4,
     std: float = 0.4,
     condition: Condition | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Trajectories:
     """Records the calls of a denoiser on ``count`` sampling trajectories, lazily and reproducibly.
 
@@ -122,7 +123,7 @@ def record_denoiser(
         mean: Mean of the normal distribution.
         std: Its standard deviation.
         condition: Embeddings for a model that takes a context; calls are then ``(x, t, context)``.
-        device: Device of the model.
+        device: Device of the inputs; that of the model if None.
 
     Raises:
         ModelError: Invalid count, steps, batch or law.
@@ -132,8 +133,8 @@ def record_denoiser(
     if law not in DISTRIBUTIONS:
         fix = f"one of {', '.join(DISTRIBUTIONS)}"
         raise ModelError(f"unknown distribution {law=}", where="trajectories", fix=fix)
-    size = tuple(shape)
+    size, place = tuple(shape), device_of(model) if device is None else device
     return Trajectories(
         model, scheduler, count, size, steps, batch, seed, progress, law, mean, std, condition,
-        device,
+        place,
     )  # fmt: skip
