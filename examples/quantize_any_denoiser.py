@@ -88,6 +88,7 @@ def main() -> None:
         recipe = tdq.Recipe(weights=8, activations=args.bits, scale=scale)
         model = copy.deepcopy(exact)
         tdq.quantize(model, recipe, timestep="level")
+        print(tdq.summary(model))
         tdq.calibrate(model, calls, time_range=(0, 1), generate=generate, progress=False)
         tdq.save(tdq.freeze(model), args.out)
         frozen = tdq.load(args.out, model=Points(width))

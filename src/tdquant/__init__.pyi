@@ -19,7 +19,7 @@ from .lowering import (
 )
 from .model_summary import summary
 from .quantization import quantize
-from .recipe import LayerRecipe, Recipe
+from .recipe import Recipe
 from .refine.balancing import balance
 from .refine.correction import correct
 from .refine.reconstruction import reconstruct
@@ -30,7 +30,6 @@ from .training import train
 __version__: str
 
 __all__ = [
-    "LayerRecipe",
     "Recipe",
     "Record",
     "Session",

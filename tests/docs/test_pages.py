@@ -53,6 +53,7 @@ def test_first_quantization():
         "steps=50": "steps=4",
         "16, pipe.shape, steps=20": "2, pipe.shape, steps=2",
         "16, pipe.shape, steps=100": "2, pipe.shape, steps=4",
+        "fast, 16, pipe.shape, steps=20": "fast, 2, pipe.shape, steps=2",
         '"train")': '"train", 8)',
         "steps=2000, batch=32": "steps=1, batch=2",
     }
@@ -70,7 +71,7 @@ def test_training(capsys):
         "steps=20,": "steps=2,",
         "32, pipe.shape, steps=20": "2, pipe.shape, steps=2",
         "batch=8": "batch=2",
-        "save_every=10": "save_every=2",
+        "every=10": "every=2",
     }
     found = run_all(DOCS / "training.md", fewer)
     assert found["run"].finished
