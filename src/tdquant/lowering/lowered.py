@@ -28,9 +28,11 @@ from tdquant.freezing import is_frozen
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.layers.gain import gain_of
+from tdquant.lowering import labels
 from tdquant.lowering.calls import Call
 from tdquant.lowering.layer import LoweredLayer
-from tdquant.lowering.operand import FoundScale, Operand, Steps
+from tdquant.lowering.operand import Operand, PrecomputedScale, StepValues
+from tdquant.lowering.operation import attention_reason
 from tdquant.model_summary import Row, summary
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, activation_quantizers
 from tdquant.scales import BankedScale, ScaleBank, bank_tables
@@ -48,7 +50,7 @@ class Lowered(nn.Module):
         model: The lowered copy.
         call: How tensors become its arguments.
         banks: Its tables.
-        steps: Where its operands read.
+        values: Where its operands read their steps.
         rows: What the layer table says of it.
     """
 
@@ -57,17 +59,17 @@ class Lowered(nn.Module):
         model: nn.Module,
         call: Call,
         banks: list[ScaleBank],
-        steps: Steps,
+        values: StepValues,
         rows: list[Row],
     ) -> None:
         super().__init__()
-        self.denoiser, self.call, self.steps, self.rows = model, call, steps, rows
+        self.denoiser, self.call, self.values, self.rows = model, call, values, rows
         self.banks = nn.ModuleList(banks)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.call.tensors, tensors, strict=True))
         time = named[self.call.timestep]
-        self.steps.found = {i: bank(time).unbind(0) for i, bank in enumerate(self.banks)}
+        self.values.banks = {i: bank(time).unbind(0) for i, bank in enumerate(self.banks)}
         outputs = self.call.flat(self.denoiser(**self.call.arguments(named)))
         return tuple(self._marked(output, named) for output in outputs)
 
@@ -85,15 +87,59 @@ class Lowered(nn.Module):
 class LoweredAttention(QuantAttention):
     """Attention products of Operands; a subclass says how their codes are multiplied."""
 
+    signed = False
+    """Whether integer kernels want the second operand signed, as weights are."""
+
     def operand(self, name: str) -> Operand:
         """The operand of a name."""
         found = self.quantizer(name)
         assert isinstance(found, Operand)
         return found
 
+    def reason(self, left: str, right: str) -> str:
+        """Why the product of two operands is none of 8-bit codes, or empty."""
+        return attention_reason(self.operand(left).codes, self.operand(right).codes, self.signed)
+
     def kernels(self) -> dict[str, tuple[str, str]]:
         """What runs the product that each operand takes part in, and a note."""
-        return dict.fromkeys(OPERANDS, ("float", ""))
+        found: dict[str, tuple[str, str]] = {}
+        for pair in (OPERANDS[:2], OPERANDS[2:]):
+            reason = self.reason(*pair)
+            kernel = (labels.FLOAT, reason) if reason else (labels.INT8, "")
+            found |= dict.fromkeys(pair, kernel)
+        return found
+
+    def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
+        one, other = self.operand(left), self.operand(right)
+        if self.reason(left, right):
+            return one(a) @ other(b)
+        s, s_other = one.step(a), other.step(b)
+        # Keys come transposed.
+        sums = self.multiply(one, a, s, other, b, s_other, turned=left == OPERANDS[0])
+        return sums * (s * s_other)
+
+    def multiply(
+        self,
+        one: Operand,
+        a: Tensor,
+        s: Tensor,
+        other: Operand,
+        b: Tensor,
+        s_other: Tensor,
+        turned: bool,
+    ) -> Tensor:
+        """Sums of products of the codes of a and b, whose steps are given.
+
+        Arguments:
+            one: How a is coded.
+            a: The first operand, ``(B, heads, N, K)``.
+            s: Its step.
+            other: How b is coded.
+            b: The second operand, ``(B, heads, K, M)``.
+            s_other: Its step.
+            turned: Whether b is the transpose of what lies in memory.
+        """
+        raise NotImplementedError
 
 
 Layer = Callable[[QuantLayer, Operand | None, str], LoweredLayer]
@@ -149,15 +195,15 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
     holders = [q for _, q in activation_quantizers(model)] + ([gain] if gain else [])
     bank_tables(holders)
     found = dict.fromkeys(h.scale.bank for h in holders if isinstance(h.scale, BankedScale))
-    banks, steps = list(found), Steps()
+    banks, values = list(found), StepValues()
     for bank in banks:
         _keep_variable(bank)
     if gain is not None:
-        gain.scale = FoundScale(gain.scale, steps, banks)  # type: ignore[arg-type]
+        gain.scale = PrecomputedScale(gain.scale, values, banks)  # type: ignore[arg-type]
 
     def operand(quantizer: nn.Module) -> Operand | None:
         if isinstance(quantizer, ActivationQuantizer):
-            return Operand(quantizer, steps, banks)
+            return Operand(quantizer, values, banks)
         return None
 
     kernels: dict[str, tuple[str, str]] = {}
@@ -173,8 +219,8 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
             products = attention({name: operand(old.quantizer(name)) for name in OPERANDS})  # type: ignore[misc]
             block.set_processor(products)
             kernels |= {f"{path}.{name}": kernel for name, kernel in products.kernels().items()}
-    rows = [row.on(*kernels.get(row.path, ("float",))) for row in table]
-    return Lowered(model.eval().requires_grad_(False), call, banks, steps, rows)
+    rows = [row.on(*kernels.get(row.path, (labels.FLOAT,))) for row in table]
+    return Lowered(model.eval().requires_grad_(False), call, banks, values, rows)
 
 
 def _keep_variable(bank: ScaleBank) -> None:

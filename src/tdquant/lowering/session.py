@@ -232,25 +232,44 @@ class ExportedModel(OnEngine):
     Arguments:
         frozen: The model.
         make: From it and an example to a session.
+
+    Attributes:
+        session: What runs the model; None before the first call.
+        fall_back: From the error of a first call and its arguments to another model and its
+            output, or to that error again; None to raise it.
     """
 
     def __init__(self, frozen: nn.Module, make: Callable[[nn.Module, Any], Session]) -> None:
         super().__init__({"model": type(frozen).__name__, **carried(frozen)})
         # Not as a child: its parameters and rows are not those of what runs.
         self._source: tuple[nn.Module, ...] = (frozen,)
-        self._make, self._lock = make, threading.Lock()
-        self.session: Session | None = None
+        self._make, self._lock, self._ran = make, threading.RLock(), False
+        self.session: nn.Module | None = None
+        self.fall_back: Callable[..., tuple[nn.Module, Any]] | None = None
 
-    def prepare(self, *args: Any, **kwargs: Any) -> Session:
+    def prepare(self, *args: Any, **kwargs: Any) -> nn.Module:
         """The session, made from an example call if there is none yet."""
         with self._lock:
             if self.session is None:
                 (frozen,) = self._source
                 parameters = list(inspect.signature(frozen.forward).parameters)
                 self.session = self._make(frozen, bound(parameters, args, kwargs))
-                self._source = ()
             return self.session
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        session = self.session or self.prepare(*args, **kwargs)
-        return session(*args, **kwargs)
+        if not self._ran:
+            with self._lock:
+                if not self._ran:
+                    return self._first(args, kwargs)
+        assert self.session is not None
+        return self.session(*args, **kwargs)
+
+    def _first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            output = self.prepare(*args, **kwargs)(*args, **kwargs)
+        except Exception as error:
+            if self.fall_back is None:
+                raise
+            self.session, output = self.fall_back(error, args, kwargs)
+        self._ran, self._source, self.fall_back = True, (), None
+        return output

@@ -4,16 +4,19 @@ a call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tdquant.errors import BackendError
-from tdquant.layers import quantized_layers, replace_module
+from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.lowering.backends import Example, register_backend, time_calls
-from tdquant.lowering.cuda.layer import CudaLayer, obstacle
-from tdquant.model_summary import layer_row
+from tdquant.lowering.cuda.kernels import FP8_EXACT, FloatProduct, MatrixProduct
+from tdquant.lowering.operation import Operation
+from tdquant.lowering.products import ProductLayer, simulated
 from tdquant.quantizers import activation_quantizers
 from tdquant.scales import bank_tables
 from tdquant.support.hooks import hooked
@@ -65,22 +68,54 @@ def lower_on(
     model = copy_sharing_tensors(frozen)
     layers: list[CudaLayer] = []
     for path, quantized in list(quantized_layers(model)):
-        why = obstacle(quantized)
-        if why:
-            rows: Any = [layer_row(path, quantized).on("simulated", why)]
-            quantized.rows = rows
+        operation = Operation.of(quantized, path)
+        if operation.float_reason:
+            simulated(quantized, path, operation.float_reason)
         else:
-            layers.append(CudaLayer(quantized, path, fp8))
+            layers.append(CudaLayer(quantized, path, operation, fp8))
             replace_module(model, quantized, layers[-1])
     bank_tables(q for _, q in activation_quantizers(model))
     model.to(device)
     for layer in layers:
-        layer.use(layer.default)
+        layer.take(layer.default)
     if example is not None:
         _measure(model, layers, tuple(_moved(value, device) for value in example))
     for layer in layers:
         layer.options = {}  # they hold a copy of the codes
     return model
+
+
+class CudaLayer(ProductLayer):
+    """A layer that has no kernel before ``take``.
+
+    Arguments:
+        layer: A frozen quantized layer.
+        path: Its path.
+        operation: A product of 8-bit codes.
+        fp8: Whether the device multiplies float8.
+
+    Attributes:
+        options: Name -> maker of every kernel that is right for the layer, a most exact one first.
+        default: The one to take unmeasured: a matrix product where there is no window to gather.
+        key: Equal for layers that run equally fast on equal inputs.
+    """
+
+    def __init__(self, layer: QuantLayer, path: str, operation: Operation, fp8: bool) -> None:
+        super().__init__(layer, path, operation, weight=False)
+        assert operation.inputs is not None
+        options: dict[str, Callable[[], nn.Module]] = {}
+        matrix = operation.geometry.groups == 1
+        if matrix and not operation.int32_reason:
+            options["int8"] = partial(MatrixProduct, operation, torch.int8)
+        options["codes"] = partial(FloatProduct, operation, self.weight.dtype)
+        if matrix and fp8 and max(operation.inputs.largest, operation.largest) <= FP8_EXACT:
+            options["fp8"] = partial(MatrixProduct, operation, torch.float8_e4m3fn)
+        self.options, self.key = options, (operation.signature(), tuple(options))
+        self.default = "codes" if {*operation.taps} - {1} else next(iter(options))
+
+    def take(self, name: str, note: str = "") -> None:
+        """Takes one of the options as the kernel."""
+        self.use(self.options[name]().to(self.sums.step.device), name, note)
 
 
 @torch.no_grad()
@@ -90,16 +125,15 @@ def _measure(model: nn.Module, layers: list[CudaLayer], example: Example) -> Non
     """
     known: dict[Any, tuple[str, str]] = {}
 
-    def settle(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def choose(layer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(layer, CudaLayer)
         x = args[0]
-        shapes = tuple(layer.weight_scale.shape), tuple(x.shape), x.dtype, layer.geometry
-        key = *shapes, tuple(layer.options), layer.input_quantizer.grid
+        key = layer.key, tuple(x.shape), x.dtype
         if key not in known:
             known[key] = _fastest(layer, x)
-        layer.use(*known[key])
+        layer.take(*known[key])
 
-    hooks = [layer.register_forward_pre_hook(settle) for layer in layers if len(layer.options) > 1]
+    hooks = [layer.register_forward_pre_hook(choose) for layer in layers if len(layer.options) > 1]
     with hooked(hooks):
         model(*example)
 
@@ -110,15 +144,15 @@ def _fastest(layer: CudaLayer, x: Tensor) -> tuple[str, str]:
     exact: Tensor | None = None
     kernels: dict[str, Any] = {}
     for name in layer.options:
-        layer.use(name)
+        layer.take(name)
         y = layer.forward(x)
         exact = y if exact is None else exact
         if (y - exact).abs().max() <= tolerance * exact.abs().max():
-            kernels[name] = layer.kernel
+            kernels[name] = layer.sums.kernel
 
     def run(name: str) -> Any:
         def call(x: Tensor) -> Tensor:
-            layer.kernel = kernels[name]
+            layer.sums.kernel = kernels[name]
             return layer.forward(x)
 
         return call

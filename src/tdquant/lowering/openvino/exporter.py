@@ -13,9 +13,9 @@ is cheaper to add afterwards, codes are counted from the lowest one:
 
     s s_w (q * q_w) = s s_w ((q - low) * q_w + low (1 * q_w))
 
-**Saturation.** On x86 without VNNI the kernels can saturate (``tdquant.lowering.saturation``). An
+**Saturation.** On x86 without VNNI the kernels can saturate (``tdquant.lowering.operation``). An
 ordinary file is fast where they do not, and a session takes the FakeQuantize of layers at risk out
-where they do (``openvino_graph.avoid_saturation``). ``portable=True`` writes the file without
+where they do (``graph.avoid_saturation``). ``portable=True`` writes the file without
 them, right on every machine and slower: those layers run in float.
 
 **Weights** of 4 bits and fewer are int4 in the file, converted to int8 while the graph is
@@ -44,7 +44,8 @@ from tdquant.lowering.lowered import LoweredAttention, lower
 from tdquant.lowering.openvino.graph import EXACT, avoid_saturation, mark_float, pack_int4
 from tdquant.lowering.openvino.nodes import operators
 from tdquant.lowering.openvino.passes import optimize
-from tdquant.lowering.operand import INT8_CODES, Operand
+from tdquant.lowering.operand import Operand
+from tdquant.lowering.operation import INT8_CODES
 from tdquant.lowering.sealing import KEY, description_text, sealed
 from tdquant.support.memory import trim_heap
 from tdquant.support.optional import require
@@ -64,52 +65,52 @@ def _(codes: Tensor, low: int) -> Tensor:
     return torch.empty_like(codes)
 
 
+def codes_of(operand: Operand, x: Tensor, step: Tensor) -> Tensor:
+    """The nearest codes as whole numbers, left for the engine's 256 levels to clamp where the grid
+    has as many.
+    """
+    if operand.codes.span == INT8_CODES - 1:
+        return operand.codes.ratio(x, step).round()
+    return operand.quantize(x, step)
+
+
 class OpenVINOLayer(LoweredLayer):
     """``s (q * (s_w q_w))``: OpenVINO moves s_w behind the integer product by itself."""
 
-    def product(self, x: Tensor) -> Tensor:
-        assert self.operand is not None
-        operand, step = self.operand, self.operand.step(x)
-        codes = operand.codes_of(x, step)
-        if not operand.low or not self._shifts(x):
-            return self.combine(levels(codes, operand.low), self.float_weight()) * step
-        product = self.combine(levels(codes - operand.low, 0), self.float_weight())
-        return (product + operand.low * self.ones_product(x)) * step
+    def product(self, x: Tensor, operand: Operand) -> Tensor:
+        step, low = operand.step(x), operand.codes.low
+        codes = codes_of(operand, x, step)
+        if not low or not self._shifts(x):
+            return self.inner.convolve(levels(codes, low), self.weight) * step
+        product = self.inner.convolve(levels(codes - low, 0), self.weight)
+        return (product + low * self.ones_product(x)) * step
 
     def _shifts(self, x: Tensor) -> bool:
         """Whether to count codes from the lowest. What that adds is a number a channel, or, where
         zeros are padded, one a position and channel.
         """
-        return not self.convolves or not any(self.zeros) or x[0, 0].numel() <= SMALL
+        return not any(self.walk.zeros) or x[0, 0].numel() <= SMALL
 
 
 class OpenVINOAttention(LoweredAttention):
-    """Products of two quantized activations. The second is to be signed codes around zero, as
-    weights are: one with another zero point stays in float.
-    """
+    """Products of two quantized activations."""
 
-    def kernels(self) -> dict[str, tuple[str, str]]:
-        found = {}
-        for left, right in (("query", "key"), ("probability", "value")):
-            integer = self.integer(self.operand(left), self.operand(right))
-            found[left] = found[right] = ("int8" if integer else "float", "")
-        return found
+    signed = True
 
-    def integer(self, one: Operand, other: Operand) -> bool:
-        """Whether integer kernels take the two."""
-        signed = other.low >= -128 and other.high <= 127
-        return signed and one.codes <= INT8_CODES and not one.offset and not other.offset
-
-    def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
-        one, other = self.operand(left), self.operand(right)
-        if not self.integer(one, other):
-            return one(a) @ other(b)
-        s, s_other = one.step(a), other.step(b)
-        first = levels(one.codes_of(a, s), one.low)
-        turned = left == "query"  # keys come transposed; as codes, the product takes that in
-        b = b.transpose(-1, -2) if turned else b
-        second = levels(other.codes_of(b, s_other), -128)
-        return first @ (second.transpose(-1, -2) if turned else second) * (s * s_other)
+    def multiply(
+        self,
+        one: Operand,
+        a: Tensor,
+        s: Tensor,
+        other: Operand,
+        b: Tensor,
+        s_other: Tensor,
+        turned: bool,
+    ) -> Tensor:
+        first = levels(codes_of(one, a, s), one.codes.low)
+        b = b.transpose(-1, -2) if turned else b  # as codes, the product takes that in
+        second = levels(codes_of(other, b, s_other), -128)
+        return first @ (second.transpose(-1, -2) if turned else second)
 
 
 def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool = False) -> Any:
