@@ -13,8 +13,8 @@ from torch import nn
 from tdquant.clock import clock_of
 from tdquant.errors import ExportError
 from tdquant.lowering.calls import Call, Example, read_call
-from tdquant.lowering.carried import carried
 from tdquant.lowering.lowered import float32_copy, require_frozen
+from tdquant.lowering.slot import described
 from tdquant.model_summary import summary
 from tdquant.recipe import Recipe
 
@@ -103,5 +103,5 @@ def about(model: nn.Module) -> dict[str, Any]:
         "coverage": clock_of(model).coverage,
         "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
         "summary": str(summary(model)).splitlines()[-1],
-        **carried(model),
+        **described(model),
     }

@@ -115,33 +115,21 @@ class LoweredAttention(QuantAttention):
             return one(a) @ other(b)
         s, s_other = one.step(a), other.step(b)
         # Keys come transposed.
-        sums = self.multiply(one, a, s, other, b, s_other, turned=left == OPERANDS[0])
+        sums = self.multiply((one, a, s), (other, b, s_other), turned=left == OPERANDS[0])
         return sums * (s * s_other)
 
-    def multiply(
-        self,
-        one: Operand,
-        a: Tensor,
-        s: Tensor,
-        other: Operand,
-        b: Tensor,
-        s_other: Tensor,
-        turned: bool,
-    ) -> Tensor:
-        """Sums of products of the codes of a and b, whose steps are given.
+    def multiply(self, left: Factor, right: Factor, turned: bool) -> Tensor:
+        """Sums of products of codes, ``(B, heads, N, K)`` by ``(B, heads, K, M)``.
 
         Arguments:
-            one: How a is coded.
-            a: The first operand, ``(B, heads, N, K)``.
-            s: Its step.
-            other: How b is coded.
-            b: The second operand, ``(B, heads, K, M)``.
-            s_other: Its step.
-            turned: Whether b is the transpose of what lies in memory.
+            left: The first operand, its input and its step.
+            right: The second.
+            turned: Whether the second is the transpose of what lies in memory.
         """
         raise NotImplementedError
 
 
+Factor = tuple[Operand, Tensor, Tensor]
 Layer = Callable[[QuantLayer, Operand | None, str], LoweredLayer]
 Attention = Callable[[dict[str, nn.Module]], LoweredAttention]
 

@@ -10,6 +10,7 @@ call.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from tdquant.errors import BackendError
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.lowering import labels
-from tdquant.lowering.backends import BackendFunction, Example, register_backend
+from tdquant.lowering.backends import Example, register_backend
 from tdquant.lowering.operation import Operation
 from tdquant.model_summary import Row, layer_row
 from tdquant.numerics.fake_quantize import expand_scale
-from tdquant.quantizers import ActivationQuantizer
+from tdquant.quantizers import ActivationQuantizer, activation_quantizers
+from tdquant.scales import bank_tables
 from tdquant.scales.base import Float32
 from tdquant.support.sharing import copy_sharing_tensors
 
@@ -121,38 +123,43 @@ class _Sums(Float32):
         return self.step.to(dtype) * self.walk.ones_product(q.to(dtype), self.columns)
 
 
-def with_products(frozen: nn.Module, product: Product, name: str) -> nn.Module:
-    """A copy of a frozen model whose quantized layers compute with a product. Layers that it
-    raises BackendError for stay as they were frozen, and the summary shows why.
+def lower_layers(
+    frozen: nn.Module, make: Callable[[QuantLayer, str, Operation], nn.Module], bank: bool = True
+) -> nn.Module:
+    """A copy of a frozen model with other layers, which shares the tensors that it keeps.
+
+    Arguments:
+        frozen: The frozen model; it stays as it is.
+        make: From a quantized layer of the copy, its path and its operation to what takes its
+            place. A layer for which it raises BackendError stays, and the summary shows why.
+        bank: Whether to join all scale tables into one lookup a call.
     """
     model = copy_sharing_tensors(frozen)
     for path, layer in list(quantized_layers(model)):
-        operation = Operation.of(layer, path)
         try:
-            kernel = product(operation)
+            replace_module(model, layer, make(layer, path, Operation.of(layer, path)))
         except BackendError as error:
-            simulated(layer, path, error.what)
-            continue
-        lowered = ProductLayer(layer, path, operation)
-        lowered.use(kernel, name)
-        replace_module(model, layer, lowered)
+            rows: Any = [layer_row(path, layer).on(labels.SIMULATED, error.what)]
+            layer.rows = rows
+    if bank:
+        bank_tables(q for _, q in activation_quantizers(model))
     return model
-
-
-def simulated(layer: QuantLayer, path: str, why: str) -> None:
-    """Has the summary say why a layer of a copy stays as it was frozen."""
-    layer.rows = [layer_row(path, layer).on(labels.SIMULATED, why)]  # type: ignore[assignment]
 
 
 def register_product(name: str) -> Callable[[Product], Product]:
     """Registers the decorated ``Product`` as the backend ``name``."""
 
     def put(product: Product) -> Product:
-        def lower(frozen: nn.Module, example: Example | None = None) -> nn.Module:
-            return with_products(frozen, product, name)
+        def make(layer: QuantLayer, path: str, operation: Operation) -> nn.Module:
+            kernel = product(operation)
+            lowered = ProductLayer(layer, path, operation)
+            lowered.use(kernel, name)
+            return lowered
 
-        function: BackendFunction = lower
-        register_backend(name)(function)
+        def lower(frozen: nn.Module, example: Example | None = None) -> nn.Module:
+            return lower_layers(frozen, make, bank=False)
+
+        register_backend(name)(lower)
         return product
 
     return put

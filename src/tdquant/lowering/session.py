@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from tdquant.errors import BackendError, ClockError, ExportError
 from tdquant.lowering.calls import Output, bound, flat_times, leaves
-from tdquant.lowering.carried import carried
 from tdquant.lowering.exporters import EXPORTERS
-from tdquant.lowering.slot import OnEngine
+from tdquant.lowering.slot import OnEngine, described
 from tdquant.model_summary import Row
 
 
@@ -240,7 +239,7 @@ class ExportedModel(OnEngine):
     """
 
     def __init__(self, frozen: nn.Module, make: Callable[[nn.Module, Any], Session]) -> None:
-        super().__init__({"model": type(frozen).__name__, **carried(frozen)})
+        super().__init__({"model": type(frozen).__name__, **described(frozen)})
         # Not as a child: its parameters and rows are not those of what runs.
         self._source: tuple[nn.Module, ...] = (frozen,)
         self._make, self._lock, self._ran = make, threading.RLock(), False

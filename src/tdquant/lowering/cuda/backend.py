@@ -12,15 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import BackendError
-from tdquant.layers import QuantLayer, quantized_layers, replace_module
+from tdquant.layers import QuantLayer
 from tdquant.lowering.backends import Example, register_backend, time_calls
 from tdquant.lowering.cuda.kernels import FP8_EXACT, FloatProduct, MatrixProduct
 from tdquant.lowering.operation import Operation
-from tdquant.lowering.products import ProductLayer, simulated
-from tdquant.quantizers import activation_quantizers
-from tdquant.scales import bank_tables
+from tdquant.lowering.products import ProductLayer, lower_layers
 from tdquant.support.hooks import hooked
-from tdquant.support.sharing import copy_sharing_tensors
 
 FP8_CAPABILITY = (8, 9)
 """Least compute capability that multiplies float8: Ada and Hopper."""
@@ -65,16 +62,15 @@ def lower_on(
     device = torch.device(device)
     if fp8 is None:
         fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-    model = copy_sharing_tensors(frozen)
     layers: list[CudaLayer] = []
-    for path, quantized in list(quantized_layers(model)):
-        operation = Operation.of(quantized, path)
+
+    def make(layer: QuantLayer, path: str, operation: Operation) -> nn.Module:
         if operation.float_reason:
-            simulated(quantized, path, operation.float_reason)
-        else:
-            layers.append(CudaLayer(quantized, path, operation, fp8))
-            replace_module(model, quantized, layers[-1])
-    bank_tables(q for _, q in activation_quantizers(model))
+            raise BackendError(operation.float_reason)
+        layers.append(CudaLayer(layer, path, operation, fp8))
+        return layers[-1]
+
+    model = lower_layers(frozen, make)
     model.to(device)
     for layer in layers:
         layer.take(layer.default)

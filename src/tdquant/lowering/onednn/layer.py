@@ -1,11 +1,12 @@
-"""A quantized layer on the CPU that runs its first input on every exact kernel and keeps the
-fastest.
+"""``compile(frozen, backend="onednn")``: every quantized layer runs its first input on each kernel
+that is exact on this processor, and keeps the fastest.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tdquant.errors import BackendError
 from tdquant.layers import QuantLayer
 from tdquant.lowering import labels
+from tdquant.lowering.backends import Example, register_backend
 from tdquant.lowering.onednn.kernels import (
     Float,
     Kernel,
@@ -23,12 +25,38 @@ from tdquant.lowering.onednn.kernels import (
     obstacle,
 )
 from tdquant.lowering.operation import Operation
+from tdquant.lowering.products import lower_layers
 from tdquant.model_summary import Row, layer_row
 from tdquant.numerics.fake_quantize import expand_scale
 from tdquant.support.memory import trim_heap
 
 _ROUNDS = 3
 _ONE = torch.ones(())
+
+
+@register_backend("onednn")
+def lower(frozen: nn.Module, example: Example | None = None) -> nn.Module:
+    """Lowers a copy of the frozen model to torch's int8 operators, channels last.
+
+    A layer whose operator is not exact on this processor, or not faster than float on the example
+    or else on the first call, computes with rounded inputs in float.
+
+    Raises:
+        BackendError: The model is on another device.
+    """
+    devices = {p.device.type for p in frozen.parameters()}
+    if devices - {"cpu"}:
+        raise BackendError(
+            f"the model is on {', '.join(sorted(devices))}", where="onednn", fix="model.cpu()"
+        )
+    model = lower_layers(frozen, partial(OneDnnLayer, Trials()))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.contiguous(memory_format=torch.channels_last)
+    if example is not None:
+        with torch.no_grad():
+            model(*example)
+    return model
 
 
 class Trials(NotPickled):
@@ -54,15 +82,15 @@ class OneDnnLayer(nn.Module):
     """A lowered layer, called as the frozen one.
 
     Arguments:
+        trials: Shared by the layers of a model.
         layer: A frozen quantized layer.
         path: Its path, for errors.
-        trials: Shared by the layers of a model.
+        operation: What it computes.
     """
 
-    def __init__(self, layer: QuantLayer, path: str, trials: Trials) -> None:
+    def __init__(self, trials: Trials, layer: QuantLayer, path: str, operation: Operation) -> None:
         super().__init__()
         self.input_quantizer: Any = layer.input_quantizer
-        operation = Operation.of(layer, path)
         self.dims, self.inputs = operation.geometry.dims, operation.inputs
         self.channels = operation.weight.shape[1] * operation.geometry.groups
         self.operation: Operation | None = operation.lifted()

@@ -27,9 +27,7 @@ References:
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -46,8 +44,9 @@ from tdquant.lowering import labels
 from tdquant.lowering.calls import Call
 from tdquant.lowering.exporters import register_exporter
 from tdquant.lowering.layer import LoweredLayer
-from tdquant.lowering.lowered import LoweredAttention, lower
+from tdquant.lowering.lowered import Factor, LoweredAttention, lower
 from tdquant.lowering.onnx.operators import OPSET, dequantize, patches, quantize, translations
+from tdquant.lowering.openvino.exporter import quiet_tracing
 from tdquant.lowering.operand import Operand
 from tdquant.lowering.operation import INT8_CODES
 from tdquant.lowering.sealing import KEY, description_text, sealed
@@ -109,18 +108,9 @@ class ONNXLayer(LoweredLayer):
 class ONNXAttention(LoweredAttention):
     """Products of the codes of two activations."""
 
-    def multiply(
-        self,
-        one: Operand,
-        a: Tensor,
-        s: Tensor,
-        other: Operand,
-        b: Tensor,
-        s_other: Tensor,
-        turned: bool,
-    ) -> Tensor:
-        first, second = _codes(one, a, s), _codes(other, b, s_other)
-        return _centred(one, first) @ _centred(other, second)
+    def multiply(self, left: Factor, right: Factor, turned: bool) -> Tensor:
+        codes = (_centred(operand, _codes(operand, x, step)) for operand, x, step in (left, right))
+        return next(codes) @ next(codes)
 
 
 def _codes(operand: Operand, x: Tensor, step: Tensor) -> Tensor:
@@ -215,8 +205,7 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with quiet_tracing():
             yield
     finally:
         logging.disable(level)

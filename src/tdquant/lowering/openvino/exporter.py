@@ -40,7 +40,7 @@ from tdquant.errors import ExportError
 from tdquant.lowering.calls import BATCH, Call
 from tdquant.lowering.exporters import register_exporter
 from tdquant.lowering.layer import LoweredLayer
-from tdquant.lowering.lowered import LoweredAttention, lower
+from tdquant.lowering.lowered import Factor, LoweredAttention, lower
 from tdquant.lowering.openvino.graph import EXACT, avoid_saturation, mark_float, pack_int4
 from tdquant.lowering.openvino.nodes import operators
 from tdquant.lowering.openvino.passes import optimize
@@ -97,16 +97,8 @@ class OpenVINOAttention(LoweredAttention):
 
     signed = True
 
-    def multiply(
-        self,
-        one: Operand,
-        a: Tensor,
-        s: Tensor,
-        other: Operand,
-        b: Tensor,
-        s_other: Tensor,
-        turned: bool,
-    ) -> Tensor:
+    def multiply(self, left: Factor, right: Factor, turned: bool) -> Tensor:
+        (one, a, s), (other, b, s_other) = left, right
         first = levels(codes_of(one, a, s), one.codes.low)
         b = b.transpose(-1, -2) if turned else b  # as codes, the product takes that in
         second = levels(codes_of(other, b, s_other), -128)
