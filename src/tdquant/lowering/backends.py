@@ -1,5 +1,5 @@
-"""``compile``: lowers a frozen model by a backend. A backend is one function, registered under its
-name; ``"auto"`` takes the first that runs the model on its device.
+"""``compile``: lowers a frozen model by a backend, one function registered under its name.
+``"auto"`` takes the first that runs the model on its device.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -15,19 +15,20 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tdquant.clock import clock_of
-from tdquant.errors import BackendError, FreezeError, MissingDependencyError, TDQError
-from tdquant.freezing import is_frozen
+from tdquant.errors import BackendError, MissingDependencyError, TDQError
+from tdquant.lowering.lowered import require_frozen
 from tdquant.lowering.session import ExportedModel
+from tdquant.support.registry import registrar
 
 Example = tuple[Any, ...]
 """Arguments of one call, ``(x, t)``: what a backend may measure with."""
 
 
 class BackendFunction(Protocol):
-    """From a frozen model to a module with the same call; it must not change the frozen model.
+    """Turns a frozen model into a module with the same call, without changing the model.
 
-    It raises a BackendError or MissingDependencyError, early, where it cannot run here.
+    Raises:
+        BackendError: The model cannot run here; or MissingDependencyError.
     """
 
     def __call__(self, frozen: nn.Module, example: Example | None = None) -> nn.Module: ...
@@ -35,6 +36,9 @@ class BackendFunction(Protocol):
 
 BACKENDS: dict[str, BackendFunction] = {}
 """Every registered backend by its name."""
+
+register_backend = registrar(BACKENDS)
+"""``@register_backend("name")`` registers a BackendFunction."""
 
 PREFERENCE = {
     "cpu": ("openvino", "onednn", "reference"),
@@ -73,16 +77,6 @@ class Choice:
         return "; ".join(parts)
 
 
-def register_backend(name: str) -> Callable[[BackendFunction], BackendFunction]:
-    """Registers the decorated function as the backend ``name``."""
-
-    def put(lower: BackendFunction) -> BackendFunction:
-        BACKENDS[name] = lower
-        return lower
-
-    return put
-
-
 def compile(frozen: nn.Module, backend: str = "auto", example: Example | None = None) -> nn.Module:
     """Lowers a frozen model to integer arithmetic.
 
@@ -103,11 +97,7 @@ def compile(frozen: nn.Module, backend: str = "auto", example: Example | None = 
         BackendError: No such backend, or it cannot run the model here.
         MissingDependencyError: The backend's package is not installed, or too old.
     """
-    clock_of(frozen)
-    if not is_frozen(frozen):
-        raise FreezeError(
-            "only a frozen model can be compiled", fix="tdq.compile(tdq.freeze(model))"
-        )
+    require_frozen(frozen, "compiled", "tdq.compile(tdq.freeze(model))")
     if backend not in ALIASES and backend not in BACKENDS:
         known = ", ".join((*BACKENDS, *ALIASES))
         raise BackendError(f"no backend {backend!r}", where="compile", fix=f"one of {known}")
@@ -186,8 +176,7 @@ def _fall_back(
 def time_calls(
     models: dict[str, nn.Module], example: Example, runs: int = 5, warmup: int = 2
 ) -> dict[str, float]:
-    """Median seconds of a call of each model, the calls interleaved so that a disturbance meets
-    all alike.
+    """Median seconds of a call of each model. Calls take turns, so a disturbance meets all.
 
     Arguments:
         models: What to time, by name.

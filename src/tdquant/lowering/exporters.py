@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from tdquant.lowering.lowered import float32_copy, require_frozen
 from tdquant.lowering.slot import described
 from tdquant.model_summary import summary
 from tdquant.recipe import Recipe
+from tdquant.support.registry import registrar
 
 
 class Exporter(Protocol):
@@ -31,14 +31,8 @@ EXPORTERS: dict[str, Exporter] = {}
 """Every exporter by the suffix of its files."""
 
 
-def register_exporter(suffix: str) -> Callable[[Exporter], Exporter]:
-    """Registers the decorated function for files of a suffix."""
-
-    def put(exporter: Exporter) -> Exporter:
-        EXPORTERS[suffix] = exporter
-        return exporter
-
-    return put
+register_exporter = registrar(EXPORTERS)
+"""``@register_exporter(".suffix")`` registers an Exporter."""
 
 
 def export(
@@ -89,7 +83,7 @@ def export(
 
 def prepared(frozen: nn.Module, example: Example) -> tuple[nn.Module, Call]:
     """A copy of a frozen model that an exporter may change, and an example call of it."""
-    require_frozen(frozen)
+    require_frozen(frozen, "exported", "tdq.export(tdq.freeze(model), path, ...)")
     model = float32_copy(frozen)
     return model, read_call(model, example)
 

@@ -50,8 +50,8 @@ class Lowered(nn.Module):
         model: The lowered copy.
         call: How tensors become its arguments.
         banks: Its tables.
-        values: Where its operands read their steps.
-        rows: What the layer table says of it.
+        values: Where operands read their steps.
+        rows: Its layer table.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Lowered(nn.Module):
         return tuple(self._marked(output, named) for output in outputs)
 
     def _marked(self, output: Tensor, named: dict[str, Tensor]) -> Tensor:
-        """The output, not a number for samples whose inputs are not: codes cannot say that."""
+        """The output, with NaN for samples with an input that is not finite."""
         if not output.is_floating_point():
             return output
         for name, tensor in named.items():
@@ -134,8 +134,13 @@ Layer = Callable[[QuantLayer, Operand | None, str], LoweredLayer]
 Attention = Callable[[dict[str, nn.Module]], LoweredAttention]
 
 
-def require_frozen(model: nn.Module) -> None:
-    """Raises what an exporter raises for a model that is not frozen.
+def require_frozen(model: nn.Module, done: str, fix: str) -> None:
+    """Raises the error of a model that cannot be lowered.
+
+    Arguments:
+        model: The model.
+        done: What was to be done with it: ``"exported"``.
+        fix: The call that does it.
 
     Raises:
         FreezeError: The model is quantized but not frozen.
@@ -143,9 +148,7 @@ def require_frozen(model: nn.Module) -> None:
     """
     clock_of(model)
     if not is_frozen(model):
-        raise FreezeError(
-            "only a frozen model can be exported", fix="tdq.export(tdq.freeze(model), path, ...)"
-        )
+        raise FreezeError(f"only a frozen model can be {done}", fix=fix)
 
 
 def float32_copy(frozen: nn.Module) -> nn.Module:

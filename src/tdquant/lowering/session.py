@@ -25,6 +25,7 @@ from tdquant.lowering.calls import Output, bound, flat_times, leaves
 from tdquant.lowering.exporters import EXPORTERS
 from tdquant.lowering.slot import OnEngine, described
 from tdquant.model_summary import Row
+from tdquant.support.registry import registrar
 
 
 class Engine(Protocol):
@@ -41,14 +42,8 @@ and the engine that runs it.
 """
 
 
-def register_engine(suffix: str) -> Callable[[Open], Open]:
-    """Registers the decorated function for files of a suffix."""
-
-    def put(function: Open) -> Open:
-        ENGINES[suffix] = function
-        return function
-
-    return put
+register_engine = registrar(ENGINES)
+"""``@register_engine(".suffix")`` registers an ``Open``."""
 
 
 class Session(OnEngine):
@@ -61,7 +56,7 @@ class Session(OnEngine):
 
     Attributes:
         config: Configuration of the exported model, by key and by attribute.
-        about: All that the file says about it.
+        about: The whole description in the file.
     """
 
     def __init__(self, about: dict[str, Any], engine: Engine, name: str = "") -> None:

@@ -38,10 +38,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdquant.errors import ExportError
 from tdquant.layers import QuantLayer
 from tdquant.lowering import labels
-from tdquant.lowering.calls import Call
+from tdquant.lowering.calls import Call, engine_errors
 from tdquant.lowering.exporters import register_exporter
 from tdquant.lowering.layer import LoweredLayer
 from tdquant.lowering.lowered import Factor, LoweredAttention, lower
@@ -138,25 +137,25 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
     """
     require("onnx", "onnx")
     lowered = lower(model, call, partial(ONNXLayer, portable=portable), ONNXAttention)
-    try:
-        with torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                lowered,
-                tuple(call.tensors.values()),
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=(_free(call),),
-                custom_translation_table=translations(),
-                optimize=False,  # ONNX Runtime does that itself, and in seconds
-                verbose=False,
-            )
-    except Exception as error:
-        raise ExportError(
+    with (
+        engine_errors(
             "the model cannot be traced",
-            where=type(model).__name__,
-            why=_reason(error),
-            fix="torch.export.export of the float model shows where it stops",
-        ) from error
+            type(model).__name__,
+            "torch.export.export of the float model shows where it stops",
+        ),
+        torch.no_grad(),
+        _quiet(),
+    ):
+        program = torch.onnx.export(
+            lowered,
+            tuple(call.tensors.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(_free(call),),
+            custom_translation_table=translations(),
+            optimize=False,  # ONNX Runtime does that itself, and in seconds
+            verbose=False,
+        )
     assert program is not None
     graph = program.model_proto
     _name(graph.graph, list(call.tensors))
@@ -164,16 +163,13 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
         port.name: [d.dim_value or None for d in port.type.tensor_type.shape.dim]
         for port in graph.graph.input
     }
-    told = {**about, **call.description(shapes), "rows": [asdict(row) for row in lowered.rows]}
-    graph.metadata_props.add(key=KEY, value=description_text(told))
+    description = {
+        **about,
+        **call.description(shapes),
+        "rows": [asdict(row) for row in lowered.rows],
+    }
+    graph.metadata_props.add(key=KEY, value=description_text(description))
     return graph
-
-
-def _reason(error: BaseException) -> str:
-    """What first went wrong: torch wraps it in advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().partition("\n")[0]
 
 
 def _name(graph: Any, names: list[str]) -> None:
