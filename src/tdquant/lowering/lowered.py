@@ -40,7 +40,7 @@ from tdquant.support.memory import trim_heap
 from tdquant.support.sharing import copy_sharing_tensors
 
 TRIMMED = 16
-"""Layers after which memory that was freed is given back."""
+"""Number of layers after which freed memory returns to the system."""
 
 
 class Lowered(nn.Module):

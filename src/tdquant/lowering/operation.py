@@ -169,7 +169,9 @@ class Geometry:
         """What is left to do for ``wrapped``."""
         return replace(self, padding=self.zeros, mode="constant")
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int | None = None
+    ) -> Tensor:
         """The product by PyTorch: ``(*, C) -> (*, N)`` or ``(B, C, *) -> (B, N, *')``."""
         if not self.dims:
             return F.linear(x, weight, bias)
@@ -177,7 +179,8 @@ class Geometry:
         sides = self.even
         if self.mode != "constant" or sides is None:
             x, sides = self.padded(x), (0,) * self.dims
-        return convolution(x, weight, bias, self.stride, sides, self.dilation, self.groups)
+        groups = self.groups if groups is None else groups
+        return convolution(x, weight, bias, self.stride, sides, self.dilation, groups)
 
     def windows(self, x: Tensor, taps: Sequence[int]) -> Tensor:
         """What each output sees of a padded input, ``(B, C, *) -> (B, *', taps C)``."""
@@ -204,7 +207,7 @@ class Geometry:
         if not any(self.zeros):
             return sums.to(x.dtype).reshape(len(sums), -1).sum(1).reshape(self.channel)
         ones = torch.ones_like(x[:1, :1])
-        return replace(self, groups=1).convolve(ones, sums.to(x.dtype).unsqueeze(1))
+        return self.convolve(ones, sums.to(x.dtype).unsqueeze(1), groups=1)
 
 
 def window_slices(

@@ -45,8 +45,8 @@ class Result(Section):
 
 
 class Description(Document):
-    """What a session needs to know of a file: ``Call.description``, with what else ``export``
-    wrote, which is not looked at.
+    """What a session needs to know of a file: ``Call.description``. Other keys that ``export``
+    wrote are not checked.
     """
 
     FORMAT: ClassVar = "tdquant"
@@ -69,8 +69,8 @@ def description_text(about: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def sealed(path: Path) -> Iterator[Path]:
-    """A temporary name for an exported file, sealed and put in its place when the context ends
-    well; so are the files that were written beside it.
+    """Yields a temporary name for an exported file. When the context ends without an error, the
+    file is sealed and moves to its place, with the files that were written beside it.
 
     Arguments:
         path: The file to write.

@@ -69,8 +69,8 @@ class OnEngine(nn.Module):
     """Base of models that an engine runs.
 
     It has one parameter, of no elements: ``.to``, ``.half``, ``.dtype``, ``.device`` and
-    ``next(model.parameters())`` work as ever. They tell a pipeline where and in what type to make
-    its tensors; the graph computes in its own precision, on its own device.
+    ``next(model.parameters())`` work as for any module. They tell a pipeline where and of what
+    type to make its tensors; the graph computes in its own precision, on its own device.
 
     Arguments:
         about: ``described``, with or without more.

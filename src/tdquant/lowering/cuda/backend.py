@@ -116,8 +116,8 @@ class CudaLayer(ProductLayer):
 
 @torch.no_grad()
 def _measure(model: nn.Module, layers: list[CudaLayer], example: Example) -> None:
-    """One call in which every layer tries its kernels on its input and keeps the fastest that
-    gives what the first gives; layers alike on inputs alike are tried once.
+    """Has every layer try its kernels on its input, in one call, and keep the fastest that agrees
+    with the first; equal layers on inputs of one size are tried once.
     """
     known: dict[Any, tuple[str, str]] = {}
 

@@ -51,7 +51,8 @@ class MatrixProduct(nn.Module):
     def __init__(self, operation: Operation, dtype: torch.dtype) -> None:
         super().__init__()
         assert operation.inputs is not None
-        self.geometry, self.taps, self.dtype = operation.geometry, operation.taps, dtype
+        self.geometry, self.inner = operation.geometry, operation.geometry.inner
+        self.taps, self.dtype = operation.taps, dtype
         low, high = operation.inputs.low, operation.inputs.high
         self.shift = max(0, high - 127) + min(0, low + 128) if dtype == torch.int8 else 0
         rows = operation.weight.movedim(1, -1).flatten(1)
@@ -72,7 +73,7 @@ class MatrixProduct(nn.Module):
         wrapped = geometry.wrapped(q)  # torch reflects no bytes
         held = (wrapped - self.shift).to(self.dtype) if self.shift else wrapped.to(self.dtype)
         held = held.view(torch.int8)  # in both types a byte, zero for zero
-        held = geometry.windows(geometry.inner.padded(held, -self.shift), self.taps)
+        held = geometry.windows(self.inner.padded(held, -self.shift), self.taps)
         shape, rows = held.shape[:-1], held.reshape(-1, self.summands)
         count, right = rows.shape[0], -self.summands % MULTIPLE
         bottom = ROWS - count if count < ROWS else 0
@@ -108,7 +109,7 @@ class FloatProduct(nn.Module):
     def __init__(self, operation: Operation, dtype: torch.dtype) -> None:
         super().__init__()
         assert operation.inputs is not None
-        self.geometry = operation.geometry
+        self.geometry, self.inner = operation.geometry, operation.geometry.inner
         bound = operation.inputs.largest * operation.largest_sum
         # float16 ends at 65504. A power of two changes no digit.
         self.shrink = 2 ** max(0, math.ceil(math.log2(max(bound, 1))) - 15)
@@ -121,8 +122,8 @@ class FloatProduct(nn.Module):
         return f"{str(self.weight.dtype).removeprefix('torch.')} codes"
 
     def forward(self, q: Tensor) -> Tensor:
-        q = q.to(self.weight.dtype)
-        return self.geometry.convolve(self._last(q), self.weight).float() * self.shrink
+        q = self._last(self.geometry.wrapped(q.to(self.weight.dtype)))
+        return self.inner.convolve(q, self.weight).float() * self.shrink
 
     def _last(self, x: Tensor) -> Tensor:
         """Images with their channels last in memory."""

@@ -126,7 +126,7 @@ class Float:
 
     Arguments:
         operation: In two dimensions.
-        shape: Not looked at.
+        shape: Not used.
     """
 
     name = labels.FLOAT

@@ -197,7 +197,7 @@ def _free(call: Call) -> tuple[dict[int, Any], ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter warns of what it could do otherwise, logs, and prints."""
+    """Hides the warnings, logs and prints of torch's exporter."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -56,7 +56,7 @@ SMALL = 256
 
 @torch.library.custom_op("tdquant::levels", mutates_args=())
 def levels(codes: Tensor, low: int) -> Tensor:
-    """Codes ``low .. low + 255``, told to the engine; the value is that of the input."""
+    """Marks codes ``low .. low + 255`` for the engine; returns the input."""
     return codes.clone()
 
 
@@ -161,8 +161,8 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
     if portable:
         mark_float(rows, avoid_saturation(graph))
     pack_int4(graph)
-    told = {**about, **call.description(shapes), "rows": rows}
-    graph.set_rt_info(description_text(told), [KEY])
+    description = {**about, **call.description(shapes), "rows": rows}
+    graph.set_rt_info(description_text(description), [KEY])
     for name, value in EXACT.items():  # as the file itself asks for, wherever it is run
         graph.set_rt_info(value, ["runtime_options", name])
     return graph
@@ -191,7 +191,7 @@ def _free_shapes(graph: Any, call: Call) -> None:
 
 @contextlib.contextmanager
 def quiet_tracing() -> Iterator[None]:
-    """Hides what tracing says: it warns of every shape that Python looks at, and prints."""
+    """Hides the warnings and prints of tracing, which warns of every shape that Python reads."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
