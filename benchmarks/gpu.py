@@ -23,9 +23,10 @@ from cost import cifar_unet
 from integers import frozen_model
 from record import table, write
 from tdquant.layers import quantized_layers
-from tdquant.lowering.cuda.backend import FP8_CAPABILITY, lower_on
-from tdquant.lowering.cuda.layer import CudaLayer, obstacle
-from tdquant.lowering.reference import ReferenceLayer
+from tdquant.lowering.cuda.backend import FP8_CAPABILITY, CudaLayer, lower_on
+from tdquant.lowering.operation import Operation
+from tdquant.lowering.products import ProductLayer
+from tdquant.lowering.reference import ExactProduct
 from tdquant.support.hooks import hooked
 
 BITS = {"W8A8": (8, 8), "W4A4": (4, 4)}
@@ -84,18 +85,19 @@ def exactness(frozen, call, fp8):
 
     def compare(layer, args):
         path = next(p for p, one in layers.items() if one is layer)
-        reference = ReferenceLayer(copy.deepcopy(layer), path).to(args[0].device)
-        reference.quantizer = layer.input_quantizer
-        exact = reference(*args)
-        lowered = CudaLayer(layer, path, fp8)
+        operation = Operation.of(layer, path)
+        reference = ProductLayer(layer, path, operation)
+        reference.use(ExactProduct(operation), "exact")
+        exact = reference.to(args[0].device)(*args)
+        lowered = CudaLayer(layer, path, operation, fp8).to(args[0].device)
         for option in lowered.options:
-            lowered.use(option)
+            lowered.take(option)
             error = (lowered(*args) - exact).abs().max() / exact.abs().max().clamp(min=1e-30)
-            row = found.setdefault(lowered.kernel.name, {"layers": 0, "error": 0.0})
+            row = found.setdefault(lowered.sums.kernel.name, {"layers": 0, "error": 0.0})
             row["layers"] += 1
             row["error"] = max(row["error"], float(error))
 
-    fit = [layer for layer in layers.values() if not obstacle(layer)]
+    fit = [layer for path, layer in layers.items() if not Operation.of(layer, path).float_reason]
     with hooked([layer.register_forward_pre_hook(compare) for layer in fit]):
         frozen(*call)
     return found

@@ -48,7 +48,7 @@ def lowered(model, backend):
     """The model by a backend; that of CUDA on the CPU where there is no GPU."""
     if backend == "cuda" and not torch.cuda.is_available():
         return lower_on(model, "cpu", fp8=True)
-    return tdq.compile(model, backend, verbose=False)
+    return tdq.compile(model, backend)
 
 
 def call(model, x, t):

@@ -110,7 +110,7 @@ def test_compiled_for_the_cpu(proof, monkeypatch):
     monkeypatch.setattr(
         "tdquant.lowering.onednn.layer._times", lambda makers, *_: dict.fromkeys(makers, 1.0)
     )
-    fast = {n: tdq.compile(m, "onednn", verbose=False) for n, m in proof.frozen.items()}
+    fast = {n: tdq.compile(m, "onednn") for n, m in proof.frozen.items()}
     for name, model in fast.items():
         for call in proof.calls[name]:
             y = run(proof.frozen[name], call)

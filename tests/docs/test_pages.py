@@ -100,9 +100,16 @@ def test_backends(monkeypatch, capsys):
             continue
         fewer = {"16, pipe.shape, steps=50": "2, pipe.shape, steps=2"}
         run(program, known, **{k: v for k, v in fewer.items() if k in program})
-    assert known["fast"].tdq_backend.backend == "onednn"
-    assert "backend: onednn" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "backend: onednn" in shown
+    assert "onednn, the first choice\n" in shown
     wanted = known["frozen"](x, torch.tensor([5, 900]))
+    with torch.no_grad():
+        found = known["fast"](x, torch.tensor([5, 900]))
+    assert (found - wanted).abs().median() <= 1e-5 * wanted.abs().max()
+    kernels = {row.kernel for row in tdq.summary(known["fast"]) if row.layer == "QuantLinear"}
+    assert "numpy" in kernels
+    assert re.search(r"simulated +numpy has no convolution", shown)
     assert torch.allclose(known["program"].module()(x, torch.tensor([5, 900])), wanted, atol=1e-4)
 
 

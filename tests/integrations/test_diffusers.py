@@ -195,7 +195,7 @@ def test_weights_alone_run_at_once_through_a_pipeline_configuration(tmp_path):
 
 def test_compiled_and_sampled_after_reload(frozen, saved):
     pipe = DiffusionPipeline.from_pretrained(saved)
-    pipe.unet = tdq.compile(pipe.unet, backend="reference", verbose=False)
+    pipe.unet = tdq.compile(pipe.unet, backend="reference")
     for a, b in zip(outputs(pipe.unet), outputs(frozen), strict=True):
         assert torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
     with pytest.raises(StorageError, match="compiled"):
@@ -442,7 +442,7 @@ def test_diffusers_goes_on_without_accelerate():
 
 @pytest.mark.parametrize("backend", ["reference", "onednn", "openvino"])
 def test_pipelines_run_what_was_compiled(frozen, backend):
-    pipe = DDIMPipeline(tdq.compile(frozen, backend, verbose=False), DDIMScheduler())
+    pipe = DDIMPipeline(tdq.compile(frozen, backend), DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
     images = pipe(batch_size=1, num_inference_steps=2, output_type="np").images
     assert images.shape[0] == 1

@@ -106,7 +106,7 @@ def test_a_fused_model_is_saved_and_compiled(made, pipe, tmp_path):
     again = DiffusionPipeline.from_pretrained(tmp_path / "fused", safety_checker=None)
     assert torch.equal(sample(again, call), images)
     calls = recorded(again)
-    fast = tdq.compile(again.unet, backend="reference", verbose=False)
+    fast = tdq.compile(again.unet, backend="reference")
     with torch.no_grad():
         for one in calls[:2]:
             exact = again.unet(**{**one, "return_dict": True}).sample

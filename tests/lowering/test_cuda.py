@@ -13,9 +13,11 @@ from tdquant.clock import Clock
 from tdquant.errors import BackendError
 from tdquant.layers import QUANTIZED
 from tdquant.lowering.cuda import lower_on
-from tdquant.lowering.cuda.kernels import FloatProduct, Geometry, MatrixProduct
-from tdquant.lowering.cuda.layer import CudaLayer
-from tdquant.lowering.reference import ReferenceLayer
+from tdquant.lowering.cuda.backend import CudaLayer
+from tdquant.lowering.cuda.kernels import FloatProduct, MatrixProduct
+from tdquant.lowering.operation import Codes, Geometry, Operation
+from tdquant.lowering.products import ProductLayer
+from tdquant.lowering.reference import ExactProduct
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.scales import TableScale
@@ -47,6 +49,17 @@ def layer(float_layer, weights=8, activations=8, offset=None, zero=0, seed=0):
     return quant, clock
 
 
+def cuda_layer(frozen, fp8):
+    return CudaLayer(frozen, "layer", Operation.of(frozen, "layer"), fp8)
+
+
+def reference_layer(frozen):
+    operation = Operation.of(frozen, "layer")
+    found = ProductLayer(frozen, "layer", operation)
+    found.use(ExactProduct(operation), "exact")
+    return found
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_every_kernel_is_exact_int64_arithmetic(data):
@@ -69,7 +82,7 @@ def test_every_kernel_is_exact_int64_arithmetic(data):
         grid_a.low, grid_a.high + 1, (batch, inputs, *[side] * dims), generator=rng
     ).float()
     if dims == 0:
-        exact, geometry = q.long() @ codes.t(), None
+        exact, geometry = q.long() @ codes.t(), Geometry()
     else:
         convolution = (torch.nn.Conv1d, torch.nn.Conv2d)[dims - 1]
         float_layer = convolution(
@@ -78,16 +91,12 @@ def test_every_kernel_is_exact_int64_arithmetic(data):
         functional = (torch.nn.functional.conv1d, torch.nn.functional.conv2d)[dims - 1]
         exact = functional(q.long(), codes, None, stride, padding, dilation, groups)
         geometry = Geometry.of(QUANTIZED[convolution].from_float(float_layer))
-    if dims == 1:
-        codes, q, exact = codes.unsqueeze(2), q.unsqueeze(2), exact.unsqueeze(2)
-    bound = max(grid_a.high, -grid_a.low) * int(codes.abs().flatten(1).sum(1).max())
-    kernels = {"codes": FloatProduct(codes, geometry, bound, torch.float32)}
+    operation = Operation(codes.to(torch.int8), torch.ones(outputs), None, Codes(grid_a), geometry)
+    kernels = {"codes": FloatProduct(operation, torch.float32)}
     if groups == 1:
-        kernels["int8"] = MatrixProduct(codes, geometry, (grid_a.low, grid_a.high), torch.int8)
+        kernels["int8"] = MatrixProduct(operation, torch.int8)
         if bits_w < 8 and max(grid_a.high, -grid_a.low) <= 16:
-            kernels["fp8"] = MatrixProduct(
-                codes, geometry, (grid_a.low, grid_a.high), torch.float8_e4m3fn
-            )
+            kernels["fp8"] = MatrixProduct(operation, torch.float8_e4m3fn)
     for name, product in kernels.items():
         assert torch.equal(product(q).long(), exact), name
 
@@ -114,9 +123,9 @@ def test_a_layer_equals_the_reference(float_layer, kernel, zero, offset):
         pytest.skip("a published grid has no zero point")
     bits = 4 if kernel == "fp8" else 8
     frozen, clock = layer(plain, bits, bits, offset, zero * 2 ** (bits - 4))
-    lowered = CudaLayer(frozen, "layer", fp8=True)
-    lowered.use(kernel)
-    reference = ReferenceLayer(frozen, "layer")
+    lowered = cuda_layer(frozen, fp8=True)
+    lowered.take(kernel)
+    reference = reference_layer(frozen)
     x = torch.randn(shape)
     with torch.no_grad():
         for t in (torch.tensor(2), torch.tensor([0, 3, 1]), torch.tensor(1.5)):
@@ -134,12 +143,12 @@ def test_half_precision_neither_overflows_nor_loses_codes(dtype):
         frozen.weight.copy_((127 * torch.ones_like(frozen.weight)) / 127)
     frozen.weight_quantizer = FrozenWeight(Grid.signed(8, True), torch.tensor(1 / 127))
     frozen = frozen.to(dtype)
-    lowered = CudaLayer(frozen, "layer", fp8=False)
-    lowered.use("codes")
-    assert lowered.kernel.weight.dtype == dtype
+    lowered = cuda_layer(frozen, fp8=False)
+    lowered.take("codes")
+    assert lowered.sums.kernel.weight.dtype == dtype
     x = torch.rand(2, 64, 6, 6).to(dtype) * 4 + 1
     with torch.no_grad(), clock.at(2):
-        found, exact = lowered(x), ReferenceLayer(frozen, "layer")(x)
+        found, exact = lowered(x), reference_layer(frozen)(x)
     assert found.dtype == dtype
     assert (found.double() - exact.double()).abs().max() <= 3 * torch.finfo(
         dtype
@@ -154,8 +163,8 @@ def test_fp8_only_for_codes_that_it_holds():
         (4, 6, False),
     ):
         frozen, _ = layer(torch.nn.Linear(64, 64), weights, activations)
-        assert ("fp8" in CudaLayer(frozen, "layer", fp8=True).options) == possible
-        assert "fp8" not in CudaLayer(frozen, "layer", fp8=False).options
+        assert ("fp8" in cuda_layer(frozen, fp8=True).options) == possible
+        assert "fp8" not in cuda_layer(frozen, fp8=False).options
 
 
 def test_layers_that_stay_say_why():

@@ -7,7 +7,9 @@ import tdquant as tdq
 from tdquant.clock import Clock
 from tdquant.errors import BackendError, ConversionError, FreezeError
 from tdquant.layers import QUANTIZED
-from tdquant.lowering.reference import ReferenceLayer
+from tdquant.lowering.operation import Operation
+from tdquant.lowering.products import ProductLayer
+from tdquant.lowering.reference import ExactProduct
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight
 from tdquant.scales import TableScale
@@ -49,13 +51,15 @@ def test_sums_are_exact_int64_arithmetic(data):
     one = TableScale(torch.zeros(1), torch.tensor([0.25]))
     quant.input_quantizer = ActivationQuantizer(grid_a, one, clock)
     x_codes = torch.randint(grid_a.low, grid_a.high + 1, (2, inputs, side, side), generator=rng)
-    reference = ReferenceLayer(quant, "layer")
+    operation = Operation.of(quant, "layer")
+    product, reference = ExactProduct(operation), ProductLayer(quant, "layer", operation)
+    reference.use(product, "exact")
     with clock.at(0):
         found = reference(x_codes * 0.25)
     exact = torch.nn.functional.conv2d(
         x_codes.long(), codes.long(), stride=stride, padding=padding, groups=groups
     )
-    assert torch.equal(reference._accumulate(x_codes.double()).long(), exact)
+    assert torch.equal(product(x_codes.float()).long(), exact)
     expected = exact.double() * 0.25 * step.double().reshape(-1, 1, 1)
     assert torch.equal(found, expected.float())
 

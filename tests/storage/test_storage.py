@@ -326,7 +326,7 @@ def test_what_only_looks_frozen_replaces_no_save(frozen, tmp_path):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     for backend in ("reference", "onednn"):
         with pytest.raises(FreezeError, match="compiled"):
-            tdq.save(tdq.compile(frozen, backend, verbose=False), folder)
+            tdq.save(tdq.compile(frozen, backend), folder)
     with pytest.raises(FreezeError, match=r"torch\.compile"):
         tdq.save(torch.compile(frozen), folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -1,40 +1,44 @@
-"""``compile``: lowers a frozen model by a backend. A backend is one function, registered under its
-name; ``"auto"`` takes the first that runs the model on its device.
+"""``compile``: lowers a frozen model by a backend, one function registered under its name.
+``"auto"`` takes the first that runs the model on its device.
 """
 
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from tdquant.clock import clock_of
-from tdquant.errors import BackendError, FreezeError, MissingDependencyError, TDQError
-from tdquant.freezing import is_frozen
+from tdquant.errors import BackendError, MissingDependencyError, TDQError
+from tdquant.lowering.lowered import require_frozen
 from tdquant.lowering.session import ExportedModel
+from tdquant.support.registry import registrar
 
 Example = tuple[Any, ...]
 """Arguments of one call, ``(x, t)``: what a backend may measure with."""
 
 
-class Lower(Protocol):
-    """From a frozen model to a module with the same call; it must not change the frozen model.
+class BackendFunction(Protocol):
+    """Turns a frozen model into a module with the same call, without changing the model.
 
-    It raises a BackendError or MissingDependencyError, early, where it cannot run here.
+    Raises:
+        BackendError: The model cannot run here; or MissingDependencyError.
     """
 
     def __call__(self, frozen: nn.Module, example: Example | None = None) -> nn.Module: ...
 
 
-BACKENDS: dict[str, Lower] = {}
+BACKENDS: dict[str, BackendFunction] = {}
 """Every registered backend by its name."""
+
+register_backend = registrar(BACKENDS)
+"""``@register_backend("name")`` registers a BackendFunction."""
 
 PREFERENCE = {
     "cpu": ("openvino", "onednn", "reference"),
@@ -46,6 +50,11 @@ ALIASES = ("auto", "cpu")
 """Names that stand for the first backend of ``PREFERENCE`` that runs the model: on its device, or
 on the CPU.
 """
+
+
+AS_ASKED, FIRST_CHOICE, FIRST_THAT_RUNS = (
+    "as asked", "the first choice", "the first that runs here"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,22 +77,7 @@ class Choice:
         return "; ".join(parts)
 
 
-def register_backend(name: str) -> Callable[[Lower], Lower]:
-    """Registers the decorated function as the backend ``name``."""
-
-    def put(lower: Lower) -> Lower:
-        BACKENDS[name] = lower
-        return lower
-
-    return put
-
-
-def compile(
-    frozen: nn.Module,
-    backend: str = "auto",
-    example: Example | None = None,
-    verbose: bool = True,
-) -> nn.Module:
+def compile(frozen: nn.Module, backend: str = "auto", example: Example | None = None) -> nn.Module:
     """Lowers a frozen model to integer arithmetic.
 
     Arguments:
@@ -93,28 +87,23 @@ def compile(
         example: Arguments ``(x, t)`` of a typical call. With it a backend is built, and fails, at
             once; else some are built at the first call, where ``"auto"`` falls back with a
             warning.
-        verbose: Print what ``"auto"`` or ``"cpu"`` chose, and why.
 
     Returns:
-        A module with the same call. ``tdq.summary`` shows its kernels, ``tdq_backend`` is the
-        ``Choice``.
+        A module with the same call. Its ``tdq_backend`` is the ``Choice``, which ``tdq.summary``
+        shows with the kernels of all layers.
 
     Raises:
         FreezeError: The model is not frozen.
         BackendError: No such backend, or it cannot run the model here.
         MissingDependencyError: The backend's package is not installed, or too old.
     """
-    clock_of(frozen)
-    if not is_frozen(frozen):
-        raise FreezeError(
-            "only a frozen model can be compiled", fix="tdq.compile(tdq.freeze(model))"
-        )
+    require_frozen(frozen, "compiled", "tdq.compile(tdq.freeze(model))")
     if backend not in ALIASES and backend not in BACKENDS:
         known = ", ".join((*BACKENDS, *ALIASES))
         raise BackendError(f"no backend {backend!r}", where="compile", fix=f"one of {known}")
     if backend not in ALIASES:
         compiled = BACKENDS[backend](frozen, example)
-        compiled.tdq_backend = Choice(backend, "as asked")  # type: ignore[assignment]
+        compiled.tdq_backend = Choice(backend, AS_ASKED)  # type: ignore[assignment]
         return compiled
     device = next((p.device.type for p in frozen.parameters()), "cpu")
     if backend == "cpu" != device:
@@ -122,8 +111,6 @@ def compile(
     names = PREFERENCE.get(device, ("reference",))
     compiled, choice = _first_that_runs(frozen, [n for n in names if n in BACKENDS], example)
     compiled.tdq_backend = choice  # type: ignore[assignment]
-    if verbose:
-        print(f"backend: {choice}")
     return compiled
 
 
@@ -138,10 +125,9 @@ def _first_that_runs(
         except Exception as error:  # an engine's own errors are as good a reason as ours
             failed[name] = _reason(error)
             continue
-        choice = Choice(name, "the first that runs here" if failed else "the first choice", failed)
         if example is None and isinstance(compiled, ExportedModel):
-            compiled = FirstCall(frozen, compiled, names[place + 1 :], choice)
-        return compiled, choice
+            compiled.fall_back = partial(_fall_back, compiled, frozen, names[place + 1 :])
+        return compiled, Choice(name, FIRST_THAT_RUNS if failed else FIRST_CHOICE, failed)
     raise BackendError(
         "no backend runs the model",
         where="compile",
@@ -160,80 +146,37 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-class FirstCall(nn.Module):
-    """A compiled model whose engine is built at its first call, or the next one if that fails.
-
-    Whatever else is asked of it, the model that runs answers.
-
-    Arguments:
-        frozen: The frozen model.
-        model: As compiled by the first choice.
-        names: Backends to try after it.
-        choice: The first choice.
+def _fall_back(
+    model: ExportedModel,
+    frozen: nn.Module,
+    names: Sequence[str],
+    error: Exception,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[nn.Module, Any]:
+    """The first of the backends that runs the first call of a model whose engine failed, and its
+    output; the error if there is none, as where the arguments are wrong.
     """
-
-    def __init__(
-        self, frozen: nn.Module, model: nn.Module, names: Sequence[str], choice: Choice
-    ) -> None:
-        super().__init__()
-        self.model, self.tdq_backend = model, choice
-        self._names, self._lock = names, threading.Lock()
-        self._frozen: tuple[nn.Module, ...] = (frozen,)  # as no child; empty once a call ran
-
-    def __getattr__(self, name: str) -> Any:
+    first: Any = model.tdq_backend
+    failed = {**first.passed_over, first.backend: _reason(error)}
+    for name in names:
         try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "model":  # not built yet, as while it is copied
-                raise
-            return getattr(self.model, name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the model that runs.
-
-        Raises:
-            Exception: That of the first choice, where no backend can run the call.
-        """
-        if self._frozen:
-            with self._lock:
-                if self._frozen:
-                    return self._first(args, kwargs)
-        return self.model(*args, **kwargs)
-
-    def _first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            output = self.model(*args, **kwargs)
-        except Exception as error:
-            output = self._fall_back(error, args, kwargs)
-        self._frozen = ()
-        return output
-
-    def _fall_back(self, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of the next backend that runs the call, which takes the place of the first;
-        the error if there is none, as where the arguments are wrong.
-        """
-        first = self.tdq_backend
-        failed = {**first.passed_over, first.backend: _reason(error)}
-        for name in self._names:
-            try:
-                model = BACKENDS[name](self._frozen[0])
-                output = model(*args, **kwargs)
-            except Exception as other:
-                failed[name] = _reason(other)
-                continue
-            self.model = model
-            self.tdq_backend = Choice(name, "the first that runs here", failed)
-            warnings.warn(f"backend: {self.tdq_backend}", stacklevel=6)
-            return output
-        raise error
+            other = BACKENDS[name](frozen)
+            output = other(*args, **kwargs)
+        except Exception as problem:
+            failed[name] = _reason(problem)
+            continue
+        model.tdq_backend = Choice(name, FIRST_THAT_RUNS, failed)  # type: ignore[assignment]
+        warnings.warn(f"backend: {model.tdq_backend}", stacklevel=6)
+        return other, output
+    raise error
 
 
 @torch.no_grad()
 def time_calls(
     models: dict[str, nn.Module], example: Example, runs: int = 5, warmup: int = 2
 ) -> dict[str, float]:
-    """Median seconds of a call of each model, the calls interleaved so that a disturbance meets
-    all alike.
+    """Median seconds of a call of each model. Calls take turns, so a disturbance meets all.
 
     Arguments:
         models: What to time, by name.

@@ -13,6 +13,7 @@ back and needs nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from tdquant.errors import ExportError
 
 BATCH = 2
 """Samples of the call that is traced: a batch of one would leave broadcasting undecided."""
+
+CALL_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
+"""What a model raises for arguments that it does not take."""
 
 Example = tuple[Any, ...] | Mapping[str, Any]
 
@@ -155,6 +159,33 @@ class Call:
         }
 
 
+@contextlib.contextmanager
+def engine_errors(
+    what: str,
+    where: str,
+    fix: str,
+    last: bool = False,
+    kinds: tuple[type[Exception], ...] = (Exception,),
+) -> Iterator[None]:
+    """Raises ExportError for errors inside the context, with the message of what first went wrong.
+
+    Arguments:
+        what: What failed.
+        where: The file or the model.
+        fix: What to do.
+        last: Whether the last line of the message has the reason, not the first.
+        kinds: The errors.
+    """
+    try:
+        yield
+    except kinds as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # torch wraps it in advice
+            cause = cause.__cause__
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise ExportError(what, where=where, why=lines[-1 if last else 0], fix=fix) from error
+
+
 def _layout(output: Any, where: str) -> dict[str, Any]:
     if isinstance(output, Tensor):
         return {"kind": "tensor"}
@@ -239,16 +270,14 @@ def read_call(model: nn.Module, example: Example) -> Call:
     }
     # Given as None, as pipelines without a prompt give text.
     values |= {n: None for n, p in signature.items() if p.default is p.empty and n not in values}
-    try:
+    with engine_errors(
+        "the model cannot be called with the example",
+        where,
+        "example=(x, t), as the model is called in sampling",
+        kinds=CALL_ERRORS,
+    ):
         output = model(**values)
         values[timestep] = _as_float(model, values, timestep, output)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ExportError(
-            "the model cannot be called with the example",
-            where=where,
-            why=str(error).strip().splitlines()[0],
-            fix="example=(x, t), as the model is called in sampling",
-        ) from error
     found = {
         name: value
         for argument, part in values.items()
@@ -267,7 +296,7 @@ def _as_float(model: nn.Module, values: dict[str, Any], timestep: str, output: A
         return time
     try:
         other = model(**{**values, timestep: time.float()})
-    except (RuntimeError, TypeError, ValueError, IndexError):
+    except CALL_ERRORS:
         return time
     firsts = (next(iter(leaves("", o)))[1] for o in (output, other))
     return time.float() if torch.equal(*firsts) else time

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +13,13 @@ from torch import nn
 from tdquant.clock import clock_of
 from tdquant.errors import ExportError
 from tdquant.lowering.calls import Call, Example, read_call
-from tdquant.lowering.carried import carried
 from tdquant.lowering.lowered import float32_copy, require_frozen
+from tdquant.lowering.slot import described
 from tdquant.model_summary import summary
 from tdquant.recipe import Recipe
 from tdquant.state import recipe_of
 from tdquant.support.memory import trim_heap
+from tdquant.support.registry import registrar
 
 
 class Exporter(Protocol):
@@ -34,14 +34,8 @@ EXPORTERS: dict[str, Exporter] = {}
 """Every exporter by the suffix of its files."""
 
 
-def register_exporter(suffix: str) -> Callable[[Exporter], Exporter]:
-    """Registers the decorated function for files of a suffix."""
-
-    def put(exporter: Exporter) -> Exporter:
-        EXPORTERS[suffix] = exporter
-        return exporter
-
-    return put
+register_exporter = registrar(EXPORTERS)
+"""``@register_exporter(".suffix")`` registers an Exporter."""
 
 
 def export(
@@ -95,7 +89,7 @@ def export(
 
 def prepared(frozen: nn.Module, example: Example) -> tuple[nn.Module, Call]:
     """A copy of a frozen model that an exporter may change, and an example call of it."""
-    require_frozen(frozen)
+    require_frozen(frozen, "exported", "tdq.export(tdq.freeze(model), path, ...)")
     model = float32_copy(frozen)
     return model, read_call(model, example)
 
@@ -109,5 +103,5 @@ def about(model: nn.Module) -> dict[str, Any]:
         "coverage": clock_of(model).coverage,
         "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
         "summary": str(summary(model)).splitlines()[-1],
-        **carried(model),
+        **described(model),
     }

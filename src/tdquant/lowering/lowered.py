@@ -28,9 +28,11 @@ from tdquant.freezing import is_frozen
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.layers.gain import gain_of
+from tdquant.lowering import labels
 from tdquant.lowering.calls import Call
 from tdquant.lowering.layer import LoweredLayer
-from tdquant.lowering.operand import FoundScale, Operand, Steps
+from tdquant.lowering.operand import Operand, PrecomputedScale, StepValues
+from tdquant.lowering.operation import attention_reason
 from tdquant.model_summary import Row, summary
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, activation_quantizers
 from tdquant.scales import BankedScale, ScaleBank, bank_tables
@@ -45,8 +47,8 @@ class Lowered(nn.Module):
         model: The lowered copy.
         call: How tensors become its arguments.
         banks: Its tables.
-        steps: Where its operands read.
-        rows: What the layer table says of it.
+        values: Where operands read their steps.
+        rows: Its layer table.
     """
 
     def __init__(
@@ -54,22 +56,22 @@ class Lowered(nn.Module):
         model: nn.Module,
         call: Call,
         banks: list[ScaleBank],
-        steps: Steps,
+        values: StepValues,
         rows: list[Row],
     ) -> None:
         super().__init__()
-        self.denoiser, self.call, self.steps, self.rows = model, call, steps, rows
+        self.denoiser, self.call, self.values, self.rows = model, call, values, rows
         self.banks = nn.ModuleList(banks)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.call.tensors, tensors, strict=True))
         time = named[self.call.timestep]
-        self.steps.found = {i: bank(time).unbind(0) for i, bank in enumerate(self.banks)}
+        self.values.banks = {i: bank(time).unbind(0) for i, bank in enumerate(self.banks)}
         outputs = self.call.flat(self.denoiser(**self.call.arguments(named)))
         return tuple(self._marked(output, named) for output in outputs)
 
     def _marked(self, output: Tensor, named: dict[str, Tensor]) -> Tensor:
-        """The output, not a number for samples whose inputs are not: codes cannot say that."""
+        """The output, with NaN for samples with an input that is not finite."""
         if not output.is_floating_point():
             return output
         for name, tensor in named.items():
@@ -82,23 +84,60 @@ class Lowered(nn.Module):
 class LoweredAttention(QuantAttention):
     """Attention products of Operands; a subclass says how their codes are multiplied."""
 
+    signed = False
+    """Whether integer kernels want the second operand signed, as weights are."""
+
     def operand(self, name: str) -> Operand:
         """The operand of a name."""
         found = self.quantizer(name)
         assert isinstance(found, Operand)
         return found
 
+    def reason(self, left: str, right: str) -> str:
+        """Why the product of two operands is none of 8-bit codes, or empty."""
+        return attention_reason(self.operand(left).codes, self.operand(right).codes, self.signed)
+
     def kernels(self) -> dict[str, tuple[str, str]]:
         """What runs the product that each operand takes part in, and a note."""
-        return dict.fromkeys(OPERANDS, ("float", ""))
+        found: dict[str, tuple[str, str]] = {}
+        for pair in (OPERANDS[:2], OPERANDS[2:]):
+            reason = self.reason(*pair)
+            kernel = (labels.FLOAT, reason) if reason else (labels.INT8, "")
+            found |= dict.fromkeys(pair, kernel)
+        return found
+
+    def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
+        one, other = self.operand(left), self.operand(right)
+        if self.reason(left, right):
+            return one(a) @ other(b)
+        s, s_other = one.step(a), other.step(b)
+        # Keys come transposed.
+        sums = self.multiply((one, a, s), (other, b, s_other), turned=left == OPERANDS[0])
+        return sums * (s * s_other)
+
+    def multiply(self, left: Factor, right: Factor, turned: bool) -> Tensor:
+        """Sums of products of codes, ``(B, heads, N, K)`` by ``(B, heads, K, M)``.
+
+        Arguments:
+            left: The first operand, its input and its step.
+            right: The second.
+            turned: Whether the second is the transpose of what lies in memory.
+        """
+        raise NotImplementedError
 
 
+Factor = tuple[Operand, Tensor, Tensor]
 Layer = Callable[[QuantLayer, Operand | None, str], LoweredLayer]
 Attention = Callable[[dict[str, nn.Module]], LoweredAttention]
 
 
-def require_frozen(model: nn.Module) -> None:
-    """Raises what an exporter raises for a model that is not frozen.
+def require_frozen(model: nn.Module, done: str, fix: str) -> None:
+    """Raises the error of a model that cannot be lowered.
+
+    Arguments:
+        model: The model.
+        done: What was to be done with it: ``"exported"``.
+        fix: The call that does it.
 
     Raises:
         FreezeError: The model is quantized but not frozen.
@@ -106,9 +145,7 @@ def require_frozen(model: nn.Module) -> None:
     """
     clock_of(model)
     if not is_frozen(model):
-        raise FreezeError(
-            "only a frozen model can be exported", fix="tdq.export(tdq.freeze(model), path, ...)"
-        )
+        raise FreezeError(f"only a frozen model can be {done}", fix=fix)
 
 
 def float32_copy(frozen: nn.Module) -> nn.Module:
@@ -144,15 +181,15 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
     holders = [q for _, q in activation_quantizers(model)] + ([gain] if gain else [])
     bank_tables(holders)
     found = dict.fromkeys(h.scale.bank for h in holders if isinstance(h.scale, BankedScale))
-    banks, steps = list(found), Steps()
+    banks, values = list(found), StepValues()
     for bank in banks:
         _keep_variable(bank)
     if gain is not None:
-        gain.scale = FoundScale(gain.scale, steps, banks)  # type: ignore[arg-type]
+        gain.scale = PrecomputedScale(gain.scale, values, banks)  # type: ignore[arg-type]
 
     def operand(quantizer: nn.Module) -> Operand | None:
         if isinstance(quantizer, ActivationQuantizer):
-            return Operand(quantizer, steps, banks)
+            return Operand(quantizer, values, banks)
         return None
 
     kernels: dict[str, tuple[str, str]] = {}
@@ -167,8 +204,8 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
             products = attention({name: operand(old.quantizer(name)) for name in OPERANDS})  # type: ignore[misc]
             block.set_processor(products)
             kernels |= {f"{path}.{name}": kernel for name, kernel in products.kernels().items()}
-    rows = [row.on(*kernels.get(row.path, ("float",))) for row in table]
-    return Lowered(model.eval().requires_grad_(False), call, banks, steps, rows)
+    rows = [row.on(*kernels.get(row.path, (labels.FLOAT,))) for row in table]
+    return Lowered(model.eval().requires_grad_(False), call, banks, values, rows)
 
 
 def _keep_variable(bank: ScaleBank) -> None:

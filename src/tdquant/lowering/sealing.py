@@ -14,12 +14,13 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from tdquant.errors import ExportError
-from tdquant.files.documents import check_version
+from tdquant.files.documents import Document, Section
 
-FORMAT, VERSION = "tdquant", 1
 KEY = "tdquant"
 """Key of the description in a file's own metadata."""
 
@@ -28,15 +29,48 @@ BLANK = "0" * 64
 _SEAL = re.compile(rb'(?:"|&quot;)digest(?:"|&quot;): (?:"|&quot;)([0-9a-f]{64})(?:"|&quot;)')
 
 
+class Port(Section):
+    """An input of the graph; a size of its shape is None where it is free."""
+
+    name: str
+    dtype: Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float32", "float64"]
+    shape: list[int | None]
+
+
+class Result(Section):
+    """How the graph's outputs become what the model returns."""
+
+    kind: Literal["tensor", "tuple", "mapping"]
+    keys: list[str] = Field(default_factory=list)
+
+
+class Description(Document):
+    """What a session needs to know of a file: ``Call.description``. Other keys that ``export``
+    wrote are not checked.
+    """
+
+    FORMAT: ClassVar = "tdquant"
+    VERSION: ClassVar = 1
+    parameters: list[str]
+    timestep: str
+    sample: str
+    inputs: list[Port]
+    constants: dict[str, bool | int | float | str]
+    output: Result
+    rows: list[dict[str, Any]] = Field(default_factory=list)
+    digest: str
+
+
 def description_text(about: dict[str, Any]) -> str:
     """The description as text, for a file that is to be sealed."""
-    return json.dumps({**about, "format": FORMAT, "version": VERSION, "digest": BLANK})
+    known = {"format": Description.FORMAT, "version": Description.VERSION, "digest": BLANK}
+    return json.dumps({**about, **known})
 
 
 @contextlib.contextmanager
 def sealed(path: Path) -> Iterator[Path]:
-    """A temporary name for an exported file, sealed and put in its place when the context ends
-    well; so are the files that were written beside it.
+    """Yields a temporary name for an exported file. When the context ends without an error, the
+    file is sealed and moves to its place, with the files that were written beside it.
 
     Arguments:
         path: The file to write.
@@ -86,14 +120,9 @@ def read_description(text: str | None, file: Path) -> dict[str, Any]:
         about = json.loads(text or "")
     except json.JSONDecodeError:
         about = None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not isinstance(about, dict) or about.get("format") != Description.FORMAT:
         raise _foreign(file, "it has no description of the model's call")
-    check_version(about.get("version"), VERSION, str(file), ExportError)
-    missing = {"inputs", "parameters", "timestep", "sample", "output", "digest"} - set(about)
-    if missing:
-        raise ExportError(
-            f"the description lacks {sorted(missing)}", where=str(file), fix="export again"
-        )
+    Description.from_dict(about, "the description", str(file), "export again", ExportError)
     return about
 
 

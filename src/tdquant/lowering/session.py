@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from tdquant.errors import BackendError, ClockError, ExportError
 from tdquant.lowering.calls import Output, bound, flat_times, leaves
-from tdquant.lowering.carried import carried
 from tdquant.lowering.exporters import EXPORTERS
-from tdquant.lowering.slot import OnEngine
+from tdquant.lowering.slot import OnEngine, described
 from tdquant.model_summary import Row
+from tdquant.support.registry import registrar
 
 
 class Engine(Protocol):
@@ -42,14 +42,8 @@ and the engine that runs it.
 """
 
 
-def register_engine(suffix: str) -> Callable[[Open], Open]:
-    """Registers the decorated function for files of a suffix."""
-
-    def put(function: Open) -> Open:
-        ENGINES[suffix] = function
-        return function
-
-    return put
+register_engine = registrar(ENGINES)
+"""``@register_engine(".suffix")`` registers an ``Open``."""
 
 
 class Session(OnEngine):
@@ -62,7 +56,7 @@ class Session(OnEngine):
 
     Attributes:
         config: Configuration of the exported model, by key and by attribute.
-        about: All that the file says about it.
+        about: The whole description in the file.
     """
 
     def __init__(self, about: dict[str, Any], engine: Engine, name: str = "") -> None:
@@ -232,25 +226,44 @@ class ExportedModel(OnEngine):
     Arguments:
         frozen: The model.
         make: From it and an example to a session.
+
+    Attributes:
+        session: What runs the model; None before the first call.
+        fall_back: From the error of a first call and its arguments to another model and its
+            output, or to that error again; None to raise it.
     """
 
     def __init__(self, frozen: nn.Module, make: Callable[[nn.Module, Any], Session]) -> None:
-        super().__init__({"model": type(frozen).__name__, **carried(frozen)})
+        super().__init__({"model": type(frozen).__name__, **described(frozen)})
         # Not as a child: its parameters and rows are not those of what runs.
         self._source: tuple[nn.Module, ...] = (frozen,)
-        self._make, self._lock = make, threading.Lock()
-        self.session: Session | None = None
+        self._make, self._lock, self._ran = make, threading.RLock(), False
+        self.session: nn.Module | None = None
+        self.fall_back: Callable[..., tuple[nn.Module, Any]] | None = None
 
-    def prepare(self, *args: Any, **kwargs: Any) -> Session:
+    def prepare(self, *args: Any, **kwargs: Any) -> nn.Module:
         """The session, made from an example call if there is none yet."""
         with self._lock:
             if self.session is None:
                 (frozen,) = self._source
                 parameters = list(inspect.signature(frozen.forward).parameters)
                 self.session = self._make(frozen, bound(parameters, args, kwargs))
-                self._source = ()
             return self.session
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        session = self.session or self.prepare(*args, **kwargs)
-        return session(*args, **kwargs)
+        if not self._ran:
+            with self._lock:
+                if not self._ran:
+                    return self._first(args, kwargs)
+        assert self.session is not None
+        return self.session(*args, **kwargs)
+
+    def _first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            output = self.prepare(*args, **kwargs)(*args, **kwargs)
+        except Exception as error:
+            if self.fall_back is None:
+                raise
+            self.session, output = self.fall_back(error, args, kwargs)
+        self._ran, self._source, self.fall_back = True, (), None
+        return output

@@ -1,13 +1,19 @@
 """A model that an engine runs, in the place of a denoiser: what pipelines read of it besides
-calling it.
+calling it. A graph has no modules to ask, so its file describes them, as JSON:
 
-Attributes and submodules come from the description of the model (``lowering.carried``), and
-whatever changes a denoiser, adapters, attention processors, caches, is refused by name.
+    config           the model's configuration
+    attributes       path of a module -> its plain attributes, ``""`` for the model itself
+    num_parameters   numbers in its weights
+
+Modules inside repeated blocks, whose paths have a number in them, are left out: pipelines read
+``unet.add_embedding.linear_1.in_features`` and ``transformer.inner_dim``, and nothing of a block.
+Whatever changes a denoiser, adapters, attention processors, caches, is refused by name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any
 
 import torch
@@ -15,21 +21,59 @@ from torch import nn
 
 from tdquant.errors import EngineAttributeError, ExportError
 from tdquant.lowering.calls import Output
-from tdquant.lowering.carried import LENGTH
 
 _HOOKS = "_diffusers_hook"
 """Where diffusers keeps its caches and group offloading on a module."""
+
+
+LENGTH = "__len__"
+"""Key of the number of modules in a list."""
+
+
+def described(model: nn.Module) -> dict[str, Any]:
+    """The description of a model that is not its call."""
+    config = getattr(model, "config", None)
+    return {
+        "config": plain(dict(config)) if config is not None else {},
+        "attributes": {
+            path: _attributes(module)
+            for path, module in model.named_modules()
+            if not any(part.isdigit() for part in path.split("."))
+        },
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Attributes of one module that are numbers, strings, None, or lists of them."""
+    found = plain({k: v for k, v in vars(module).items() if k != "training"})
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+        found[LENGTH] = len(module)
+    return found
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The entries that JSON can hold, without private ones."""
+    out = {}
+    for key, value in values.items():
+        if key.startswith("_"):
+            continue
+        try:
+            out[key] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            continue
+    return out
 
 
 class OnEngine(nn.Module):
     """Base of models that an engine runs.
 
     It has one parameter, of no elements: ``.to``, ``.half``, ``.dtype``, ``.device`` and
-    ``next(model.parameters())`` work as ever. They tell a pipeline where and in what type to make
-    its tensors; the graph computes in its own precision, on its own device.
+    ``next(model.parameters())`` work as for any module. They tell a pipeline where and of what
+    type to make its tensors; the graph computes in its own precision, on its own device.
 
     Arguments:
-        about: The description of the model, ``carried`` with or without more.
+        about: ``described``, with or without more.
 
     Attributes:
         config: Configuration of the model, by key and by attribute.
@@ -73,8 +117,8 @@ class OnEngine(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            described = self.__dict__.get("_attributes", {})
-            return _look(described, "", name, self.__dict__.get("_name", ""))
+            known = self.__dict__.get("_attributes", {})
+            return _look(known, "", name, self.__dict__.get("_name", ""))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == _HOOKS:

@@ -118,7 +118,7 @@ def test_int8_runs_only_where_it_is_exact_and_the_summary_says_why(
 ):
     monkeypatch.setattr(kernels, "instructions", lambda: frozenset(found))
     frozen = frozen_blocks(*bits)
-    operation = Operation.of(frozen.get_submodule("skip"), "skip")
+    operation = Operation.of(frozen.get_submodule("skip"), "skip").lifted()
     assert (OneDnn.name in exact_kernels(operation)) == (not why)
     if why:
         fast = tdq.compile(frozen, "onednn", example=(image, torch.tensor(1)))
@@ -129,10 +129,14 @@ def test_int8_runs_only_where_it_is_exact_and_the_summary_says_why(
         assert max(layer_errors(frozen, fast, image, t).values()) < 1e-5
 
 
+def images(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    height, width = padding
+    return Geometry(stride, dilation, groups, (width, width, height, height))
+
+
 def operation_of(weight, activations=8, zero=0, **geometry):
     codes = Codes(Grid.affine(activations, zero))
-    scale = torch.ones(len(weight))
-    return Operation(weight, scale, None, codes, Geometry(**geometry))
+    return Operation(weight, torch.ones(len(weight)), None, codes, images(**geometry))
 
 
 def test_sums_beyond_32_bits_are_left_to_float(monkeypatch):
@@ -180,7 +184,7 @@ def test_sums_are_exact_int64_arithmetic(data):
         torch.rand(outputs, generator=rng) + 0.1,
         draw(st.sampled_from([None, torch.randn(outputs, generator=rng)])),
         Codes(Grid.affine(bits_a, zero)),
-        Geometry(**geometry),
+        images(**geometry),
     )
     if kernels.obstacle(operation):
         return
@@ -189,10 +193,11 @@ def test_sums_are_exact_int64_arithmetic(data):
     q = torch.randint(grid.low, grid.high + 1, (batch, depth * groups, h, w), generator=rng)
     q = torch.where(torch.rand(q.shape, generator=rng) < 0.5, q, grid.high)
     scale = torch.rand(draw(st.sampled_from([1, batch])), generator=rng) + 0.5
-    x = (q * scale.reshape(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+    scale = scale.reshape(-1, 1, 1, 1) if len(scale) > 1 else scale.reshape(())
+    x = (q * scale).contiguous(memory_format=torch.channels_last)
     y = OneDnn(operation, x.shape)(x, scale)
     sums = F.conv2d(q, weight, None, *geometry.values())
-    each = operation.weight_scale.reshape(-1, 1, 1) * scale.reshape(-1, 1, 1, 1)
+    each = operation.step.reshape(-1, 1, 1) * scale
     expected = sums.double() * each.double()
     if operation.bias is not None:
         expected = expected + operation.bias.reshape(-1, 1, 1).double()
@@ -237,7 +242,7 @@ def test_a_nan_stays_in_its_sample_where_samples_have_scales_of_their_own():
     operation, x = operation_of(weight, zero=20), torch.ones(4, 5, 3)
     x[1, 2, 0], x[2, 0, 0], x[3, 0, 0] = math.nan, math.inf, -math.inf
     kernel = OneDnn(operation, x.shape)
-    y = kernel(x, torch.ones(4))
+    y = kernel(x, torch.ones(4, 1, 1))
     assert y.isnan().all((1, 2)).tolist() == [False, True, False, False]
     finite = x.clamp(-20, 235) @ weight.flatten(1).float().t()
     assert torch.equal(y[[0, 2, 3]], finite[[0, 2, 3]])
@@ -245,12 +250,13 @@ def test_a_nan_stays_in_its_sample_where_samples_have_scales_of_their_own():
 
 
 @pytest.mark.parametrize("kernel", [Float, OneDnn])
-@pytest.mark.parametrize("padding", [0, 1])
-def test_the_authors_offset_grid_is_exact(kernel, padding, w4a8):
+@pytest.mark.parametrize("sides", [(0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 2, 0)])
+def test_the_authors_offset_grid_is_exact(kernel, sides, w4a8):
     frozen = copy.deepcopy(w4a8)
     old = frozen.conv1
-    frozen.conv1.padding = (padding, padding)
-    frozen.conv1._reversed_padding_repeated_twice = [padding] * 4
+    # As torch itself pads where padding="same" is uneven.
+    frozen.conv1.padding = (sides[2], sides[0]) if sides[0] == sides[1] else "same"
+    frozen.conv1._reversed_padding_repeated_twice = list(sides)
     q = old.input_quantizer
     frozen.conv1.input_quantizer = OffsetQuantizer(
         Grid.affine(4, 0),
@@ -259,9 +265,10 @@ def test_the_authors_offset_grid_is_exact(kernel, padding, w4a8):
     )
     x = F.silu(torch.randn(2, 20, 6, 6)).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), frozen.tdq.clock.at(torch.tensor(300)):
-        expected = frozen.conv1(x)
         step = frozen.conv1.input_quantizer.step(x)
-        y = kernel(Operation.of(frozen.conv1, "conv1"), x.shape)(x, step)
+        inputs = F.pad(frozen.conv1.input_quantizer(x), sides)
+        expected = F.conv2d(inputs, frozen.conv1.weight, frozen.conv1.bias)
+        y = kernel(Operation.of(frozen.conv1, "conv1").lifted(), x.shape)(x, step)
     assert torch.allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -419,7 +426,7 @@ def test_linear_layers_on_four_dimensions_that_are_asked_for_their_dtype():
     tdq.quantize(model, tdq.Recipe(scale="table"))
     tdq.calibrate(model, calls, progress=False)
     frozen = tdq.freeze(model)
-    fast = tdq.compile(frozen, "onednn", verbose=False)
+    fast = tdq.compile(frozen, "onednn")
     for x, t in (*calls, (calls[0][0], torch.tensor([3, 900]))):
         with torch.no_grad():
             y = frozen(x, t)
@@ -427,7 +434,7 @@ def test_linear_layers_on_four_dimensions_that_are_asked_for_their_dtype():
 
 
 def test_inputs_of_other_channels_are_refused(frozen):
-    fast = tdq.compile(frozen, "onednn", verbose=False)
+    fast = tdq.compile(frozen, "onednn")
     layers = dict(fast.named_modules())
     with torch.no_grad(), clock_of(fast).at(torch.tensor(3)):
         for channels in (1, 4, 7):

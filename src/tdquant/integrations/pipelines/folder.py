@@ -131,4 +131,4 @@ def _check_frozen(pipe: Any, models: Mapping[str, nn.Module]) -> None:
                 where=type(pipe).__name__,
                 fix="tdquant quantize --model DIR --out QUANTIZED, then export QUANTIZED",
             )
-        require_frozen(model)
+        require_frozen(model, "exported", "tdq.export_pipeline of frozen denoisers")

@@ -186,7 +186,7 @@ def _build(job: Job, example: tuple[Tensor, Tensor]) -> Any:
     frozen = load(job.folder).to(job.device)
     if job.backend == FROZEN:
         return frozen
-    return compile(frozen, job.backend, example, verbose=False)
+    return compile(frozen, job.backend, example)
 
 
 def _about(model: Any) -> dict[str, Any]:

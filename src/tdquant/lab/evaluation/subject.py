@@ -118,7 +118,7 @@ def running(
     example = None
     if shape is not None:
         example = (torch.zeros(batch, *shape, device=device), torch.tensor(1, device=device))
-    compiled = compile(model, backend, example=example, verbose=False)
+    compiled = compile(model, backend, example=example)
     return compiled, str(getattr(compiled, "tdq_backend").backend)  # noqa: B009
 
 

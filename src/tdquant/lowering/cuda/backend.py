@@ -4,20 +4,20 @@ a call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tdquant.errors import BackendError
-from tdquant.layers import quantized_layers, replace_module
+from tdquant.layers import QuantLayer
 from tdquant.lowering.backends import Example, register_backend, time_calls
-from tdquant.lowering.cuda.layer import CudaLayer, obstacle
-from tdquant.model_summary import layer_row
-from tdquant.quantizers import activation_quantizers
-from tdquant.scales import bank_tables
+from tdquant.lowering.cuda.kernels import FP8_EXACT, FloatProduct, MatrixProduct
+from tdquant.lowering.operation import Operation
+from tdquant.lowering.products import ProductLayer, lower_layers
 from tdquant.support.hooks import hooked
-from tdquant.support.sharing import copy_sharing_tensors
 
 FP8_CAPABILITY = (8, 9)
 """Least compute capability that multiplies float8: Ada and Hopper."""
@@ -62,20 +62,18 @@ def lower_on(
     device = torch.device(device)
     if fp8 is None:
         fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-    model = copy_sharing_tensors(frozen)
     layers: list[CudaLayer] = []
-    for path, quantized in list(quantized_layers(model)):
-        why = obstacle(quantized)
-        if why:
-            rows: Any = [layer_row(path, quantized).on("simulated", why)]
-            quantized.rows = rows
-        else:
-            layers.append(CudaLayer(quantized, path, fp8))
-            replace_module(model, quantized, layers[-1])
-    bank_tables(q for _, q in activation_quantizers(model))
+
+    def make(layer: QuantLayer, path: str, operation: Operation) -> nn.Module:
+        if operation.float_reason:
+            raise BackendError(operation.float_reason)
+        layers.append(CudaLayer(layer, path, operation, fp8))
+        return layers[-1]
+
+    model = lower_layers(frozen, make)
     model.to(device)
     for layer in layers:
-        layer.use(layer.default)
+        layer.take(layer.default)
     if example is not None:
         _measure(model, layers, tuple(_moved(value, device) for value in example))
     for layer in layers:
@@ -83,23 +81,55 @@ def lower_on(
     return model
 
 
+class CudaLayer(ProductLayer):
+    """A layer that has no kernel before ``take``.
+
+    Arguments:
+        layer: A frozen quantized layer.
+        path: Its path.
+        operation: A product of 8-bit codes.
+        fp8: Whether the device multiplies float8.
+
+    Attributes:
+        options: Name -> maker of every kernel that is right for the layer, a most exact one first.
+        default: The one to take unmeasured: a matrix product where there is no window to gather.
+        key: Equal for layers that run equally fast on equal inputs.
+    """
+
+    def __init__(self, layer: QuantLayer, path: str, operation: Operation, fp8: bool) -> None:
+        super().__init__(layer, path, operation, weight=False)
+        assert operation.inputs is not None
+        options: dict[str, Callable[[], nn.Module]] = {}
+        matrix = operation.geometry.groups == 1
+        if matrix and not operation.int32_reason:
+            options["int8"] = partial(MatrixProduct, operation, torch.int8)
+        options["codes"] = partial(FloatProduct, operation, self.weight.dtype)
+        if matrix and fp8 and max(operation.inputs.largest, operation.largest) <= FP8_EXACT:
+            options["fp8"] = partial(MatrixProduct, operation, torch.float8_e4m3fn)
+        self.options, self.key = options, (operation.signature(), tuple(options))
+        self.default = "codes" if {*operation.taps} - {1} else next(iter(options))
+
+    def take(self, name: str, note: str = "") -> None:
+        """Takes one of the options as the kernel."""
+        self.use(self.options[name]().to(self.sums.step.device), name, note)
+
+
 @torch.no_grad()
 def _measure(model: nn.Module, layers: list[CudaLayer], example: Example) -> None:
-    """One call in which every layer tries its kernels on its input and keeps the fastest that
-    gives what the first gives; layers alike on inputs alike are tried once.
+    """Has every layer try its kernels on its input, in one call, and keep the fastest that agrees
+    with the first; equal layers on inputs of one size are tried once.
     """
     known: dict[Any, tuple[str, str]] = {}
 
-    def settle(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def choose(layer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(layer, CudaLayer)
         x = args[0]
-        shapes = tuple(layer.weight_scale.shape), tuple(x.shape), x.dtype, layer.geometry
-        key = *shapes, tuple(layer.options), layer.input_quantizer.grid
+        key = layer.key, tuple(x.shape), x.dtype
         if key not in known:
             known[key] = _fastest(layer, x)
-        layer.use(*known[key])
+        layer.take(*known[key])
 
-    hooks = [layer.register_forward_pre_hook(settle) for layer in layers if len(layer.options) > 1]
+    hooks = [layer.register_forward_pre_hook(choose) for layer in layers if len(layer.options) > 1]
     with hooked(hooks):
         model(*example)
 
@@ -110,15 +140,15 @@ def _fastest(layer: CudaLayer, x: Tensor) -> tuple[str, str]:
     exact: Tensor | None = None
     kernels: dict[str, Any] = {}
     for name in layer.options:
-        layer.use(name)
+        layer.take(name)
         y = layer.forward(x)
         exact = y if exact is None else exact
         if (y - exact).abs().max() <= tolerance * exact.abs().max():
-            kernels[name] = layer.kernel
+            kernels[name] = layer.sums.kernel
 
     def run(name: str) -> Any:
         def call(x: Tensor) -> Tensor:
-            layer.kernel = kernels[name]
+            layer.sums.kernel = kernels[name]
             return layer.forward(x)
 
         return call

@@ -1,19 +1,21 @@
-"""A quantized layer on the CPU that runs its first input on every exact kernel and keeps the
-fastest.
+"""``compile(frozen, backend="onednn")``: every quantized layer runs its first input on each kernel
+that is exact on this processor, and keeps the fastest.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdquant.errors import BackendError, ClockError
-from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
+from tdquant.errors import BackendError
+from tdquant.layers import QuantLayer
+from tdquant.lowering import labels
+from tdquant.lowering.backends import Example, register_backend
 from tdquant.lowering.onednn.kernels import (
     Float,
     Kernel,
@@ -23,11 +25,38 @@ from tdquant.lowering.onednn.kernels import (
     obstacle,
 )
 from tdquant.lowering.operation import Operation
+from tdquant.lowering.products import lower_layers
 from tdquant.model_summary import Row, layer_row
+from tdquant.numerics.fake_quantize import expand_scale
 from tdquant.support.memory import trim_heap
 
 _ROUNDS = 3
 _ONE = torch.ones(())
+
+
+@register_backend("onednn")
+def lower(frozen: nn.Module, example: Example | None = None) -> nn.Module:
+    """Lowers a copy of the frozen model to torch's int8 operators, channels last.
+
+    A layer whose operator is not exact on this processor, or not faster than float on the example
+    or else on the first call, computes with rounded inputs in float.
+
+    Raises:
+        BackendError: The model is on another device.
+    """
+    devices = {p.device.type for p in frozen.parameters()}
+    if devices - {"cpu"}:
+        raise BackendError(
+            f"the model is on {', '.join(sorted(devices))}", where="onednn", fix="model.cpu()"
+        )
+    model = lower_layers(frozen, partial(OneDnnLayer, Trials()))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.contiguous(memory_format=torch.channels_last)
+    if example is not None:
+        with torch.no_grad():
+            model(*example)
+    return model
 
 
 class Trials(NotPickled):
@@ -53,26 +82,24 @@ class OneDnnLayer(nn.Module):
     """A lowered layer, called as the frozen one.
 
     Arguments:
+        trials: Shared by the layers of a model.
         layer: A frozen quantized layer.
         path: Its path, for errors.
-        trials: Shared by the layers of a model.
+        operation: What it computes.
     """
 
-    def __init__(self, layer: QuantLayer, path: str, trials: Trials) -> None:
+    def __init__(self, trials: Trials, layer: QuantLayer, path: str, operation: Operation) -> None:
         super().__init__()
         self.input_quantizer: Any = layer.input_quantizer
-        frozen = layer.weight_quantizer
-        self.dimensions = 2 * isinstance(layer, QuantConv2d) + isinstance(layer, QuantConv1d)
-        self.operation: Operation | None = Operation.of(layer, path)
+        self.dims, self.inputs = operation.geometry.dims, operation.inputs
+        self.channels = operation.weight.shape[1] * operation.geometry.groups
+        self.operation: Operation | None = operation.lifted()
         self.kernel: Kernel | None = None
-        channels: Any = layer.in_channels if self.dimensions else layer.in_features
-        self.channels: int = channels
-        self.inputs = self.operation.inputs
-        self.pad = self.operation.pad
         self._trials, self._row, self._note = trials, layer_row(path, layer), ""
         trials.left += 1
         # Models ask their layers for the weight's dtype and device, and for sizes.
-        empty = layer.weight.new_empty(0, dtype=getattr(frozen, "dtype", layer.weight.dtype))
+        dtype = getattr(layer.weight_quantizer, "dtype", layer.weight.dtype)
+        empty = layer.weight.new_empty(0, dtype=dtype)
         self.weight = nn.Parameter(empty, requires_grad=False)
         for name in layer.geometry:
             setattr(self, name, getattr(layer, name))
@@ -81,7 +108,7 @@ class OneDnnLayer(nn.Module):
     def rows(self) -> list[Row]:
         """The layer in the summary."""
         if self.kernel is None:
-            return [self._row.on("untried", "chosen at the first call, or compile(example=)")]
+            return [self._row.on(labels.UNTRIED, labels.AT_FIRST_CALL)]
         return [self._row.on(self.kernel.name, self._note)]
 
     @property
@@ -93,49 +120,38 @@ class OneDnnLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer on ``(B, *, C)`` or, a convolution, ``(B, C, *)``."""
-        fits = not self.dimensions or input.ndim == self.dimensions + 2
-        if not fits or input.shape[1 if self.dimensions else -1] != self.channels:
+        fits = not self.dims or input.ndim == self.dims + 2
+        if not fits or input.shape[1 if self.dims else -1] != self.channels:
             raise BackendError(
                 f"an input of shape {tuple(input.shape)} for {self.channels} channels",
                 where=self._row.path,
-                why=f"the layer takes (B, C{', *' * self.dimensions})"
-                if self.dimensions
+                why=f"the layer takes (B, C{', *' * self.dims})"
+                if self.dims
                 else "the layer takes (B, *, C)",
             )
-        scale, x = self._step(input), input
-        if not self.dimensions:
-            # Four dimensions would be an image's.
-            x = (x.flatten(0, 2) if x.ndim == 4 else x).float().contiguous()
-        else:
-            if self.pad is not None:
-                x = F.pad(x, *self.pad)
-            if self.dimensions == 1:
-                x = x.unsqueeze(2)
+        x = input
+        if self.dims:
+            x = x.unsqueeze(2) if self.dims == 1 else x
             x = x.float().contiguous(memory_format=torch.channels_last)
-        kernel = self.kernel or self._choose(x, scale)
-        y = kernel(x, scale)
-        if self.dimensions == 1:
+        else:
+            x = (x.flatten(1, 2) if x.ndim == 4 else x).float().contiguous()  # 4 are an image's
+        step = self._step(input, x)
+        kernel = self.kernel or self._choose(x, step)
+        y = kernel(x, step)
+        if self.dims == 1:
             y = y.squeeze(2)
-        elif not self.dimensions and input.ndim == 4:
-            y = y.unflatten(0, input.shape[:3])
+        elif not self.dims and input.ndim == 4:
+            y = y.unflatten(1, input.shape[1:3])
         return y if y.dtype == input.dtype else y.to(input.dtype)
 
-    def _step(self, input: Tensor) -> Tensor:
-        """The scale of the input, ``()`` or ``(k,)`` with k a divisor of its batch."""
+    def _step(self, input: Tensor, x: Tensor) -> Tensor:
+        """The step of the input, ``()`` or shaped to broadcast over x."""
         if self.inputs is None:
             return _ONE
-        scale: Tensor = self.input_quantizer.step(input)
-        if not scale.ndim or not input.numel():
-            return scale.new_ones(()) if scale.ndim else scale
-        if input.shape[0] % scale.numel():
-            raise ClockError(
-                f"{scale.numel()} timesteps for a batch of {input.shape[0]}",
-                where=self._row.path,
-                why="there is one timestep for the whole batch or one for each sample",
-            )
-        return scale.contiguous()
+        step: Tensor = self.input_quantizer.step(input)
+        return expand_scale(step, x) if input.numel() else step.new_ones(())
 
-    def _choose(self, x: Tensor, scale: Tensor) -> Kernel:
+    def _choose(self, x: Tensor, step: Tensor) -> Kernel:
         """The fastest exact kernel for such inputs, tried unless a layer like this one was."""
         with self._trials.lock:
             if self.kernel is not None:  # another thread was first
@@ -149,7 +165,7 @@ class OneDnnLayer(nn.Module):
             if len(makers) > 1:
                 key = (operation.signature(), x.shape)
                 if key not in self._trials.seconds:
-                    self._trials.seconds[key] = _times(makers, operation, x, scale)
+                    self._trials.seconds[key] = _times(makers, operation, x, step)
                 seconds = self._trials.seconds[key]
             best = min(seconds, key=seconds.__getitem__, default=next(iter(makers)))
             self._note = _explain(best, seconds, operation)
@@ -161,7 +177,7 @@ class OneDnnLayer(nn.Module):
 
 
 def _times(
-    makers: dict[str, Maker], operation: Operation, x: Tensor, scale: Tensor
+    makers: dict[str, Maker], operation: Operation, x: Tensor, step: Tensor
 ) -> dict[str, float]:
     """Kernel -> seconds of the fastest of a few calls, after one that warms up; without those
     that oneDNN has no implementation for.
@@ -173,7 +189,7 @@ def _times(
             kernel = make(operation, x.shape)
             for _ in range(_ROUNDS + 1):
                 start = time.perf_counter()
-                kernel(x, scale)
+                kernel(x, step)
                 times.append(time.perf_counter() - start)
         except RuntimeError:
             if name == Float.name:
@@ -189,7 +205,7 @@ def _explain(best: str, seconds: dict[str, float], operation: Operation) -> str:
     """Why the kernel was taken."""
     why = obstacle(operation)
     if why or len(seconds) < 2:
-        return why or "oneDNN has no operator for its sizes"
+        return why or labels.NO_PRIMITIVE
     if best == Float.name:
         fastest = min(time for name, time in seconds.items() if name != best)
         return f"{fastest / seconds[best]:.2f}x the time as integers"

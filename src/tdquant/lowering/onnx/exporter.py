@@ -14,7 +14,7 @@ convolution of ONNX Runtime, ``QLinearConv``, rounds its output to 8 bits, which
 the frozen model computes. Those in groups stay in float.
 
 **Saturation.** On x86 without VNNI products of uint8 with int8 saturate (see
-``lowering.saturation``); of uint8 with uint8 they do not and are slower. A session asks ONNX
+``lowering.operation``); of uint8 with uint8 they do not and are slower. A session asks ONNX
 Runtime for these where it has to; ``portable=True`` writes the weights of layers at risk as uint8
 around 128, right on every machine.
 
@@ -27,9 +27,7 @@ References:
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -40,15 +38,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdquant.errors import ExportError
 from tdquant.layers import QuantLayer
-from tdquant.lowering.calls import Call
+from tdquant.lowering import labels
+from tdquant.lowering.calls import Call, engine_errors
 from tdquant.lowering.exporters import register_exporter
 from tdquant.lowering.layer import LoweredLayer
-from tdquant.lowering.lowered import LoweredAttention, lower
+from tdquant.lowering.lowered import Factor, LoweredAttention, lower
 from tdquant.lowering.onnx.operators import OPSET, dequantize, patches, quantize, translations
-from tdquant.lowering.operand import INT8_CODES, Operand
-from tdquant.lowering.saturation import saturates
+from tdquant.lowering.openvino.exporter import quiet_tracing
+from tdquant.lowering.operand import Operand
+from tdquant.lowering.operation import INT8_CODES
 from tdquant.lowering.sealing import KEY, description_text, sealed
 from tdquant.support.optional import require
 
@@ -66,87 +65,66 @@ class ONNXLayer(LoweredLayer):
         self, layer: QuantLayer, operand: Operand | None, path: str, portable: bool = False
     ) -> None:
         super().__init__(layer, operand, path)
-        if not self.multiplies:
+        self.multiplies = not self.reason and self.walk.groups == 1
+        if not self.multiplies or self.weight_step is None:
             return
-        assert operand is not None
-        order = (*range(2, self.weight_codes.ndim), 1, 0)
-        codes = self.weight_codes.permute(order).reshape(-1, self.weight_codes.shape[0])
+        codes = self.weight_codes.movedim((1, 0), (-2, -1)).flatten(0, -2)
         zero = torch.zeros(codes.shape[1], dtype=torch.int8)
-        if portable and saturates(operand.codes, self.largest):
+        if portable and self.saturates:
             codes, zero = (codes.int() + 128).to(torch.uint8), (zero.int() + 128).to(torch.uint8)
         self.register_buffer("codes", codes.contiguous())
         self.register_buffer("code_zero", zero)
         self.weight_step = self.weight_step.reshape(-1)
         self.weight_codes = torch.empty(0)
 
-    def float_weight(self) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """The weight itself."""
         if not self.multiplies:
-            return super().float_weight()
+            return super().weight
         rows = dequantize(self.codes, self.weight_step, self.code_zero).t()
         return rows.unflatten(1, (*self.taps, -1)).movedim(-1, 1)
-
-    @property
-    def multiplies(self) -> bool:
-        """Whether the layer is a product of matrices of codes."""
-        return self.integer and not (self.convolves and self.groups > 1)
 
     @property
     def kernel(self) -> tuple[str, str]:
         if self.multiplies:
             return super().kernel
-        return ("float", "in groups" if self.integer else "")
+        return labels.FLOAT, self.reason or labels.GROUPED
 
-    def product(self, x: Tensor) -> Tensor:
-        assert self.operand is not None
-        step = self.operand.step(x)
+    def product(self, x: Tensor, operand: Operand) -> Tensor:
+        step = operand.step(x)
         if not self.multiplies:
-            q = self.operand.ratio(x, step).round().clamp(self.operand.low, self.operand.high)
-            return self.combine(q, self.float_weight()) * step
-        q = _codes(self.operand, x, step)
-        if self.convolves:
-            zero = -self.operand.low
-            q = patches(q, self.taps, self.stride, self.dilation, self.zeros, zero)
+            return self.inner.convolve(operand.quantize(x, step), self.weight) * step
+        q, walk = _codes(operand, x, step), self.walk
+        if walk.dims:
+            zero = -operand.codes.low
+            q = patches(q, self.taps, walk.stride, walk.dilation, walk.zeros, zero)
         weight = dequantize(self.codes, self.weight_step, self.code_zero)
-        y = _centred(self.operand, q) @ weight
-        return (y.movedim(-1, 1) if self.convolves else y) * step
+        y = _centred(operand, q) @ weight
+        return (y.movedim(-1, 1) if walk.dims else y) * step
 
 
 class ONNXAttention(LoweredAttention):
     """Products of the codes of two activations."""
 
-    def kernels(self) -> dict[str, tuple[str, str]]:
-        found = {}
-        for left, right in (("query", "key"), ("probability", "value")):
-            integer = _narrow(self.operand(left), self.operand(right))
-            found[left] = found[right] = ("int8" if integer else "float", "")
-        return found
-
-    def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
-        one, other = self.operand(left), self.operand(right)
-        if not _narrow(one, other):
-            return one(a) @ other(b)
-        s, s_other = one.step(a), other.step(b)
-        first, second = _codes(one, a, s), _codes(other, b, s_other)
-        return _centred(one, first) @ _centred(other, second) * (s * s_other)
-
-
-def _narrow(one: Operand, other: Operand) -> bool:
-    """Whether two activations have 8-bit codes, with real zero among them."""
-    return max(one.codes, other.codes) <= INT8_CODES and not one.offset and not other.offset
+    def multiply(self, left: Factor, right: Factor, turned: bool) -> Tensor:
+        codes = (_centred(operand, _codes(operand, x, step)) for operand, x, step in (left, right))
+        return next(codes) @ next(codes)
 
 
 def _codes(operand: Operand, x: Tensor, step: Tensor) -> Tensor:
     """The codes of x as uint8, counted from the lowest."""
-    zero = torch.tensor(-operand.low, dtype=torch.uint8)
-    q = quantize(operand.ratio(x, step), zero)
-    return q if operand.codes == INT8_CODES else q.clamp(0, operand.codes - 1)
+    codes = operand.codes
+    zero = torch.tensor(-codes.low, dtype=torch.uint8)
+    q = quantize(codes.ratio(x, step), zero)
+    return q if codes.span == INT8_CODES - 1 else q.clamp(0, codes.span)
 
 
 def _centred(operand: Operand, q: Tensor) -> Tensor:
     """Codes counted from zero, in float, of codes counted from the lowest."""
     # A constant of the graph: of one that the graph expands, OpenVINO does not know the rank.
     one = torch.tensor(1.0)
-    return dequantize(q, one, torch.tensor(-operand.low, dtype=torch.uint8))
+    return dequantize(q, one, torch.tensor(-operand.codes.low, dtype=torch.uint8))
 
 
 def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool = False) -> Any:
@@ -159,25 +137,25 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
     """
     require("onnx", "onnx")
     lowered = lower(model, call, partial(ONNXLayer, portable=portable), ONNXAttention)
-    try:
-        with torch.no_grad(), _quiet():
-            program = torch.onnx.export(
-                lowered,
-                tuple(call.tensors.values()),
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=(_free(call),),
-                custom_translation_table=translations(),
-                optimize=False,  # ONNX Runtime does that itself, and in seconds
-                verbose=False,
-            )
-    except Exception as error:
-        raise ExportError(
+    with (
+        engine_errors(
             "the model cannot be traced",
-            where=type(model).__name__,
-            why=_reason(error),
-            fix="torch.export.export of the float model shows where it stops",
-        ) from error
+            type(model).__name__,
+            "torch.export.export of the float model shows where it stops",
+        ),
+        torch.no_grad(),
+        _quiet(),
+    ):
+        program = torch.onnx.export(
+            lowered,
+            tuple(call.tensors.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(_free(call),),
+            custom_translation_table=translations(),
+            optimize=False,  # ONNX Runtime does that itself, and in seconds
+            verbose=False,
+        )
     assert program is not None
     graph = program.model_proto
     _name(graph.graph, list(call.tensors))
@@ -185,16 +163,13 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
         port.name: [d.dim_value or None for d in port.type.tensor_type.shape.dim]
         for port in graph.graph.input
     }
-    told = {**about, **call.description(shapes), "rows": [asdict(row) for row in lowered.rows]}
-    graph.metadata_props.add(key=KEY, value=description_text(told))
+    description = {
+        **about,
+        **call.description(shapes),
+        "rows": [asdict(row) for row in lowered.rows],
+    }
+    graph.metadata_props.add(key=KEY, value=description_text(description))
     return graph
-
-
-def _reason(error: BaseException) -> str:
-    """What first went wrong: torch wraps it in advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().partition("\n")[0]
 
 
 def _name(graph: Any, names: list[str]) -> None:
@@ -222,12 +197,11 @@ def _free(call: Call) -> tuple[dict[int, Any], ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter warns of what it could do otherwise, logs, and prints."""
+    """Hides the warnings, logs and prints of torch's exporter."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with quiet_tracing():
             yield
     finally:
         logging.disable(level)

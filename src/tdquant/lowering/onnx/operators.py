@@ -10,16 +10,14 @@ translated nodes compute.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tdquant.lowering.operand import INT8_CODES
+from tdquant.lowering.operation import INT8_CODES, Geometry, window_slices
 from tdquant.support.optional import require
 
 OPSET = 21
@@ -66,14 +64,8 @@ def patches(
     """What each output of a convolution sees, ``(B, C, *) -> (B, *', taps C)``; ``padding`` as
     F.pad takes it, with the code ``zero``.
     """
-    q = F.pad(q, list(padding), value=zero).movedim(1, -1)
-    parts = []
-    for windows in _windows(taps, stride, dilation):
-        part = q
-        for axis, window in enumerate(windows):
-            part = part[(slice(None),) * (axis + 1) + (slice(*window),)]
-        parts.append(part)
-    return torch.cat(parts, dim=-1)
+    geometry = Geometry(tuple(stride), tuple(dilation), 1, tuple(padding))
+    return geometry.windows(geometry.padded(q, zero), taps).clone()  # no view of an input
 
 
 @patches.register_fake
@@ -95,17 +87,6 @@ def _(
     return q.new_empty(q.shape[0], *sizes, q.shape[1] * math.prod(taps))
 
 
-def _windows(
-    taps: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> Iterator[list[tuple[int, int | None, int]]]:
-    """The slice along each axis that holds what one tap sees, tap by tap."""
-    for place in itertools.product(*map(range, taps)):
-        yield [
-            (i * d, -(n - 1 - i) * d or None, s)
-            for i, n, s, d in zip(place, taps, stride, dilation, strict=True)
-        ]
-
-
 def translations() -> dict[Any, Any]:
     """Our operations in ONNX's: what torch's exporter is given."""
     op = getattr(require("onnxscript", "onnx"), f"opset{OPSET}")
@@ -124,7 +105,7 @@ def translations() -> dict[Any, Any]:
             q = op.Pad(q, op.Constant(value_ints=pads), op.Cast(zero, to=UINT8))
         q = op.Transpose(q, perm=[0, *(axis + 1 for axis in axes), 1])
         parts = []
-        for ranges in _windows(taps, stride, dilation):
+        for ranges in window_slices(taps, stride, dilation):
             starts, stops, steps = zip(*ranges, strict=True)
             last = [END if stop is None else stop for stop in stops]
             bounds = (op.Constant(value_ints=list(v)) for v in (starts, last, axes, steps))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tdquant.errors import ExportError
+from tdquant.lowering.calls import engine_errors
 from tdquant.lowering.onnx import exporter as graphs
 from tdquant.lowering.sealing import KEY, check_seal, read_description
 from tdquant.lowering.session import register_engine
@@ -25,12 +26,12 @@ class ONNXEngine:
     """Runs one ONNX graph, of any shapes.
 
     Arguments:
-        graph: A file, or the bytes of a model.
+        graph: The file.
         threads: Threads of one call.
         name: The file, for errors.
     """
 
-    def __init__(self, graph: Path | bytes, threads: int, name: str = "") -> None:
+    def __init__(self, graph: Path, threads: int, name: str = "") -> None:
         runtime = require("onnxruntime", "onnx")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -40,18 +41,12 @@ class ONNXEngine:
         if saturates_here():
             options.add_session_config_entry("session.x64quantprecision", "1")
         self._name = name
-        try:
-            source = graph if isinstance(graph, bytes) else str(graph)
+        with engine_errors(
+            "ONNX Runtime cannot read the graph", name, "update onnxruntime, or export again"
+        ):
             self._session = runtime.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"]
+                str(graph), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:
-            raise ExportError(
-                "ONNX Runtime cannot read the graph",
-                where=name,
-                why=str(error).strip().splitlines()[0],
-                fix="update onnxruntime, or export again",
-            ) from error
 
     @property
     def description(self) -> str | None:
@@ -60,16 +55,13 @@ class ONNXEngine:
 
     def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         arrays = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
-        try:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        with engine_errors(
+            "ONNX Runtime cannot run the graph",
+            f"{self._name} with {shapes}",
+            "sizes that the model itself takes",
+        ):
             return [torch.from_numpy(found) for found in self._session.run(None, arrays)]
-        except Exception as error:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-            raise ExportError(
-                "ONNX Runtime cannot run the graph",
-                where=f"{self._name} with {shapes}",
-                why=str(error).strip().splitlines()[0],
-                fix="sizes that the model itself takes",
-            ) from error
 
 
 @register_engine(".onnx")

@@ -13,9 +13,9 @@ is cheaper to add afterwards, codes are counted from the lowest one:
 
     s s_w (q * q_w) = s s_w ((q - low) * q_w + low (1 * q_w))
 
-**Saturation.** On x86 without VNNI the kernels can saturate (``tdquant.lowering.saturation``). An
+**Saturation.** On x86 without VNNI the kernels can saturate (``tdquant.lowering.operation``). An
 ordinary file is fast where they do not, and a session takes the FakeQuantize of layers at risk out
-where they do (``openvino_graph.avoid_saturation``). ``portable=True`` writes the file without
+where they do (``graph.avoid_saturation``). ``portable=True`` writes the file without
 them, right on every machine and slower: those layers run in float.
 
 **Weights** of 4 bits and fewer are int4 in the file, converted to int8 while the graph is
@@ -40,11 +40,12 @@ from tdquant.errors import ExportError
 from tdquant.lowering.calls import BATCH, Call
 from tdquant.lowering.exporters import register_exporter
 from tdquant.lowering.layer import LoweredLayer
-from tdquant.lowering.lowered import LoweredAttention, lower
+from tdquant.lowering.lowered import Factor, LoweredAttention, lower
 from tdquant.lowering.openvino.graph import EXACT, avoid_saturation, mark_float, pack_int4
 from tdquant.lowering.openvino.nodes import operators
 from tdquant.lowering.openvino.passes import optimize
-from tdquant.lowering.operand import INT8_CODES, Operand
+from tdquant.lowering.operand import Operand
+from tdquant.lowering.operation import INT8_CODES
 from tdquant.lowering.sealing import KEY, description_text, sealed
 from tdquant.support.memory import trim_heap
 from tdquant.support.optional import require
@@ -55,7 +56,7 @@ SMALL = 256
 
 @torch.library.custom_op("tdquant::levels", mutates_args=())
 def levels(codes: Tensor, low: int) -> Tensor:
-    """Codes ``low .. low + 255``, told to the engine; the value is that of the input."""
+    """Marks codes ``low .. low + 255`` for the engine; returns the input."""
     return codes.clone()
 
 
@@ -65,74 +66,68 @@ def _(codes: Tensor, low: int) -> Tensor:
 
 
 @torch.library.custom_op("tdquant::weight", mutates_args=())
-def weight(codes: Tensor, step: Tensor) -> Tensor:
+def traced_weight(codes: Tensor, step: Tensor) -> Tensor:
     """``codes * step`` in the graph. While it is traced, zeros of that shape in the memory of one:
     a trace keeps every weight that it sees formed until it ends.
     """
     return step.new_zeros(()).expand(codes.shape)
 
 
-@weight.register_fake
+@traced_weight.register_fake
 def _(codes: Tensor, step: Tensor) -> Tensor:
     return step.new_zeros(()).expand(codes.shape)
+
+
+def codes_of(operand: Operand, x: Tensor, step: Tensor) -> Tensor:
+    """The nearest codes as whole numbers, left for the engine's 256 levels to clamp where the grid
+    has as many.
+    """
+    if operand.codes.span == INT8_CODES - 1:
+        return operand.codes.ratio(x, step).round()
+    return operand.quantize(x, step)
 
 
 class OpenVINOLayer(LoweredLayer):
     """``s (q * (s_w q_w))``: OpenVINO moves s_w behind the integer product by itself."""
 
-    def float_weight(self) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """The weight in the graph: zeros while it is traced, see ``traced_weight``."""
         if self.weight_step is None:
             return self.weight_codes
-        return weight(self.weight_codes, self.weight_step)
+        return traced_weight(self.weight_codes, self.weight_step)
 
     def forward(self, input: Tensor) -> Tensor:
         found = super().forward(input)
         trim_heap()  # of activations: a gigabyte of an 860M-parameter UNet, while it is traced
         return found
 
-    def product(self, x: Tensor) -> Tensor:
-        assert self.operand is not None
-        operand, step = self.operand, self.operand.step(x)
-        codes = operand.codes_of(x, step)
-        if not operand.low or not self._shifts(x):
-            return self.combine(levels(codes, operand.low), self.float_weight()) * step
-        product = self.combine(levels(codes - operand.low, 0), self.float_weight())
-        return (product + operand.low * self.ones_product(x)) * step
+    def product(self, x: Tensor, operand: Operand) -> Tensor:
+        step, low = operand.step(x), operand.codes.low
+        codes = codes_of(operand, x, step)
+        if not low or not self._shifts(x):
+            return self.inner.convolve(levels(codes, low), self.weight) * step
+        product = self.inner.convolve(levels(codes - low, 0), self.weight)
+        return (product + low * self.ones_product(x)) * step
 
     def _shifts(self, x: Tensor) -> bool:
         """Whether to count codes from the lowest. What that adds is a number a channel, or, where
         zeros are padded, one a position and channel.
         """
-        return not self.convolves or not any(self.zeros) or x[0, 0].numel() <= SMALL
+        return not any(self.walk.zeros) or x[0, 0].numel() <= SMALL
 
 
 class OpenVINOAttention(LoweredAttention):
-    """Products of two quantized activations. The second is to be signed codes around zero, as
-    weights are: one with another zero point stays in float.
-    """
+    """Products of two quantized activations."""
 
-    def kernels(self) -> dict[str, tuple[str, str]]:
-        found = {}
-        for left, right in (("query", "key"), ("probability", "value")):
-            integer = self.integer(self.operand(left), self.operand(right))
-            found[left] = found[right] = ("int8" if integer else "float", "")
-        return found
+    signed = True
 
-    def integer(self, one: Operand, other: Operand) -> bool:
-        """Whether integer kernels take the two."""
-        signed = other.low >= -128 and other.high <= 127
-        return signed and one.codes <= INT8_CODES and not one.offset and not other.offset
-
-    def product(self, left: str, a: Tensor, right: str, b: Tensor) -> Tensor:
-        one, other = self.operand(left), self.operand(right)
-        if not self.integer(one, other):
-            return one(a) @ other(b)
-        s, s_other = one.step(a), other.step(b)
-        first = levels(one.codes_of(a, s), one.low)
-        turned = left == "query"  # keys come transposed; as codes, the product takes that in
-        b = b.transpose(-1, -2) if turned else b
-        second = levels(other.codes_of(b, s_other), -128)
-        return first @ (second.transpose(-1, -2) if turned else second) * (s * s_other)
+    def multiply(self, left: Factor, right: Factor, turned: bool) -> Tensor:
+        (one, a, s), (other, b, s_other) = left, right
+        first = levels(codes_of(one, a, s), one.codes.low)
+        b = b.transpose(-1, -2) if turned else b  # as codes, the product takes that in
+        second = levels(codes_of(other, b, s_other), -128)
+        return first @ (second.transpose(-1, -2) if turned else second)
 
 
 def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool = False) -> Any:
@@ -199,8 +194,8 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
     if portable:
         mark_float(rows, avoid_saturation(graph))
     pack_int4(graph)
-    told = {**about, **call.description(shapes), "rows": rows}
-    graph.set_rt_info(description_text(told), [KEY])
+    description = {**about, **call.description(shapes), "rows": rows}
+    graph.set_rt_info(description_text(description), [KEY])
     for name, value in EXACT.items():  # as the file itself asks for, wherever it is run
         graph.set_rt_info(value, ["runtime_options", name])
     return graph
@@ -229,7 +224,7 @@ def _free_shapes(graph: Any, call: Call) -> None:
 
 @contextlib.contextmanager
 def quiet_tracing() -> Iterator[None]:
-    """Hides what tracing says: it warns of every shape that Python looks at, and prints."""
+    """Hides the warnings and prints of tracing, which warns of every shape that Python reads."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

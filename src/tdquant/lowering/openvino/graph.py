@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from tdquant.lowering import labels
 from tdquant.lowering.openvino.nodes import operators, replace
-from tdquant.lowering.operand import INT8_CODES
-from tdquant.lowering.saturation import saturates
+from tdquant.lowering.operation import INT8_CODES, saturates
 from tdquant.numerics.packing import pack
 from tdquant.support.optional import require
 
@@ -18,9 +18,6 @@ EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """Options of the CPU: without them, and with VNNI, OpenVINO rounds the inputs of layers whose
 weights alone have few bits, such as those of the time path, to 8 bits as it sees them.
 """
-
-WIDE = "8-bit sums saturate without VNNI"
-"""The note of a layer that runs in float for that reason."""
 
 PRODUCTS = ("Convolution", "GroupConvolution", "MatMul")
 
@@ -60,7 +57,7 @@ def avoid_saturation(graph: Any) -> list[str]:
             largest = _largest_weight(node.input_value(1))
         else:
             largest = max(abs(end) for end in _code_range(other))
-        if not saturates(high - low + 1, largest):
+        if not saturates(high - low, largest):
             continue
         for index, levels in ((0, one), (1, other)):
             if levels is None:
@@ -81,7 +78,7 @@ def mark_float(rows: list[dict[str, Any]], paths: Collection[str]) -> None:
     """Marks the rows of layers, in place, that ``avoid_saturation`` made float."""
     for row in rows:
         if row["path"] in paths or row["path"].rpartition(".")[0] in paths:
-            row["kernel"], row["note"] = "float", WIDE
+            row["kernel"], row["note"] = labels.FLOAT, labels.SATURATES
 
 
 def _levels(value: Any) -> Any:

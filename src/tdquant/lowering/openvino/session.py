@@ -1,4 +1,4 @@
-"""OpenVINO: runs exported graphs, and is a backend of its own, ``"openvino"``.
+"""OpenVINO: runs exported graphs, and is the backend ``"openvino"``.
 
 The graph is compiled for the very shapes of a call, which lets OpenVINO plan memory and fold what
 depends on them; the latest few are kept. Arithmetic is float32 and int8 on every machine: what the
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tdquant.errors import ExportError
 from tdquant.lowering.backends import Example, register_backend
+from tdquant.lowering.calls import engine_errors
 from tdquant.lowering.exporters import export
 from tdquant.lowering.openvino.graph import EXACT, avoid_saturation, mark_float
 from tdquant.lowering.openvino.passes import decompose_norms
@@ -44,7 +45,7 @@ TIMES_KEPT = 2**25
 
 @functools.cache
 def core() -> Any:
-    """OpenVINO's devices, of which one object does for the process."""
+    """OpenVINO's devices, opened once a process."""
     return require("openvino", "openvino").Core()
 
 
@@ -205,25 +206,24 @@ def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], Ope
             fix="keep the two together",
         )
     check_seal(path, [constants])
-    try:
+    with engine_errors(
+        "OpenVINO cannot read the graph",
+        str(path),
+        "update openvino, or export again",
+        last=True,
+        kinds=(RuntimeError,),
+    ):
         graph = core().read_model(str(path))
-    except RuntimeError as error:
-        raise ExportError(
-            "OpenVINO cannot read the graph",
-            where=str(path),
-            why=str(error).strip().splitlines()[-1],
-            fix="update openvino, or export again",
-        ) from error
-    told = read_description(str(graph.get_rt_info([KEY]).value), path)
-    engine = OpenVINOEngine(graph, threads, device, str(path), told["timestep"])
+    about = read_description(str(graph.get_rt_info([KEY]).value), path)
+    engine = OpenVINOEngine(graph, threads, device, str(path), about["timestep"])
     if engine.in_float:
-        mark_float(told.get("rows", []), engine.in_float)
+        mark_float(about.get("rows", []), engine.in_float)
         warnings.warn(
             f"{len(engine.in_float)} layers of {path} run in float here: without VNNI the "
             "sums of their 8-bit products saturate. Weights of 7 bits run on integers",
             stacklevel=3,
         )
-    return told, engine
+    return about, engine
 
 
 @register_backend("openvino")
@@ -237,7 +237,7 @@ def lower(frozen: nn.Module, example: Example | None = None) -> ExportedModel:
 
 
 def _session(frozen: nn.Module, example: Any) -> Session:
-    # By way of a file: a graph that OpenVINO has just traced keeps what it inferred for the
+    # Through a file: a graph that OpenVINO has just traced keeps what it inferred for the
     # example's shapes, and gave wrong results for input-dynamic scales.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         return open_session(export(frozen, Path(folder) / "model.xml", example))
