@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from tdquant.lab.evaluation import evaluate_images
-from tdquant.lab.report.heatmap import relative_steps
+from tdquant.lab.report.formats import Layers
 from tdquant.lab.report.labels import bits_of, in_order, label_runs
-from tdquant.lab.report.layers import brief, explorer, moves
+from tdquant.lab.report.layers import brief, explorer, moves, relative_steps
 from tdquant.lab.report.pictures import Pictures
 from tdquant.lab.report.reading import read_inputs
 from tdquant.lab.report.runs import comparable, section
@@ -115,7 +115,7 @@ def test_a_layer_that_is_seldom_called_has_a_row_and_no_curve():
     content = layers(4)
     content["layers"][1]["steps"] = content["layers"][1]["steps"][:3]
     content["layers"][2]["steps"] = []
-    made = explorer(content, "x")
+    made = explorer(Layers(**content), "x")
     assert made.count("data-layer=") == 2
     assert made.count('<th scope="row"><label>') == 4
 
@@ -129,28 +129,30 @@ def test_a_run_without_pictures_or_costs_is_shown(tmp_path):
 
 
 def test_relative_steps_have_no_mean_and_no_size():
-    content = layers(5)["layers"]
+    content = Layers(**layers(5)).layers
     relative = relative_steps(content)
     assert np.abs(relative.mean(axis=1)).max() < 1e-12
-    larger = [{**layer, "steps": [7 * s for s in layer["steps"]]} for layer in content]
+    larger = [
+        layer.model_copy(update={"steps": [7 * s for s in layer.steps]}) for layer in content
+    ]
     assert np.allclose(relative, relative_steps(larger))
 
 
 def test_layers_that_do_not_move_have_a_table_and_no_map():
-    still = layers(4, temporal=False)
+    still = Layers(**layers(4, temporal=False))
     assert not moves(still)
     assert brief(still) == "4 layers"
     made = explorer(still, "x")
     assert "the same at every timestep" in made
     assert "heat" not in made
     assert made.count("<tr>") == 5
-    assert "No quantized layer" in explorer({**still, "layers": []}, "x")
+    assert "No quantized layer" in explorer(still.model_copy(update={"layers": []}), "x")
 
 
 def test_layers_are_listed_by_error():
-    content = layers(6)
+    content = Layers(**layers(6))
     made = explorer(content, "x")
-    order = sorted(content["layers"], key=lambda layer: -layer["error"])
-    places = [made.rindex(f"<span>{layer['path']}</span>") for layer in order]
+    order = sorted(content.layers, key=lambda layer: -layer.error)
+    places = [made.rindex(f"<span>{layer.path}</span>") for layer in order]
     assert places == sorted(places)
     assert 'aria-sort="descending"' in made

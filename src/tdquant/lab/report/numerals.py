@@ -1,15 +1,15 @@
-"""Numbers as a reader wants them."""
+"""Numbers as text."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 NONE = "–"
 
 
-def is_number(value: Any) -> bool:
-    """A finite number, and no truth value."""
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether the value is a finite number, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
