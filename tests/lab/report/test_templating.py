@@ -17,7 +17,7 @@ HOSTILE = '</script>"><img src=x onerror=alert(1)><!-- \u2028 & '
 
 
 def test_text_is_escaped_and_html_of_templates_is_not():
-    inner = table(HOSTILE, [Column("a", HOSTILE)], [{"a": HOSTILE, "command": HOSTILE}])
+    inner = table(HOSTILE, [Column(key="a", label=HOSTILE)], [{"a": HOSTILE, "command": HOSTILE}])
     made = render("runs", machines=HOSTILE, samples=[], chapters=[],
                   groups=[{"comparison": inner, "plots": []}])  # fmt: skip
     assert inner in made
@@ -27,7 +27,7 @@ def test_text_is_escaped_and_html_of_templates_is_not():
 
 
 def test_no_text_ends_a_block_of_data():
-    made = plot("Title", HOSTILE, "y", [Line(HOSTILE, [1], [2.0], labels=[HOSTILE])])
+    made = plot("Title", HOSTILE, "y", [Line(name=HOSTILE, x=[1], y=[2.0], labels=[HOSTILE])])
     block = re.search('<script type="application/json">(.*?)</script>', made, re.S)[1]
     assert "<" not in block
     assert json.loads(block)[0]["head"] == f"{HOSTILE} 1"
@@ -45,7 +45,7 @@ def test_a_missing_package_is_named_with_what_installs_it(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     _environment.cache_clear()
     with pytest.raises(MissingDependencyError) as caught:
-        plot("Title", "t", "y", [Line("a", [1], [2.0])])
+        plot("Title", "t", "y", [Line(name="a", x=[1], y=[2.0])])
     assert 'pip install "tdquant[report]"' in str(caught.value)
 
 

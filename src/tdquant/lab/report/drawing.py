@@ -98,8 +98,8 @@ def draw(
         MissingDependencyError: matplotlib is not installed.
     """
     with _figure() as (figure, axes):
-        least_x = _least(line.xs for line in lines)
-        least_y = _least(values for line in lines for values in (line.ys, *line.bounds))
+        least_x = _least(line.values[0] for line in lines)
+        least_y = _least(line.values[1:].ravel() for line in lines)
         axes.set_xscale("log" if x_log and least_x > 0 else "linear")
         axes.set_yscale("log" if y_log and least_y > 0 else "linear")
         axes.margins(x=0.06 if points else 0.0, y=0.05)
@@ -154,8 +154,8 @@ def _figure() -> Iterator[tuple[Figure, Axes]]:
 def _draw_line(axes: Axes, line: Line, points: bool, marked: list[int]) -> None:
     hue = line.hue or 0
     classes = f"{colour(hue)}{' dashed' if line.dashed else ''}{'' if line.shown else ' off'}"
-    x, (low, high) = line.xs, line.bounds
-    there = np.isfinite(x + line.ys + low + high)
+    x, y, low, high = line.values
+    there = np.isfinite(line.values).all(axis=0)
     if points and there.any():
         gap = np.full(there.sum(), np.nan)
         ends = [
@@ -166,7 +166,7 @@ def _draw_line(axes: Axes, line: Line, points: bool, marked: list[int]) -> None:
         around = np.append(high[there], low[there][::-1])
         axes.fill(np.append(x[there], x[there][::-1]), around, gid=f"band {classes}")
     axes.plot(
-        x, line.ys, linestyle="-" if line.joined else "none", marker="o", markevery=marked,
+        x, y, linestyle="-" if line.joined else "none", marker="o", markevery=marked,
         gid=f"line {classes} #{symbol(hue)}",
     )  # fmt: skip
 
@@ -209,8 +209,12 @@ def _draw_labels(axes: Axes, lines: Sequence[Line]) -> None:
 
     The readout still has those that are left out.
     """
-    words = [(line.xs[i], line.ys[i], _plain(line.labels[i]))
-             for line in lines for i in line.points() if any(line.labels[i : i + 1])]  # fmt: skip
+    words = [
+        (*line.values[:2, i], _plain(line.labels[i]))
+        for line in lines
+        for i in line.points()
+        if any(line.labels[i : i + 1])
+    ]
     if not words:
         return
     bbox = require("matplotlib.transforms", EXTRA).Bbox

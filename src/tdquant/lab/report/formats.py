@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from tdquant.files.documents import Document, Gap, Section
+from tdquant.files.documents import Document, Section
+from tdquant.lab.report.plots import Line
+from tdquant.lab.report.tables import Column
 
 Verdict = Literal["holds", "holds in part", "does not hold", "not finished"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -67,23 +69,13 @@ class StudyLayers(Layers):
     title: str
 
 
-class TableColumn(Section):
-    """A column of a study's table; ``better`` is ``"lower"``, ``"higher"`` or nothing."""
-
-    key: str
-    label: str
-    better: str | None = None
-    digits: int | None = None
-    unit: str | None = None
-
-
 class StudyTable(Section):
     """A table of a study; rows that agree in the keys of ``group`` stand together."""
 
     title: str
     note: str | None = None
     group: list[str] | None = None
-    columns: list[TableColumn] = Field(min_length=1)
+    columns: list[Column] = Field(min_length=1)
     rows: list[dict[str, Any]]
 
 
@@ -103,31 +95,13 @@ class StudyAxis(Section):
     words: list[str] | None = None
 
 
-class StudyLine(Section):
-    """A series of a plot; for ``hue`` and ``dashed`` see ``plots.Line``."""
-
-    name: str
-    x: list[float]
-    y: list[Gap]
-    low: list[Gap] | None = None
-    high: list[Gap] | None = None
-    dashed: bool | None = None
-    hue: int | None = None
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> StudyLine:
-        if len({len(values) for values in (self.x, self.y, self.low, self.high) if values}) > 1:
-            raise PydanticCustomError("lengths", "has lists of different lengths")
-        return self
-
-
 class StudyPlot(Section):
     """A plot of lines, or of points above words."""
 
     title: str
     x: StudyAxis
     y: StudyAxis
-    lines: list[StudyLine]
+    lines: list[Line]
     points: bool | None = None
     note: str | None = None
 

@@ -43,17 +43,17 @@ THEMES = {
 }
 
 COLUMNS = (
-    Column("path", "Layer"),
-    Column("type", "Type"),
-    Column("bits", "Bits"),
-    Column("scale", "Scale"),
-    Column("error", "Input error", digits=2, unit="%"),
-    Column("error_static", "with a static step", digits=2, unit="%"),
-    Column("saved", "Saved", digits=0, unit="%"),
-    Column("range", "Range of s", digits=2, unit="max / min"),
-    Column("correlation", "Correlation with t", digits=2),
-    Column("weight_error", "Weight error", digits=2, unit="%"),
-    Column("parameters", "Parameters"),
+    Column(key="path", label="Layer"),
+    Column(key="type", label="Type"),
+    Column(key="bits", label="Bits"),
+    Column(key="scale", label="Scale"),
+    Column(key="error", label="Input error", digits=2, unit="%"),
+    Column(key="error_static", label="with a static step", digits=2, unit="%"),
+    Column(key="saved", label="Saved", digits=0, unit="%"),
+    Column(key="range", label="Range of s", digits=2, unit="max / min"),
+    Column(key="correlation", label="Correlation with t", digits=2),
+    Column(key="weight_error", label="Weight error", digits=2, unit="%"),
+    Column(key="parameters", label="Parameters"),
 )
 
 
@@ -73,7 +73,8 @@ def explorer(content: Layers, name: str) -> Markup:
         first = order[:CHOSEN]
         curves = np.exp(relative).round(4)
         lines = [
-            Line(drawn[i].path, content.times, curves[i].tolist(), shown=i in first) for i in order
+            Line(name=drawn[i].path, x=content.times, y=curves[i].tolist(), shown=i in first)
+            for i in order
         ]
         moving = {
             "curves": plot(

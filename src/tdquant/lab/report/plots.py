@@ -7,11 +7,13 @@ that slider for a pointer too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 
+from tdquant.files.documents import Gap, Section
 from tdquant.lab.report.drawing import BOTTOM, HEIGHT, TOP, WIDTH, colour, draw, symbol
 from tdquant.lab.report.numerals import interval, numeral
 from tdquant.lab.report.templating import render
@@ -19,20 +21,17 @@ from tdquant.lab.report.templating import render
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-Number = float | None
 
-
-@dataclass(frozen=True)
-class Line:
-    """One series of a plot.
+class Line(Section):
+    """One series of a plot, which may come from a study file.
 
     Attributes:
         name: Its name in the legend.
         x: Positions.
         y: Values; None leaves a gap.
-        low: Lower end of an interval around each value, or empty.
+        low: Lower end of an interval around each value, or nothing.
         high: Upper end.
-        labels: A word at each point, or empty.
+        labels: A word at each point, or nothing.
         dashed: For a baseline: the line is dashed and marks are hollow.
         joined: Whether a stroke joins the values.
         hue: Number of its colour and mark; its place among the lines if None. -1 is grey with a
@@ -42,41 +41,34 @@ class Line:
 
     name: str
     x: Sequence[float]
-    y: Sequence[Number]
-    low: Sequence[Number] = ()
-    high: Sequence[Number] = ()
+    y: Sequence[Gap]
+    low: Sequence[Gap] | None = None
+    high: Sequence[Gap] | None = None
     labels: Sequence[str] = ()
-    dashed: bool = False
+    dashed: bool | None = None
     joined: bool = True
     hue: int | None = None
     shown: bool = True
 
-    @property
-    def xs(self) -> np.ndarray:
-        """Positions ``(N,)``; NaN where there is no point."""
-        return _array(self.x, len(self.x))
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Line:
+        if len({len(values) for values in (self.x, self.y, self.low, self.high) if values}) > 1:
+            raise PydanticCustomError("lengths", "has lists of different lengths")
+        return self
 
     @property
-    def ys(self) -> np.ndarray:
-        """Values ``(N,)``; NaN where there is a gap."""
-        return _array(self.y, len(self.x))
-
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both ends of the intervals ``(N,)``; NaN where there is none."""
-        low, high = _array(self.low, len(self.x)), _array(self.high, len(self.x))
-        return low + 0 * high, high + 0 * low
+    def values(self) -> np.ndarray:
+        """Positions, values and both ends of the intervals ``(4, N)``; NaN where there is none."""
+        rows = (self.x, self.y, self.low or (), self.high or ())
+        found = np.full((4, len(self.x)), np.nan)
+        for row, values in zip(found, rows, strict=True):
+            row[: len(values)] = np.array(values, dtype=float)
+        found[2:] += 0 * found[:1:-1]  # an interval has two ends
+        return found
 
     def points(self) -> list[int]:
         """Indices of the values that are not gaps."""
-        return np.flatnonzero(np.isfinite(self.xs + self.ys)).tolist()
-
-
-def _array(values: Sequence[Number], count: int) -> np.ndarray:
-    found = np.full(count, np.nan)
-    found[: len(values)] = np.array(values, dtype=float)
-    found[~np.isfinite(found)] = np.nan
-    return found
+        return np.flatnonzero(np.isfinite(self.values[:2]).all(axis=0)).tolist()
 
 
 def plot(
@@ -113,7 +105,9 @@ def plot(
         MissingDependencyError: matplotlib or Jinja2 is not installed.
     """
     points = points or bool(x_words)
-    lines = [s if s.hue is not None else replace(s, hue=k) for k, s in enumerate(lines)]
+    lines = [
+        s if s.hue is not None else s.model_copy(update={"hue": k}) for k, s in enumerate(lines)
+    ]
     drawn = _in_columns(lines) if x_words else lines
     svg, at = draw(drawn, x_label, y_label, x_words, x_log, y_log, points)
     shown = [line for line in lines if line.shown]
@@ -154,7 +148,7 @@ def readings(
     """The readout at every x: its position, a head, and the hue and text of each series."""
     found: dict[float, list[list[Any]]] = {}
     for place, line in enumerate(lines):
-        low, high = line.bounds
+        low, high = line.values[2:]
         for i in line.points():
             text = f"{line.name}: " if len(lines) > 1 or line.labels else ""
             text += f"{line.labels[i]}, " if i < len(line.labels) else ""
@@ -179,7 +173,7 @@ def _in_columns(lines: Sequence[Line]) -> list[Line]:
     width = 0.8 / max(len(hues), 1)
     shift = {hue: (i - (len(hues) - 1) / 2) * width for i, hue in enumerate(hues)}
     return [
-        replace(line, x=[x + shift[line.hue] for x in line.x], joined=False)
+        line.model_copy(update={"x": [x + shift[line.hue] for x in line.x], "joined": False})
         for line in lines
         if line.hue is not None
     ]

@@ -115,7 +115,7 @@ def _reasons_apart(group: list[Run], others: list[list[Run]], labels: Labels) ->
 
 def _comparison(group: list[Run], labels: Labels) -> Markup:
     """The table of a group."""
-    columns: dict[str, Column] = {"label": Column("label", "Model")}
+    columns: dict[str, Column] = {"label": Column(key="label", label="Model")}
     rows = []
     for run in group:
         bits = run.record.model.get("bits")
@@ -124,8 +124,11 @@ def _comparison(group: list[Run], labels: Labels) -> Markup:
         for key, value in _measured(run).items():
             if value.get("value") is None and key in ("size", "speed"):
                 continue
-            better, unit = value.get("better") or "", value.get("unit") or ""
-            columns.setdefault(key, Column(key, value["title"], better, _DIGITS.get(key), unit))
+            column = Column(
+                key=key, label=value["title"], better=value.get("better"),
+                digits=_DIGITS.get(key), unit=value.get("unit"),
+            )  # fmt: skip
+            columns.setdefault(key, column)
             row |= {key: value.get("value"), f"{key}_low": value.get("low"),
                     f"{key}_high": value.get("high")}  # fmt: skip
         rows.append(row)
@@ -178,11 +181,16 @@ def _costs(group: list[Run], level: int) -> list[Markup]:
             those = [run for run in runs if is_number(run.record.cost.get(key))]
             values = [run.record.metrics[metric] for run in those]
             if those:
-                lines.append(
-                    Line(scale, [r.record.cost[key] for r in those], [v["value"] for v in values],
-                         [v.get("low") for v in values], [v.get("high") for v in values],
-                         [_point_label(r, group) for r in those], joined=False)
-                )  # fmt: skip
+                line = Line(
+                    name=scale,
+                    x=[run.record.cost[key] for run in those],
+                    y=[value["value"] for value in values],
+                    low=[value.get("low") for value in values],
+                    high=[value.get("high") for value in values],
+                    labels=[_point_label(run, group) for run in those],
+                    joined=False,
+                )
+                lines.append(line)
         if sum(len(line.x) for line in lines) > 1:
             found.append(
                 plot(f"Quality against {name}", f"{name}, {unit}",
@@ -210,7 +218,7 @@ def _point_label(run: Run, group: list[Run]) -> str:
 def _over_time(group: list[Run], labels: Labels, level: int) -> list[Markup]:
     """The SQNR of the denoiser over time, if any run has it."""
     lines = [
-        Line(labels[run.path], run.record.sqnr["times"], run.record.sqnr["decibels"])
+        Line(name=labels[run.path], x=run.record.sqnr["times"], y=run.record.sqnr["decibels"])
         for run in group
         if run.record.sqnr and run.record.sqnr["times"]
     ]

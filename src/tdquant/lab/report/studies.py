@@ -9,9 +9,9 @@ from tdquant.lab.report.formats import VERDICTS, StudyPlot, StudySamples, StudyT
 from tdquant.lab.report.layers import explorer
 from tdquant.lab.report.numerals import numeral
 from tdquant.lab.report.pictures import Pictures
-from tdquant.lab.report.plots import Line, plot
+from tdquant.lab.report.plots import plot
 from tdquant.lab.report.reading import Study
-from tdquant.lab.report.tables import Column, table
+from tdquant.lab.report.tables import table
 from tdquant.lab.report.templating import render
 
 if TYPE_CHECKING:
@@ -71,25 +71,24 @@ def machine_words(machine: dict[str, Any]) -> str:
 
 
 def _table(content: StudyTable) -> Markup:
-    columns = [
-        Column(c.key, c.label, c.better or "", c.digits, c.unit or "") for c in content.columns
-    ]
-    return table(
-        content.title, columns, content.rows, group=content.group or (), note=content.note or ""
-    )
+    group, note = content.group or (), content.note or ""
+    return table(content.title, content.columns, content.rows, group=group, note=note)
 
 
 def _plot(content: StudyPlot) -> Markup:
-    lines = [
-        Line(each.name, each.x, each.y, each.low or (), each.high or (),
-             dashed=bool(each.dashed), hue=each.hue)
-        for each in content.lines
-    ]  # fmt: skip
     x, y = content.x, content.y
     return plot(
-        content.title, x.label, y.label, lines, x_words=x.words or (), x_log=bool(x.log),
-        y_log=bool(y.log), points=bool(content.points), note=content.note or "", heading=3,
-    )  # fmt: skip
+        content.title,
+        x.label,
+        y.label,
+        content.lines,
+        x_words=x.words or (),
+        x_log=bool(x.log),
+        y_log=bool(y.log),
+        points=bool(content.points),
+        note=content.note or "",
+        heading=3,
+    )
 
 
 def _samples(study: Study, content: StudySamples, pictures: Pictures) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tdquant.files.documents import Section
 from tdquant.lab.report.numerals import interval, is_number, numeral, resolution
 from tdquant.lab.report.templating import render
 
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
 DIRECTIONS = {"lower": "lower is better", "higher": "higher is better"}
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
+class Column(Section):
+    """A column of a table, which may come from a study file.
 
     Attributes:
         key: Key of its values in a row; ``KEY_low`` and ``KEY_high`` hold their intervals.
@@ -29,14 +29,14 @@ class Column:
 
     key: str
     label: str
-    better: str = ""
+    better: str | None = None
     digits: int | None = None
-    unit: str = ""
+    unit: str | None = None
 
     @property
     def hint(self) -> str:
         """Unit and direction."""
-        return ", ".join(word for word in (self.unit, DIRECTIONS.get(self.better)) if word)
+        return ", ".join(filter(None, (self.unit, DIRECTIONS.get(self.better or ""))))
 
 
 @dataclass(frozen=True)
