@@ -20,7 +20,7 @@ def text_table(result: BenchResult) -> str:
     rows = [row for row in result.rows if not row.problem]
     base = next((row.median for row in rows if row.backend == FLOAT), None)
     cells = [_cells(row, base) for row in rows]
-    lines = tables.text_table(cells, HEAD, right=range(1, len(HEAD))).splitlines()
+    lines = tables.text_table([HEAD, *cells], right=range(1, len(HEAD))).splitlines()
     lines.insert(1, "-" * len(lines[0]))
     lines += [f"{row.backend}: not run: {row.problem}" for row in result.rows if row.problem]
     for row in rows:

@@ -26,7 +26,7 @@ def cells(row: DemoRow) -> tuple[str, ...]:
 
 def text_table(rows: list[DemoRow]) -> str:
     """The table, with a rule before each bit width."""
-    text = tables.text_table(map(cells, rows), HEAD, right=range(2, len(HEAD)))
+    text = tables.text_table([HEAD, *map(cells, rows)], right=range(2, len(HEAD)))
     head, *lines = text.splitlines()
     found, bits = [head], None
     for row, line in zip(rows, lines, strict=True):
