@@ -34,7 +34,7 @@ def test_every_value_lies_on_its_axes_and_ticks_do(values, log):
         assert LEFT - 0.1 <= float(x) <= RIGHT + 0.1
         assert TOP - 0.1 <= float(y) <= BOTTOM + 0.1
         assert at(value) == pytest.approx(float(x), abs=0.11)
-    rules = re.findall(r'class="rule"><path d="M [\d.]+ ([\d.-]+)', svg)
+    rules = re.findall(r'class="rule"><path d="M[\d.]+ ([\d.-]+)', svg)
     assert 2 <= len(rules) <= 6
     assert all(TOP - 0.1 <= float(y) <= BOTTOM + 0.1 for y in rules)
 
@@ -77,6 +77,19 @@ def test_gaps_and_what_is_not_finite_are_left_out():
     drawn = plot("Title", "t", "y", [line])
     assert "nan" not in drawn.lower()
     assert 'd="M' in drawn
+
+
+@pytest.mark.parametrize("values", [[1e308, -1e308], [5e-324, 1e308], [0.0, 0.0], [3.0, 3.0]])
+@pytest.mark.parametrize("log", [False, True])
+def test_values_that_no_axis_holds_are_left_out(values, log):
+    made = plot("Title", "x", "y", [line_of("a", [1, 2], values)], y_log=log, points=True)
+    shown = [value for value in values if abs(value) < 1e100]
+    assert len(marks_of(made.partition("role=")[2])) == len(shown)
+
+
+def test_letters_that_xml_forbids_are_blanks():
+    made = plot("Title", "x\x00", "y\ud800", [line_of("a", [0], [1.0])], x_words=["a\nb\x1b"])
+    assert ">a b </text>" in made
 
 
 def test_the_table_of_a_plot_says_what_its_lines_say():

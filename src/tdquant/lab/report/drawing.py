@@ -279,4 +279,4 @@ def _themed(figure: Figure) -> str:
 def _rounded(numbers: str) -> str:
     """Coordinates with one decimal."""
     tenths = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}", numbers)
-    return re.sub(r"\s+", " ", tenths.replace(".0", "")).strip()
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", tenths.replace(".0", "")).strip()

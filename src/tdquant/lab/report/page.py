@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
@@ -51,9 +51,9 @@ def report(
         MissingDependencyError: Jinja2, matplotlib or Pillow is not installed.
     """
     found = read_inputs([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)
-    path = Path(out)
+    path, build = Path(out), page_of(found, title)
     for shrink in SHRINKING:
-        page = build_page(found, title, Pictures(shrink)).encode(errors="replace")
+        page = build(Pictures(shrink)).encode(errors="replace")
         if len(page) <= LIMIT:
             break
     else:
@@ -64,33 +64,37 @@ def report(
     return path
 
 
-def build_page(found: Inputs, title: str | None, pictures: Pictures) -> str:
-    """The page as text.
+def page_of(found: Inputs, title: str | None = None) -> Callable[[Pictures], Markup]:
+    """The page, as a function of what makes its pictures: everything else is drawn once.
 
     Arguments:
         found: What to show.
         title: Title of the page; derived from the inputs if None.
-        pictures: Makes its pictures.
     """
-    sections: list[tuple[str, str, Markup]] = []
+    parts: list[tuple[str, str, Callable[[Pictures], Markup]]] = []
     if found.studies:
-        sections.append(("claims", "What was found", study_parts.claims(found.studies)))
-        for i, study in enumerate(found.studies):
-            part = study_parts.section(study, i, pictures)
-            sections.append((study_parts.anchor(i), study.content.title, part))
+        claims = study_parts.claims(found.studies)
+        parts.append(("claims", "What was found", lambda pictures: claims))
+    for i, study in enumerate(found.studies):
+        name = study_parts.anchor(i)
+        parts.append((name, study.content.title, study_parts.section(study, name)))
     if found.runs:
-        sections.append(("runs", "Evaluated models", run_parts.section(found.runs, pictures)))
+        parts.append(("runs", "Evaluated models", run_parts.section(found.runs)))
     if found.unfinished:
-        sections.append(("progress", "In progress", run_parts.unfinished(found.unfinished)))
+        progress = render("unfinished", runs=found.unfinished)
+        parts.append(("progress", "In progress", lambda pictures: progress))
     style, script = _asset("report.css"), _asset("report.js")
     policy = (
         f"default-src 'none'; img-src data:; style-src {_digest(style)}; "
         f"script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
     )
-    return render(
-        "page", title=title or _title(found), summary=_summary(found), sections=sections,
-        style=style, script=script, policy=policy, version=version(), symbols=symbols(),
-    )  # fmt: skip
+    values = {
+        "title": title or _title(found), "summary": _summary(found), "version": version(),
+        "style": style, "script": script, "policy": policy, "symbols": symbols(),
+    }  # fmt: skip
+    return lambda pictures: render(
+        "page", sections=[(name, words, part(pictures)) for name, words, part in parts], **values
+    )
 
 
 def _asset(name: str) -> str:

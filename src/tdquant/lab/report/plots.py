@@ -21,6 +21,9 @@ from tdquant.lab.report.templating import render
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+LARGEST = 1e100
+"""Largest size of a number that is drawn: axes overflow near the end of float64."""
+
 
 class Line(Section):
     """One series of a plot, which may come from a study file.
@@ -64,6 +67,7 @@ class Line(Section):
         for row, values in zip(found, rows, strict=True):
             row[: len(values)] = np.array(values, dtype=float)
         found[2:] += 0 * found[:1:-1]  # an interval has two ends
+        found[np.abs(found) > LARGEST] = np.nan
         return found
 
     def points(self) -> list[int]:

@@ -4,7 +4,7 @@ against cost, the error over time, and layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from tdquant.lab.report.layers import brief, explorer, moves
 from tdquant.lab.report.numerals import is_number, numeral
 from tdquant.lab.report.pictures import Pictures
 from tdquant.lab.report.plots import Line, plot
-from tdquant.lab.report.reading import Run, Unfinished
+from tdquant.lab.report.reading import Run
 from tdquant.lab.report.studies import machine_words
 from tdquant.lab.report.tables import Column, table
 from tdquant.lab.report.templating import render
@@ -57,18 +57,17 @@ def _minor_differences(runs: Sequence[Run]) -> list[str]:
     return sorted({r.removeprefix(WARNING) for r in reasons if r.startswith(WARNING)})
 
 
-def section(runs: Sequence[Run], pictures: Pictures) -> Markup:
-    """All evaluated models."""
+def section(runs: Sequence[Run]) -> Callable[[Pictures], Markup]:
+    """All evaluated models, as a function of what makes their pictures."""
     runs = in_order(runs)
     labels = dict(zip((run.path for run in runs), label_runs(runs), strict=True))
     groups = comparable(runs)
     level = 4 if len(groups) > 1 else 3
     machines = dict.fromkeys(machine_words(dict(run.record.machine)) for run in runs)
     moving = next((run for run in runs if run.layers and moves(run.layers)), None)
-    return render(
-        "runs",
-        machines="; ".join(word for word in machines if word),
-        groups=[
+    values = {
+        "machines": "; ".join(word for word in machines if word),
+        "groups": [
             {
                 "conditions": _conditions(group[0]),
                 "reasons": _reasons_apart(group, groups[:i] + groups[i + 1 :], labels),
@@ -77,20 +76,15 @@ def section(runs: Sequence[Run], pictures: Pictures) -> Markup:
             }
             for i, group in enumerate(groups)
         ],
-        samples=_samples(runs, labels, pictures),
-        chapters=[
+        "chapters": [
             {
                 "name": labels[run.path], "brief": brief(run.layers), "open": run is moving,
                 "explorer": explorer(run.layers, f"run-{i + 1}"),
             }
             for i, run in enumerate(runs) if run.layers
         ],
-    )  # fmt: skip
-
-
-def unfinished(runs: Sequence[Unfinished]) -> Markup:
-    """Evaluations that still run."""
-    return render("unfinished", runs=[(run.path.name, run.progress) for run in runs])
+    }  # fmt: skip
+    return lambda pictures: render("runs", samples=_samples(runs, labels, pictures), **values)
 
 
 def _conditions(run: Run) -> str:

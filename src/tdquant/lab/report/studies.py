@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tdquant.lab.report.formats import VERDICTS, StudyPlot, StudySamples, StudyTable
@@ -40,25 +40,35 @@ def claims(studies: Sequence[Study]) -> Markup:
     )
 
 
-def section(study: Study, index: int, pictures: Pictures) -> Markup:
-    """One study: question, claim, what was measured, and everything that shows it."""
+def section(study: Study, name: str) -> Callable[[Pictures], Markup]:
+    """One study: question, claim, what was measured, and everything that shows it.
+
+    Arguments:
+        study: The study.
+        name: The id of the section.
+
+    Returns:
+        The section, as a function of what makes its pictures.
+    """
     content = study.content
     facts = [("Question", content.question), ("The paper", content.claim),
              ("Measured", content.measured)]  # fmt: skip
-    name = anchor(index)
-    return render(
+    values = {
+        "study": content,
+        "anchor": name,
+        "facts": [(key, text) for key, text in facts if text],
+        "where": machine_words(content.machine or {}),
+        "plots": [_plot(each) for each in content.plots or ()],
+        "layers": [(each.title, explorer(each, f"{name}-layers-{i}"))
+                   for i, each in enumerate(content.layers or ())],
+        "tables": [_table(each) for each in content.tables or ()],
+    }  # fmt: skip
+    return lambda pictures: render(
         "study",
-        study=content,
-        anchor=name,
-        facts=[(key, text) for key, text in facts if text],
-        where=machine_words(content.machine or {}),
-        plots=[_plot(each) for each in content.plots or ()],
         samples=[_samples(study, each, pictures) for each in content.samples or ()],
         figures=[(each, pictures.figure(study.file(each.file))) for each in content.figures or ()],
-        layers=[(each.title, explorer(each, f"{name}-layers-{i}"))
-                for i, each in enumerate(content.layers or ())],
-        tables=[_table(each) for each in content.tables or ()],
-    )  # fmt: skip
+        **values,
+    )
 
 
 def machine_words(machine: dict[str, Any]) -> str:
