@@ -14,6 +14,7 @@ from PIL import Image
 from tdquant.errors import StorageError
 from tdquant.lab.report import page as pages
 from tdquant.lab.report import report
+from tdquant.lab.report.drawing import symbol
 from tdquant.lab.report.pictures import Pictures, encode
 from tests.lab.report.made_up import (
     MODELS,
@@ -86,6 +87,16 @@ def test_the_policy_knows_style_and_script(everything):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
     assert "unsafe" not in policy
+
+
+def test_every_mark_of_a_plot_is_on_the_page(everything):
+    elements = Outline(everything).elements
+    shapes = {f["id"]: f["d"] for _, f in elements if f.get("id", "").startswith("mark-")}
+    assert set(shapes) == {symbol(hue) for hue in range(-1, 20)}
+    assert len(set(shapes.values())) == len(shapes)
+    used = {found["href"][1:] for name, found in elements if name == "use"}
+    assert len(used) >= 4
+    assert used <= set(shapes)
 
 
 def test_ids_are_unique_and_links_lead_somewhere(everything):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdquant.lab.report.drawing import BOTTOM, LEFT, RIGHT, TOP, _ticks, draw, symbols
+from tdquant.lab.report.drawing import BOTTOM, LEFT, RIGHT, TOP, _ticks, draw
 from tdquant.lab.report.plots import Line, plot, readings
 
 FINITE = st.floats(-1e6, 1e6).filter(lambda v: v == 0 or abs(v) > 1e-6)
@@ -129,12 +129,6 @@ def test_lines_are_told_apart_without_their_colour():
     assert "<use" not in plot("Title", "t", "y", lines[:1])  # nothing to tell it from
     points = plot("Title", "t", "y", lines[:2], points=True)
     assert len(marks_of(points)) == 200
-
-
-def test_marks_have_shapes_of_their_own():
-    found = symbols()
-    assert sorted(found) == [*(f"mark-{k}" for k in range(8)), "mark-neutral"]
-    assert len(set(found.values())) == 9
 
 
 def test_what_others_are_compared_with_has_no_colour():

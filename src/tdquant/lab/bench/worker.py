@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -191,11 +192,9 @@ def _build(config: WorkerConfig, example: tuple[Tensor, Tensor]) -> Any:
 
 def _about(model: Any) -> dict[str, Any]:
     """Which kernels run how many layers, and why this backend."""
-    kernels: dict[str, int] = {}
-    for row in summary(model) if isinstance(model, nn.Module) else []:
-        if row.kernel:
-            kernels[row.kernel] = kernels.get(row.kernel, 0) + 1
-    return {"kernels": kernels, "choice": str(getattr(model, "tdq_backend", ""))}
+    rows = summary(model) if isinstance(model, nn.Module) else []
+    kernels = Counter(row.kernel for row in rows if row.kernel)
+    return {"kernels": dict(kernels), "choice": str(getattr(model, "tdq_backend", ""))}
 
 
 def _limit(threads: int) -> None:

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import numpy as np
@@ -31,15 +31,9 @@ WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 466, 34, 256
 """The box of the axes inside the drawing, from its upper left corner."""
 
-MARKERS = (("o", 8), ("s", 7.2), ("D", 7), ("^", 9), ("v", 9), ("P", 9), ("X", 9), ("*", 12))
-"""Marker and its size for each hue."""
-
-NEUTRAL: tuple[Any, float] = (
-    ((-1, -0.28), (1, -0.28), (1, 0.28), (-1, 0.28), (-1, -0.28)), 12,
-)  # fmt: skip
-"""The bar of hue -1."""
-
 COLOURS = 8
+"""Colours of the style sheet, and marks of the page beside the neutral one."""
+
 MOST_TICKS = 5
 _SVG, _HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 _LABEL_SIZE = 15
@@ -54,20 +48,6 @@ def colour(hue: int) -> str:
 def symbol(hue: int) -> str:
     """The id of a hue's mark on the page. Past the colours, one comes with another mark."""
     return f"mark-{(hue + hue // COLOURS) % COLOURS}" if hue >= 0 else "mark-neutral"
-
-
-def symbols() -> dict[str, str]:
-    """Paths of all marks, by the ids that drawings refer to."""
-    with _figure() as (figure, axes):
-        for (marker, size), hue in zip([*MARKERS, NEUTRAL], [*range(COLOURS), -1], strict=True):
-            axes.plot(0, 0, marker=marker, markersize=size, gid=symbol(hue))
-        drawn = _groups(figure)
-    paths = {each.get("id", ""): each.find(f"{_SVG}defs/{_SVG}path") for each in drawn}
-    return {
-        name: _rounded(path.get("d", ""))
-        for name, path in paths.items()
-        if name.startswith("mark-") and path is not None
-    }
 
 
 def draw(
@@ -244,16 +224,11 @@ def _plain(text: str) -> str:
     return "".join(each if each.isprintable() else " " for each in text)
 
 
-def _groups(figure: Figure) -> Iterator[ElementTree.Element]:
-    """All groups of a drawing, the outermost first."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return ElementTree.fromstring(buffer.getvalue()).iter(f"{_SVG}g")
-
-
 def _themed(figure: Figure) -> str:
     """The drawing as SVG with classes: no styles, no ids, marks by reference to the page's."""
-    whole = next(_groups(figure))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    whole = next(ElementTree.fromstring(buffer.getvalue()).iter(f"{_SVG}g"))
     for group in whole.iter(f"{_SVG}g"):
         name = group.attrib.pop("id", "")
         for definitions in group.findall(f"{_SVG}defs"):

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from tdquant.files.writing import replacing
 from tdquant.lab.report import runs as run_parts
 from tdquant.lab.report import studies as study_parts
-from tdquant.lab.report.drawing import symbols
 from tdquant.lab.report.pictures import Pictures
 from tdquant.lab.report.reading import Inputs, read_inputs
 from tdquant.lab.report.templating import render
@@ -90,7 +89,7 @@ def page_of(found: Inputs, title: str | None = None) -> Callable[[Pictures], Mar
     )
     values = {
         "title": title or _title(found), "summary": _summary(found), "version": version(),
-        "style": style, "script": script, "policy": policy, "symbols": symbols(),
+        "style": style, "script": script, "policy": policy,
     }  # fmt: skip
     return lambda pictures: render(
         "page", sections=[(name, words, part(pictures)) for name, words, part in parts], **values
