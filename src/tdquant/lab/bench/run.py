@@ -1,4 +1,4 @@
-"""The benchmark: backends take turns, so that whatever disturbs the machine affects all alike."""
+"""The benchmark: backends take turns, so that disturbances affect all alike."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class BenchRow:
 
     @property
     def images_per_second(self) -> float:
-        """Images a second in the denoiser alone."""
+        """Images per second, counting the denoiser only."""
         return 1000 * self.batch / (self.median * self.steps)
 
     def to_dict(self) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
         rows.append(DemoRow(bits, label, distance(found), error, sqnr, _megabytes(frozen)))
         if scale == "auto":
             curves = moving_curves(frozen)
-    # Models are timed in turns, so that whatever else runs disturbs all alike.
+    # Models are timed in turns, so that disturbances affect all alike.
     seconds = time_calls({str(i): m for i, m in enumerate(running)}, timed, runs=9)
     rows = [
         replace(row, milliseconds=1e3 * seconds[str(i)], resident=resident_bytes(model) / 1e6)

@@ -1,8 +1,7 @@
 """Draws plots with matplotlib, as SVG that a page styles.
 
-The drawing keeps geometry alone: in place of matplotlib's colours, fonts and ids its groups have
-classes of the style sheet, so that a plot follows the page's theme. Artists name their classes by
-``gid``.
+Only geometry is kept: matplotlib's colours, fonts and ids are replaced by classes of the style
+sheet, so that a plot follows the page's theme. An artist's ``gid`` holds its classes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 466, 34, 256
 """The box of the axes inside the drawing, from its upper left corner."""
 
 COLOURS = 8
-"""Colours of the style sheet, and marks of the page beside the neutral one."""
+"""Number of colours in the style sheet, and of marks on the page; the neutral one is extra."""
 
 MOST_TICKS = 5
 _SVG, _HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
@@ -46,7 +45,7 @@ def colour(hue: int) -> str:
 
 
 def symbol(hue: int) -> str:
-    """The id of a hue's mark on the page. Past the colours, one comes with another mark."""
+    """The id of a hue's mark on the page. Hues that share a colour have different marks."""
     return f"mark-{(hue + hue // COLOURS) % COLOURS}" if hue >= 0 else "mark-neutral"
 
 
@@ -63,11 +62,11 @@ def draw(
 
     Arguments:
         lines: The series, with hues.
-        x_label: Of the horizontal axis.
-        y_label: Of the vertical axis.
-        words: What 0, 1, ... of the horizontal axis stand for, if these are no numbers.
-        x_log: Logarithmic horizontal axis, where all numbers are positive.
-        y_log: The same for the vertical axis.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+        words: Names of the positions 0, 1, ... of a horizontal axis without numbers.
+        x_log: Logarithmic horizontal axis, if all numbers are positive.
+        y_log: Logarithmic vertical axis, if all numbers are positive.
         points: Mark every value, and draw intervals as whiskers instead of bands.
 
     Returns:
@@ -101,13 +100,13 @@ def draw(
 
 
 def _least(values: Iterable[np.ndarray]) -> float:
-    """The smallest number, gaps aside; 1 if there is none."""
+    """The smallest number that is not a gap; 1 if there is none."""
     found = np.concatenate([[np.nan], *values])
     return float(found[np.isfinite(found)].min()) if np.isfinite(found).any() else 1.0
 
 
 def _marked(line: Line, place: int, count: int, points: bool) -> list[int]:
-    """Indices of the values that have a mark: all, or about eight, beside those of the others."""
+    """Indices of the values with a mark: all, or about eight that avoid those of other lines."""
     there = line.points()
     if points or len(there) == 1 or not line.joined:
         return there
@@ -117,11 +116,11 @@ def _marked(line: Line, place: int, count: int, points: bool) -> list[int]:
 
 @contextmanager
 def _figure() -> Iterator[tuple[Figure, Axes]]:
-    """An empty drawing in matplotlib's default style, whatever the user's is."""
+    """An empty drawing in matplotlib's default style, which the user's settings do not affect."""
     style = require("matplotlib.style", EXTRA)
     settings = {"svg.fonttype": "none", "svg.hashsalt": "tdquant", "font.size": 11.5}
     with style.context(["default", settings]), warnings.catch_warnings():
-        # The reader's fonts are used, not matplotlib's, which lack some letters.
+        # The browser's fonts are used, not matplotlib's, which lack some letters.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = require("matplotlib.figure", EXTRA).Figure((WIDTH / 72, HEIGHT / 72), dpi=72)
         figure.patch.set_visible(False)
@@ -185,9 +184,9 @@ def _ticks(low: float, high: float, scale: str) -> list[float]:
 
 
 def _draw_labels(axes: Axes, lines: Sequence[Line]) -> None:
-    """Words at points, each at the first of four corners where it covers nothing, or nowhere.
+    """Writes words at points, each at the first of four corners where it covers nothing.
 
-    The readout still has those that are left out.
+    Words that fit nowhere are left to the readout.
     """
     words = [
         (*line.values[:2, i], _plain(line.labels[i]))
@@ -220,7 +219,7 @@ def _draw_labels(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _plain(text: str) -> str:
-    """The text without line breaks and what XML does not allow."""
+    """The text with blanks for line breaks and for characters that XML does not allow."""
     return "".join(each if each.isprintable() else " " for each in text)
 
 

@@ -17,7 +17,7 @@ def numeral(value: Any, digits: int | None = None) -> str:
     """A number as text, with a true minus sign; a dash for None and what is not finite.
 
     Arguments:
-        value: The number. What is no number is text already.
+        value: The number. Anything else is converted by ``str``.
         digits: Places after the point; four significant ones if None, three beside a power of
             ten, without zeros at the end.
     """
@@ -35,7 +35,7 @@ def numeral(value: Any, digits: int | None = None) -> str:
     else:
         text = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     if not text.strip("-0.,"):
-        text = text.removeprefix("-")  # what is rounded to zero has no sign
+        text = text.removeprefix("-")  # a number that rounds to zero has no sign
     return text.replace(",", "\u202f").replace("-", "−")
 
 

@@ -95,9 +95,9 @@ def plot(
         title: What is plotted.
         x_label: Name and unit of the horizontal axis.
         y_label: Name and unit of the vertical axis.
-        lines: The series, told apart by colour, mark and name.
-        x_words: What the numbers 0, 1, ... of the horizontal axis stand for, if it has words.
-            Values are marked and not joined, each hue in a column of its own.
+        lines: The series, distinguished by colour, mark and name.
+        x_words: Names of the positions 0, 1, ... of a horizontal axis without numbers. Values are
+            marked and not joined, each hue in a column of its own.
         x_log: Logarithmic, if all numbers are positive.
         y_log: The same for the vertical axis.
         points: Mark every value; otherwise, where there are several lines, some of each.

@@ -64,10 +64,9 @@ class Cell:
 
 
 def best(rows: Sequence[dict[str, Any]], column: Column) -> set[int]:
-    """Indices of the best rows as they are printed; none where nothing is compared.
+    """Indices of the best rows; none where nothing is compared.
 
-    Rows that print the same share the mark. A ``baseline`` is what others are measured against,
-    and takes no part.
+    Rows that print the same number are best alike. A row with ``baseline`` takes no part.
     """
     values = {
         i: row[column.key]
