@@ -46,6 +46,8 @@ lint: venv
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/codespell
 
 format: venv
 	$(BIN)/ruff check --fix

@@ -94,7 +94,7 @@ def interleaved(functions, rounds):
 
 def forwards(model, shape, batches, rounds, recipe):
     """Median times of the float, the quantized and the frozen forward."""
-    quantized = tdq.quantize(copy.deepcopy(model), recipe, verbose=False)
+    quantized = tdq.quantize(copy.deepcopy(model), recipe)
     calls = [(torch.randn(2, *shape), torch.tensor(t)) for t in (0, 250, 500, 750, 999)]
     tdq.calibrate(quantized, calls, progress=False)
     frozen = tdq.freeze(quantized)
@@ -124,7 +124,7 @@ def main() -> None:
     recipe = tdq.Recipe(weights=4, activations=8)
     memory = {}
     for batches in (8, 32):
-        model = tdq.quantize(copy.deepcopy(big), recipe, verbose=False)
+        model = tdq.quantize(copy.deepcopy(big), recipe)
         calls = (
             (torch.randn(batch, 3, 32, 32), torch.tensor(int(t)))
             for t in torch.linspace(0, 999, batches)

@@ -64,7 +64,7 @@ def nncf_int8(graph, calls, halved=False):
     """
     import nncf
 
-    data = nncf.Dataset([[x.numpy(), t.reshape(1).numpy()] for x, t in calls])
+    data = nncf.Dataset([[np.atleast_1d(value.numpy()) for value in call] for call in calls])
     fix = nncf.OverflowFix.ENABLE if halved else nncf.OverflowFix.FIRST_LAYER
     options = nncf.AdvancedQuantizationParameters(overflow_fix=fix)
     return nncf.quantize(graph.clone(), data, subset_size=len(calls), advanced_parameters=options)
@@ -117,7 +117,7 @@ def onnx_float(model, shape, file, threads):
 
 
 def quantized(model, calls, **recipe):
-    q = tdq.quantize(copy.deepcopy(model), tdq.Recipe(**recipe), verbose=False)
+    q = tdq.quantize(copy.deepcopy(model), tdq.Recipe(**recipe))
     tdq.calibrate(q, calls, progress=False)
     return tdq.freeze(q)
 

@@ -68,7 +68,7 @@ def frozen_model(model, shape, weights, activations, scale="static", labels=()):
     recipe = tdq.Recipe(
         weights=weights, activations=activations, scale="dynamic" if scale == "dynamic" else "auto"
     )
-    tdq.quantize(model, recipe, verbose=False)
+    tdq.quantize(model, recipe)
     if scale == "dynamic":
         return tdq.freeze(model)
     knots = torch.arange(1000.0 if scale == "temporal" else 1.0)

@@ -26,6 +26,7 @@ from tdquant.layers import quantized_layers
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.quantizers import OffsetQuantizer, activation_quantizers
 from tdquant.scales import PublishedScale
+from tdquant.training import Optimization
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 from protocol import Subject
@@ -71,7 +72,8 @@ def quantized(subject, recipe, start, seed):
 
 def one_batch(subject, seed):
     """100 draws of time and noise for the first batch."""
-    from tdquant.training import DiffusionObjective, loader
+    from tdquant.training import DiffusionObjective
+    from tdquant.training.order import loader
 
     objective = DiffusionObjective(subject.pipe.scheduler)
     items = next(iter(loader(subject.data, BATCH, seed=seed)))
@@ -123,9 +125,9 @@ def run(subject, name, rate, seed):
     untrained = subject.judge(tdq.freeze(copy.deepcopy(model).eval()))
     done = tdq.train(
         model, subject.data, subject.pipe.scheduler, loss="l1", steps=STEPS, batch=BATCH,
-        rate=rate, warmup=20, ema=0.99, seed=seed, progress=False,
-        **{"rates": "published", **options},
-    )  # fmt: skip
+        rate=rate, seed=seed, progress=False,
+        optimization=Optimization(**{"rates": "published", "warmup": 20, "ema": 0.99, **options}),
+    ).tdq.training  # fmt: skip
     found = subject.judge(tdq.freeze(done.average))
     return {"row": name, "rate": rate, "seed": seed, "untrained": untrained["frechet"], **found}
 

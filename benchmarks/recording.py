@@ -75,7 +75,7 @@ def measure(calls, steps, width):
             ).save(Path(folder) / "calls")
         found |= {"recording_mb": peak.grown / 1e6, "recording_s": time.perf_counter() - started}
         found["shards_mb"] = sum(f.stat().st_size for f in saved.folder.iterdir()) / 1e6
-        tdq.quantize(pipe.unet, tdq.Recipe(weights=32, activations=8), verbose=False)
+        tdq.quantize(pipe.unet, tdq.Recipe(weights=32, activations=8))
         started = time.perf_counter()
         with Peak() as peak:
             seen = tdq.observe(pipe.unet, saved, calls=16, samples=2, progress=False)

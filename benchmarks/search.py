@@ -48,7 +48,7 @@ def main() -> None:
         )  # fmt: skip
 
     def quantized(recipe):
-        return tdq.quantize(copy.deepcopy(pipe.unet), recipe, verbose=False)
+        return tdq.quantize(copy.deepcopy(pipe.unet), recipe)
 
     held_out = list(calls(4, TEST_SEED))
     with torch.no_grad():
@@ -57,7 +57,7 @@ def main() -> None:
 
     def measure(recipe, **options):
         model = quantized(recipe)
-        report = tdq.calibrate(model, observations, progress=False, **options)
+        report = tdq.calibrate(model, observations, progress=False, **options).tdq.calibration
         frozen = tdq.freeze(model)
         with torch.no_grad():
             errors = [

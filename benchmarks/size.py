@@ -26,9 +26,10 @@ import torch
 import tdquant as tdq
 from record import table, write
 
+CHANNELS = [320, 640, 1280, 1280]
 UNET = {
     "sample_size": 64,
-    "block_out_channels": [320, 640, 1280, 1280],
+    "block_out_channels": CHANNELS,
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
 }
@@ -64,7 +65,7 @@ def convert(work, bits):
     model = UNet2DConditionModel(**UNET).eval().requires_grad_(False)
     rows = []
     with measured(rows, "quantize"):
-        tdq.quantize(model, tdq.Recipe(weights=bits, activations=8), verbose=False)
+        tdq.quantize(model, tdq.Recipe(weights=bits, activations=8))
     for _, quantizer in activation_quantizers(model):  # calibration is another benchmark's
         quantizer.scale = TableScale(torch.arange(1000.0), torch.full((1000,), 0.05))
     with measured(rows, "freeze"):
@@ -116,14 +117,19 @@ def median_call(model, rows, title):
     rows.append({"what": title, "seconds": statistics.median(times[1:])})
 
 
-def export(work, bits):
+def export(work, bits, compact=False):
     """The saved model, held as numbers, as a file of OpenVINO."""
-    frozen = tdq.load(work / f"w{bits}")
+    frozen = tdq.load(work / f"w{bits}", compact=compact)
     rows = []
-    with measured(rows, "export") as row:
+    with measured(rows, "export, compact" if compact else "export") as row:
         tdq.export(frozen, work / f"w{bits}.xml", call_of())
     row["file_mb"] = sum(f.stat().st_size for f in work.glob(f"w{bits}.*")) / MB
     return rows
+
+
+def export_compact(work, bits):
+    """The saved model, held as codes, as the same file."""
+    return export(work, bits, compact=True)
 
 
 def session(work, bits):
@@ -148,9 +154,18 @@ def eager(work, bits):
     return rows
 
 
-MEASUREMENTS = (convert, load, load_compact, export, session, eager)
+MEASUREMENTS = (convert, load, load_compact, export, export_compact, session, eager)
 """Run in this order, each in a process of its own: ``measurement(work, bits)`` gives rows, and
 finds in the folder ``work`` what those before it left."""
+
+
+def apart(name, bits, work, options):
+    """Rows of one measurement, in a process of its own."""
+    command = [sys.executable, __file__, "--one", name, "--bits", str(bits), "--work", str(work)]
+    command += ["--threads", str(options.threads), "--channels", *map(str, options.channels)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
@@ -159,33 +174,30 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, help="folder for files of a few GB (default: temp)")
     parser.add_argument(
+        "--channels", type=int, nargs=4, default=CHANNELS, help="of the blocks, for a quick trial"
+    )
+    parser.add_argument(
         "--one", choices=[m.__name__ for m in MEASUREMENTS], help=argparse.SUPPRESS
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    UNET["block_out_channels"] = options.channels
     if options.one:
         print(json.dumps(globals()[options.one](options.work, *options.bits)))
         return
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     work = Path(tempfile.mkdtemp(dir=options.work))
     rows = []
     try:
         for bits in options.bits:
             for measurement in MEASUREMENTS:
-                command = [sys.executable, __file__, "--one", measurement.__name__]
-                command += ["--bits", str(bits), "--threads", str(options.threads)]
-                command += ["--work", str(work)]
-                done = subprocess.run(
-                    command, stdout=subprocess.PIPE, text=True, check=True, env=environment
-                )
-                found = json.loads(done.stdout.splitlines()[-1])
+                found = apart(measurement.__name__, bits, work, options)
                 rows += [{"model": f"W{bits}A8", **row} for row in found]
                 print(*rows[-len(found) :], sep="\n", flush=True)
     finally:
         shutil.rmtree(work)
     head = ["model", "what", "seconds", "cpu_seconds", "before_mb", "peak_mb", "file_mb"]
     table(head, [[row.get(key, "-") for key in head] for row in rows])
-    if options.bits == [4, 8]:
+    if options.bits == [4, 8] and options.channels == CHANNELS:
         write("size", unet=UNET, threads=options.threads, rows=rows)
 
 

@@ -37,7 +37,7 @@ def small_unet():
 
 def quantized(model, shape, kind):
     recipe = tdq.Recipe(weights=4, activations=4, scale=kind)
-    model = tdq.quantize(copy.deepcopy(model), recipe, verbose=False)
+    model = tdq.quantize(copy.deepcopy(model), recipe)
     calls = [(torch.randn(1, *shape), torch.tensor(t)) for t in (0, 500, 999)]
     tdq.calibrate(model, calls, estimator="mse", progress=False)
     return model

@@ -49,7 +49,7 @@ def main() -> None:
     models, seconds = {"float": pipe.unet}, {}
     for name, (scale, estimator) in PLANS.items():
         recipe = tdq.Recipe(*args.bits, scale=scale)
-        model = tdq.quantize(copy.deepcopy(pipe.unet), recipe, verbose=False)
+        model = tdq.quantize(copy.deepcopy(pipe.unet), recipe)
         began = time.perf_counter()
         tdq.calibrate(model, calls(), estimator=estimator, generate=generate, progress=False)
         seconds[name] = time.perf_counter() - began

@@ -25,7 +25,7 @@ from tdquant.lowering.backends import time_calls
 def quantized(pipe, steps: int) -> nn.Module:
     """The pipe's denoiser at W4A8, frozen."""
     recipe = tdq.Recipe(weights=4, activations=8)
-    model = tdq.quantize(copy.deepcopy(pipe.unet), recipe, verbose=False)
+    model = tdq.quantize(copy.deepcopy(pipe.unet), recipe)
     tdq.calibrate(model, tdq.trajectories(pipe, 4, steps=steps), progress=False)
     return tdq.freeze(model)
 

@@ -65,8 +65,8 @@ def main() -> None:
         calls = calls.save(Path(folder) / "calls")
         parts = tdq.denoisers(pipe)
         for name, model in parts.items():
-            tdq.quantize(model, tdq.Recipe(weights=4, activations=8), verbose=False)
-            print(name, tdq.calibrate(model, calls[name], progress=not args.tiny))
+            tdq.quantize(model, tdq.Recipe(weights=4, activations=8))
+            print(name, tdq.calibrate(model, calls[name], progress=not args.tiny).tdq.calibration)
         for name, model in parts.items():
             setattr(pipe, name, tdq.freeze(model))
         out = args.out or Path(folder) / "quantized"

@@ -37,7 +37,7 @@ def main() -> None:
     pipes = {"float": pipe}
     for scale in ("temporal",) if args.tiny else ("static", "temporal"):
         model = copy.deepcopy(pipe.unet)
-        tdq.quantize(model, tdq.Recipe(weights=4, activations=5, scale=scale), verbose=False)
+        tdq.quantize(model, tdq.Recipe(weights=4, activations=5, scale=scale))
         calls = tdq.trajectories(pipe, 4 if args.tiny else 16, steps=steps)
         estimator = "mse" if args.tiny else "auto"
         tdq.calibrate(model, calls, estimator=estimator, progress=not args.tiny)

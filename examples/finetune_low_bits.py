@@ -15,6 +15,7 @@ import argparse
 import copy
 
 import tdquant as tdq
+from tdquant.training import Checkpointing, Optimization
 
 
 def report(when: str, model, exact, pipe, steps: int) -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     exact = tdq.sample(pipe.unet, pipe.scheduler, count, pipe.shape, **options)
 
     recipe = tdq.Recipe(weights=args.bits, activations=args.bits, scale="temporal")
-    model = tdq.quantize(copy.deepcopy(pipe.unet), recipe, verbose=False)
+    model = tdq.quantize(copy.deepcopy(pipe.unet), recipe)
     calls = tdq.trajectories(pipe, 2 if args.tiny else 16, steps=sampler_steps)
     estimator = "mse" if args.tiny else "auto"
     tdq.calibrate(model, calls, estimator=estimator, progress=not args.tiny)
@@ -55,14 +56,13 @@ def main() -> None:
         steps=steps,
         batch=4 if args.tiny else 16,
         rate=1e-4,  # at 1e-3 a short run destroys more than it mends
-        schedule="cosine",
-        ema=0.98,
+        optimization=Optimization(schedule="cosine", ema=0.98),
         teacher=pipe.unet,
         distill=1.0,
         out=args.out,
-        save_every=100,
+        checkpoints=Checkpointing(every=100),
         progress=not args.tiny,
-    )
+    ).tdq.training
     frozen = tdq.freeze(run.average)  # the moving average samples better than the last step
     report(f"after {run.step} steps", frozen, exact, pipe, sampler_steps)
     print(f"saved: {tdq.save(frozen, f'{args.out}/frozen')}")

@@ -87,7 +87,7 @@ def main() -> None:
     for scale in ("static", "auto"):
         recipe = tdq.Recipe(weights=8, activations=args.bits, scale=scale)
         model = copy.deepcopy(exact)
-        tdq.quantize(model, recipe, timestep="level", verbose=scale == "auto")
+        tdq.quantize(model, recipe, timestep="level")
         tdq.calibrate(model, calls, time_range=(0, 1), generate=generate, progress=False)
         tdq.save(tdq.freeze(model), args.out)
         frozen = tdq.load(args.out, model=Points(width))

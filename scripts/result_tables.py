@@ -218,6 +218,18 @@ def size(found: dict) -> str:
     )
 
 
+def size_peers(found: dict) -> str:
+    """A call of a large model beside other engines."""
+    seconds = {row["what"]: row["seconds"] for row in found["rows"]}
+    whole = seconds["float in PyTorch"]
+    rows = [[name, f"{s:.2f}", f"{whole / s:.1f}x"] for name, s in seconds.items()]
+    head = ["", "seconds", "faster than float"]
+    return (
+        f"{markdown(head, rows, slice(1, 3))}\n\nOne call of the same model, medians of "
+        f"interleaved calls. {found['threads']} thread of {where(found)}."
+    )
+
+
 def filled(text: str) -> str:
     """A page with its tables made anew."""
 

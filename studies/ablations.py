@@ -73,7 +73,7 @@ def trained(
     model = subject.quantized(recipe)
     report = tdq.calibrate(
         model, observations, estimator=estimator, split=False, seed=seed, progress=False
-    )
+    ).tdq.calibration
     quantizers = dict(activation_quantizers(model))
     gain = {c.path: c.static_error - c.error for c in report.layers}
     static = sorted(gain, key=gain.__getitem__)[: round((1 - share) * len(gain))]
@@ -86,7 +86,7 @@ def trained(
             scale_there = quantizers[path].scale
             if path in static:
                 quantizers[path].scale = StaticScale.from_step(q.scale.step.item(), q.grid)
-                quantizers[path].clock.forget_laws()
+                quantizers[path].clock.invalidate_scale_cache()
             elif start == "flat" and isinstance(scale_there, TemporalScale):
                 scale_there.reset(q.scale.step.item())
     return finished(subject, model, settings, rate or settings["rate"], seed)

@@ -20,6 +20,7 @@ from protocol import Subject
 from strips import Strips, slug
 from tdquant.diffusion import make_scheduler
 from tdquant.lab.metrics import mse
+from tdquant.training import Checkpointing, Optimization
 
 HERE = Path(__file__).parent
 METHODS = ("float", "LSQ", "LSQ, corrected", "TDQ", "TDQ, corrected")
@@ -56,10 +57,13 @@ def trained(subject, method):
     pipe = subject.pipe
     model = subject.quantized(tdq.Recipe(4, 4, scale=SCALES[method]))
     tdq.calibrate(model, list(subject.noised(16, 32, 0)), seed=0)
+    settings = dict(TRAINING)
+    how = Optimization(schedule=settings.pop("schedule"), ema=settings.pop("ema"))
     done = tdq.train(
-        model, subject.data, pipe.scheduler, **TRAINING, teacher=copy.deepcopy(pipe.unet),
-        distill=1.0, seed=0, out=HERE.parent / "runs" / f"study-{method.lower()}", save_every=250,
-    )  # fmt: skip
+        model, subject.data, pipe.scheduler, **settings, optimization=how,
+        teacher=copy.deepcopy(pipe.unet), distill=1.0, seed=0, checkpoints=Checkpointing(250),
+        out=HERE.parent / "runs" / f"study-{method.lower()}",
+    ).tdq.training  # fmt: skip
     if not done.finished:
         raise SystemExit("stopped; start again to go on")
     tdq.save(tdq.freeze(done.average), folder)

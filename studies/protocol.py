@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 import tdquant as tdq
 from tdquant.lab.metrics import FrechetDistance, mse
 from tdquant.models import Pipe
-from tdquant.training import DiffusionObjective, loader
+from tdquant.training import DiffusionObjective
+from tdquant.training.order import loader
 
 MODELS = ("cats-ddpm", "cats-ldm")
 NOISE = 77
@@ -102,7 +103,7 @@ class Subject:
 
     def quantized(self, recipe: tdq.Recipe) -> nn.Module:
         """A quantized copy of the float model, not calibrated."""
-        return tdq.quantize(copy.deepcopy(self.pipe.unet), recipe, verbose=False)
+        return tdq.quantize(copy.deepcopy(self.pipe.unet), recipe)
 
     def noised(self, batch: int, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Calls as training makes them: noised items at random timesteps."""

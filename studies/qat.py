@@ -27,6 +27,7 @@ from ledger import (
 )
 from protocol import MODELS, Subject
 from strips import Strips
+from tdquant.training import Optimization
 
 METHODS = {
     "LSQ, published rates": {"scale": "static", "rates": "published"},
@@ -77,10 +78,11 @@ def finished(subject, model, settings, rate, seed, rates="equal"):
     """Trains a calibrated model: the frozen moving average, and the loss of the last fifth."""
     done = tdq.train(
         model, subject.data, subject.pipe.scheduler, steps=settings["steps"],
-        batch=settings["batch"], rate=rate, rates=rates, schedule="cosine", ema=settings["ema"],
+        batch=settings["batch"], rate=rate,
+        optimization=Optimization(rates=rates, schedule="cosine", ema=settings["ema"]),
         teacher=subject.teacher, distill=settings["distill"], seed=seed,
         progress=False,
-    )  # fmt: skip
+    ).tdq.training  # fmt: skip
     tail = done.losses[-max(len(done.losses) // 5, 1) :]
     return tdq.freeze(done.average), sum(tail) / len(tail)
 

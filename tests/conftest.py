@@ -16,7 +16,6 @@ def quantized(weights=8, activations=8, scale="temporal", calibrated=True, edges
     tdq.quantize(
         model,
         tdq.Recipe(weights=weights, activations=activations, scale=scale, edges=edges, **recipe),
-        verbose=False,
     )
     if calibrated:
         tdq.calibrate(model, calls(), progress=False)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import tdquant as tdq
-from tdquant.clock import Clock, clock_of, find_timestep
+from tdquant.clock import Clock, clock_of, find_timestep, remove_clock
 from tdquant.errors import ClockError, ConversionError
 from tdquant.scales import StaticScale, TemporalScale, temporal
 from tests.conftest import quantized
@@ -23,7 +23,7 @@ class Probe(nn.Module):
         self.inner = nn.Identity()
 
     def forward(self, x, t, scale=1.0):
-        return self.tdq_clock.read() * scale
+        return self.tdq.clock.read() * scale
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_copies_have_clocks_of_their_own():
     twin = copy.deepcopy(model)
     assert clock_of(twin) is not clock_of(model)
     assert twin(None, 3).item() == 3
-    clock_of(model).remove()
+    remove_clock(model)
     assert twin(None, 4).item() == 4
 
 
@@ -142,7 +142,7 @@ class Checkpointed(Mixed):
 def test_gradient_checkpointing_recomputes_with_the_same_scale(x):
     grads = []
     model = Checkpointed().eval()
-    tdq.quantize(model, tdq.Recipe(activations=5, edges=8, scale="temporal"), verbose=False)
+    tdq.quantize(model, tdq.Recipe(activations=5, edges=8, scale="temporal"))
     tdq.calibrate(model, calls(), progress=False)
     for use in (True, False):
         model.zero_grad()
@@ -170,7 +170,6 @@ def test_recomputing_sees_the_very_steps_of_the_first_time_dropout_and_all(x):
         tdq.quantize(
             model,
             tdq.Recipe(activations=5, scale="temporal", temporal={"dropout": 0.5}),
-            verbose=False,
         )
         tdq.calibrate(model, calls(), progress=False)
         model.train()

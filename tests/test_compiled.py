@@ -78,13 +78,13 @@ def test_the_module_itself_compiles(frozen, x):
 
 @torch.no_grad()
 def test_a_compiled_call_leaves_nothing_behind(frozen, x):
-    graphs, last = Graphs(), frozen.tdq_clock.last
+    graphs, last = Graphs(), frozen.tdq.clock.last
     compiled = torch.compile(lambda x, t: frozen(x, t), fullgraph=True, backend=graphs)
     for t in (5, 6, 7):
         compiled(x, torch.tensor(t))
     assert len(graphs) == 1
-    assert not frozen.tdq_clock._now
-    assert frozen.tdq_clock.last is last
+    assert not frozen.tdq.clock._now
+    assert frozen.tdq.clock.last is last
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def test_export_keeps_the_timestep_an_input(model, x):
         program = torch.export.export(model, (x, example), strict=False)
         for t in times:
             assert torch.equal(program.module()(x, t), model(x, t))
-    assert type(model.tdq_clock.last) is torch.Tensor  # no tensor of the trace
+    assert type(model.tdq.clock.last) is torch.Tensor  # no tensor of the trace
 
 
 @pytest.mark.parametrize("warm", [False, True])
@@ -139,7 +139,7 @@ def test_inductor(calibrated, frozen, x, kind):
 def test_the_embedded_model():
     pipe = tdq.models.load_embedded("cats-ddpm")
     recipe = tdq.Recipe(weights=4, activations=8, attention=8)
-    model = tdq.quantize(pipe.unet, recipe, verbose=False)
+    model = tdq.quantize(pipe.unet, recipe)
     calls = tdq.trajectories(model, pipe.scheduler, 2, pipe.shape, steps=3)
     tdq.calibrate(model, calls, progress=False)
     frozen, x = tdq.freeze(model), torch.randn(2, *pipe.shape)

@@ -134,7 +134,7 @@ def test_freezing_leaves_the_layer_that_shares_a_weight_alone():
 
     model = Tied().eval()
     recipe = tdq.Recipe(2, 8, edges=2, scale="static", exclude=("b",))
-    tdq.quantize(model, recipe, verbose=False)
+    tdq.quantize(model, recipe)
     x, t = torch.randn(64, 4), torch.tensor(5)
     tdq.calibrate(model, [(x, t)], progress=False)
     frozen = tdq.freeze(model)
@@ -144,7 +144,7 @@ def test_freezing_leaves_the_layer_that_shares_a_weight_alone():
 
 def test_a_copy_takes_the_memory_of_one_copy():
     model = Wide(width=256, depth=16)
-    tdq.quantize(model, tdq.Recipe(weights=4, activations=32, edges=4), verbose=False)
+    tdq.quantize(model, tdq.Recipe(weights=4, activations=32, edges=4))
     weight = 256 * 256 * 4
     with LiveBytes() as live:
         tdq.freeze(model)

@@ -13,7 +13,7 @@ from tests.denoisers import Mixed, Plain, calls
 
 
 def quantize(model, timestep=None, **recipe):
-    return tdq.quantize(model, tdq.Recipe(**recipe), timestep=timestep, verbose=False)
+    return tdq.quantize(model, tdq.Recipe(**recipe), timestep=timestep)
 
 
 def test_returns_the_model_itself_with_its_float_keys():
@@ -63,9 +63,10 @@ def test_patterns_that_match_nothing_are_all_listed_with_neighbours():
     assert "conv_*" not in text
 
 
-def test_the_printed_summary_lists_every_layer(capsys):
-    tdq.quantize(Mixed(), tdq.Recipe(weights=4, exclude=("linear",)))
-    out = capsys.readouterr().out
+def test_the_summary_lists_every_layer_and_nothing_is_printed(capsys):
+    model = tdq.quantize(Mixed(), tdq.Recipe(weights=4, exclude=("linear",)))
+    out = str(tdq.summary(model))
+    assert capsys.readouterr().out == ""
     for name in ("conv_in", "time_mlp", "grouped", "reflect", "sequence", "linear", "conv_out"):
         assert name in out
     assert "4 (15 codes)" in out
@@ -104,7 +105,7 @@ def test_bad_weights_name_the_layer_and_leave_the_model_as_it_was(poison):
     with pytest.raises(ConversionError, match="sequence"):
         quantize(model)
     assert not any(isinstance(m, QuantLayer) for m in model.modules())
-    assert not hasattr(model, "tdq_clock")
+    assert not hasattr(model, "tdq")
     assert not model._forward_pre_hooks
     quantize(model, exclude=("sequence",))
 
@@ -179,7 +180,7 @@ def test_what_cannot_be_quantized_leaves_the_model_as_it_was():
         nn.utils.weight_norm(model.a)
     with pytest.raises(ConversionError, match="computed by something else"):
         quantize(model, "when", weights=4, edges=4)
-    assert not hasattr(model, "tdq_clock")
+    assert not hasattr(model, "tdq")
     assert quantize(model, "when", weights=4, edges=4, exclude=("a",)) is model
 
 

@@ -1,6 +1,7 @@
-from . import diffusion, errors, integrations, models
-from .calibration import Calibration, Observations, calibrate, observe
+from . import diffusion, errors, layers, models, scales
+from .calibration import calibrate, observe
 from .calls import denoisers, trajectories
+from .clock import is_quantized
 from .diffusion import sample
 from .errors import TDQError
 from .freezing import freeze, is_frozen
@@ -8,32 +9,32 @@ from .integrations.pipelines import export_pipeline, open_pipeline
 from .lab import data, metrics
 from .lab.evaluation import Record, evaluate, evaluate_images
 from .lab.report import report
-from .lowering import Session, compile, export, open_session
-from .model_summary import Summary, summary
+from .lowering import (
+    Session,
+    compile,
+    export,
+    open_session,
+    register_backend,
+    register_exporter,
+)
+from .model_summary import summary
 from .quantization import quantize
 from .recipe import LayerRecipe, Recipe
 from .refine.balancing import balance
 from .refine.correction import correct
-from .refine.reconstruction import Reconstruction, reconstruct
-from .refine.search import Search, Sensitivity, search, sensitivity
+from .refine.reconstruction import reconstruct
+from .refine.search import search, sensitivity
 from .storage import load, save
-from .training import Training, train
+from .training import train
 
 __version__: str
 
 __all__ = [
-    "Calibration",
     "LayerRecipe",
-    "Observations",
     "Recipe",
-    "Reconstruction",
     "Record",
-    "Search",
-    "Sensitivity",
     "Session",
-    "Summary",
     "TDQError",
-    "Training",
     "balance",
     "calibrate",
     "compile",
@@ -47,8 +48,9 @@ __all__ = [
     "export",
     "export_pipeline",
     "freeze",
-    "integrations",
     "is_frozen",
+    "is_quantized",
+    "layers",
     "load",
     "metrics",
     "models",
@@ -57,9 +59,12 @@ __all__ = [
     "open_session",
     "quantize",
     "reconstruct",
+    "register_backend",
+    "register_exporter",
     "report",
     "sample",
     "save",
+    "scales",
     "search",
     "sensitivity",
     "summary",

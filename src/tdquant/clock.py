@@ -4,10 +4,10 @@ It sits on the root model as a forward pre-hook, reads the timestep argument of 
 to every quantizer below, and forgets it when the call is over. The hooks are bound methods, so a
 deep copy of the model (an EMA, say) gets a clock of its own.
 
-What depends on the timestep alone can be evaluated before the call begins, for the whole model at
-once: a module below the root whose ``clock`` is this one may hold a ``scale``, and the class of
-that scale a static method ``ahead(scales, timestep)``, which returns the steps of those that it
-can serve. So a hundred small networks are one batched product and not a hundred times four.
+Steps that depend on the timestep alone are computed before the call begins, for the whole model at
+once: if the class of a ``scale`` below the root has a static method ``batched_steps(scales,
+timestep)``, it returns the steps of all scales that it can compute together. A hundred small
+networks become one batched product instead of four hundred small ones.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ClockError, ConversionError
+from tdquant.state import ModelState, state_of
 
 TIMESTEP_NAMES = (
     "timestep",
@@ -78,7 +79,7 @@ def identity(module: nn.Module) -> Any:
 
 @dataclass(frozen=True)
 class Moment:
-    """One call: its timestep, and the steps that were evaluated ahead, by the scale's identity."""
+    """One call: its timestep, and the steps computed before it, by the scale's identity."""
 
     timestep: Tensor
     steps: dict[Any, Tensor] = field(default_factory=dict)
@@ -94,7 +95,7 @@ class Clock:
 
     Attributes:
         argument: Name of the timestep argument.
-        last: The timestep of the latest call, kept for whoever looks on from outside.
+        last: The timestep of the latest call, for observers outside the model.
         coverage: Lowest and highest time that frozen tables know, or None before freezing.
     """
 
@@ -103,13 +104,13 @@ class Clock:
         self.coverage: tuple[float, float] | None = None
         self.last = torch.zeros(())
         self._now: dict[int, Moment] = {}
-        self._laws: list[tuple[Any, list[nn.Module]]] | None = None
+        self._groups: list[tuple[Any, list[nn.Module]]] | None = None
         self._warned = self._looked = False
         self._hooks = (
             model.register_forward_pre_hook(self._start, with_kwargs=True),
             model.register_forward_hook(self._stop, always_call=True),
         )
-        model.tdq_clock = self  # type: ignore[assignment]
+        state_of(model).clock = self
 
     def read(self) -> Tensor:
         """The current timestep, ``()`` or ``(B,)``, as it was given.
@@ -128,8 +129,8 @@ class Clock:
             )
         return moment.timestep
 
-    def ahead(self, scale: nn.Module) -> Tensor | None:
-        """The step of ``scale`` if it was evaluated ahead of the call in progress."""
+    def precomputed_step(self, scale: nn.Module) -> Tensor | None:
+        """The step of ``scale`` if it was computed before the call in progress, else None."""
         moment = self._now.get(_caller())
         return None if moment is None else moment.steps.get(identity(scale))
 
@@ -140,16 +141,16 @@ class Clock:
             yield
 
     def preserve(self) -> tuple[Any, Any]:
-        """``context_fn`` for ``torch.utils.checkpoint``: recomputing sees the timestep and the
-        very steps of the first time, dropout and all.
+        """``context_fn`` for ``torch.utils.checkpoint``: the recomputation sees the timestep and
+        the steps of the first pass, dropout included.
         """
         return contextlib.nullcontext(), self._during(self._now.get(_caller()))
 
-    def forget_laws(self) -> None:
-        """To be called when a quantizer comes, goes or gets another scale: all are looked up again
-        at the next call.
+    def invalidate_scale_cache(self) -> None:
+        """Call this when a quantizer is added or removed, or gets another scale: scales are looked
+        up again at the next call.
         """
-        self._laws = None
+        self._groups = None
 
     @contextlib.contextmanager
     def _during(self, moment: Moment | None) -> Iterator[None]:
@@ -178,12 +179,7 @@ class Clock:
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles start between calls, and look for scales among their own modules.
-        return self.__dict__ | {"_now": {}, "_laws": None}
-
-    def remove(self) -> None:
-        """Takes the hooks off the model."""
-        for hook in self._hooks:
-            hook.remove()
+        return self.__dict__ | {"_now": {}, "_groups": None}
 
     def _start(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.argument in kwargs:
@@ -210,8 +206,8 @@ class Clock:
         """The timestep ``()`` or ``(B,)`` of one given as ``()``, ``(B,)`` or ``(B, *)``.
 
         Video models take a time for each token. Tokens to be denoised share theirs; those of a
-        given frame are at 0 and do not change a sample's time. Whether it is so, is looked at in
-        every call on the CPU, elsewhere in the first one: looking makes the host wait.
+        given frame are at 0 and do not change a sample's time. On the CPU this is checked in every
+        call, elsewhere in the first one alone: the check makes the host wait for the device.
         """
         if timestep.ndim < 2:
             return timestep
@@ -231,24 +227,25 @@ class Clock:
         return largest
 
     def _evaluate(self, model: nn.Module, timestep: Tensor) -> dict[Any, Tensor]:
-        """The steps of all scales whose law can be evaluated ahead."""
-        laws = self._find_laws(model) if self._laws is None else self._laws
+        """The steps of all scales that can be computed together."""
+        groups = self._group_scales(model) if self._groups is None else self._groups
         if not torch.compiler.is_compiling():  # else the graph would be compiled anew for it
-            self._laws = laws
+            self._groups = groups
         steps: dict[Any, Tensor] = {}
-        for ahead, scales in laws:
-            found = ahead(scales, timestep)
+        for batched_steps, scales in groups:
+            found = batched_steps(scales, timestep)
             steps |= {identity(scale): step for scale, step in found.items()}
         return steps
 
-    def _find_laws(self, model: nn.Module) -> list[tuple[Any, list[nn.Module]]]:
-        laws: dict[Any, list[nn.Module]] = {}
+    def _group_scales(self, model: nn.Module) -> list[tuple[Any, list[nn.Module]]]:
+        groups: dict[Any, list[nn.Module]] = {}
         for module in model.modules():
             scale: Any = getattr(module, "scale", None)
-            ahead = getattr(scale, "ahead", None)  # of a proxy the same function, not its class
-            if ahead is not None and getattr(module, "clock", None) is self:
-                laws.setdefault(ahead, []).append(scale)
-        return list(laws.items())
+            # Grouped by the function: that of a proxy is the same, its class is not.
+            batched_steps = getattr(scale, "batched_steps", None)
+            if batched_steps is not None and getattr(module, "clock", None) is self:
+                groups.setdefault(batched_steps, []).append(scale)
+        return list(groups.items())
 
     def _warn_outside(self, timestep: Tensor) -> None:
         if timestep.device.type != "cpu" or self.coverage is None:
@@ -271,7 +268,7 @@ class Clock:
 
 def is_quantized(model: nn.Module) -> bool:
     """Whether the model was quantized: then it has a clock."""
-    return isinstance(getattr(model, "tdq_clock", None), Clock)
+    return _clock(model) is not None
 
 
 def clock_of(model: nn.Module) -> Clock:
@@ -280,11 +277,26 @@ def clock_of(model: nn.Module) -> Clock:
     Raises:
         ConversionError: The model was not quantized.
     """
-    clock = getattr(model, "tdq_clock", None)
-    if not isinstance(clock, Clock):
+    clock = _clock(model)
+    if clock is None:
         raise ConversionError(
             "the model is not quantized",
             where=type(model).__name__,
             fix="tdq.quantize(model, recipe) first",
         )
     return clock
+
+
+def remove_clock(model: nn.Module) -> None:
+    """Takes the clock off a quantized model; nothing else of its state changes."""
+    clock = clock_of(model)
+    for hook in clock._hooks:
+        hook.remove()
+    model.tdq.clock = None  # type: ignore[union-attr, assignment]
+    if model.tdq == ModelState():
+        del model.tdq
+
+
+def _clock(model: nn.Module) -> Clock | None:
+    clock = getattr(getattr(model, "tdq", None), "clock", None)
+    return clock if isinstance(clock, Clock) else None

@@ -1,8 +1,8 @@
 """``freeze``: from a quantized model that can learn to one that only runs, with every scale a
 table.
 
-    laws of time -> TableScale over the training timesteps         WeightQuantizer -> FrozenWeight
-    other scales -> TableScale of one knot                         weight          -> its nearest
+    scales over time -> TableScale over the training timesteps     WeightQuantizer -> FrozenWeight
+    other scales     -> TableScale of one knot                     weight          -> its nearest
     grid points
 
 The frozen fake-quantized model is the reference semantics: every backend and exporter is a
@@ -86,8 +86,7 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     clock_of(model)
     check_calibrated(model, "tdq.freeze(model)")
     knots = _knots(timesteps)
-    # The memo keeps every copy alive, so nobody may keep the memo.
-    frozen = copy.deepcopy(model, _shared_codes(model)).eval().requires_grad_(False)
+    frozen = copy_model(model).eval().requires_grad_(False)
     with torch.no_grad():
         for _, layer in quantized_layers(frozen):
             quantizer = layer.weight_quantizer
@@ -97,7 +96,7 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
                 layer.weight_quantizer = FrozenWeight(quantizer.grid, floored(quantizer.step))
         coverage: list[float] = []
         quantizers = [q for _, q in activation_quantizers(frozen)]
-        known = _evaluate_ahead(quantizers, knots)
+        known = _tables_of_batches(quantizers, knots)
         for q in quantizers:
             q.scale = known.get(q.scale) or frozen_scale(q.scale, q.grid, knots)
             if isinstance(q.scale, TableScale) and not q.scale.static:
@@ -107,13 +106,11 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     return announce(frozen)
 
 
-def _shared_codes(model: nn.Module) -> dict[int, Any]:
-    """A memo by which ``deepcopy`` does not copy weights that are codes: they never change."""
-    return {
-        id(layer.codes): layer.codes
-        for _, layer in quantized_layers(model)
-        if "codes" in layer._parameters
-    }
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy of a quantized model that shares weights held as codes: they never change."""
+    # The memo keeps every copy alive, so nobody may keep the memo.
+    codes = [layer.codes for _, layer in quantized_layers(model) if "codes" in layer._parameters]
+    return copy.deepcopy(model, {id(c): c for c in codes})
 
 
 def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale:
@@ -129,7 +126,7 @@ def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale
     if times is None:
         raise FreezeError(
             f"no training timesteps are known for a {scale.kind} scale",
-            why="its law has no training_times",
+            why="its class has no training_times",
             fix="tdq.freeze(model, timesteps=1000)",
         )
     times = times.to(device)
@@ -153,15 +150,15 @@ def requantize(layer: QuantLayer) -> None:
     layer.weight_quantizer = new
 
 
-def _evaluate_ahead(
+def _tables_of_batches(
     quantizers: list[ActivationQuantizer], knots: Tensor | None
 ) -> dict[Scale, TableScale]:
-    """The tables of scales whose law is evaluated ahead of a call, many at once as there. What is
-    a table already says itself what it is at other times.
+    """The tables of scales that are computed together, as they are in a call. Tables are left
+    out: they interpolate by themselves.
     """
     groups: dict[tuple[Any, ...], list[ActivationQuantizer]] = {}
     for q in quantizers:
-        if isinstance(q.scale, TableScale) or not hasattr(q.scale, "ahead"):
+        if isinstance(q.scale, TableScale) or not hasattr(q.scale, "batched_steps"):
             continue
         times = q.scale.training_times() if knots is None else knots
         if times is not None:

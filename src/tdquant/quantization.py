@@ -7,26 +7,24 @@ from collections.abc import Callable
 
 from torch import nn
 
-from tdquant.clock import Clock
+from tdquant.clock import Clock, is_quantized, remove_clock
 from tdquant.errors import ConversionError, RecipeError
 from tdquant.families import Family, family_of
 from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
 from tdquant.layers.base import keep_layers_called
-from tdquant.model_summary import summary
 from tdquant.models.compvis.published_quantizers import equip
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, NoiseWeight, WeightQuantizer
 from tdquant.quantizers.weight import mse_step
 from tdquant.recipe import FLOAT, LayerRecipe, Recipe
 from tdquant.scales import DynamicScale, NoiseScale, PendingScale, Scale
+from tdquant.state import state_of
 from tdquant.support.announce import announce
 from tdquant.support.patterns import idle, matching
 
 
-def quantize(
-    model: nn.Module, recipe: Recipe, *, timestep: str | None = None, verbose: bool = True
-) -> nn.Module:
+def quantize(model: nn.Module, recipe: Recipe, *, timestep: str | None = None) -> nn.Module:
     """Quantizes a denoiser in place: weights at once, activations when ``calibrate`` has seen
     some.
 
@@ -34,7 +32,6 @@ def quantize(
         model: Any module called ``model(x, t, ...)``.
         recipe: Bits, scales and exceptions.
         timestep: Name of the timestep argument of ``model.forward``, if it has an unusual one.
-        verbose: Print the layer table.
 
     Returns:
         The model itself. Its layer table is ``tdq.summary(model)``.
@@ -45,10 +42,7 @@ def quantize(
         RecipeError: Patterns that match no layer; all of them are listed.
     """
     convert_layers(model, recipe, timestep, _search_step)
-    announce(model)
-    if verbose:
-        print(summary(model))
-    return model
+    return announce(model)
 
 
 PutWeight = Callable[[QuantLayer, Grid, bool, LayerRecipe, str], None]
@@ -61,7 +55,7 @@ def convert_layers(
 ) -> None:
     """What ``quantize`` does, with the quantizers of weights as ``put_weight`` makes them."""
     for path, module in model.named_modules():
-        if hasattr(module, "tdq_clock") or isinstance(module, (QuantLayer, ActivationQuantizer)):
+        if is_quantized(module) or isinstance(module, (QuantLayer, ActivationQuantizer)):
             raise ConversionError(
                 "the model is quantized already",
                 where=path or type(model).__name__,
@@ -95,23 +89,22 @@ def convert_layers(
         _complain(mistakes)
         blocks = _attention(model, recipe, clock)
     except BaseException:
-        clock.remove()
-        del model.tdq_clock
+        remove_clock(model)
         raise
     for path, layer in swaps.items():
         replace_module(model, layers[path], layer)
     for block, processor in blocks:
         block.set_processor(processor)  # type: ignore[operator]
     keep_layers_called(model)
-    model.tdq_recipe = recipe  # type: ignore[assignment]
+    state_of(model).recipe = recipe
 
 
 def _search_step(
     layer: QuantLayer, grid: Grid, per_channel: bool, plan: LayerRecipe, path: str
 ) -> None:
     step = mse_step(layer.weight, grid, per_channel, path)
-    law = NoiseWeight if plan.scale == NoiseScale.kind else WeightQuantizer
-    layer.weight_quantizer = law(grid, step)
+    kind = NoiseWeight if plan.scale == NoiseScale.kind else WeightQuantizer
+    layer.weight_quantizer = kind(grid, step)
 
 
 def _complain(mistakes: list[ConversionError]) -> None:

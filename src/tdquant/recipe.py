@@ -42,7 +42,7 @@ class Recipe:
     Arguments:
         weights: Bits of the weights, 2 to 16, or 32 for float.
         activations: Bits of the activations, 2 to 16, or 32 for float.
-        scale: Law of the activation scales: ``"temporal"`` (learned function of the timestep),
+        scale: Kind of the activation scales: ``"temporal"`` (learned function of the timestep),
             ``"static"``, ``"dynamic"`` (each input's extremes), ``"table"`` (a learned step a
             timestep), ``"pact"`` (a learned clipping range), ``"nipq"`` (a static step, with noise
             in the place of rounding in training, of weights too), or ``"auto"``: temporal where

@@ -8,13 +8,9 @@ def test_correction_moves_the_mean_output_towards_the_float_models():
     exact = Mixed().eval()
     errors = []
     for correct in (False, True):
-        model = tdq.quantize(
-            Mixed().eval(), tdq.Recipe(weights=2, edges=2, activations=32), verbose=False
-        )
+        model = tdq.quantize(Mixed().eval(), tdq.Recipe(weights=2, edges=2, activations=32))
         assert not hasattr(model.conv_in.input_quantizer, "grid")
-        model = tdq.quantize(
-            Mixed().eval(), tdq.Recipe(weights=2, edges=2, activations=8), verbose=False
-        )
+        model = tdq.quantize(Mixed().eval(), tdq.Recipe(weights=2, edges=2, activations=8))
         tdq.calibrate(model, calls(), bias_correction=correct, progress=False)
         with torch.no_grad():
             shift = sum((model(x, t) - exact(x, t)).mean((0, 2, 3)) for x, t in calls())
@@ -23,7 +19,7 @@ def test_correction_moves_the_mean_output_towards_the_float_models():
 
 
 def test_correcting_again_corrects_once():
-    model = tdq.quantize(Mixed().eval(), tdq.Recipe(2, 8, edges=2), verbose=False)
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(2, 8, edges=2))
     given = list(calls())
     before = model.reflect.bias.detach().clone()
     tdq.calibrate(model, given, bias_correction=True, progress=False)
@@ -49,7 +45,7 @@ def test_a_split_layer_is_corrected_for_all_of_its_parts():
     given = [(torch.randn(64, 4, generator=rng), torch.tensor(100 * i)) for i in range(8)]
     shifts = []
     for correct in (False, True):
-        model = tdq.quantize(Joined().eval(), tdq.Recipe(2, 8, edges=2), verbose=False)
+        model = tdq.quantize(Joined().eval(), tdq.Recipe(2, 8, edges=2))
         tdq.calibrate(model, given, margin=-10.0, bias_correction=correct, progress=False)
         assert hasattr(model.c, "parts")
         whole = torch.cat([part.weight for part in model.c.parts], 1)

@@ -46,9 +46,8 @@ def made(activations=4, weights=8, scale="auto", model=None, **options):
     model = tdq.quantize(
         (model or Skip()).eval(),
         tdq.Recipe(weights=weights, activations=activations, scale=scale),
-        verbose=False,
     )
-    return model, tdq.calibrate(model, calls(), progress=False, **options)
+    return model, tdq.calibrate(model, calls(), progress=False, **options).tdq.calibration
 
 
 def error(model):
@@ -67,7 +66,7 @@ def test_what_takes_a_concatenation_is_split_where_that_helps(scale):
     assert report.trials[report.chosen] < report.trials[WHOLE]
     assert "split along their concatenations: 1 layers" in str(report)
     pieces = zip(model.both.parts, torch.ones(2, 1, 6, 6, 6), strict=True)
-    with torch.no_grad(), model.tdq_clock.at(500):
+    with torch.no_grad(), model.tdq.clock.at(500):
         steps = [float(part.input_quantizer.step(x)) for part, x in pieces]
     assert steps[0] > 10 * steps[1]
     whole, _ = made(scale=scale, split=False)
@@ -85,10 +84,10 @@ def test_ranges_that_agree_are_left_together():
     del model.middle, model.normed
     with torch.no_grad():
         model.both.weight.fill_(0.3)
-    base = tdq.quantize(model.eval(), tdq.Recipe(activations=4), verbose=False)
+    base = tdq.quantize(model.eval(), tdq.Recipe(activations=4))
     observations = tdq.observe(base, calls(), progress=False)
     assert observations.parts["both.input_quantizer"].sizes == (6, 6)
-    assert not tdq.calibrate(base, observations, progress=False).splits
+    assert not tdq.calibrate(base, observations, progress=False).tdq.calibration.splits
     assert not list(structured_layers(base))
 
 
@@ -120,17 +119,17 @@ def test_a_layer_whose_concatenation_changes_is_left_whole():
 
 
 def test_observations_serve_every_recipe_and_split_models_too():
-    base = tdq.quantize(Skip().eval(), tdq.Recipe(), verbose=False)
+    base = tdq.quantize(Skip().eval(), tdq.Recipe())
     observations = tdq.observe(base, calls(), progress=False)
     assert {n: p.sizes for n, p in observations.parts.items()} == {"both.input_quantizer": (6, 6)}
     for activations in (4, 6):
-        model = tdq.quantize(
-            Skip().eval(), tdq.Recipe(activations=activations, scale="static"), verbose=False
-        )
-        report = tdq.calibrate(model, observations, progress=False)
+        model = tdq.quantize(Skip().eval(), tdq.Recipe(activations=activations, scale="static"))
+        report = tdq.calibrate(model, observations, progress=False).tdq.calibration
         assert [s.path for s in report.splits] == ["both"]
     before = {n: q.grid for n, q in activation_quantizers(model)}
-    again = tdq.calibrate(model, observations, progress=False)  # of the whole layers
+    again = tdq.calibrate(
+        model, observations, progress=False
+    ).tdq.calibration  # of the whole layers
     assert not again.splits
     assert {n: q.grid for n, q in activation_quantizers(model)} == before
     own = tdq.observe(model, calls(), progress=False)
@@ -141,7 +140,7 @@ def test_observations_serve_every_recipe_and_split_models_too():
 
 def test_a_calibrated_layer_is_not_split_later():
     model, _ = made(split=False)
-    assert not tdq.calibrate(model, calls(), progress=False).splits
+    assert not tdq.calibrate(model, calls(), progress=False).tdq.calibration.splits
 
 
 def test_dead_parts_and_dead_weights_are_no_reason_to_fail():
@@ -155,7 +154,7 @@ def test_dead_parts_and_dead_weights_are_no_reason_to_fail():
         model.middle.weight.zero_()[0, 0, 0, 0] = 1e-20
         model.middle.bias.zero_()
     tdq.calibrate(
-        tdq.quantize(model, tdq.Recipe(exclude=("middle",)), verbose=False),
+        tdq.quantize(model, tdq.Recipe(exclude=("middle",))),
         calls(),
         progress=False,
     )
@@ -224,9 +223,7 @@ def test_a_checkpoint_of_training_brings_its_split_layers_back():
     model, _ = made()
     description = json.loads(json.dumps(describe(model)))
     assert description["splits"] == {"both": [6, 6]}
-    again = tdq.quantize(
-        Skip().eval(), tdq.Recipe(weights=8, activations=4, scale="auto"), verbose=False
-    )
+    again = tdq.quantize(Skip().eval(), tdq.Recipe(weights=8, activations=4, scale="auto"))
     restore(again, description)
     again.load_state_dict(model.state_dict())
     x, t = next(iter(calls()))

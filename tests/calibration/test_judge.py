@@ -24,7 +24,7 @@ class Linear(nn.Module):
 
 
 def test_judged_error_is_the_output_error_of_each_layer_alone():
-    model = tdq.quantize(Linear(), tdq.Recipe(edges=3, weights=32), verbose=False)
+    model = tdq.quantize(Linear(), tdq.Recipe(edges=3, weights=32))
     rng = torch.Generator().manual_seed(1)
     calls = [(torch.randn(16, 8, generator=rng), torch.tensor(t)) for t in range(0, 1000, 10)]
     observations = tdq.observe(model, calls, progress=False)
@@ -47,7 +47,7 @@ def test_judged_error_is_the_output_error_of_each_layer_alone():
 
 
 def test_seeded():
-    model = tdq.quantize(Linear(), tdq.Recipe(edges=4), verbose=False)
+    model = tdq.quantize(Linear(), tdq.Recipe(edges=4))
     calls = [(torch.ones(2, 8) * k, torch.tensor(k)) for k in (1, 2)]
     observations = tdq.observe(model, calls, progress=False)
     quantizers = dict(activation_quantizers(model))
@@ -62,7 +62,7 @@ def test_seeded():
 
 
 def test_how_samples_are_divided_into_calls_plays_no_part():
-    model = tdq.quantize(Linear(), tdq.Recipe(edges=4), verbose=False)
+    model = tdq.quantize(Linear(), tdq.Recipe(edges=4))
     x, t = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) * 100
     observations = tdq.observe(model, [(x, t)], progress=False)
     quantizers = dict(activation_quantizers(model))

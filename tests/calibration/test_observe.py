@@ -76,7 +76,7 @@ def test_layers_that_no_batch_reached():
             h = self.conv_in(x)
             return self.conv_out(self.linear(h.movedim(1, -1)).movedim(-1, 1) if rare else h)
 
-    model = tdq.quantize(Lazy(), tdq.Recipe(edges=8), verbose=False)
+    model = tdq.quantize(Lazy(), tdq.Recipe(edges=8))
     with pytest.raises(CalibrationError, match="no batch reached") as error:
         tdq.calibrate(model, calls(), progress=False)
     assert "linear" in str(error.value)
@@ -92,7 +92,7 @@ def test_bad_activations_name_the_layer(poison, match):
         def forward(self, x, timestep):
             return self.conv_out(self.conv_in(x) * poison)
 
-    model = tdq.quantize(Broken(), tdq.Recipe(include=("conv_*",), edges=8), verbose=False)
+    model = tdq.quantize(Broken(), tdq.Recipe(include=("conv_*",), edges=8))
     with pytest.raises(CalibrationError, match=match) as error:
         tdq.calibrate(model, calls(), progress=False)
     assert "conv_out" in str(error.value)

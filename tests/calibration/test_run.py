@@ -62,7 +62,7 @@ def test_auto_takes_temporal_scales_where_activations_move():
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_estimator(estimator):
     model = quantized(calibrated=False)
-    report = tdq.calibrate(model, calls(), estimator=estimator, progress=False)
+    report = tdq.calibrate(model, calls(), estimator=estimator, progress=False).tdq.calibration
     assert len(report.layers) == 6
     if estimator == "auto":
         assert report.chosen in str(report)
@@ -85,7 +85,7 @@ def test_choices_can_be_confirmed_on_generated_samples():
         seen.append(net)
         return net(torch.ones(1, 6, 8, 8), torch.tensor(5))
 
-    report = tdq.calibrate(model, calls(), generate=generate, progress=False)
+    report = tdq.calibrate(model, calls(), generate=generate, progress=False).tdq.calibration
     assert len(seen) == 1 + len(report.trials)
 
 
@@ -104,7 +104,7 @@ def test_one_shot_iterators_are_enough():
 
 def test_continuous_times():
     model = Mixed().eval()
-    tdq.quantize(model, tdq.Recipe(scale="temporal", edges=8), verbose=False)
+    tdq.quantize(model, tdq.Recipe(scale="temporal", edges=8))
     tdq.calibrate(model, [(x, t / 999) for x, t in calls()], progress=False)
     scale = model.conv_in.input_quantizer.scale
     assert scale.time_range.tolist() == [0, 1]

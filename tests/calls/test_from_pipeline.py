@@ -106,7 +106,7 @@ def test_a_quantized_pipeline_is_recorded_in_float_and_calibrates_itself(guided)
     pipe = guided
     options = {"steps": 3, "height": 16, "width": 16}
     exact = list(tdq.trajectories(pipe, ["a cat"], **options))
-    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=4), verbose=False)
+    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=4))
     calls = tdq.trajectories(pipe, ["a cat"], **options)
     assert same(calls, exact)
     seen = tdq.observe(pipe.unet, calls, progress=False).seen

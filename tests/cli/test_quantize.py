@@ -58,9 +58,9 @@ def test_searched_and_reconstructed(source, tmp_path, capsys):
     assert "weights of 4.50 bits on average" in said or "weights of 4.4" in said
     assert "mid_block.resnets.0.conv1" in said
     unet = DiffusionPipeline.from_pretrained(tmp_path / "out").unet
-    recipe = unet.tdq_recipe
+    recipe = unet.tdq.recipe
     assert recipe.overrides
-    steps = [step["step"] for step in unet.tdq_history]
+    steps = [step["step"] for step in unet.tdq.history]
     assert steps == ["calibrate", "reconstruct", "correct", "compare"]
     assert unet.tdq_gain.scale.table.min() > 0.5
     assert (tmp_path / "out" / "search-unet.png").exists()
@@ -73,7 +73,7 @@ def test_a_whole_recipe_from_a_file(source, tmp_path):
     words = ("--samples", 1, "--recipe", file, "--pictures", 0)
     assert run(source, "ddim", tmp_path / "out", *words) == 0
     unet = DiffusionPipeline.from_pretrained(tmp_path / "out").unet
-    assert unet.tdq_recipe == recipe
+    assert unet.tdq.recipe == recipe
     assert not (tmp_path / "out" / "comparison.png").exists()
 
 

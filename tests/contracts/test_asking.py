@@ -15,7 +15,7 @@ T = torch.tensor([3, 250])
 def asking(request):
     """Frozen; 12 bits are codes of 16."""
     recipe = tdq.Recipe(request.param, 8, scale="table", time_weights=request.param)
-    model = tdq.quantize(Asking().eval(), recipe, verbose=False)
+    model = tdq.quantize(Asking().eval(), recipe)
     tdq.calibrate(model, calls(), progress=False)
     return tdq.freeze(model)
 

@@ -40,7 +40,7 @@ def frozen_by(setting):
         def louder(x, t):
             return (1 + torch.as_tensor(t).reshape(-1, 1, 1, 1) / 1500) * plain(x, t)
 
-        tdq.correct(frozen, louder, calls(), progress=False)
+        frozen = tdq.correct(frozen, louder, calls(), progress=False)
     return frozen
 
 
@@ -147,7 +147,7 @@ def test_infinity_is_the_end_of_the_grid(frozen, backend, x):
 def odd_model():
     """Odd channel counts, 1x1, strided, grouped, dilated, unevenly padded, no bias."""
     model = Blocks().eval()
-    tdq.quantize(model, tdq.Recipe(weights=4, activations=8, edges=8), verbose=False)
+    tdq.quantize(model, tdq.Recipe(weights=4, activations=8, edges=8))
     tdq.calibrate(model, calls(shape=(3, 12, 12)), progress=False)
     return tdq.freeze(model)
 

@@ -168,7 +168,7 @@ class Unlisted(nn.Module):
 def test_an_unlisted_model_works_by_walking_its_modules(tmp_path):
     model, x = Unlisted().eval(), noise(2, 3, 8, 8)
     expected = model(x, 0.3)[0]
-    tdq.quantize(model, tdq.Recipe(scale="table"), timestep="noise_at", verbose=False)
+    tdq.quantize(model, tdq.Recipe(scale="table"), timestep="noise_at")
     rows = {row.path: row for row in tdq.summary(model)}
     assert rows["up"].input_bits == 8
     assert rows["t_embedder.0"].weight_bits == 8
@@ -185,6 +185,6 @@ def test_an_unlisted_model_works_by_walking_its_modules(tmp_path):
 
 def test_an_unusual_timestep_has_to_be_told():
     with pytest.raises(ConversionError, match=r'timestep="\.\.\."'):
-        tdq.quantize(Unlisted(), tdq.Recipe(), verbose=False)
+        tdq.quantize(Unlisted(), tdq.Recipe())
     with pytest.raises(ConversionError, match="no argument 'tau'"):
-        tdq.quantize(Unlisted(), tdq.Recipe(), timestep="tau", verbose=False)
+        tdq.quantize(Unlisted(), tdq.Recipe(), timestep="tau")

@@ -150,5 +150,5 @@ def test_zeros_at_the_start_are_named_all_at_once():
     for layer in zeroed:
         nn.init.zeros_(layer.weight)
     with pytest.raises(tdq.errors.ConversionError, match="zero") as caught:
-        tdq.quantize(pipe.transformer, tdq.Recipe(), verbose=False)
+        tdq.quantize(pipe.transformer, tdq.Recipe())
     assert all(f"transformer_blocks.{i}.norm1.linear" in str(caught.value) for i in range(2))

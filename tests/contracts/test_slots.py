@@ -36,7 +36,7 @@ class Slots:
         recording = tdq.trajectories(self.pipe, [self.call], progress=False)
         self.frozen, self.examples = {}, {}
         for slot, model in denoisers(self.pipe).items():
-            tdq.quantize(model, tdq.Recipe(scale="table"), verbose=False)
+            tdq.quantize(model, tdq.Recipe(scale="table"))
             tdq.calibrate(model, recording[slot], estimator="minmax", progress=False)
             self.frozen[slot] = tdq.freeze(model)
             self.examples[slot] = next(iter(recording[slot]))

@@ -77,7 +77,7 @@ def small_pipe(name="cats-ddpm"):
 @functools.cache
 def _small_frozen():
     pipe = small_pipe()
-    model = tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8), verbose=False)
+    model = tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8))
     calls = tdq.trajectories(small_pipe(), 2, steps=6)
     tdq.calibrate(model, calls, estimator="mse", progress=False)
     return tdq.freeze(model)

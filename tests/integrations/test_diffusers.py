@@ -42,7 +42,7 @@ def unet_calls(count=6):
 @pytest.fixture(scope="module")
 def frozen():
     unet = PIPELINES["ddim"]()[0].unet
-    tdq.quantize(unet, tdq.Recipe(weights=4, activations=8, scale="temporal"), verbose=False)
+    tdq.quantize(unet, tdq.Recipe(weights=4, activations=8, scale="temporal"))
     tdq.calibrate(unet, unet_calls(), progress=False)
     return tdq.freeze(unet)
 
@@ -70,14 +70,16 @@ def test_a_pipeline_saved_and_reloaded_gives_the_same_images(frozen, saved):
     config = json.loads((saved / "unet" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "tdquant"
     assert config["recipe"]["weights"] == 4
-    assert tdq.Recipe.from_dict(config["recipe"]) == frozen.tdq_recipe
+    assert tdq.Recipe.from_dict(config["recipe"]) == frozen.tdq.recipe
     assert "quantization_config" in pipe.unet.config
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_corrected_model_saved_and_reloaded(frozen, tmp_path, dtype):
-    corrected = copy.deepcopy(frozen)
-    tdq.correct(corrected, lambda x, t: 1.5 * frozen(x, t).sample, unet_calls(), progress=False)
+    louder = copy.deepcopy(frozen)
+    corrected = tdq.correct(
+        frozen, lambda x, t: 1.5 * louder(x, t).sample, unet_calls(), progress=False
+    )
     corrected.save_pretrained(tmp_path)
     unet = UNet2DModel.from_pretrained(tmp_path, dtype=dtype)
     assert torch.equal(unet.tdq_gain.scale.table, corrected.tdq_gain.scale.table)
@@ -174,7 +176,7 @@ def test_a_float_checkpoint_is_quantized_as_it_loads(tmp_path):
     pipe.save_pretrained(tmp_path)
     config = TDQConfig(weights=4, activations=8, scale="temporal")
     unet = UNet2DModel.from_pretrained(tmp_path / "unet", quantization_config=config)
-    by_hand = tdq.quantize(pipe.unet, config.recipe, verbose=False)
+    by_hand = tdq.quantize(pipe.unet, config.recipe)
     for model in (unet, by_hand):
         tdq.calibrate(model, unet_calls(), progress=False)
     assert equal(outputs(tdq.freeze(unet)), outputs(tdq.freeze(by_hand)))
@@ -243,7 +245,7 @@ def test_a_float_model_is_saved_without_a_card(tmp_path):
 
 def test_only_frozen_models_are_saved(tmp_path):
     unet = PIPELINES["ddim"]()[0].unet
-    tdq.quantize(unet, tdq.Recipe(), verbose=False)
+    tdq.quantize(unet, tdq.Recipe())
     with pytest.raises(FreezeError, match="freeze"):
         unet.save_pretrained(tmp_path / "m")
     assert not (tmp_path / "m" / WEIGHTS).exists()

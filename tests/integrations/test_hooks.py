@@ -20,7 +20,7 @@ from tests.pipelines import PIPELINES, sample
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hooks")
     pipe, call = PIPELINES["stable_diffusion_1"]()
-    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8, scale="temporal"), verbose=False)
+    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8, scale="temporal"))
     calls = tdq.trajectories(pipe, ["a cat"], steps=4, height=8, width=8, progress=False)
     tdq.calibrate(pipe.unet, calls, progress=False)
     pipe.unet = tdq.freeze(pipe.unet)
@@ -81,7 +81,7 @@ def test_threads_cannot_mix_their_times_in_compiled_blocks(made, pipe):
     pipe.unet.compile_repeated_blocks(backend="eager", fullgraph=True)
     with torch.no_grad():
         pipe.unet(**calls[0])
-        clock = pipe.unet.tdq_clock
+        clock = pipe.unet.tdq.clock
         other = threading.Thread(target=lambda: clock._set(Moment(torch.tensor(5))))
         other.start()
         other.join()

@@ -38,7 +38,7 @@ def made(tmp_path_factory):
     unet.delete_adapters("default")
     pipe, call = PIPELINES["stable_diffusion_1"]()
     calls = recorded(pipe)
-    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8), verbose=False)
+    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8))
     tdq.calibrate(pipe.unet, calls, progress=False)
     pipe.unet = tdq.freeze(pipe.unet)
     pipe.save_pretrained(folder / "pipe", safe_serialization=True)
@@ -60,7 +60,7 @@ def test_an_adapter_is_a_float_branch_beside_the_codes(made, pipe):
     assert isinstance(base.weight_quantizer, CodedWeight)
     x = torch.randn(2, 5, base.in_features)
     down, up = layer.lora_A["default_0"], layer.lora_B["default_0"]
-    with torch.no_grad(), pipe.unet.tdq_clock.at(7):
+    with torch.no_grad(), pipe.unet.tdq.clock.at(7):
         expected = base(x) + layer.scaling["default_0"] * up(down(x))
         assert torch.equal(layer(x), expected)
     assert not torch.equal(sample(pipe, call), before)
@@ -137,7 +137,7 @@ def test_a_live_model_rounds_by_itself(made):
     folder, call = made
     pipe, _ = PIPELINES["stable_diffusion_1"]()
     calls = recorded(pipe)
-    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8), verbose=False)
+    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8))
     tdq.calibrate(pipe.unet, calls, progress=False)
     pipe.load_lora_weights(folder / "lora")
     layer = pipe.unet.get_submodule(LAYER)

@@ -48,7 +48,7 @@ def test_as_quantized_whole(checkpoint, dtype):
     )
     whole = FluxTransformer2DModel.from_pretrained(checkpoint, dtype=dtype)
     assert model.dtype == whole.dtype
-    tdq.quantize(whole, tdq.Recipe(**WEIGHTS), verbose=False)
+    tdq.quantize(whole, tdq.Recipe(**WEIGHTS))
     assert any(isinstance(m, CodedWeight) for m in model.modules())
     assert tdq.is_frozen(model)
     assert equal(run(model), run(tdq.freeze(whole)))

@@ -52,7 +52,6 @@ def attended():
     model = tdq.quantize(
         copy.deepcopy(pipe.unet),
         tdq.Recipe(weights=32, activations=8, attention=8, scale="temporal"),
-        verbose=False,
     )
     calls = tdq.trajectories(pipe.unet, pipe.scheduler, 4, pipe.shape, steps=6, batch=4)
     tdq.calibrate(model, calls, progress=False)
@@ -85,4 +84,4 @@ def test_saved_and_loaded(attended, tmp_path):
 
 def test_a_model_without_attention_blocks():
     with pytest.raises(ConversionError, match="attention"):
-        tdq.quantize(Mixed(), tdq.Recipe(attention=8), verbose=False)
+        tdq.quantize(Mixed(), tdq.Recipe(attention=8))

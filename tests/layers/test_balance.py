@@ -55,7 +55,7 @@ def outputs(model):
 def test_the_float_model_stays_the_same(alpha):
     model = transformer()
     before = outputs(model)
-    found = balance(model, batches(), alpha=alpha, progress=False)
+    found = balance(model, batches(), alpha=alpha, progress=False).tdq.balance
     assert found
     assert (outputs(model) - before).norm() < 1e-5 * before.norm()
     assert {path for path, _ in structured_layers(model)} == set(found)
@@ -71,7 +71,7 @@ def test_quantized_outputs_come_nearer():
             if balanced:
                 balance(model, batches(), alpha="search", weights=weights, progress=False)
             recipe = tdq.Recipe(weights=weights, activations=8, scale="static")
-            tdq.quantize(model, recipe, verbose=False)
+            tdq.quantize(model, recipe)
             tdq.calibrate(model, batches(), progress=False)
             errors[weights, balanced] = float(mse(outputs(model), exact).mean())
     assert errors[8, True] < 0.7 * errors[8, False]
@@ -129,7 +129,7 @@ def test_search_leaves_alone_what_it_cannot_improve():
     with torch.no_grad():
         model.b.weight.copy_(model.b.weight.sign())
     calls = [(torch.randn(8, 64), torch.tensor(1)) for _ in range(3)]
-    found = balance(model, calls, alpha="search", layers=["b"], progress=False)
+    found = balance(model, calls, alpha="search", layers=["b"], progress=False).tdq.balance
     assert not found
     assert type(model.b) is nn.Linear
 
@@ -137,7 +137,7 @@ def test_search_leaves_alone_what_it_cannot_improve():
 def test_frozen_saved_and_compiled(tmp_path):
     model = transformer()
     balance(model, batches(), progress=False)
-    tdq.quantize(model, tdq.Recipe(weights=8, activations=7), verbose=False)
+    tdq.quantize(model, tdq.Recipe(weights=8, activations=7))
     tdq.calibrate(model, batches(), progress=False)
     frozen = tdq.freeze(model)
     y = outputs(frozen)
@@ -165,7 +165,7 @@ def test_what_cannot_be():
         BalancedLayer.from_float(nn.Conv2d(3, 3, 1))
     with pytest.raises(ConversionError, match="positive and finite"):
         BalancedLayer.balanced(nn.Linear(3, 3), torch.tensor([1.0, 0.0, 2.0]))
-    tdq.quantize(model, tdq.Recipe(), verbose=False)
+    tdq.quantize(model, tdq.Recipe())
     with pytest.raises(ConversionError, match="quantized already") as error:
         balance(model, batches())
     assert "before tdq.quantize" in str(error.value)

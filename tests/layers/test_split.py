@@ -85,7 +85,7 @@ def test_a_split_model_is_quantized_like_any_other():
 
     model = Model()
     model.both = SplitLayer.from_float(model.both, sizes=[4, 2])
-    tdq.quantize(model, tdq.Recipe(weights=4, activations=32), verbose=False)
+    tdq.quantize(model, tdq.Recipe(weights=4, activations=32))
     assert [n for n, _ in quantized_layers(model)] == ["both.parts.0", "both.parts.1"]
     assert isinstance(copy.deepcopy(model).both.parts[0], QuantConv2d)
     assert model(torch.ones(1, 2, 5, 5), torch.tensor(3)).isfinite().all()

@@ -173,7 +173,7 @@ def test_a_model_that_wants_whole_timesteps_gets_them(tmp_path):
 def test_continuous_times(tmp_path):
     torch.manual_seed(0)
     model = Mixed().eval()
-    tdq.quantize(model, tdq.Recipe(weights=4, scale="temporal", edges=8), verbose=False)
+    tdq.quantize(model, tdq.Recipe(weights=4, scale="temporal", edges=8))
     rng = torch.Generator().manual_seed(0)
     calls = [
         (torch.randn(4, 6, 8, 8, generator=rng), torch.rand(4, generator=rng)) for _ in range(8)
@@ -197,7 +197,7 @@ def test_quantized_attention(tmp_path):
         layers_per_block=1, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"), norm_num_groups=4, attention_head_dim=8,
     )  # fmt: skip
-    model = tdq.freeze(tdq.quantize(unet.eval(), recipe, verbose=False))
+    model = tdq.freeze(tdq.quantize(unet.eval(), recipe))
     x = torch.randn(3, 3, 8, 8)
     (session,) = sessions(model, x, tmp_path, [".xml"])
     for t in TIMES:
@@ -242,7 +242,7 @@ def test_what_the_file_says(calibrated, tmp_path):
     assert about["tdquant"] == tdq.__version__
     assert about["coverage"] == [0.0, 999.0]
     assert about["timestep"] == "timestep"
-    assert about["recipe"] == json.loads(json.dumps(model.tdq_recipe.to_dict()))
+    assert about["recipe"] == json.loads(json.dumps(model.tdq.recipe.to_dict()))
     assert [spec["shape"] for spec in about["inputs"]] == [[None, 6, None, None], [None]]
 
 
@@ -288,7 +288,7 @@ def test_a_model_that_returns_no_tensors(tmp_path):
 
 @pytest.mark.parametrize("suffix", EXPORTERS)
 def test_weights_held_as_codes(suffix, tmp_path):
-    model = tdq.quantize(Mixed(), tdq.Recipe(weights=4, activations=32), verbose=False)
+    model = tdq.quantize(Mixed(), tdq.Recipe(weights=4, activations=32))
     tdq.save(tdq.freeze(model), tmp_path / "saved")
     exact = tdq.load(tmp_path / "saved", model=Mixed())
     compact = tdq.load(tmp_path / "saved", model=Mixed(), compact=True)

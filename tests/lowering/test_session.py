@@ -205,7 +205,7 @@ def test_the_package_to_install_is_named(file):
 
 def test_a_diffusers_model_gives_what_pipelines_look_at(tmp_path):
     unet = tdq.models.load_embedded("tiny").unet.unet
-    frozen = tdq.freeze(tdq.quantize(unet, tdq.Recipe(scale="dynamic"), verbose=False))
+    frozen = tdq.freeze(tdq.quantize(unet, tdq.Recipe(scale="dynamic")))
     x = torch.randn(1, 12, 8, 8)
     session = tdq.open_session(tdq.export(frozen, tmp_path / "m.xml", (x, 3)))
     y = frozen(x, 500).sample
@@ -218,7 +218,7 @@ def test_a_diffusers_model_gives_what_pipelines_look_at(tmp_path):
 
 def test_samplers_take_a_session(tmp_path):
     pipe = tdq.models.load_embedded("tiny")
-    frozen = tdq.freeze(tdq.quantize(pipe.unet, tdq.Recipe(scale="dynamic"), verbose=False))
+    frozen = tdq.freeze(tdq.quantize(pipe.unet, tdq.Recipe(scale="dynamic")))
     example = (torch.randn(1, *pipe.shape), torch.tensor(3))
     session = tdq.open_session(tdq.export(frozen, tmp_path / "m.xml", example))
 

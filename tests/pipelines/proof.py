@@ -90,11 +90,11 @@ class Proof:
         proof.floats = {n: copy.deepcopy(model) for n, model in denoisers(pipe).items()}
         recording = tdq.trajectories(pipe, [call], progress=False)
         for n, model in denoisers(pipe).items():
-            proof.rows += tdq.summary(tdq.quantize(model, RECIPE, verbose=False))
+            proof.rows += tdq.summary(tdq.quantize(model, RECIPE))
             proof.calls[n] = list(recording[n])
             proof.reports[n] = tdq.calibrate(
                 model, proof.calls[n], estimator="minmax", progress=False
-            )
+            ).tdq.calibration
             proof.frozen[n] = tdq.freeze(model)
         put(pipe, proof.frozen)
         return proof

@@ -26,7 +26,7 @@ def louder(model, law=law):
 
 @pytest.fixture
 def corrected(frozen):
-    return tdq.correct(copy.deepcopy(frozen), louder(frozen), list(calls()), progress=False)
+    return tdq.correct(frozen, louder(copy.deepcopy(frozen)), list(calls()), progress=False)
 
 
 def test_finds_the_gain_that_is_missing(frozen, corrected, x):
@@ -36,7 +36,7 @@ def test_finds_the_gain_that_is_missing(frozen, corrected, x):
             ratio = corrected(x, t) / frozen(x, t)
             wanted = law(t).reshape(-1, 1, 1, 1).expand_as(ratio)
             assert torch.allclose(ratio, wanted, rtol=2e-3)
-    step = corrected.tdq_history[-1]
+    step = corrected.tdq.history[-1]
     assert step["step"] == "correct"
     assert step["gain"] == pytest.approx([0.8, 1.5], rel=2e-2)
 
@@ -55,11 +55,11 @@ class Given(nn.Module):
 def fitted(change, teacher=lambda x, t: x):
     """The gain that a model of given predictions gets."""
     model = Given(change).eval()
-    tdq.quantize(model, tdq.Recipe(8, 32, edges=8), verbose=False)
+    tdq.quantize(model, tdq.Recipe(8, 32, edges=8))
     frozen = tdq.freeze(model)
     x = torch.randn(64, 6, 8, 8, generator=torch.Generator().manual_seed(1))
-    tdq.correct(frozen, teacher, [(x, torch.tensor(5))], progress=False)
-    return float(gain_of(frozen).scale.table)
+    corrected = tdq.correct(frozen, teacher, [(x, torch.tensor(5))], progress=False)
+    return float(gain_of(corrected).scale.table)
 
 
 def noise(x):
@@ -85,10 +85,26 @@ def test_predictions_that_are_too_loud():
     assert fitted(lambda x: 1.25 * x) == pytest.approx(0.8, rel=1e-4)
 
 
+def test_the_model_that_is_corrected_stays_as_it_was(frozen, x):
+    scheduler = tdq.models.load_embedded("cats-ddpm").scheduler
+    with torch.no_grad():
+        before = frozen(x, 5)
+        own = tdq.trajectories(frozen, scheduler, 2, (6, 8, 8), steps=5)
+        corrected = tdq.correct(frozen, louder(copy.deepcopy(frozen)), own, progress=False)
+        assert torch.equal(frozen(x, 5), before)
+        assert not torch.allclose(corrected(x, 5), before)
+        again = tdq.correct(corrected, louder(frozen, lambda t: t * 0 + 1), own, progress=False)
+        assert torch.allclose(again(x, 5), before, rtol=1e-4)
+        assert not torch.allclose(corrected(x, 5), before)
+    assert gain_of(frozen) is None
+    assert [step["step"] for step in frozen.tdq.history].count("correct") == 0
+    assert [step["step"] for step in again.tdq.history].count("correct") == 2
+
+
 def test_correcting_again_fits_anew(frozen, corrected, x):
     gains = gain_of(corrected).scale.table.clone()
-    tdq.correct(corrected, louder(frozen), calls(), rounds=1, progress=False)
-    assert torch.allclose(gain_of(corrected).scale.table, gains, rtol=1e-4)
+    again = tdq.correct(corrected, louder(frozen), calls(), rounds=1, progress=False)
+    assert torch.allclose(gain_of(again).scale.table, gains, rtol=1e-4)
 
 
 def test_trajectories_follow_the_gain_found_before(frozen):
@@ -116,7 +132,7 @@ def test_what_is_lost_is_not_multiplied_for(frozen):
 
 def test_many_continuous_times_are_taken_together():
     model = Mixed().eval()
-    tdq.quantize(model, tdq.Recipe(scale="static"), verbose=False)
+    tdq.quantize(model, tdq.Recipe(scale="static"))
     tdq.calibrate(model, calls(), progress=False)
     frozen = tdq.freeze(model)
     rng = torch.Generator().manual_seed(0)
@@ -124,8 +140,8 @@ def test_many_continuous_times_are_taken_together():
         (torch.randn(64, 6, 8, 8, generator=rng), 999 * torch.rand(64, generator=rng))
         for _ in range(8)
     ]
-    tdq.correct(frozen, louder(copy.deepcopy(frozen)), iter(batches), progress=False)
-    scale = gain_of(frozen).scale
+    teacher = louder(copy.deepcopy(frozen))
+    scale = gain_of(tdq.correct(frozen, teacher, iter(batches), progress=False)).scale
     assert len(scale.knots) == KNOTS
     assert torch.allclose(scale.table, law(scale.knots), rtol=2e-2)
 
@@ -187,7 +203,7 @@ def diffusers_output(y):
 )
 def test_every_form_of_output(form, prediction, x):
     model = Returning(form).eval()
-    tdq.quantize(model, tdq.Recipe(scale="static"), verbose=False)
+    tdq.quantize(model, tdq.Recipe(scale="static"))
     tdq.calibrate(model, calls(), progress=False)
     frozen = tdq.freeze(model)
     plain = copy.deepcopy(frozen)
@@ -195,9 +211,9 @@ def test_every_form_of_output(form, prediction, x):
     def teacher(x, t):
         return form(1.25 * prediction(plain(x, t)))
 
-    tdq.correct(frozen, teacher, calls(), progress=False)
+    corrected = tdq.correct(frozen, teacher, calls(), progress=False)
     with torch.no_grad():
-        before, after = plain(x, 7), frozen(x, 7)
+        before, after = plain(x, 7), corrected(x, 7)
     assert torch.allclose(prediction(after), 1.25 * prediction(before), rtol=1e-4)
     if isinstance(after, torch.Tensor):  # variances behind the prediction
         assert torch.equal(after[:, 6:], before[:, 6:])
@@ -228,7 +244,7 @@ def test_plain_sequential_models_too():
     torch.manual_seed(0)
     model = Plain(nn.Conv2d(6, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1)).eval()
     float_model = copy.deepcopy(model)
-    tdq.quantize(model, tdq.Recipe(2, 8, edges=2), verbose=False)
+    tdq.quantize(model, tdq.Recipe(2, 8, edges=2))
     tdq.calibrate(model, calls(), progress=False)
     frozen = tdq.correct(tdq.freeze(model), float_model, calls(), progress=False)
     assert gain_of(frozen) is not None

@@ -48,7 +48,7 @@ def test_one_timestep_for_all_is_a_row_a_sample(scale):
 
 
 def test_nothing_is_evaluated_ahead(scale):
-    assert PublishedScale.ahead([scale], torch.tensor(3)) == {}
+    assert PublishedScale.batched_steps([scale], torch.tensor(3)) == {}
 
 
 def test_parameters_are_where_checkpoints_have_them(scale):

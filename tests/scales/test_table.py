@@ -57,7 +57,7 @@ def several():
 @pytest.mark.parametrize("t", [7, -3, 2000, [2, 999, 0], [[3], [4]]])
 def test_one_lookup_for_all_gives_each_its_step_to_the_bit(t):
     scales, t = several(), torch.as_tensor(t)
-    found = TableScale.ahead(scales, t)
+    found = TableScale.batched_steps(scales, t)
     assert set(found) == set(scales)
     for scale in scales:
         assert torch.equal(found[scale], scale(t, EMPTY, GRID))
@@ -67,9 +67,9 @@ def test_what_one_lookup_leaves_to_each():
     between, learned, offloaded = several()[0], several()[0], several()[2].to("meta")
     learned.table.requires_grad_(True)
     static = several()[1]
-    assert not TableScale.ahead([between, offloaded], torch.tensor(0.5))
-    assert not TableScale.ahead([learned, offloaded], torch.tensor(3))
-    assert set(TableScale.ahead([between, static], torch.tensor(0.5))) == {static}
+    assert not TableScale.batched_steps([between, offloaded], torch.tensor(0.5))
+    assert not TableScale.batched_steps([learned, offloaded], torch.tensor(3))
+    assert set(TableScale.batched_steps([between, static], torch.tensor(0.5))) == {static}
 
 
 @pytest.mark.parametrize(

@@ -161,11 +161,13 @@ def test_different_architectures_and_ranges_go_ahead_together():
         TemporalScale(0.6, encoding="log-snr"),
     ]
     t = torch.tensor([0.25, 0.5])
-    ahead = TemporalScale.ahead(scales, t)
+    ahead = TemporalScale.batched_steps(scales, t)
     assert set(ahead) == set(scales)
     for scale in scales:
         assert torch.allclose(ahead[scale], scale(t, torch.empty(0), GRID), rtol=1e-6)
-    assert all(s.shape == () for s in TemporalScale.ahead(scales, torch.tensor(7)).values())
+    assert all(
+        s.shape == () for s in TemporalScale.batched_steps(scales, torch.tensor(7)).values()
+    )
 
 
 def test_dropout_draws_its_own_mask_for_each_scale():
@@ -174,8 +176,8 @@ def test_dropout_draws_its_own_mask_for_each_scale():
     for scale in scales:
         scale.network[-1].weight.data.mul_(100)
     t = torch.arange(64)
-    first, second = TemporalScale.ahead(scales, t).values()
+    first, second = TemporalScale.batched_steps(scales, t).values()
     assert not torch.equal(first, second)
     scales[1].eval()  # in another mode than its like: a group of its own
-    ahead = TemporalScale.ahead(scales, t)
+    ahead = TemporalScale.batched_steps(scales, t)
     assert torch.equal(ahead[scales[1]], scales[1](t, torch.empty(0), GRID))

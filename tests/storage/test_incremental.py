@@ -41,7 +41,7 @@ def test_as_quantized_whole(options, dtype):
     whole = Mixed().to(dtype)
     empty = quantize_empty(empty_like(whole), recipe)
     model = fill(empty, dict(whole.state_dict()))
-    tdq.quantize(whole, recipe, verbose=False)
+    tdq.quantize(whole, recipe)
     coded = {n for n, m in model.named_modules() if isinstance(m, CodedWeight)}
     assert coded == {
         n
@@ -58,11 +58,11 @@ def test_as_quantized_whole(options, dtype):
         for name, module in whole.named_modules():
             if name.endswith("input_quantizer"):
                 model.set_submodule(name, module)
-                module.clock = model.tdq_clock
+                module.clock = model.tdq.clock
         frozen = tdq.freeze(model)
         for name, module in model.named_modules():
             if name.endswith("input_quantizer"):
-                module.clock = whole.tdq_clock
+                module.clock = whole.tdq.clock
     else:
         assert tdq.is_frozen(model)
         frozen = tdq.freeze(model)

@@ -51,7 +51,7 @@ def read(folder):
 def test_static_and_dynamic_scales_are_said_so(tmp_path):
     for scale, words in (("static", r"6 bits"), ("dynamic", "dynamic: from each input")):
         model = Mixed().eval()
-        tdq.quantize(model, tdq.Recipe(4, 6, scale=scale), verbose=False)
+        tdq.quantize(model, tdq.Recipe(4, 6, scale=scale))
         tdq.calibrate(model, calls(), progress=False)
         text = inspect_saved(tdq.save(tdq.freeze(model), tmp_path / scale))
         assert words in text
@@ -69,7 +69,7 @@ def test_a_training_run_and_a_checkpoint(tmp_path, calibrated):
         batch=4,
         out=tmp_path,
         progress=False,
-    )
+    ).tdq.training
     text = inspect_saved(tmp_path)
     assert "step-00000002: step 2" in text
     assert "temporal at 6 bits" in text

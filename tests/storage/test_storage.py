@@ -39,12 +39,12 @@ def test_bit_equal(weights, scale, tmp_path, x):
         assert torch.equal(again(x, t), frozen(x, t))
     assert tdq.is_frozen(again)
     assert tdq.summary(again) == tdq.summary(frozen)
-    assert again.tdq_recipe == frozen.tdq_recipe
+    assert again.tdq.recipe == frozen.tdq.recipe
 
 
 def test_the_gain_of_the_output_is_saved(frozen, tmp_path, x):
     plain = copy.deepcopy(frozen)
-    tdq.correct(frozen, lambda x, t: 1.25 * plain(x, t), calls(), progress=False)
+    frozen = tdq.correct(frozen, lambda x, t: 1.25 * plain(x, t), calls(), progress=False)
     back = tdq.load(tdq.save(frozen, tmp_path / "m"), model=Mixed())
     with torch.no_grad():
         for t in (torch.tensor(3), torch.tensor([0, 431, 999]), torch.tensor(10.5)):
@@ -65,7 +65,7 @@ def test_static_and_half_precision(tmp_path, x):
 
 def test_rebuilt_from_its_configuration(tmp_path):
     pipe = tdq.models.load_embedded("tiny")
-    model = tdq.quantize(pipe.unet, tdq.Recipe(scale="dynamic"), verbose=False)
+    model = tdq.quantize(pipe.unet, tdq.Recipe(scale="dynamic"))
     frozen = tdq.freeze(model)
     again = tdq.load(tdq.save(frozen, tmp_path / "m"))
     x = torch.randn(2, *pipe.shape)
@@ -74,7 +74,7 @@ def test_rebuilt_from_its_configuration(tmp_path):
 
 def test_a_diffusers_model_is_rebuilt_too(tmp_path):
     unet = tdq.models.load_embedded("tiny").unet.unet
-    frozen = tdq.freeze(tdq.quantize(unet, tdq.Recipe(scale="dynamic"), verbose=False))
+    frozen = tdq.freeze(tdq.quantize(unet, tdq.Recipe(scale="dynamic")))
     again = tdq.load(tdq.save(frozen, tmp_path / "m"))
     x = torch.randn(1, 12, 8, 8)
     assert torch.equal(again(x, 5).sample, frozen(x, 5).sample)
@@ -169,7 +169,7 @@ def test_saving_and_loading_hold_one_tensor_at_a_time(tmp_path):
     wide, x, t = Wide(width=256, depth=32), torch.randn(2, 256), torch.tensor(3)
     weight = 256 * 256 * 4
     recipe = tdq.Recipe(weights=4, activations=32, edges=4)
-    frozen = tdq.freeze(tdq.quantize(wide, recipe, verbose=False))
+    frozen = tdq.freeze(tdq.quantize(wide, recipe))
     with LiveBytes() as live:
         tdq.save(frozen, tmp_path / "m")
     assert live.peak < 3 * weight  # of 32
@@ -290,7 +290,7 @@ class Twice(Mixed):
 
 
 def test_a_layer_in_two_places_is_saved_once(tmp_path, x):
-    model = tdq.quantize(Twice(), tdq.Recipe(4, 4), verbose=False)
+    model = tdq.quantize(Twice(), tdq.Recipe(4, 4))
     tdq.calibrate(model, calls(), progress=False)
     frozen = tdq.freeze(model)
     for compact in (False, True):

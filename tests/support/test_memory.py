@@ -1,10 +1,15 @@
 import copy
+import sys
+import threading
+import time
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.support.memory import resident_bytes, trim_heap
+from tdquant.support.memory import paging_out, resident_bytes, trim_heap
 
 
 def test_every_tensor_counts_once():
@@ -25,3 +30,32 @@ def test_integers_take_less(frozen, x):
 
 def test_giving_back_is_harmless():
     trim_heap()
+
+
+def mapped_bytes(path):
+    """Bytes of a mapped file that are in this process's memory."""
+    with open("/proc/self/smaps") as file:
+        lines = iter(file)
+        for line in lines:
+            if line.rstrip().endswith(str(path)):
+                return next(1024 * int(row.split()[1]) for row in lines if row.startswith("Rss"))
+    raise AssertionError(f"{path} is not mapped")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at what Linux says of a mapping")
+def test_a_mapped_file_is_paged_out_while_it_is_read_and_afterwards(tmp_path):
+    path = tmp_path / "numbers"
+    np.arange(2**21).tofile(path)
+    mapped = np.memmap(path, dtype=np.int64, mode="r")
+    total = mapped.sum()
+    assert mapped_bytes(path) == mapped.nbytes
+    threads = threading.active_count()
+    with paging_out([(mapped.ctypes.data, mapped.nbytes)]):
+        end = time.monotonic() + 20
+        while mapped_bytes(path) > mapped.nbytes / 4:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert mapped.sum() == total
+    assert mapped_bytes(path) <= mapped.nbytes / 4
+    assert threading.active_count() == threads
+    assert mapped.sum() == total

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import fields
 from types import SimpleNamespace
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 
 import tdquant as tdq
 from tdquant.cli.launch import leave_group
+from tdquant.training import Checkpointing, Optimization
 from tests.conftest import THREADS
 from tests.denoisers import Mixed, calls
 
@@ -45,7 +47,7 @@ def scheduler(prediction="epsilon"):
 def _quantized(calibrated, scale, exclude):
     net = Mixed()
     recipe = tdq.Recipe(weights=4, activations=4, scale=scale, exclude=exclude)
-    tdq.quantize(net, recipe, verbose=False)
+    tdq.quantize(net, recipe)
     if calibrated:
         tdq.calibrate(net, calls(), progress=False)
     return net
@@ -74,12 +76,14 @@ def spoil(net, at, value=float("nan"), times=1, name="linear.bias"):
 
 
 def run(out=None, steps=12, net=None, float_model=False, slow=0.0, **options):
-    options = {"batch": 8, "warmup": 0, "progress": False, "save_every": 3, "seed": 5} | options
+    options = {"batch": 8, "warmup": 0, "progress": False, "every": 3, "seed": 5} | options
+    for name, kind in (("optimization", Optimization), ("checkpoints", Checkpointing)):
+        own = {f.name: options.pop(f.name) for f in fields(kind) if f.name in options}
+        options[name] = kind(**own)
     if net is None:
         net = Mixed() if float_model else model()
-    return tdq.train(
-        net, Noise(slow=slow), scheduler(), steps=steps, out=out, rate=1e-3, **options
-    )
+    net = tdq.train(net, Noise(slow=slow), scheduler(), steps=steps, out=out, rate=1e-3, **options)
+    return SimpleNamespace(model=net, **vars(net.tdq.training))
 
 
 class Sharding:

@@ -28,7 +28,7 @@ def test_the_copy_carries_the_average_and_has_a_clock_of_its_own(x):
     with torch.no_grad():
         net.conv_out.bias.add_(1.0)
     copied = average.copy(net)
-    assert copied.tdq_clock is not net.tdq_clock
+    assert copied.tdq.clock is not net.tdq.clock
     assert not copied.training
     before = copied(x, torch.tensor(5))
     with torch.no_grad():

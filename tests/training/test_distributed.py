@@ -80,7 +80,7 @@ def test_sharded_parameters_train_like_whole_ones(tmp_path):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 def test_a_signal_to_every_process_under_torchrun_is_one(tmp_path):
     """As Slurm ends a job: each worker receives it directly, and once more through torchrun."""
-    process = torchrun(tmp_path, 100_000, save_every=10**6)
+    process = torchrun(tmp_path, 100_000, every=10**6)
     log = tmp_path / "log.jsonl"
     deadline = time.time() + 120
     while not log.exists() and time.time() < deadline:

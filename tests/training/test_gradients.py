@@ -189,7 +189,7 @@ def test_fp16_gives_up_where_no_scale_helps(tmp_path, learners):
     net = spoil(Mixed(), 4, times=100)
     remember = Remember(learners)
     with pytest.raises(TrainingError) as raised:
-        run(tmp_path, steps=50, net=net, precision="fp16", callbacks=[remember], save_every=4)
+        run(tmp_path, steps=50, net=net, precision="fp16", callbacks=[remember], every=4)
     for word in ("linear.bias", "scale of the loss of 0.5", "bf16", "step 21"):
         assert word in str(raised.value)
     assert learners[0].scaler.get_scale() < SMALLEST_SCALE

@@ -99,7 +99,7 @@ def test_killed_at_any_moment_and_resumed_is_bit_equal(tmp_path, uninterrupted):
 
 
 def test_sigterm_saves_and_stops(tmp_path):
-    process = launch(tmp_path, 100_000, save_every=10**6)
+    process = launch(tmp_path, 100_000, every=10**6)
     log = tmp_path / "log.jsonl"
     deadline = time.time() + 120
     while not log.exists() and time.time() < deadline:
@@ -114,7 +114,7 @@ def test_sigterm_saves_and_stops(tmp_path):
 
 def test_ctrl_c_reaches_the_workers_that_read_too(tmp_path):
     # Slow workers: the run waits for one of them when the signal comes.
-    process = launch(tmp_path, 100_000, save_every=10**6, workers=2, slow=0.05)
+    process = launch(tmp_path, 100_000, every=10**6, workers=2, slow=0.05)
     log = tmp_path / "log.jsonl"
     deadline = time.time() + 120
     while not log.exists() and time.time() < deadline:
@@ -156,7 +156,7 @@ def test_options_train(option):
         block_out_channels=(8,), down_block_types=["DownBlock2D"],
         up_block_types=["UpBlock2D"], norm_num_groups=4, attention_head_dim=8,
     )  # fmt: skip
-    tdq.quantize(net, tdq.Recipe(weights=8, activations=8, scale="temporal"), verbose=False)
+    tdq.quantize(net, tdq.Recipe(weights=8, activations=8, scale="temporal"))
     tdq.calibrate(net, calls(3), progress=False)
     done = run(net=net, steps=2, **option)
     assert all(loss < float("inf") for loss in done.losses)
@@ -170,10 +170,13 @@ def test_fewer_items_than_the_batch():
 
 
 def test_every_mistake_is_listed():
-    with pytest.raises(TrainingError) as raised:
-        run(steps=0, accumulate=3, schedule="square", precision="int4")
-    for word in ("steps=0", "batch=8", "square", "int4"):
-        assert word in str(raised.value)
+    for options, words in (
+        ({"schedule": "square", "precision": "int4"}, ("square", "int4")),
+        ({"steps": 0, "accumulate": 3}, ("steps=0", "batch=8")),
+    ):
+        with pytest.raises(TrainingError) as raised:
+            run(**options)
+        assert all(word in str(raised.value) for word in words)
 
 
 def test_an_uncalibrated_model_says_so():
@@ -221,7 +224,7 @@ def test_a_layer_in_two_places_trains_and_resumes(tmp_path):
     from tests.storage.test_storage import Twice
 
     def fresh():
-        net = tdq.quantize(Twice(), tdq.Recipe(4, 4), verbose=False)
+        net = tdq.quantize(Twice(), tdq.Recipe(4, 4))
         tdq.calibrate(net, calls(), progress=False)
         return net
 
@@ -240,7 +243,7 @@ def test_beginning_anew_forgets_the_checkpoints_of_before(tmp_path):
 
 def test_another_recipe_is_not_gone_on_with(tmp_path):
     run(tmp_path, steps=3)
-    other = tdq.quantize(Mixed(), tdq.Recipe(8, 8), verbose=False)
+    other = tdq.quantize(Mixed(), tdq.Recipe(8, 8))
     tdq.calibrate(other, calls(), progress=False)
     with pytest.raises(StorageError, match=r"another recipe:(?s:.)*activations: 4, now 8"):
         run(tmp_path, steps=6, net=other)
@@ -249,7 +252,11 @@ def test_another_recipe_is_not_gone_on_with(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"save_every": 0}, "save_every=0"),
+        ({"every": 0}, "every=0"),
+        ({"schedule": "linear"}, "schedule='linear': one of constant, cosine"),
+        ({"precision": "int8", "rates": "own"}, "(?s)rates='own'.*precision='int8'"),
+        ({"accumulate": 0}, "accumulate=0"),
+        ({"accumulate": 3}, r"batch=8: a multiple of 1 processes times 3 parts"),
         ({"steps": 100_000_000}, "steps=100000000"),
         ({"net": "frozen"}, "there is nothing to train"),
         ({"net": "wide"}, r"a prediction of \(8, 18, 8, 8\)"),

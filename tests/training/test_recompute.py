@@ -14,7 +14,7 @@ from tests.denoisers import Mixed
 def test_gradients_are_those_without_it(dropout):
     pipe = load_embedded("tiny")
     recipe = tdq.Recipe(weights=4, activations=4, scale="temporal", temporal={"dropout": dropout})
-    net = tdq.quantize(pipe.unet, recipe, verbose=False)
+    net = tdq.quantize(pipe.unet, recipe)
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([1, 300, 600, 999])
     tdq.calibrate(net, [(x, k) for k in t], progress=False)

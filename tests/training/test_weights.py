@@ -52,7 +52,7 @@ class Two(torch.nn.Module):
 
 def two():
     model = Two()
-    tdq.quantize(model, tdq.Recipe(4, 4, scale="static", edges=4), verbose=False)
+    tdq.quantize(model, tdq.Recipe(4, 4, scale="static", edges=4))
     tdq.calibrate(model, [(torch.randn(4, 8), torch.tensor(5))], progress=False)
     return model.train()
 

@@ -25,6 +25,7 @@ from tdquant.calibration.concatenations import Concatenation
 from tdquant.calibration.timing import TimeBins
 from tdquant.calls.call import Call, run
 from tdquant.calls.observing import observing
+from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.layers import QuantLayer
 from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
@@ -158,7 +159,7 @@ def project(
                 found = torch.autograd.grad((y.float() * r).sum(), wanted, allow_unused=True)
             at_inputs, at_outputs = found[: len(inputs)], found[len(inputs) :]
             yield Projection(
-                model.tdq_clock.last.detach().float().cpu().expand(len(y)),  # type: ignore[union-attr, operator]
+                clock_of(model).last.detach().float().cpu().expand(len(y)),  # type: ignore[union-attr, operator]
                 max(y[0].numel(), 1),
                 [
                     (n, x.detach(), t, g)

@@ -21,8 +21,8 @@ from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.quantizers import ActivationQuantizer, OffsetQuantizer, activation_quantizers
 from tdquant.scales import PublishedScale, Scale, StaticScale
+from tdquant.state import note
 from tdquant.support.progress import track
-from tdquant.support.provenance import note
 
 SIGMAS, SIGMAS_AFTER_SILU = 3.0, 16.0
 

@@ -25,12 +25,11 @@ from tdquant.layers import QuantLayer, SplitLayer, replace_module
 from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
-from tdquant.recipe import Recipe
 from tdquant.scales import SCALES, Curves, DynamicScale, Scale, StaticScale, TemporalScale
 from tdquant.scales.base import steps_at
 from tdquant.scales.table import training_timesteps
+from tdquant.state import note, recipe_of, state_of
 from tdquant.support.progress import track
-from tdquant.support.provenance import note
 
 ESTIMATORS = ("auto", *NAMES)
 
@@ -47,7 +46,7 @@ def calibrate(
     time_range: tuple[float, float] | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Calibration:
+) -> nn.Module:
     """Estimates every activation scale of a quantized model from one pass over calls of it.
 
     The model runs in float while it is observed. Memory does not grow with the number of batches.
@@ -76,7 +75,8 @@ def calibrate(
         progress: Draw bars.
 
     Returns:
-        What each layer got. ``tdq.summary(model)`` has the table.
+        The model. What each layer got and why is ``model.tdq.calibration``; ``tdq.summary(model)``
+        has the table.
 
     Raises:
         CalibrationError: No batches, layers that no batch reached, NaN, infinite or all-zero
@@ -87,13 +87,14 @@ def calibrate(
     estimator (``tdquant.calibration.published``).
     """
     clock_of(model)
-    recipe = getattr(model, "tdq_recipe", None)
-    if isinstance(recipe, Recipe) and recipe.grid == "published":
+    recipe = recipe_of(model)
+    if recipe is not None and recipe.grid == "published":
         if isinstance(batches, Observations):
             batches = batches.calls
-        return start_as_published(
+        state_of(model).calibration = start_as_published(
             model, batches, time_range=time_range, seed=seed, progress=progress
         )
+        return model
     if estimator not in ESTIMATORS:
         raise CalibrationError(
             f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"
@@ -165,7 +166,8 @@ def calibrate(
     if bias_correction:
         correct_biases(model, calls)
     _note(model, batches, report)
-    return report
+    state_of(model).calibration = report
+    return model
 
 
 def _note(model: nn.Module, seen: Observations, report: Calibration) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from tdquant.clock import is_quantized
 from tdquant.quantizers import (
     ActivationQuantizer,
     CodedWeight,
@@ -69,7 +70,7 @@ def observing(
         for name, module in (weights | quantizers).items():
             model.set_submodule(name, module)
         for quantizer in quantizers.values():
-            quantizer.clock.forget_laws()
+            quantizer.clock.invalidate_scale_cache()
         model.train(was_training)
 
 
@@ -83,7 +84,7 @@ def in_float(model: nn.Module) -> Iterator[None]:
     frozen = any(isinstance(module, FrozenWeight) for module in model.modules()) and all(
         isinstance(q.scale, TableScale | DynamicScale) for _, q in activation_quantizers(model)
     )
-    if (frozen and not watching) or not hasattr(model, "tdq_clock"):
+    if (frozen and not watching) or not is_quantized(model):
         yield
         return
     looks = [observer.look for observer in watching]

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from tdquant.errors import ConversionError
 from tdquant.layers.structure import StructuredLayer
-from tdquant.scales.base import Float32
+from tdquant.scales.base import KeepFloat32Mixin
 
 
-class Division(Float32):
+class ChannelDivide(KeepFloat32Mixin):
     """Divides input channels: ``x (*, C) -> x * inverse``, in the dtype of x.
 
     Arguments:
@@ -52,7 +52,7 @@ class BalancedLayer(StructuredLayer):
 
     def __init__(self, layer: nn.Module, inverse: Tensor) -> None:
         super().__init__()
-        self.divide = Division(inverse)
+        self.divide = ChannelDivide(inverse)
         self.layer = layer
 
     @classmethod

@@ -31,7 +31,7 @@ class OutputGain(nn.Module):
     """Multiplies the root model's output by ``g(t)``; a child of the root, ``tdq_gain``.
 
     Arguments:
-        scale: The law of g, a table over time.
+        scale: g, a table over time.
         clock: Where the timestep of the call in progress is read.
         channels: The first channels of the output that are multiplied, None for all: a model that
             predicts variances as well has them behind its prediction.
@@ -47,7 +47,12 @@ class OutputGain(nn.Module):
         """Has every call of the root go through this gain."""
         model.tdq_gain = self
         # Before the clock's own hook, which forgets the timestep.
-        model.register_forward_hook(self._after, prepend=True)
+        self._hook = model.register_forward_hook(self._after, prepend=True)
+
+    def detach(self, model: nn.Module) -> None:
+        """Takes the gain off the root again."""
+        self._hook.remove()
+        del model.tdq_gain
 
     def factor(self, y: Tensor) -> Tensor:
         """g at the current timestep, ``()`` or ``(B,)``."""

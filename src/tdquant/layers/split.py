@@ -86,7 +86,7 @@ class SplitLayer(StructuredLayer):
 
     @classmethod
     def from_quantized(cls, layer: QuantLayer, sizes: Sequence[int]) -> SplitLayer:
-        """The split layer of quantized parts: grids and laws of the whole layer, weight steps at
+        """The split layer of quantized parts: grids and scales of the whole layer, weight steps at
         each part's least squared error, and pending scales where the whole one has a scale.
 
         Arguments:

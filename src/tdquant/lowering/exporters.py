@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from importlib import metadata
@@ -17,6 +18,8 @@ from tdquant.lowering.carried import carried
 from tdquant.lowering.lowered import float32_copy, require_frozen
 from tdquant.model_summary import summary
 from tdquant.recipe import Recipe
+from tdquant.state import recipe_of
+from tdquant.support.memory import trim_heap
 
 
 class Exporter(Protocol):
@@ -84,6 +87,9 @@ def export(
         )
     model, call = prepared(frozen, example)
     EXPORTERS[target.suffix](model, target, call, about(model), portable)
+    del model
+    gc.collect()  # traces are cycles, which hold all codes
+    trim_heap()
     return target
 
 
@@ -96,7 +102,7 @@ def prepared(frozen: nn.Module, example: Example) -> tuple[nn.Module, Call]:
 
 def about(model: nn.Module) -> dict[str, Any]:
     """What a file says about the frozen model in it, as JSON."""
-    recipe = getattr(model, "tdq_recipe", None)
+    recipe = recipe_of(model)
     return {
         "tdquant": metadata.version("tdquant"),
         "model": type(model).__name__,

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.clock import clock_of
+from tdquant.clock import clock_of, remove_clock
 from tdquant.errors import FreezeError
 from tdquant.freezing import is_frozen
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
@@ -36,9 +36,6 @@ from tdquant.quantizers import ActivationQuantizer, FrozenWeight, activation_qua
 from tdquant.scales import BankedScale, ScaleBank, bank_tables
 from tdquant.support.memory import trim_heap
 from tdquant.support.sharing import copy_sharing_tensors
-
-TRIMMED = 16
-"""Layers after which memory that was freed is given back."""
 
 
 class Lowered(nn.Module):
@@ -142,9 +139,7 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
         FreezeError: A weight was changed after freezing.
     """
     table = summary(model)
-    clock = clock_of(model)
-    clock.remove()
-    del model.tdq_clock
+    remove_clock(model)
     gain = gain_of(model)
     holders = [q for _, q in activation_quantizers(model)] + ([gain] if gain else [])
     bank_tables(holders)
@@ -161,12 +156,11 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
         return None
 
     kernels: dict[str, tuple[str, str]] = {}
-    for index, (path, old) in enumerate(list(quantized_layers(model))):
+    for path, old in list(quantized_layers(model)):
         new = layer(old, operand(old.input_quantizer), path)
         replace_module(model, old, new)
         kernels[path] = new.kernel
-        if index % TRIMMED == 0:
-            trim_heap()  # of what finding the codes took
+        trim_heap()  # of what finding the codes took
     for path, old in list(model.named_modules()):
         if isinstance(old, QuantAttention):
             block: Any = model.get_submodule(path.rpartition(".")[0])

@@ -24,11 +24,11 @@ class ActivationQuantizer(nn.Module):
 
     Arguments:
         grid: Its codes; calibration may move the zero point.
-        scale: The law of its step.
+        scale: Gives its step.
         clock: Where the timestep of the call in progress is read.
         symmetric: Whether calibration has to leave the zero point where it is.
         wanted: Kind of scale that calibration is to put in place: a kind, or ``"auto"``.
-        options: Of the law that calibration makes: ``Recipe.temporal``.
+        options: Options of the scale that calibration creates: ``Recipe.temporal``.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ActivationQuantizer(nn.Module):
         scale = self.scale
         if not scale.timed:
             return scale(None, x, self.grid)
-        known = self.clock.ahead(scale)
+        known = self.clock.precomputed_step(scale)
         return scale(self.clock.read(), x, self.grid) if known is None else known
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class ActivationQuantizer(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "scale":
-            self.clock.forget_laws()
+            self.clock.invalidate_scale_cache()
 
     # The zero point is a Python integer, a constant for every engine and compiler; in state dicts
     # it is a tensor.

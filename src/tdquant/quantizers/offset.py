@@ -2,7 +2,7 @@ r"""A quantizer whose lowest code stands for a fixed real number, and none for z
 
     q = clip(round((x - o) / s), 0, high),    x_hat = s q + o
 
-TDQ's authors quantize so what comes from SiLU, with o its minimum. Real zero is off this grid, so
+The TDQ authors quantize SiLU outputs this way, with o its minimum. Real zero is off this grid, so
 the zeros that a convolution pads with are no code, and its product is
 
     sum x_hat w_hat = s s_w sum q q_w + o s_w sum_{inside} q_w
@@ -35,11 +35,11 @@ class OffsetQuantizer(ActivationQuantizer):
 
     Arguments:
         grid: Its codes; the lowest is 0.
-        scale: The law of its step.
+        scale: Gives its step.
         clock: Where the timestep of the call in progress is read.
         offset: The real number o that code 0 stands for.
         wanted: Kind of the scale.
-        options: Of the law that calibration makes.
+        options: Options of the scale that calibration creates.
         dropout: Rate p of the dropout in front of the quantizer. It divides what it keeps by 1 - p
             in training, where o is divided by the same.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tdquant.errors import ConversionError, FreezeError
 from tdquant.numerics.fake_quantize import FLOOR, fake_quantize, noise_quantize
 from tdquant.numerics.grid import Grid
-from tdquant.scales.base import Float32, floored
+from tdquant.scales.base import KeepFloat32Mixin, floored
 
 
 def along_channels(step: Tensor, weight: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _best_shrink(rows: Tensor, largest: Tensor, grid: Grid) -> Tensor:
     return step.clamp(min=FLOOR).squeeze(1)
 
 
-class WeightQuantizer(Float32):
+class WeightQuantizer(KeepFloat32Mixin):
     """Fake-quantizes a weight ``(C, *)`` by a learned step.
 
     Arguments:
@@ -140,7 +140,7 @@ class NoiseWeight(WeightQuantizer):
         return super().forward(weight)
 
 
-class FrozenWeight(Float32):
+class FrozenWeight(KeepFloat32Mixin):
     """The quantizer of a weight that already lies on its grid: passes it on, and knows its codes.
 
     Arguments:

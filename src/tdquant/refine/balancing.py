@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calls.call import Call, run
+from tdquant.clock import is_quantized
 from tdquant.errors import CalibrationError, ConversionError
 from tdquant.families import family_of
 from tdquant.layers import replace_module
@@ -31,6 +32,7 @@ from tdquant.layers.balance import BalancedLayer
 from tdquant.numerics.fake_quantize import FLOOR, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers.weight import mse_step
+from tdquant.state import state_of
 from tdquant.support.hooks import hooked
 from tdquant.support.patterns import idle, matching
 from tdquant.support.progress import track
@@ -66,7 +68,7 @@ def balance(
     weights: int = 8,
     activations: int = 8,
     progress: bool = True,
-) -> dict[str, float]:
+) -> nn.Module:
     """Divides the input channels of linear layers of a float model, in place. ``quantize`` comes
     after it and finds plain linear layers behind the divisions.
 
@@ -81,8 +83,8 @@ def balance(
         progress: Draw a bar.
 
     Returns:
-        Path of every balanced layer -> its alpha. A path goes on to the same place; the plain
-        layer is ``<path>.layer``.
+        The model. ``model.tdq.balance`` is the alpha of every balanced layer by its path. A path
+        leads to the same place as before; the plain layer is ``<path>.layer``.
 
     Raises:
         ConversionError: The model is quantized already, has no such layer, or alpha is out of
@@ -90,7 +92,7 @@ def balance(
         CalibrationError: No batches, or inputs that are not finite. The model is then left as it
             was.
     """
-    if hasattr(model, "tdq_clock"):
+    if is_quantized(model):
         raise ConversionError(
             "the model is quantized already",
             where="balance",
@@ -114,7 +116,8 @@ def balance(
             new = BalancedLayer.balanced(layer, factors(largest, layer.weight, best))
             replace_module(model, layer, new.train(layer.training))
             found[path] = best
-    return found
+    state_of(model).balance = found
+    return model
 
 
 def factors(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:

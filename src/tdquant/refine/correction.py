@@ -20,7 +20,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,14 +30,14 @@ from torch import Tensor, nn
 from tdquant.calls.call import Call, run
 from tdquant.clock import Clock, clock_of
 from tdquant.errors import CalibrationError, FreezeError
-from tdquant.freezing import is_frozen
+from tdquant.freezing import copy_model, is_frozen
 from tdquant.layers.gain import OutputGain, gain_of, values_of
 from tdquant.numerics.fake_quantize import expand_scale
 from tdquant.scales import TableScale
 from tdquant.scales.table import training_timesteps
+from tdquant.state import note
 from tdquant.support.announce import announce
 from tdquant.support.progress import track
-from tdquant.support.provenance import note
 
 LIMIT = 2.0
 """The largest gain, and one over the least: where less than half of the prediction is left, more
@@ -55,21 +56,22 @@ def correct(
     rounds: int = 2,
     progress: bool = True,
 ) -> nn.Module:
-    """Puts a gain over time behind a frozen model's output, in place, that takes back what its
-    predictions have lost against the float model's.
+    """Returns a copy of a frozen model with a gain over time behind its output, which takes back
+    what its predictions have lost against the float model's.
 
     Arguments:
         frozen: What ``freeze`` or ``load`` returned. A gain that it has already is fitted anew.
         teacher: The float model, with the same call.
         calls: Calls ``(x, t)``, best those of the quantized model's own samples:
             ``tdq.trajectories(frozen, scheduler, 32, shape)``. They are gone through ``rounds``
-            times, and trajectories follow the gain that was found before.
+            times; the gain found in one round is on ``frozen`` during the next, so that
+            trajectories follow it.
         rounds: Times to go through the calls; an iterator is gone through once.
         progress: Draw a bar.
 
     Returns:
-        The model. Saving, compiling and exporting take its gain along; what was done stands in
-        its history.
+        The corrected model; ``frozen`` is as it was. Saving, compiling and exporting take the gain
+        along, and the history of the model tells of it.
 
     Raises:
         FreezeError: The model is not frozen: what changes weights or scales comes first.
@@ -86,15 +88,32 @@ def correct(
         raise CalibrationError(f"{rounds=}", where="correct", fix="at least 1")
     if iter(calls) is calls:
         rounds = 1
-    for i in range(rounds):
-        label = "correcting" if rounds == 1 else f"correcting, {i + 1} of {rounds}"
-        fit = _Fit(frozen, teacher, clock)
-        for call in track(calls, label, show=progress):
-            fit.see(call)
-        knots, gains, channels = fit.solve()
-        _put(frozen, clock, knots, gains, channels)
-    note(frozen, "correct", gain=[float(gains.min()), float(gains.max())])
-    return announce(frozen)
+    with _gain_restored(frozen):
+        for i in range(rounds):
+            label = "correcting" if rounds == 1 else f"correcting, {i + 1} of {rounds}"
+            fit = _Fit(frozen, teacher, clock)
+            for call in track(calls, label, show=progress):
+                fit.see(call)
+            knots, gains, channels = fit.solve()
+            _put(frozen, clock, knots, gains, channels)
+        corrected = copy_model(frozen)
+    note(corrected, "correct", gain=[float(gains.min()), float(gains.max())])
+    return announce(corrected)
+
+
+@contextlib.contextmanager
+def _gain_restored(frozen: nn.Module) -> Iterator[None]:
+    """Takes off what the rounds put behind the model's output."""
+    before = gain_of(frozen)
+    own = None if before is None else (before.scale, before.channels)
+    try:
+        yield
+    finally:
+        gain = gain_of(frozen)
+        if gain is not None and own is None:
+            gain.detach(frozen)
+        elif gain is not None and own is not None:
+            gain.scale, gain.channels = own
 
 
 class _Fit:

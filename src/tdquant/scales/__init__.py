@@ -1,4 +1,4 @@
-"""Scale laws: how the quantization step of a tensor follows the timestep."""
+"""Scales: how the quantization step of a tensor follows the timestep."""
 
 from tdquant.scales.bank import BankedScale, ScaleBank, bank_tables
 from tdquant.scales.base import SCALES, Scale

@@ -3,7 +3,7 @@ r"""All tables of a frozen model in one: a single lookup a call serves every lay
     S[k, l] = s_l(t_k)        one row a knot, one column a scale
 
 A lookup takes row k, or what lies between two rows, linear in log-scale as in ``TableScale``. It
-runs before the model does, through ``Clock``'s ``ahead``; backends and exporters lower it.
+runs before the model does, through ``batched_steps``; backends and exporters lower it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from tdquant.clock import identity
 from tdquant.numerics.grid import Grid
-from tdquant.scales.base import Float32, Scale
+from tdquant.scales.base import KeepFloat32Mixin, Scale
 from tdquant.scales.table import TableScale
 
 
-class ScaleBank(Float32):
+class ScaleBank(KeepFloat32Mixin):
     """``bank(t) -> (L,)`` for a timestep ``()``, or ``(L, B)`` for timesteps ``(B,)``.
 
     Arguments:
@@ -37,7 +37,7 @@ class ScaleBank(Float32):
         rows = len(longest.knots)
         nowhere, grid = torch.empty(0), Grid.signed(8)
         with torch.no_grad():
-            # A scale's own law on its own knots, so that what it clamps is clamped here.
+            # Each scale's own forward on its own knots, so that what it clamps is clamped here.
             columns = [s(s.knots, nowhere, grid).reshape(-1).expand(rows) for s in scales]
             self.register_buffer("knots", longest.knots.clone())
             self.register_buffer("steps", torch.stack(columns, dim=1).contiguous())
@@ -87,8 +87,8 @@ class BankedScale(Scale):
         return self.bank(timestep)[self.column]
 
     @staticmethod
-    def ahead(scales: list[BankedScale], timestep: Tensor) -> dict[Scale, Tensor]:
-        """Every scale's step by one lookup a bank."""
+    def batched_steps(scales: list[BankedScale], timestep: Tensor) -> dict[Scale, Tensor]:
+        """Looks up each bank once for all its scales."""
         rows: dict[Any, tuple[Tensor, ...]] = {}
         for scale in scales:
             if identity(scale.bank) not in rows:
@@ -102,7 +102,7 @@ class _Holder(Protocol):
 
 def bank_tables(holders: Iterable[_Holder]) -> None:
     """Replaces the tables of quantizers, in place, by columns of as few banks as their knots
-    allow; other laws stay.
+    allow; other scales stay.
     """
     tables = [h for h in holders if isinstance(h.scale, TableScale)]
     timed = [h for h in tables if not h.scale.static]

@@ -21,11 +21,11 @@ from tdquant.numerics.grid import Grid
 from tdquant.scales.curves import Curves
 
 SCALES: dict[str, type[Scale]] = {}
-"""Every registered scale law by its kind."""
+"""Every registered scale class by its kind."""
 
 
-class Float32(nn.Module):
-    """Keeps its parameters and buffers float32 when the model is cast: bfloat16 ruins scales."""
+class KeepFloat32Mixin(nn.Module):
+    """Keeps parameters and buffers in float32 when the model is cast: bfloat16 ruins scales."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keep(tensor: Tensor) -> Tensor:
@@ -37,22 +37,22 @@ class Float32(nn.Module):
         return super()._apply(keep, recurse)
 
 
-class Scale(Float32, ABC):
+class Scale(KeepFloat32Mixin, ABC):
     """``scale(timestep, x, grid) -> s``: positive float32 of shape ``()`` or ``(B,)``.
 
-    A subclass names its ``kind``, which registers it, and says which of its arguments it looks at.
-    ``forward`` is all that it has to have. The other methods say how it starts from what was
-    calibrated, over which times it is frozen, and how a checkpoint brings it back.
+    A subclass sets its ``kind``, which registers it, and whether it reads the timestep. Only
+    ``forward`` is required. The other methods say how the scale starts from calibrated steps, over
+    which times it is frozen, and how a checkpoint restores it.
 
-    A law that can be evaluated for many scales at once has a static method ``ahead(scales,
-    timestep)``: see ``tdquant.clock``.
+    A class whose scales can be computed together has a static method ``batched_steps(scales,
+    timestep) -> {scale: step}``: see ``tdquant.clock``.
     """
 
     kind: ClassVar[str] = ""
     timed: ClassVar[bool] = False
     """Whether ``timestep`` is read; if not, it may be None."""
     calibrated: ClassVar[bool] = True
-    """Whether calibration can make it, so that a recipe may ask for it."""
+    """Whether calibration can create it, so that a recipe may ask for it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -61,16 +61,16 @@ class Scale(Float32, ABC):
 
     @classmethod
     def from_step(cls, step: float, grid: Grid) -> Scale:
-        """The law where it starts from one calibrated step."""
+        """Creates the scale from one calibrated step."""
         return cls(step)  # type: ignore[call-arg]
 
     @classmethod
     def from_curves(cls, curves: Curves, options: Mapping[str, Any]) -> Sequence[Scale]:
-        """One scale for each curve, as near to it as the law can start; here from one step, the
-        geometric mean over time.
+        """Creates one scale for each curve, as close to it as the class can represent; by default
+        from one step, the geometric mean over time.
 
         Arguments:
-            curves: What calibration wants.
+            curves: The steps that calibration found.
             options: ``Recipe.temporal``.
         """
         steps = curves.steps.log().mean(1).exp() if cls.timed else curves.steps[:, 0]
@@ -80,18 +80,18 @@ class Scale(Float32, ABC):
         ]
 
     def training_times(self) -> Tensor | None:
-        """Times ``(K,)`` of the table that ``freeze`` makes, None if the law does not know them:
-        then ``freeze`` wants to be told.
+        """Times ``(K,)`` of the table that ``freeze`` makes; None if they are not known, in which
+        case ``freeze`` needs ``timesteps=``.
         """
         return None
 
     def settings(self) -> dict[str, Any]:
-        """What ``blank`` needs beside tensors, JSON-safe."""
+        """Keyword arguments of ``blank`` besides tensors, JSON-safe."""
         return {}
 
     @classmethod
     def blank(cls, **settings: Any) -> Scale:
-        """A scale of these settings, into which the tensors of another can be loaded."""
+        """Creates a scale of these settings, whose tensors are loaded afterwards."""
         return cls(**settings)
 
     @abstractmethod
@@ -99,23 +99,23 @@ class Scale(Float32, ABC):
         """The step at timesteps ``()`` or ``(B,)`` for the tensor x ``(B, *)``."""
 
     def quantize(self, x: Tensor, step: Tensor, grid: Grid) -> Tensor:
-        """x ``(B, *)`` on the grid, by a step that ``forward`` gave. How the step learns is part
-        of the law; the value is not, except while it trains.
+        """Rounds x ``(B, *)`` to the grid by a step that ``forward`` returned. Subclasses may
+        change how the step learns; in evaluation the value is the same for all.
         """
         return fake_quantize(x, expand_scale(step, x), grid.low, grid.high)
 
 
 def recipe_kinds() -> tuple[str, ...]:
     """The kinds of scales that a recipe may ask for."""
-    return "auto", *(kind for kind, law in SCALES.items() if law.calibrated)
+    return "auto", *(kind for kind, scale in SCALES.items() if scale.calibrated)
 
 
 def steps_at(scales: Sequence[Scale], times: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-    """Steps ``(K,)`` of scales of one timed law at times ``(K,)``, by the very products that a
-    call of the model makes.
+    """Steps ``(K,)`` of timed scales of one class at times ``(K,)``, computed as a call of the
+    model computes them.
     """
-    law: Any = type(scales[0])
-    known = law.ahead(scales, times) if hasattr(law, "ahead") else {}
+    batched_steps = getattr(type(scales[0]), "batched_steps", None)
+    known = batched_steps(scales, times) if batched_steps is not None else {}
     return [
         known[scale] if scale in known else scale(times, torch.empty(0), grid)
         for scale, grid in zip(scales, grids, strict=True)

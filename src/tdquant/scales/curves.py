@@ -1,4 +1,4 @@
-"""Steps over time that calibration found, for a law of scales to start from."""
+"""Steps over time that calibration found, from which scales start."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ class Curves:
 
     Attributes:
         times: The training timesteps ``(K,)``, increasing.
-        steps: Positive steps ``(L, K)``. For laws that do not follow time they are the same at
-            all times.
+        steps: Positive steps ``(L, K)``, equal at all times for scales that do not follow time.
         weights: How much each time matters to each tensor, ``(L, K)``.
         grids: The codes of each tensor, L.
         span: First and last time of the model.
-        seed: Of all draws.
+        seed: Seed of all draws.
     """
 
     times: Tensor

@@ -9,21 +9,18 @@ features of high frequency would otherwise be free to do anything between them.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tdquant.numerics.fake_quantize import FLOOR
 
-if TYPE_CHECKING:  # which starts its scales by this
-    from tdquant.scales.temporal import TemporalScale
-
 
 def fit(
-    scales: list[TemporalScale],
-    times: Tensor,
+    layers: Sequence[Sequence[nn.Linear]],
+    features: Tensor,
     curves: Tensor,
     weights: Tensor | None = None,
     *,
@@ -35,28 +32,23 @@ def fit(
     """Trains the networks of temporal scales towards ``curves``.
 
     Arguments:
-        scales: L scales of one architecture and time range.
-        times: K times.
+        layers: Linear layers of L networks of one architecture, which start near the mean of their
+            curves.
+        features: Encoding of K times, ``(K, d)``.
         curves: Target steps s*, ``(L, K)``, positive.
-        weights: How much each time matters to each layer, ``(L, K)``; even if None.
-        iterations: Steps of Adam.
-        batch: Times a step.
+        weights: Weight of each time for each network, ``(L, K)``; uniform if None.
+        iterations: Optimizer steps of Adam.
+        batch: Times of an optimizer step.
         rate: First learning rate; it falls to zero along a half cosine.
         seed: Seed of the draws.
 
     Returns:
         Largest ``|log s - log s*|`` of each layer, ``(L,)``.
     """
-    if not scales:
-        return torch.zeros(0)
     target = curves.detach().float().log()
     weights = (
         torch.ones_like(target) if weights is None else weights / weights.mean(1, keepdim=True)
     )
-    features = scales[0].encode(times.cpu()).cpu()
-    for scale, goal in zip(scales, target, strict=True):
-        scale.reset(math.exp(float(goal.mean())))
-    layers = [scale.layers for scale in scales]
     depth = len(layers[0])
     weight = [
         torch.stack([ls[i].weight.detach().cpu() for ls in layers]).requires_grad_()
@@ -68,7 +60,7 @@ def fit(
     ]
 
     def log_scale(x: Tensor) -> Tensor:
-        h = x.expand(len(scales), *x.shape)
+        h = x.expand(len(layers), *x.shape)
         for i, (w, b) in enumerate(zip(weight, bias, strict=True)):
             h = torch.baddbmm(b, h, w.transpose(1, 2))
             if i + 1 < depth:
@@ -81,7 +73,7 @@ def fit(
         for iteration in range(iterations):
             for group in optimizer.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * iteration / iterations))
-            index = torch.randint(len(times), (min(batch, len(times)),), generator=rng)
+            index = torch.randint(len(features), (min(batch, len(features)),), generator=rng)
             loss = (
                 (log_scale(features[index]) - target[:, index])
                 .square()

@@ -66,6 +66,8 @@ class PublishedScale(TemporalScale):
         return {"features": self.features}
 
     @staticmethod
-    def ahead(scales: Sequence[TemporalScale], timestep: Tensor) -> dict[nn.Module, Tensor]:
-        """None: products batched over scales, and in float64, round otherwise."""
+    def batched_steps(
+        scales: Sequence[TemporalScale], timestep: Tensor
+    ) -> dict[nn.Module, Tensor]:
+        """Returns nothing: products batched over scales, and in float64, round differently."""
         return {}

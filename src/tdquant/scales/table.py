@@ -1,4 +1,4 @@
-r"""A table of steps over time: learned directly, or what every temporal scale is frozen to.
+r"""A table of steps over time: learned directly, or the frozen form of every temporal scale.
 
 The table holds one step s_k at each knot t_k. Between knots it is linear in log-scale,
 
@@ -86,7 +86,7 @@ class TableScale(Scale):
         return cls(torch.arange(float(count)), torch.ones(count), learned=True)
 
     def index_knots(self) -> None:
-        """Notes whether the knots are consecutive integers, which integer timesteps index."""
+        """Records whether the knots are consecutive integers, which integer timesteps index."""
         count = len(self.knots)
         first = float(self.knots[0])
         even = bool((self.knots == torch.arange(count, device=self.knots.device) + first).all())
@@ -114,17 +114,17 @@ class TableScale(Scale):
         return torch.where(w == 1, s1, s0 * (s1 / s0) ** w).reshape(timestep.shape)
 
     @staticmethod
-    def ahead(scales: Sequence[TableScale], timestep: Tensor) -> dict[nn.Module, Tensor]:
-        """The steps of frozen tables by one lookup for all over the same knots, see
-        ``tdquant.clock``: those of one knot, and the others at integer timesteps that index them.
-        Learned tables, and times between knots, are left to ``forward``.
+    def batched_steps(scales: Sequence[TableScale], timestep: Tensor) -> dict[nn.Module, Tensor]:
+        """Looks up frozen tables over the same knots together: those of one knot, and the others
+        at integer timesteps that index them. Learned tables, and times between knots, are left to
+        ``forward``.
 
-        ``ScaleBank`` keeps copies, for models that only run; here the tables are parameters that
+        ``ScaleBank`` keeps copies, for models that only run; these tables are parameters, which
         may be loaded, moved and changed, and are read where they are.
         """
         alike: dict[tuple[int, int | None, torch.device], list[TableScale]] = {}
         for scale in scales:
-            # Other tables are there in their own layer only: offloaded, or sharded.
+            # Offloaded and sharded tables are whole in their own layer only.
             here = scale.table.device.type != "meta" and not hasattr(scale.table, "device_mesh")
             indexed = scale.first is not None and not timestep.is_floating_point()
             if here and not scale.table.requires_grad and (indexed or scale.static):

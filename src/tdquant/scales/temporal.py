@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -49,11 +50,11 @@ class TemporalScale(Scale):
         depth: Number of linear layers; the published network has 4.
         dropout: Rate before the last layer in training. It makes training see other scales than
             sampling does, so it is off unless the published setting (0.2) is wanted.
-        encoding: How it sees time: ``"fourier"``, ``"time"`` or ``"log-snr"``, see ``ENCODINGS``.
+        encoding: Encoding of time: ``"fourier"``, ``"time"`` or ``"log-snr"``, see ``ENCODINGS``.
             The last two are one number, whatever ``features`` says.
 
     Raises:
-        RecipeError: A width, depth, rate, range or encoding that cannot be.
+        RecipeError: A width, depth, rate, range or encoding is invalid.
     """
 
     kind = "temporal"
@@ -101,11 +102,16 @@ class TemporalScale(Scale):
 
     @classmethod
     def from_curves(cls, curves: Curves, options: Mapping[str, Any]) -> list[TemporalScale]:
-        """Networks that are fitted to the curves, all at once: see ``tdquant.scales.fit``."""
+        """Creates networks and fits them to the curves, all at once: see ``scales.fit``."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(curves.seed)
             scales = [cls(1.0, curves.span, **options) for _ in curves.steps]
-        fit(scales, curves.times, curves.steps, curves.weights, seed=curves.seed)
+        for scale, steps in zip(scales, curves.steps, strict=True):
+            scale.reset(math.exp(float(steps.detach().float().log().mean())))
+        if scales:
+            features = scales[0].encode(curves.times.cpu()).cpu()
+            layers = [scale.layers for scale in scales]
+            fit(layers, features, curves.steps, curves.weights, seed=curves.seed)
         return scales
 
     def training_times(self) -> Tensor:
@@ -120,7 +126,7 @@ class TemporalScale(Scale):
 
     @torch.no_grad()
     def reset(self, start: float) -> None:
-        """Makes s(t) nearly ``start`` at every t, leaving the hidden layers as they are."""
+        """Sets s(t) to almost ``start`` at every t; the hidden layers stay as they are."""
         last = self.network[-1]
         assert isinstance(last, nn.Linear)
         last.weight.mul_(1e-2)
@@ -146,8 +152,10 @@ class TemporalScale(Scale):
         return evaluate([self], timestep)[0]
 
     @staticmethod
-    def ahead(scales: Sequence[TemporalScale], timestep: Tensor) -> dict[nn.Module, Tensor]:
-        """The steps of all scales at once: see ``tdquant.clock``."""
+    def batched_steps(
+        scales: Sequence[TemporalScale], timestep: Tensor
+    ) -> dict[nn.Module, Tensor]:
+        """Computes the steps of all scales at once: see ``tdquant.clock``."""
         alike: dict[tuple[object, ...], list[TemporalScale]] = {}
         for scale in scales:
             # A weight that is sharded over several processes is whole only in its own layer.
@@ -160,7 +168,7 @@ class TemporalScale(Scale):
 
     @property
     def architecture(self) -> tuple[object, ...]:
-        """What scales share that can be evaluated together."""
+        """Scales of equal architecture are computed together."""
         dropout = self.dropout if self.training else 0.0
         width = self.features, self.hidden, self.depth
         return *width, self.encoding, dropout, self.time_range.device

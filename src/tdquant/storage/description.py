@@ -17,7 +17,7 @@ from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import TableScale
-from tdquant.support.provenance import history
+from tdquant.state import history, recipe_of
 
 Description = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
             where=type(model).__name__,
             fix="tdq.calibrate it if that is not done, then save tdq.freeze(model)",
         )
-    recipe, gain = getattr(model, "tdq_recipe", None), gain_of(model)
+    recipe, gain = recipe_of(model), gain_of(model)
     behind: dict[str, Any] = {} if gain is None else {"gain": _describe_gain(gain)}
     if aliases := _aliases(model):
         behind["aliases"] = aliases

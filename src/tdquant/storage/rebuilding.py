@@ -25,6 +25,7 @@ from tdquant.numerics.packing import code_dtype, unpack
 from tdquant.quantizers import ActivationQuantizer, CodedWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import DynamicScale, Scale, TableScale
+from tdquant.state import state_of
 from tdquant.storage.description import Description, activations, weight_grid
 
 CODES, STEP, TABLE = ".weight.codes", ".weight.step", ".scale.table"
@@ -47,9 +48,10 @@ def build_skeleton(
     clock = Clock(model, description["timestep"])
     coverage = description.get("coverage")
     clock.coverage = (coverage[0], coverage[1]) if coverage else None
-    model.tdq_history = list(description.get("history", ()))  # type: ignore[assignment]
+    state = state_of(model)
+    state.history = list(description.get("history", ()))
     if description.get("recipe"):
-        model.tdq_recipe = Recipe.from_dict(description["recipe"])  # type: ignore[assignment]
+        state.recipe = Recipe.from_dict(description["recipe"])
     for entry in description.get("structures", ()):
         _restructure(model, dict(entry))
     for path, spec in description["layers"].items():

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import threading
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from torch import Tensor, nn
 
 _PAGEOUT = 21
 """Linux's MADV_PAGEOUT, which Python does not name."""
+
+_PAUSE = 0.2
+"""Seconds between two rounds of ``paging_out``."""
 
 
 def resident_bytes(model: nn.Module) -> int:
@@ -50,3 +55,28 @@ def page_out_at(address: int, size: int) -> None:
             ctypes.CDLL(None).madvise(
                 ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(_PAGEOUT)
             )
+
+
+@contextlib.contextmanager
+def paging_out(regions: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """Pages regions out, of addresses and sizes, while the context lasts and when it ends: what
+    reads a mapped file once from one end to the other then never has all of it in memory.
+    """
+    done = threading.Event()
+
+    def page_out_all() -> None:
+        for address, size in regions:
+            page_out_at(address, size)
+
+    def repeat() -> None:
+        while not done.wait(_PAUSE):
+            page_out_all()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        page_out_all()

@@ -11,11 +11,14 @@ from tdquant.training.callbacks import (
 from tdquant.training.groups import parameter_groups
 from tdquant.training.loop import Training, train
 from tdquant.training.objective import DiffusionObjective
+from tdquant.training.settings import Checkpointing, Optimization
 
 __all__ = [
     "Callback",
+    "Checkpointing",
     "DiffusionObjective",
     "JsonLog",
+    "Optimization",
     "Run",
     "SampleGrid",
     "ShowProgress",

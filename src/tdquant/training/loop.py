@@ -22,15 +22,17 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tdquant.errors import StorageError, TrainingError
+from tdquant.state import state_of
 from tdquant.support.optional import require
 from tdquant.training.callbacks import Callback, JsonLog, Run, ShowProgress
 from tdquant.training.checkpoints import LAST_STEP, Checkpoint, Checkpoints
 from tdquant.training.groups import parameter_groups
-from tdquant.training.learner import PRECISIONS, Learner
+from tdquant.training.learner import Learner
 from tdquant.training.objective import DiffusionObjective
-from tdquant.training.optimizing import SCHEDULES, rate_factor
+from tdquant.training.optimizing import rate_factor
 from tdquant.training.order import loader
 from tdquant.training.recompute import recompute_blocks
+from tdquant.training.settings import Checkpointing, Optimization, raise_invalid
 from tdquant.training.signals import Interruptions
 from tdquant.training.structure import restore
 
@@ -40,15 +42,13 @@ class Training:
     """What a run gave.
 
     Attributes:
-        model: The model as it was trained, in evaluation mode.
-        average: A copy of it with the moving average of all parameters: the one to freeze.
+        average: A copy of the model with the moving average of all parameters: the one to freeze.
         step: Steps done.
         finished: Whether all steps were done; False after SIGTERM or SIGINT.
         losses: Loss of every step of this call.
         seconds: Time spent, over all restarts.
     """
 
-    model: nn.Module
     average: nn.Module
     step: int
     finished: bool
@@ -65,26 +65,16 @@ def train(
     steps: int = 1000,
     batch: int = 32,
     rate: float = 1e-4,
-    rates: str = "equal",
-    warmup: int | None = None,
-    schedule: str = "constant",
-    decay: float = 0.01,
-    ema: float = 0.9999,
-    clip: float = 1.0,
-    accumulate: int = 1,
-    recompute: bool = False,
-    precision: str = "no",
+    optimization: Optimization | None = None,
     seed: int = 0,
     workers: int = 0,
     out: str | Path | None = None,
-    save_every: int = 500,
-    keep: int = 2,
-    resume: bool = True,
+    checkpoints: Checkpointing | None = None,
     callbacks: Sequence[Callback] = (),
     accelerator: Any = None,
     progress: bool = True,
     **loss_options: Any,
-) -> Training:
+) -> nn.Module:
     """Trains a denoiser, quantized or float, in place.
 
     On several processes (``accelerate launch script.py``) each takes its share of every batch; the
@@ -99,29 +89,22 @@ def train(
         objective: The loss, if it is not to be made from ``scheduler`` and the keywords of
             DiffusionObjective, which are taken here as well: ``loss``, ``min_snr``, ``teacher``,
             ``distill``, ``features``, ``feature_weight``, ``encode``, ``flip``.
-        steps: Steps of the optimizer in all.
-        batch: Samples a step, over all processes and parts.
+        steps: Optimizer steps in all.
+        batch: Samples of an optimizer step, over all processes and parts.
         rate: Learning rate of the network.
-        rates: Rates of scales relative to it, ``"equal"`` or ``"published"``; see
-            ``parameter_groups``.
-        warmup: Steps of linear warm-up; a twentieth of all, at most 5000, if None.
-        schedule: ``"constant"`` after the warm-up, or ``"cosine"`` down to zero.
-        decay: Weight decay of the network.
-        ema: Decay of the moving average.
-        clip: Largest norm of the gradient; 0 does not clip.
-        accumulate: Parts that a process splits its share of the batch into, to save memory.
-        recompute: Gradient checkpointing: less memory, a third more time.
-        precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` autocast. Scales stay float32.
+        optimization: Rates of scales, warm-up, weight decay, moving average, clipping, precision.
         seed: Seed of everything.
         workers: Processes that read data.
         out: Folder for checkpoints and the log; nothing is written if None.
-        save_every: Steps between checkpoints.
-        keep: Checkpoints to keep.
-        resume: Go on from the newest whole checkpoint in ``out``.
-        callbacks: Further callbacks; a bar and a log are there already.
+        checkpoints: How often checkpoints are written, and whether the run continues from one.
+        callbacks: Further callbacks; a progress bar and a log are added by default.
         accelerator: An ``accelerate.Accelerator`` without mixed precision, or None for the one
             that ``accelerate launch`` describes. FSDP wants its version 2.
         progress: Draw a bar.
+
+    Returns:
+        The model as it was trained, in evaluation mode. ``model.tdq.training`` is the
+        ``Training``: the moving average to freeze, losses and times.
 
     Raises:
         TrainingError: An argument cannot be, or the loss or the gradient became NaN or infinite:
@@ -132,7 +115,8 @@ def train(
     """
     if accelerator is None:
         accelerator = require("accelerate", "train").Accelerator(mixed_precision="no")
-    _check(steps, batch, accumulate, accelerator.num_processes, schedule, precision, save_every)
+    how, kept = optimization or Optimization(), checkpoints or Checkpointing()
+    _check(steps, batch, how.accumulate, accelerator.num_processes)
     if not any(p.requires_grad for p in model.parameters()):
         raise TrainingError(
             "there is nothing to train",
@@ -147,22 +131,22 @@ def train(
     out = None if out is None else Path(out)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    checkpoints = None if out is None else Checkpoints(out / "checkpoints", keep)
-    found = checkpoints.latest() if checkpoints and resume else None
+    folders = None if out is None else Checkpoints(out / "checkpoints", kept.keep)
+    found = folders.latest() if folders and kept.resume else None
     if found is not None:
         restore(model, found.state["structure"], str(found.path))
         _load(model, found)
-    if recompute:
+    if how.recompute:
         recompute_blocks(model)
     learner = Learner(
         model.train(),
-        parameter_groups(model, rate, rates=rates, decay=decay),
+        parameter_groups(model, rate, rates=how.rates, decay=how.decay),
         objective,
         accelerator,
-        ema=ema,
-        clip=clip,
-        accumulate=accumulate,
-        precision=precision,
+        ema=how.ema,
+        clip=how.clip,
+        accumulate=how.accumulate,
+        precision=how.precision,
         seed=seed,
     )
     main = accelerator.is_main_process
@@ -170,15 +154,15 @@ def train(
     if found is not None:
         learner.resume(found)
         run.step, run.seconds = found.step, float(found.state["seconds"])
-    warmup = min(5000, steps // 20) if warmup is None else warmup
+    warmup = min(5000, steps // 20) if how.warmup is None else how.warmup
     order = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     feed = loader(data, batch, seed=seed, start=run.step, workers=workers, **order)
     told = [c for c in _told(callbacks, out, progress) if main or c.everywhere]
 
     def save() -> None:
         tensors, state = learner.tensors(), learner.state() | {"seconds": run.seconds}
-        if checkpoints is not None and main:
-            checkpoints.save(run.step, tensors, state)
+        if folders is not None and main:
+            folders.save(run.step, tensors, state)
 
     losses: list[float] = []
     with _telling(told, run), _without_stride_warnings(), Interruptions() as interruptions:
@@ -188,7 +172,7 @@ def train(
         stop = False
         while run.step < steps and not stop:
             began = time.perf_counter()
-            factor = rate_factor(run.step, steps, warmup, schedule)
+            factor = rate_factor(run.step, steps, warmup, how.schedule)
             record = learner.learn(next(batches), run.step, factor)
             run.step += 1
             run.seconds += time.perf_counter() - began
@@ -196,18 +180,15 @@ def train(
             for callback in told:
                 callback.after_step(run, record | {"rate": rate * factor})
             stop = learner.agree(interruptions.asked)
-            if run.step % save_every == 0 or stop or run.step == steps:
+            if run.step % kept.every == 0 or stop or run.step == steps:
                 save()
     accelerator.wait_for_everyone()
     learner.release()
-    return Training(
-        learner.plain().eval(),
-        learner.averaged(),
-        run.step,
-        run.step >= steps,
-        losses,
-        run.seconds,
+    trained = learner.plain().eval()
+    state_of(trained).training = Training(
+        learner.averaged(), run.step, run.step >= steps, losses, run.seconds
     )
+    return trained
 
 
 @contextlib.contextmanager
@@ -252,30 +233,15 @@ def _without_stride_warnings() -> Iterator[None]:
         yield
 
 
-def _check(
-    steps: int,
-    batch: int,
-    accumulate: int,
-    world: int,
-    schedule: str,
-    precision: str,
-    save_every: int,
-) -> None:
+def _check(steps: int, batch: int, accumulate: int, world: int) -> None:
     found = []
-    if save_every < 1:
-        found.append(f"save_every={save_every}: at least 1")
     if not 1 <= steps <= LAST_STEP:
         found.append(f"steps={steps}: 1 to {LAST_STEP}")
-    if batch < 1 or accumulate < 1 or batch % (world * accumulate):
+    if batch < 1 or batch % (world * accumulate):
         found.append(
             f"batch={batch}: a multiple of {world} processes times {accumulate} parts (accumulate)"
         )
-    if schedule not in SCHEDULES:
-        found.append(f"schedule={schedule!r}: one of {', '.join(SCHEDULES)}")
-    if precision not in PRECISIONS:
-        found.append(f"precision={precision!r}: one of {', '.join(PRECISIONS)}")
-    if found:
-        raise TrainingError("these settings cannot be:\n  - " + "\n  - ".join(found))
+    raise_invalid(found)
 
 
 def _load(model: nn.Module, found: Checkpoint) -> None:

@@ -119,7 +119,7 @@ class DiffusionObjective(nn.Module):
         ]
         if any(mistakes):
             raise TrainingError(
-                "this objective cannot be:\n  - " + "\n  - ".join(m for m in mistakes if m)
+                "invalid objective:\n  - " + "\n  - ".join(m for m in mistakes if m)
             )
         self.register_buffer("alpha_bar", scheduler.alphas_cumprod.float().clone())
         self.loss, self.min_snr, self.distill = loss, min_snr, distill
@@ -208,7 +208,7 @@ class DiffusionObjective(nn.Module):
         output = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
         found, wanted = tuple(output.shape), tuple(batch.target.shape)
         if found[2:] == wanted[2:] and found[1] == 2 * wanted[1]:
-            return output[:, : wanted[1]]  # the others are variances, which the loss is not of
+            return output[:, : wanted[1]]  # the others are variances, which have no target
         if found != wanted:
             raise TrainingError(
                 f"a prediction of {found} for a target of {wanted}", where=type(model).__name__

@@ -12,14 +12,13 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tdquant.clock import Clock
+from tdquant.clock import clock_of, is_quantized
 from tdquant.errors import TrainingError
 
 
 def recompute_blocks(model: nn.Module) -> int:
-    """Switches gradient checkpointing on in every block of the model that knows how.
-
-    diffusers' blocks and tdquant's latent-diffusion UNet do.
+    """Enables gradient checkpointing in every block of the model that supports it: those of
+    diffusers and of tdquant's latent-diffusion UNet.
 
     Returns:
         The number of blocks.
@@ -27,10 +26,9 @@ def recompute_blocks(model: nn.Module) -> int:
     Raises:
         TrainingError: The model has none.
     """
-    clock = getattr(model, "tdq_clock", None)
     options: dict[str, Any] = {"use_reentrant": False}
-    if isinstance(clock, Clock):
-        options["context_fn"] = clock.preserve
+    if is_quantized(model):
+        options["context_fn"] = clock_of(model).preserve
 
     def run(block: Any, *args: Any) -> Any:
         return checkpoint(block, *args, **options)
@@ -46,7 +44,7 @@ def recompute_blocks(model: nn.Module) -> int:
             blocks += 1
     if not blocks:
         raise TrainingError(
-            "gradient checkpointing is not to be had",
+            "gradient checkpointing is not supported by this model",
             where=type(model).__name__,
             why="no block of it has a switch for it (gradient_checkpointing, use_checkpoint)",
             fix="train without it, with a smaller batch or accumulate=",

@@ -1,4 +1,4 @@
-"""What a quantized model in training is made of, as JSON: its recipe and the law of every scale.
+"""The structure of a quantized model in training, as JSON: its recipe and every scale's kind.
 
 A checkpoint has tensors for scales; before they can be loaded, the scales must be there. This
 brings a model that was quantized, but not calibrated, into the form that a run had.
@@ -19,13 +19,14 @@ from tdquant.numerics.grid import Grid
 from tdquant.quantizers import activation_quantizers
 from tdquant.recipe import Recipe
 from tdquant.scales import SCALES, PendingScale
+from tdquant.state import recipe_of
 
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
     """The structure of a quantized model, JSON-safe, or None for a float one."""
     if not is_quantized(model):
         return None
-    recipe = getattr(model, "tdq_recipe", None)
+    recipe = recipe_of(model)
     return {
         "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
         "activations": {
@@ -45,8 +46,8 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
 
 
 def restore(model: nn.Module, structure: dict[str, Any] | None, where: str = "") -> None:
-    """Splits the layers that the description splits, and puts scales of its laws in the place of
-    pending ones; tensors are loaded after.
+    """Splits the layers that the description splits, and replaces pending scales by its kinds;
+    tensors are loaded afterwards.
 
     Raises:
         StorageError: The model has other quantizers than the description.
@@ -88,14 +89,14 @@ def joined(tensors: Mapping[str, Tensor], structure: dict[str, Any] | None) -> d
 
 
 def _same_recipe(model: nn.Module, structure: dict[str, Any] | None, where: str) -> None:
-    own, told = getattr(model, "tdq_recipe", None), (structure or {}).get("recipe")
+    own, told = recipe_of(model), (structure or {}).get("recipe")
     if not isinstance(own, Recipe) or told is None:
         return
     before = Recipe.from_dict(told).to_dict()
     odd = [f"{k}: {before[k]}, now {v}" for k, v in own.to_dict().items() if before[k] != v]
     if odd:
         raise StorageError(
-            "the checkpoint is of another recipe:\n  - " + "\n  - ".join(odd),
+            "the checkpoint has another recipe:\n  - " + "\n  - ".join(odd),
             where=where,
             fix="resume with the recipe that the run was started with, or train into another "
             "folder",

@@ -265,7 +265,7 @@ def test_what_is_no_quantized_pipeline(tmp_path):
     pipe, _ = PIPELINES["ddim"]()
     with pytest.raises(ModelError, match="unet is not quantized"):
         tdq.export_pipeline(pipe, out)
-    tdq.quantize(pipe.unet, tdq.Recipe(), verbose=False)
+    tdq.quantize(pipe.unet, tdq.Recipe())
     with pytest.raises(FreezeError):
         tdq.export_pipeline(pipe, out)
     assert not list(tmp_path.iterdir())

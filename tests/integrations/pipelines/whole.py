@@ -21,7 +21,7 @@ def quantized(name):
     calls = tdq.trajectories(pipe, [call], progress=False)
     for part, model in denoisers(pipe).items():
         recipe = tdq.Recipe(weights=8, activations=8, scale="table")
-        tdq.quantize(model, recipe, verbose=False)
+        tdq.quantize(model, recipe)
         tdq.calibrate(model, list(calls[part]), estimator="minmax", progress=False)
         setattr(pipe, part, tdq.freeze(model))
     return pipe, call, exact

@@ -14,6 +14,6 @@ def saved_unet(folder):
     with torch.no_grad():
         for parameter in model.parameters():  # published models begin with zeros at their ends
             parameter.copy_(torch.randn(parameter.shape) * 0.1)
-    tdq.quantize(model, tdq.Recipe(weights=4, activations=8, scale="static"), verbose=False)
+    tdq.quantize(model, tdq.Recipe(weights=4, activations=8, scale="static"))
     tdq.calibrate(model, calls(4, 2, (3, 8, 8)), progress=False)
     return tdq.save(tdq.freeze(model), folder)

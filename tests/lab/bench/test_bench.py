@@ -147,7 +147,7 @@ def test_unknown_backends_are_all_named(subject, tmp_path):
 
 def check_float_model(folder, shape):
     frozen, plain = tdq.load(folder), float_model(str(folder), folder)
-    assert not hasattr(plain, "tdq_clock")
+    assert not hasattr(plain, "tdq")
     assert not list(activation_quantizers(plain))
     x = torch.randn(2, *shape)
     weights = dict(plain.named_parameters())

@@ -41,7 +41,7 @@ def saved():
     """Folder of the tiny model at W4A4, the same for all processes of a session."""
     folder = Path(os.environ["TDQUANT_CACHE"]) / "tiny-w4a4"
     if not folder.exists():
-        model = tdq.quantize(load_embedded("tiny").unet, tdq.Recipe(4, 4), verbose=False)
+        model = tdq.quantize(load_embedded("tiny").unet, tdq.Recipe(4, 4))
         calls = tdq.trajectories(load_embedded("tiny"), 2, steps=4, batch=2)
         tdq.calibrate(model, calls, progress=False)
         tdq.save(tdq.freeze(model), folder)

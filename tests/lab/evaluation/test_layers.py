@@ -104,7 +104,7 @@ def test_without_calls_or_with_too_many_times(frozen):
 
 
 def test_calls_by_keyword_and_dynamic_scales():
-    model = tdq.quantize(Mixed(), tdq.Recipe(4, 6, "dynamic", edges=6), verbose=False)
+    model = tdq.quantize(Mixed(), tdq.Recipe(4, 6, "dynamic", edges=6))
     tdq.calibrate(model, calls(), progress=False)
     found = layer_report(tdq.freeze(model), [{"x": x, "timestep": t} for x, t in calls(4)])
     kinds = {row["scale"] for row in found["layers"]}
@@ -117,7 +117,7 @@ def test_calls_by_keyword_and_dynamic_scales():
 def test_following_the_timestep_saves_nothing_where_nothing_follows_it():
     """Of every layer, however wide the rows of its input are: what is tried is drawn at random."""
     pipe = tdq.models.load_embedded("cats-ddpm")
-    model = tdq.quantize(pipe.unet, tdq.Recipe(4, 4, scale="static"), verbose=False)
+    model = tdq.quantize(pipe.unet, tdq.Recipe(4, 4, scale="static"))
     given = list(tdq.trajectories(tdq.models.load_embedded("cats-ddpm"), 1, steps=2))
     tdq.calibrate(model, given, estimator="mse", split=False, progress=False)
     rows = layer_report(tdq.freeze(model), given)["layers"]

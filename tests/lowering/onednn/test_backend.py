@@ -31,7 +31,7 @@ VNNI = bool(instructions() & {"vnni", "amx"})
 def frozen_blocks(weights, activations, **recipe):
     model = Blocks().eval()
     recipe = tdq.Recipe(weights=weights, activations=activations, edges=8, **recipe)
-    tdq.quantize(model, recipe, verbose=False)
+    tdq.quantize(model, recipe)
     rng = torch.Generator().manual_seed(0)
     batches = [
         (torch.randn(2, 3, 12, 12, generator=rng), torch.tensor(t)) for t in range(0, 1000, 90)
@@ -61,7 +61,7 @@ def layer_errors(frozen, fast, x, t):
     ]
     with torch.no_grad():
         frozen(x, t)
-        with fast.tdq_clock.at(t):
+        with fast.tdq.clock.at(t):
             errors = {
                 path: float((fast.get_submodule(path)(a) - y).norm() / y.norm())
                 for path, (a, y) in seen.items()
@@ -258,7 +258,7 @@ def test_the_authors_offset_grid_is_exact(kernel, padding, w4a8):
         q.clock,
     )
     x = F.silu(torch.randn(2, 20, 6, 6)).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), frozen.tdq_clock.at(torch.tensor(300)):
+    with torch.no_grad(), frozen.tdq.clock.at(torch.tensor(300)):
         expected = frozen.conv1(x)
         step = frozen.conv1.input_quantizer.step(x)
         y = kernel(Operation.of(frozen.conv1, "conv1"), x.shape)(x, step)
@@ -314,7 +314,7 @@ def test_a_compact_model_takes_half_of_the_float_models_memory(tmp_path, monkeyp
     model, rng = Rows(256).eval(), torch.Generator().manual_seed(0)
     before = resident_bytes(model)
     batch = [(torch.randn(2, 3, 5, 256, generator=rng), torch.tensor(5))]
-    tdq.quantize(model, tdq.Recipe(4, 8, edges=7), verbose=False)
+    tdq.quantize(model, tdq.Recipe(4, 8, edges=7))
     tdq.calibrate(model, batch, progress=False)
     tdq.save(tdq.freeze(model), tmp_path)
     fast = tdq.compile(tdq.load(tmp_path, model=Rows(256), compact=True), "onednn", batch[0])
@@ -348,7 +348,7 @@ def test_half_precision_goes_in_and_comes_out(w4a8, image):
 
 def test_a_batch_that_fits_no_timesteps(w4a8, image):
     fast = tdq.compile(w4a8, "onednn")
-    with torch.no_grad(), fast.tdq_clock.at(torch.tensor([1, 2])), pytest.raises(ClockError):
+    with torch.no_grad(), fast.tdq.clock.at(torch.tensor([1, 2])), pytest.raises(ClockError):
         fast.conv1(torch.randn(3, 20, 4, 4))
 
 
@@ -416,7 +416,7 @@ class Rows(torch.nn.Module):
 def test_linear_layers_on_four_dimensions_that_are_asked_for_their_dtype():
     model, rng = Rows().eval(), torch.Generator().manual_seed(0)
     calls = [(torch.randn(2, 3, 5, 8, generator=rng), torch.tensor(t)) for t in (0, 500, 999)]
-    tdq.quantize(model, tdq.Recipe(scale="table"), verbose=False)
+    tdq.quantize(model, tdq.Recipe(scale="table"))
     tdq.calibrate(model, calls, progress=False)
     frozen = tdq.freeze(model)
     fast = tdq.compile(frozen, "onednn", verbose=False)

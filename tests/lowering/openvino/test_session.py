@@ -128,7 +128,7 @@ def test_the_file_itself_asks_that_inputs_of_float_layers_are_not_rounded(tmp_pa
     import openvino as ov
 
     unet = tdq.models.load_embedded("tiny").unet.unet
-    model = tdq.freeze(tdq.quantize(unet, tdq.Recipe(scale="dynamic"), verbose=False))
+    model = tdq.freeze(tdq.quantize(unet, tdq.Recipe(scale="dynamic")))
     x = torch.randn(1, 12, 8, 8)
     bare = ov.Core().compile_model(tdq.export(model, tmp_path / "m.xml", (x, 3)), "CPU", F32)
     assert bare.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0

@@ -90,7 +90,7 @@ def test_what_pipelines_ask_a_model(tmp_path):
 
 def test_a_wrapped_unet_can_be_quantized_itself(tmp_path):
     wrapped = tdq.models.as_diffusers(pipe_of(tmp_path).unet)
-    tdq.quantize(wrapped, tdq.Recipe(weights=4, scale="dynamic"), verbose=False)
+    tdq.quantize(wrapped, tdq.Recipe(weights=4, scale="dynamic"))
     bits = {row.path: row.weight_bits for row in tdq.summary(wrapped)}
     assert bits["unet.input_blocks.0.0"] == bits["unet.out.2"] == 32
     assert bits["unet.time_embed.0"] == 8

@@ -255,7 +255,7 @@ def test_written_and_read_back(tmp_path, suffix, dynamic):
 def test_other_quantized_models_are_not_written_in_it(tmp_path):
     pipe = tdq.models.load_compvis(config())
     pipe.unet.load_state_dict(weights())
-    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, scale="dynamic"), verbose=False)
+    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, scale="dynamic"))
     with pytest.raises(ModelError, match=r"no counterpart(.|\n)*time_embed\.0"):
         tdq.models.save_compvis(pipe, tmp_path / "m.ckpt")
     assert not list(tmp_path.iterdir())

@@ -39,7 +39,7 @@ def model(unet=UNET, **recipe):
     pipe = tdq.models.load_compvis(config(unet))
     pipe.unet.load_state_dict(weights(unet))
     exact = copy.deepcopy(pipe.unet)
-    tdq.quantize(pipe.unet, tdq.Recipe.published(**recipe), verbose=False)
+    tdq.quantize(pipe.unet, tdq.Recipe.published(**recipe))
     torch.manual_seed(0)
     images = torch.randn(4, *pipe.shape)
     calls = [(images, torch.randint(0, 1000, (4,))) for _ in range(5)]
@@ -55,7 +55,7 @@ def test_as_many_layers_as_published(name, layers):
     unet = tdq.models.UNetModel(**small)
     for parameter in unet.parameters():
         nn.init.normal_(parameter)
-    tdq.quantize(unet, tdq.Recipe.published(), verbose=False)
+    tdq.quantize(unet, tdq.Recipe.published())
     found = {path for path, _ in quantized_layers(unet)}
     assert len(found) == layers
     assert found == set(published_layers(weights(small)))
@@ -197,7 +197,7 @@ def test_traps_of_the_published_start():
     fresh.load_state_dict(weights(UNET))
     with torch.no_grad():
         fresh.get_submodule("middle_block.1.qkv").weight.abs_().neg_()
-    tdq.quantize(fresh, tdq.Recipe.published(), verbose=False)
+    tdq.quantize(fresh, tdq.Recipe.published())
     layer = fresh.get_submodule("middle_block.1.qkv")
     largest = float(layer.weight.detach().abs().max())
     assert float(layer.weight_quantizer.step.detach()) == pytest.approx(largest / 6)
@@ -224,13 +224,13 @@ def test_what_cannot_start():
     assert {q.scale.kind for _, q in activation_quantizers(unet)} == kinds == {"pending"}
     fresh = tdq.models.UNetModel(**UNET)
     with pytest.raises(ConversionError, match="all zero"):
-        tdq.quantize(fresh, tdq.Recipe.published(), verbose=False)
+        tdq.quantize(fresh, tdq.Recipe.published())
 
 
 def test_models_of_which_the_grids_are_not_known():
     unet = tdq.models.load_embedded("tiny").unet
     with pytest.raises(ConversionError, match="published grids are not known"):
-        tdq.quantize(unet, tdq.Recipe.published(), verbose=False)
+        tdq.quantize(unet, tdq.Recipe.published())
     assert not any(quantized_layers(unet))
 
 
@@ -263,7 +263,7 @@ def test_both_orders_of_attention_quantize_sample_and_compile(order, scheme):
     pipe.unet.load_state_dict(weights(case(order)))
     exact = copy.deepcopy(pipe.unet)
     recipe = tdq.Recipe.published(8, 8) if scheme == "published" else tdq.Recipe(8, 8)
-    tdq.quantize(pipe.unet, recipe, verbose=False)
+    tdq.quantize(pipe.unet, recipe)
     calls = tdq.trajectories(exact, pipe.scheduler, 4, pipe.shape, steps=4)
     tdq.calibrate(pipe.unet, calls, progress=False)
     attention = pipe.unet.get_submodule("middle_block.1")

@@ -123,7 +123,7 @@ def test_quantized_and_sampled_from_embeddings(place, guidance):
     )
     shapes = {(len(x), len(context)) for x, t, context in calls}
     assert shapes == ({(3, 3), (1, 1)} if guidance == 1 else {(6, 6), (2, 2)})
-    tdq.quantize(pipe.unet, tdq.Recipe(weights=8, activations=8), verbose=False)
+    tdq.quantize(pipe.unet, tdq.Recipe(weights=8, activations=8))
     tdq.calibrate(pipe.unet, calls, progress=False)
     frozen = tdq.freeze(pipe.unet)
     found = tdq.sample(frozen, pipe.scheduler, 4, pipe.shape, **common)

@@ -136,7 +136,7 @@ def test_recomputing_a_quantized_model_sees_its_timesteps():
     grads = []
     for recompute in (False, True):
         model = build({**BASE, "use_checkpoint": recompute})
-        tdq.quantize(model, tdq.Recipe(scale="temporal"), verbose=False)
+        tdq.quantize(model, tdq.Recipe(scale="temporal"))
         torch.manual_seed(0)
         for _, quantizer in activation_quantizers(model):
             quantizer.scale = TemporalScale(0.05)
@@ -151,7 +151,7 @@ def test_recomputing_a_quantized_model_sees_its_timesteps():
 def test_family_and_recipe():
     model = build(BASE)
     assert family_of(model).name == "compvis-unet"
-    tdq.quantize(model, tdq.Recipe(weights=4), verbose=False)
+    tdq.quantize(model, tdq.Recipe(weights=4))
     bits = {row.path: row.weight_bits for row in tdq.summary(model)}
     assert bits["input_blocks.0.0"] == bits["out.2"] == 32
     assert bits["time_embed.0"] == bits["middle_block.0.emb_layers.1"] == 8
@@ -160,7 +160,7 @@ def test_family_and_recipe():
 
 def test_saved_and_rebuilt_from_its_options(tmp_path):
     model, (x, t, *_) = build(BASE), inputs(BASE)
-    tdq.quantize(model, tdq.Recipe(weights=4, scale="dynamic"), verbose=False)
+    tdq.quantize(model, tdq.Recipe(weights=4, scale="dynamic"))
     frozen = tdq.freeze(model)
     again = tdq.load(tdq.save(frozen, tmp_path / "m"))
     assert isinstance(again, UNetModel)

@@ -18,7 +18,9 @@ def run(method="adaround", batch=8):
     model = quantized(weights=3, activations=8, scale="static", edges=4)
     # Calls of unequal sizes: processes have unequal shares of a batch.
     batches = [(x[: 2 + i % 3], t) for i, (x, t) in enumerate(calls())]
-    done = reconstruct(model, batches, method=method, iterations=4, batch=batch, progress=False)
+    done = reconstruct(
+        model, batches, method=method, iterations=4, batch=batch, progress=False
+    ).tdq.reconstruction
     return model, done
 
 

@@ -12,7 +12,7 @@ from tests.denoisers import calls
 @pytest.fixture(scope="module")
 def unet():
     model = tdq.models.load_embedded("tiny").unet
-    return tdq.quantize(model, tdq.Recipe(weights=4, activations=32), verbose=False)
+    return tdq.quantize(model, tdq.Recipe(weights=4, activations=32))
 
 
 CALL = (torch.zeros(1, 3, 16, 16), torch.tensor(5))
@@ -66,15 +66,15 @@ class Model(nn.Module):
 
 def test_lists_are_not_called_and_rewritten_layers_are_one():
     recipe = tdq.Recipe(activations=32, edges=8)
-    model = tdq.quantize(Model(), recipe, verbose=False)
+    model = tdq.quantize(Model(), recipe)
     assert find_blocks(model, (torch.zeros(2, 4), torch.tensor(1))) == ["feed", "head.layer"]
 
 
 def test_layers_that_no_call_reaches_keep_rounding_to_nearest():
     recipe = tdq.Recipe(weights=3, activations=32, edges=8)
-    model = tdq.quantize(Model().eval(), recipe, verbose=False)
+    model = tdq.quantize(Model().eval(), recipe)
     batches = [(torch.randn(4, 4), torch.tensor(1))]
     expected = model.feed.never.weight_quantizer(model.feed.never.weight).detach()
-    done = tdq.reconstruct(model, batches, method="gptq", progress=False)
+    done = tdq.reconstruct(model, batches, method="gptq", progress=False).tdq.reconstruction
     assert [block.path for block in done.blocks] == ["feed", "head.layer"]
     assert torch.equal(tdq.freeze(model).feed.never.weight, expected)

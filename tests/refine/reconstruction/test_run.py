@@ -39,7 +39,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_freezing_keeps_the_learned_model_to_the_bit(model, method, x):
-    done = reconstruct(model, calls(), method=method, **QUICK)
+    done = reconstruct(model, calls(), method=method, **QUICK).tdq.reconstruction
     assert {n for b in done.blocks for n in b.layers} == {n for n, _ in quantized_layers(model)}
     frozen = tdq.freeze(model)
     t = torch.tensor([3, 500, 999])
@@ -57,7 +57,7 @@ def test_freezing_keeps_the_learned_model_to_the_bit(model, method, x):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scope", ["layer", "block", "model"])
 def test_no_block_is_worse_than_rounding_to_nearest(model, method, scope):
-    done = reconstruct(model, calls(), method=method, scope=scope, **QUICK)
+    done = reconstruct(model, calls(), method=method, scope=scope, **QUICK).tdq.reconstruction
     assert all(block.after <= block.before for block in done.blocks)
     assert any(block.after < block.before for block in done.blocks)
     assert method in str(done)
@@ -81,7 +81,9 @@ def test_the_whole_model_learns_its_output():
     with torch.no_grad():
         target = exact(x, t)
         before = mse(model(x, t), target)
-        done = reconstruct(model, batches, scope="model", iterations=80, batch=16, progress=False)
+        done = reconstruct(
+            model, batches, scope="model", iterations=80, batch=16, progress=False
+        ).tdq.reconstruction
         after = mse(model(x, t), target)
     assert after.mean() < 0.6 * before.mean()
     assert done.blocks[0].before == pytest.approx(float(before.mean()), rel=1e-4)
@@ -161,7 +163,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(model, method, death, tmp_path, m
         with pytest.raises(KilledError):
             reconstruct(model, calls(), checkpoint=tmp_path, **options)
     assert same(state(model), before)  # it was put back
-    done = reconstruct(twin, calls(), checkpoint=tmp_path, **options)
+    done = reconstruct(twin, calls(), checkpoint=tmp_path, **options).tdq.reconstruction
     assert same(state(twin), state(whole))
     assert len(done.blocks) > 3
     assert not (tmp_path / "learning.safetensors").exists()
@@ -256,10 +258,10 @@ class Twice(nn.Module):
 
 
 def test_blocks_that_are_shared_and_give_tuples():
-    model = tdq.quantize(Twice().eval(), tdq.Recipe(weights=3, edges=4), verbose=False)
+    model = tdq.quantize(Twice().eval(), tdq.Recipe(weights=3, edges=4))
     batches = list(calls(shape=(5, 6)))
     tdq.calibrate(model, batches, progress=False)
-    done = reconstruct(model, batches, iterations=40, batch=16, progress=False)
+    done = reconstruct(model, batches, iterations=40, batch=16, progress=False).tdq.reconstruction
     assert [block.path for block in done.blocks] == ["first", "pair", "last"]
     assert done.blocks[2].after < done.blocks[2].before
 
@@ -280,8 +282,10 @@ def test_what_is_not_of_the_batch_has_to_be_the_same_in_every_call():
 
     rng = torch.Generator().manual_seed(0)
     given = [(torch.randn(4, 2, 4, generator=rng), torch.tensor(i * 100)) for i in range(4)]
-    model = tdq.quantize(Frames().eval(), tdq.Recipe(4, 8), verbose=False)
+    model = tdq.quantize(Frames().eval(), tdq.Recipe(4, 8))
     tdq.calibrate(model, given, progress=False)
     with pytest.raises(CalibrationError, match="not of the batch"):
         reconstruct(model, given, scope="layer", iterations=2, progress=False)
-    assert reconstruct(model, given, scope="model", iterations=2, progress=False).blocks
+    assert reconstruct(
+        model, given, scope="model", iterations=2, progress=False
+    ).tdq.reconstruction.blocks

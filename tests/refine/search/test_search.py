@@ -37,7 +37,7 @@ def test_the_searched_model_is_better_than_the_uniform_one_of_the_same_size(meas
     uniform = tdq.Recipe(weights=4, activations=8, edges=8, scale="static")
     searched = search(measured, target_bits=4, base=uniform).recipe
     for name, recipe in (("uniform", uniform), ("searched", searched)):
-        model = tdq.quantize(Fragile().eval(), recipe, verbose=False)
+        model = tdq.quantize(Fragile().eval(), recipe)
         tdq.calibrate(model, batches(), estimator="minmax", progress=False)
         errors[name] = difference(model)
     assert errors["searched"] < 0.6 * errors["uniform"]
@@ -64,7 +64,7 @@ def test_deterministic(measured):
 
 def test_the_recipe_says_what_the_search_says(measured):
     found = search(measured, target_bits=4, target_activation_bits=5)
-    model = tdq.quantize(Fragile(), found.recipe, verbose=False)
+    model = tdq.quantize(Fragile(), found.recipe)
     layers = dict(quantized_layers(model))
     for path, bits in found.weights.items():
         assert layers[path].weight_quantizer.grid.bits == bits
@@ -93,7 +93,7 @@ def test_scales_are_assigned_only_where_the_base_leaves_them_open(measured):
 def test_edges_are_searched_on_request(measured):
     found = search(measured, target_bits=4, also=["conv_*"])
     assert {"conv_in", "conv_out"} < set(found.weights)
-    model = tdq.quantize(Fragile(), found.recipe, verbose=False)
+    model = tdq.quantize(Fragile(), found.recipe)
     layers = dict(quantized_layers(model))
     assert layers["conv_in"].weight_quantizer.grid.bits == found.weights["conv_in"]
     assert layers["conv_in"].input_quantizer.grid.bits == 8
@@ -169,7 +169,7 @@ def test_paths_with_glob_characters_match_their_layer_alone():
             return x
 
     def made(recipe):
-        return tdq.quantize(Odd().eval(), recipe, verbose=False)
+        return tdq.quantize(Odd().eval(), recipe)
 
     inputs = [(torch.randn(4, 4), torch.tensor(t)) for t in (1, 2)]
     found = search(

@@ -37,7 +37,7 @@ class Fragile(nn.Module):
 
 
 def fragile(**recipe):
-    return tdq.quantize(Fragile().eval(), tdq.Recipe(**recipe), verbose=False)
+    return tdq.quantize(Fragile().eval(), tdq.Recipe(**recipe))
 
 
 def batches(count=16, batch=8, mixed=False):
@@ -87,7 +87,7 @@ def alone(weights, activations, estimator="minmax"):
     """Measured output error of the model with its second block alone quantized."""
     bits = {"weights": weights, "activations": activations, "scale": "static"}
     recipe = tdq.Recipe(include=("blocks.1",), **bits)
-    model = tdq.quantize(Fragile().eval(), recipe, verbose=False)
+    model = tdq.quantize(Fragile().eval(), recipe)
     if activations != FLOAT:
         tdq.calibrate(model, batches(), estimator=estimator, progress=False)
     return difference(model)
@@ -185,7 +185,7 @@ def test_split_layers_count_as_the_layer_that_they_stand_for():
             return self.last(self.both(torch.cat([300 * self.middle(h), h], 1)))
 
     def made():
-        return tdq.quantize(Skip().eval(), tdq.Recipe(activations=4), verbose=False)
+        return tdq.quantize(Skip().eval(), tdq.Recipe(activations=4))
 
     whole = made()
     calibrated = made()
@@ -196,7 +196,7 @@ def test_split_layers_count_as_the_layer_that_they_stand_for():
     assert a.layers == b.layers
     assert a.error("both", "activations", 4) == pytest.approx(b.error("both", "activations", 4))
     found = search(b, target_bits=4)
-    tdq.quantize(Skip(), found.recipe, verbose=False)  # whose layer is whole
+    tdq.quantize(Skip(), found.recipe)  # whose layer is whole
 
 
 def test_saved_and_loaded(measured, tmp_path):
@@ -301,7 +301,7 @@ class InPlace(Fragile):
 
 
 def test_changing_outputs_in_place_changes_no_sensitivity(measured):
-    model = tdq.quantize(InPlace().eval(), tdq.Recipe(4, 4), verbose=False)
+    model = tdq.quantize(InPlace().eval(), tdq.Recipe(4, 4))
     found = sensitivity(model, batches(), progress=False)
     for path in measured.layers:
         for bits in (2, 4, 8):
@@ -313,11 +313,9 @@ def test_a_balanced_model_is_searched_and_quantized_anew():
     rng = torch.Generator().manual_seed(0)
     given = [(torch.randn(8, 4, generator=rng), torch.tensor(100 * i)) for i in range(4)]
     net = Plain().eval()
-    assert set(tdq.balance(net, given, progress=False)) == {"a", "b"}
-    trial = tdq.quantize(
-        copy.deepcopy(net), tdq.Recipe(4, 8, edges=8), timestep="when", verbose=False
-    )
+    assert set(tdq.balance(net, given, progress=False).tdq.balance) == {"a", "b"}
+    trial = tdq.quantize(copy.deepcopy(net), tdq.Recipe(4, 8, edges=8), timestep="when")
     measured = sensitivity(trial, given, bits=[2, 4, 8], progress=False)
     recipe = search(measured, target_bits=4, also=["*"]).recipe
-    model = tdq.quantize(copy.deepcopy(net), recipe, timestep="when", verbose=False)
+    model = tdq.quantize(copy.deepcopy(net), recipe, timestep="when")
     assert {path for path, _ in quantized_layers(model)} == set(measured.layers)

@@ -11,6 +11,7 @@ from tdquant.freezing import is_frozen
 from tdquant.integrations.diffusers.config import METHOD, TDQConfig
 from tdquant.integrations.diffusers.quantizer import TDQQuantizer
 from tdquant.recipe import Recipe
+from tdquant.state import recipe_of
 from tdquant.storage.description import describe
 
 
@@ -24,7 +25,7 @@ def mark(model: nn.Module) -> None:
     if not isinstance(model, ModelMixin):
         return
     marked: Any = model
-    recipe = getattr(model, "tdq_recipe", None) or Recipe()
+    recipe = recipe_of(model) or Recipe()
     frozen = is_frozen(model)
     config = TDQConfig(
         recipe,

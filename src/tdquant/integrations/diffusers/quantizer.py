@@ -161,7 +161,7 @@ class TDQQuantizer(DiffusersQuantizer):
                 )
                 model.register_to_config(quantization_config=self.quantization_config)
             return model
-        quantize(model, config.recipe, timestep=config.timestep, verbose=False)
+        quantize(model, config.recipe, timestep=config.timestep)
         return model
 
     # Saving

@@ -13,7 +13,7 @@ from torch import nn
 
 from tdquant.calibration import calibrate
 from tdquant.calls.from_denoiser import trajectories
-from tdquant.clock import clock_of
+from tdquant.clock import remove_clock
 from tdquant.errors import ModelError
 from tdquant.freezing import freeze
 from tdquant.layers import quantized_layers
@@ -59,8 +59,7 @@ def float_model(source: str, folder: Path) -> nn.Module:
         if isinstance(module, QuantAttention):
             for operand in OPERANDS:
                 setattr(module, f"{operand}_quantizer", nn.Identity())
-    clock_of(model).remove()
-    del model.tdq_clock
+    remove_clock(model)
     return model
 
 
@@ -74,7 +73,7 @@ def subject_from_embedded(
         ModelError: No such model.
     """
     pipe = load_embedded(name)
-    model = quantize(pipe.unet, recipe, verbose=False)
+    model = quantize(pipe.unet, recipe)
     calls = trajectories(
         load_embedded(name).unet,
         pipe.scheduler,

@@ -138,7 +138,7 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
         batch=16,
         seed=settings.seed + 1,
     )
-    probe = quantize(copy.deepcopy(pipe.unet), Recipe(), verbose=False)
+    probe = quantize(copy.deepcopy(pipe.unet), Recipe())
     observations = observe(
         probe, calls, calls=settings.judged, seed=settings.seed, progress=progress
     )
@@ -183,7 +183,7 @@ def _quantized(
     pipe: Pipe, recipe: Recipe, observations: Observations, settings: Settings, progress: bool
 ) -> nn.Module:
     """The model, quantized by a recipe, calibrated and frozen."""
-    model = quantize(copy.deepcopy(pipe.unet), recipe, verbose=False)
+    model = quantize(copy.deepcopy(pipe.unet), recipe)
     count, steps = settings.trial
 
     def generate(net: nn.Module) -> Tensor:

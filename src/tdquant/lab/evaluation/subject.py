@@ -22,9 +22,9 @@ from tdquant.model_summary import layer_row
 from tdquant.quantizers import activation_quantizers
 from tdquant.recipe import Recipe
 from tdquant.scales import DynamicScale, TableScale
+from tdquant.state import history, recipe_of
 from tdquant.storage.description import describe
 from tdquant.storage.stored import pack_tensors
-from tdquant.support.provenance import history
 
 
 def frozen_of(model: nn.Module) -> nn.Module:
@@ -46,7 +46,7 @@ def digest_of(model: nn.Module) -> str:
 def describe_model(model: nn.Module, name: str, source: str, digest: str) -> dict[str, Any]:
     """What a record says of a float or frozen model of a known digest."""
     bits, scale = "float", ""
-    recipe = getattr(model, "tdq_recipe", None)
+    recipe = recipe_of(model)
     if is_quantized(model):
         bits, scale = _bits(model, recipe), _scale(model, recipe)
     return json_safe(

@@ -36,9 +36,9 @@ from tdquant.model_summary import summary
 from tdquant.models import Pipe, load_compvis
 from tdquant.models.compvis.text import GUIDANCE
 from tdquant.refine.correction import correct
+from tdquant.state import note
 from tdquant.storage import save
 from tdquant.support.memory import resident_bytes
-from tdquant.support.provenance import note
 
 PART = "unet"
 
@@ -83,7 +83,7 @@ def run_checkpoint_job(job: Job) -> Outcome:
     frozen = freeze(live)
     lap("freeze")
     if job.correct:
-        correct(frozen, teacher, calls_of(frozen), progress=job.progress)
+        frozen = correct(frozen, teacher, calls_of(frozen), progress=job.progress)
         lap("correct")
     drawn, errors = None, None
     if exact is not None:

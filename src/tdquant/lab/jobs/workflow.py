@@ -37,9 +37,9 @@ from tdquant.refine.balancing import balance
 from tdquant.refine.correction import correct
 from tdquant.refine.reconstruction import reconstruct
 from tdquant.refine.search import search, sensitivity
+from tdquant.state import note, state_of
 from tdquant.support.announce import announce
 from tdquant.support.memory import resident_bytes
-from tdquant.support.provenance import note
 
 MARK = "tdquant-job.json"
 """In a folder that a job wrote: what else it wrote there. Such a folder may be replaced."""
@@ -79,7 +79,7 @@ def run_job(job: Job) -> Outcome:
     for name, teacher in teachers.items():
         # The calls that the quantized pipeline makes, which are not those that were recorded.
         own = _recording(pipe, job)[name]
-        correct(pipe.components[name], teacher, own, progress=job.progress)
+        setattr(pipe, name, correct(getattr(pipe, name), teacher, own, progress=job.progress))
         lap("correct")
     del teachers
     errors, pictures = None, None
@@ -195,7 +195,7 @@ def quantize_part(
     seen = None
     if job.target_bits is not None or job.max_error is not None:
         # The measured model is quantized, and the one to be kept must not be yet.
-        trial = quantize(copy.deepcopy(model), recipe, verbose=False)
+        trial = quantize(copy.deepcopy(model), recipe)
         seen = observe(trial, calls, seed=job.seed, progress=job.progress)
         measured = sensitivity(trial, seen, seed=job.seed, progress=job.progress)
         del trial
@@ -213,14 +213,14 @@ def quantize_part(
         except MissingDependencyError as error:
             print(f"no picture of the search: {error}")
         lap("search")
-    quantize(model, recipe, verbose=False)
-    report = calibrate(
+    quantize(model, recipe)
+    calibrate(
         model,
         calls if seen is None else seen,
         seed=job.seed,
         progress=job.progress,
     )
-    print(report)
+    print(state_of(model).calibration)
     lap("calibrate")
     if job.reconstruct:
         reconstruct(

@@ -119,7 +119,7 @@ def reopen(folder: RunFolder, found: Checkpoint, overrides: Sequence[str] = ()) 
     tensors = joined(found.tensors("model"), structure)
     pipe.unet.load_state_dict({k: v for k, v in tensors.items() if k in known})
     if structure is not None:
-        quantize(pipe.unet, Recipe.from_dict(structure["recipe"]), verbose=False)
+        quantize(pipe.unet, Recipe.from_dict(structure["recipe"]))
         restore(pipe.unet, structure, str(found.path))
     return pipe
 

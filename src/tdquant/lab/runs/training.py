@@ -30,10 +30,20 @@ from tdquant.models.compvis.published import can_be_published
 from tdquant.quantization import quantize
 from tdquant.recipe import Recipe
 from tdquant.refine.correction import correct
+from tdquant.state import state_of
 from tdquant.storage import save
 from tdquant.support.memory import trim_heap
 from tdquant.support.optional import require
-from tdquant.training import Callback, DiffusionObjective, SampleGrid, TensorBoard, Training, train
+from tdquant.training import (
+    Callback,
+    Checkpointing,
+    DiffusionObjective,
+    Optimization,
+    SampleGrid,
+    TensorBoard,
+    Training,
+    train,
+)
 from tdquant.training.order import loader
 
 Say = Callable[[str], None]
@@ -134,9 +144,10 @@ def run_training(
         say("the checkpoint is of a quantized model: its own grids and scales train on")
     elif found is None and recipe is not None:
         say(f"W{recipe.weights}A{recipe.activations}, {recipe.scale} scales")
-        quantize(unet, recipe, verbose=False)
+        quantize(unet, recipe)
         calls = _calls(objective, data, batch, options, accelerator.device)
-        say(str(calibrate(unet, calls, seed=options["seed"], progress=shown)))
+        calibrate(unet, calls, seed=options["seed"], progress=shown)
+        say(str(state_of(unet).calibration))
         trim_heap()
     if found is not None and not train_scales:  # what was trained so far is frozen
         unet.load_state_dict(found.tensors("model") | found.tensors("average"))
@@ -149,23 +160,28 @@ def run_training(
     decoder = None if options["sample_every"] else getattr(pipe.vae, "decoder", None)
     if decoder is not None and train_scales:
         decoder.to("meta")
-    trained = None
+    trained: Training | None = None
     if train_scales:
         say(f"{'going on in' if found else 'training into'} {folder.path}")
-        trained = train(
+        train(
             unet,
             data,
             objective=objective,
             batch=batch,
             rate=rate,
-            recompute=recompute,
+            optimization=Optimization(
+                recompute=recompute, **{name: options[name] for name in _OPTIMIZATION}
+            ),
             workers=workers,
             out=folder.path,
             callbacks=_callbacks(pipe, folder, options, accelerator.device),
             accelerator=accelerator,
             progress=progress,
-            **{name: options[name] for name in _FOR_TRAIN},
+            checkpoints=Checkpointing(options["save_every"]),
+            steps=options["steps"],
+            seed=options["seed"],
         )
+        trained = state_of(unet).training
         if not trained.finished:
             say(f"stopped after step {trained.step}; the same command goes on from there")
             return trained
@@ -184,24 +200,13 @@ def run_training(
                 frozen, pipe.scheduler, samples, pipe.shape, steps=20, seed=options["seed"],
                 device=accelerator.device,
             )  # fmt: skip
-            correct(frozen, start, own, progress=progress)
+            frozen = correct(frozen, start, own, progress=progress)
         save(frozen.cpu(), folder.frozen)
         say(f"frozen model: {folder.frozen}")
     return trained
 
 
-_FOR_TRAIN = (
-    "steps",
-    "rates",
-    "warmup",
-    "schedule",
-    "ema",
-    "clip",
-    "accumulate",
-    "precision",
-    "seed",
-    "save_every",
-)
+_OPTIMIZATION = ("rates", "warmup", "schedule", "ema", "clip", "accumulate", "precision")
 _MAY_CHANGE = ("steps", "save_every", "sample_every", "accumulate", "correct")
 
 

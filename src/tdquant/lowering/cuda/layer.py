@@ -19,7 +19,7 @@ from tdquant.lowering.cuda.kernels import FP8_EXACT, FloatProduct, Geometry, Mat
 from tdquant.model_summary import Row, layer_row
 from tdquant.numerics.fake_quantize import expand_scale
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
-from tdquant.scales.base import Float32
+from tdquant.scales.base import KeepFloat32Mixin
 
 
 def obstacle(layer: QuantLayer) -> str:
@@ -34,7 +34,7 @@ def obstacle(layer: QuantLayer) -> str:
     return ""
 
 
-class CudaLayer(Float32):
+class CudaLayer(KeepFloat32Mixin):
     """A lowered layer, called as the frozen one. It has no kernel before ``use``.
 
     Arguments:

@@ -38,7 +38,7 @@ def lower(frozen: nn.Module, example: Example | None = None) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.contiguous(memory_format=torch.channels_last)
-    clock_of(model).forget_laws()
+    clock_of(model).invalidate_scale_cache()
     if example is not None:
         with torch.no_grad():
             model(*example)

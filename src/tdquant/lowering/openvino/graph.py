@@ -6,10 +6,12 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import torch
 
 from tdquant.lowering.openvino.nodes import operators, replace
 from tdquant.lowering.operand import INT8_CODES
 from tdquant.lowering.saturation import saturates
+from tdquant.numerics.packing import pack
 from tdquant.support.optional import require
 
 EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -33,8 +35,10 @@ def pack_int4(graph: Any) -> None:
             continue
         data = node.get_data()
         if data.size and data.min() >= -8 and data.max() <= 7:
-            codes = op.convert(op.constant(data, dtype=ov.Type.i4), np.int8)
-            replace(node.output(0), codes.output(0))
+            # OpenVINO's own packing takes 20 seconds for 860 million codes, this one 2.
+            packed = pack(torch.from_numpy(data & 15), 0, 4).numpy()
+            narrow = ov.op.Constant(ov.Tensor(packed, data.shape, ov.Type.i4), shared_memory=False)
+            replace(node.output(0), op.convert(narrow, np.int8).output(0))
 
 
 def avoid_saturation(graph: Any) -> list[str]:

@@ -29,7 +29,7 @@ from tdquant.lowering.openvino.time import PASSED, split_time
 from tdquant.lowering.sealing import KEY, check_seal, read_description
 from tdquant.lowering.session import ExportedModel, Session, open_session, register_engine
 from tdquant.support.machine import saturates_here
-from tdquant.support.memory import page_out_at
+from tdquant.support.memory import paging_out
 from tdquant.support.optional import require
 
 KEPT = 4
@@ -145,6 +145,11 @@ class OpenVINOEngine:
         self._lock = threading.Lock()
         decompose_norms(graph)  # of files from elsewhere
         self.in_float = avoid_saturation(graph) if device == "CPU" and saturates_here() else []
+        self._constants = [
+            (node.get_data().ctypes.data, node.get_byte_size())
+            for node in graph.get_ops()
+            if node.get_type_name() == "Constant" and node.get_byte_size() >= PAGED_OUT
+        ]
 
     def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         tensors = {name: tensor.contiguous() for name, tensor in inputs.items()}
@@ -166,9 +171,9 @@ class OpenVINOEngine:
             try:
                 graph.reshape({name: list(shape) for name, shape in shapes.items()})
                 time = self._timestep and split_time(graph, self._timestep)
-                parts = [self._compile(part) for part in (graph, time) if part]
+                with paging_out(self._constants):  # the engine packs weights of its own
+                    parts = [self._compile(part) for part in (graph, time) if part]
                 found = _Compiled(parts[0], *parts[1:], timestep=self._timestep)
-                self._page_out()
             except RuntimeError as error:
                 raise ExportError(
                     f"OpenVINO cannot run the graph on {self._device}",
@@ -182,12 +187,6 @@ class OpenVINOEngine:
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
             return found
-
-    def _page_out(self) -> None:
-        """Lets go of what compiling read of the file: the engine has packed weights of its own."""
-        for node in self._graph.get_ops():
-            if node.get_type_name() == "Constant" and node.get_byte_size() >= PAGED_OUT:
-                page_out_at(node.get_data().ctypes.data, node.get_byte_size())
 
     def _compile(self, graph: Any) -> _Requests:
         return _Requests(self._core.compile_model(graph, self._device, self._options))

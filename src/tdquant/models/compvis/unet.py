@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tdquant.clock import clock_of, is_quantized
 from tdquant.diffusion.embedding import sinusoidal
 from tdquant.errors import ModelError
 from tdquant.models.compvis.attention import AttentionBlock, SpatialTransformer
@@ -239,8 +240,7 @@ class UNetModel(nn.Module):
 
     def _recomputed(self, layer: nn.Module, *args: Tensor | None) -> Tensor:
         """Runs a layer keeping only its inputs; recomputing sees the timestep of this call."""
-        clock = getattr(self, "tdq_clock", None)
-        more = {} if clock is None else {"context_fn": clock.preserve}
+        more: Any = {"context_fn": clock_of(self).preserve} if is_quantized(self) else {}
         return checkpoint(layer, *args, use_reentrant=False, **more)  # type: ignore[return-value]
 
 

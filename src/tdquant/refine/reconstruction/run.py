@@ -24,8 +24,8 @@ from tdquant.refine.reconstruction.capture import each_time
 from tdquant.refine.reconstruction.job import BlockReport, Job
 from tdquant.refine.reconstruction.processes import Processes, launched
 from tdquant.refine.reconstruction.record import Folder, job_digest
+from tdquant.state import note, state_of
 from tdquant.support.progress import Bar
-from tdquant.support.provenance import note
 
 METHODS = ("adaround", "gptq")
 
@@ -69,7 +69,7 @@ def reconstruct(
     seed: int = 0,
     progress: bool = True,
     accelerator: Any = None,
-) -> Reconstruction:
+) -> nn.Module:
     """Chooses the codes of all weights by what blocks compute with them, in place.
 
     Blocks are done in the order in which the model calls them. Each learns on inputs that the
@@ -99,6 +99,9 @@ def reconstruct(
         progress: Draw a bar.
         accelerator: An ``accelerate.Accelerator``, or None for the one that ``accelerate launch``
             describes.
+
+    Returns:
+        The model. What was done to each block is ``model.tdq.reconstruction``.
 
     Raises:
         CalibrationError: No batches, scales that are not calibrated, no weights to round, or an
@@ -154,7 +157,9 @@ def reconstruct(
         keep()
     facts = {"method": method, "scope": scope, "calls": len(calls), "blocks": len(reports)}
     note(model, "reconstruct", **facts, **({"iterations": iterations} if learns else {}))
-    return Reconstruction(reports, method, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    state_of(model).reconstruction = Reconstruction(reports, method, seconds)
+    return model
 
 
 def _check(model: nn.Module, method: str, scope: str, iterations: int, batch: int) -> None:

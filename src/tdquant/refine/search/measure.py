@@ -32,6 +32,7 @@ from tdquant.quantizers import ActivationQuantizer, WeightQuantizer, activation_
 from tdquant.quantizers.weight import along_channels, mse_step
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.refine.search.sensitivity import ATTENTION, EDGE, KINDS, TIME, LayerFacts, Sensitivity
+from tdquant.state import recipe_of
 from tdquant.support.patterns import matching
 from tdquant.support.progress import track
 
@@ -243,8 +244,7 @@ def _summed(
             quantizers[quantized[0]].grid.bits if quantized else FLOAT,
             roles.get(path, ATTENTION if path in quantizers else ""),
         )
-    recipe = getattr(model, "tdq_recipe", None)
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe()
+    recipe = recipe_of(model) or Recipe()
     return Sensitivity(widths, middles, counts, facts, by_weight, activations, recipe)
 
 
