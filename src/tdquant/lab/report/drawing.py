@@ -107,7 +107,7 @@ def _least(values: Iterable[np.ndarray]) -> float:
 
 def _marked(line: Line, place: int, count: int, points: bool) -> list[int]:
     """Indices of the values with a mark: all, or about eight that avoid those of other lines."""
-    there = line.points()
+    there = line.points() if line.shown else []
     if points or len(there) == 1 or not line.joined:
         return there
     stride, columns = max(1, -(-len(there) // 8)), min(count, COLOURS)

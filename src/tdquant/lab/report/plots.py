@@ -39,7 +39,7 @@ class Line(Section):
         joined: Whether a stroke joins the values.
         hue: Number of its colour and mark; its place among the lines if None. -1 is grey with a
             mark of its own, for a baseline.
-        shown: False for a line that the script may show later.
+        shown: False for a line without marks and legend entry, which the script may show later.
     """
 
     name: str
@@ -125,7 +125,7 @@ def plot(
         heading=heading,
         note=note,
         about=f"{title}. {y_label} against {x_label}, for {', '.join(s.name for s in shown)}.",
-        entries=[_legend_entry(line, points or len(drawn) > 1) for line in drawn],
+        entries=[_legend_entry(line, points or len(drawn) > 1) for line in drawn if line.shown],
         svg=svg,
         box=(WIDTH, HEIGHT, TOP, BOTTOM),
         rows=rows,
@@ -142,7 +142,6 @@ def _legend_entry(line: Line, marked: bool) -> dict[str, Any]:
         "classes": f"{colour(line.hue or 0)}{' dashed' if line.dashed else ''}",
         "symbol": symbol(line.hue or 0) if marked or len(line.points()) == 1 else "",
         "joined": line.joined,
-        "shown": line.shown,
     }
 
 

@@ -215,13 +215,14 @@ class Layers {
       const mean = steps.reduce((sum, step) => sum + Math.log(step), 0) / steps.length;
       return steps.map((step) => step / Math.exp(mean));
     });
-    const ordered = (elements) => new Map(elements.map((each, i) => [this.data.order[i], each]));
-    this.curves = ordered(all(".drawing .line", this.plot.figure));
-    this.entries = ordered(all(".legend li", this.plot.figure));
+    const curves = all(".drawing .line", this.plot.figure);
+    this.curves = new Map(curves.map((curve, i) => [this.data.order[i], curve]));
+    this.mark = this.plot.figure.querySelector(".drawing use");
+    this.entry = this.plot.figure.querySelector(".legend li");
     this.ticks = new Map(all("input[data-layer]", root).map((tick) => [Number(tick.dataset.layer), show(tick)]));
     for (const [layer, tick] of this.ticks) tick.addEventListener("change", () => this.toggle(layer));
     this.setUpHeat();
-    this.mark();
+    this.check();
   }
 
   toggle(layer) {
@@ -229,30 +230,45 @@ class Layers {
     if (at >= 0) this.chosen.splice(at, 1);
     else this.chosen.push(layer);
     if (this.chosen.length > COLOURS) this.chosen.shift();
-    this.mark();
+    this.check();
     this.draw();
   }
 
-  mark() {
+  check() {
     for (const [layer, tick] of this.ticks) tick.checked = this.chosen.includes(layer);
     this.names.forEach((name, layer) => name.classList.toggle("chosen", this.chosen.includes(layer)));
   }
 
-  // The page has a curve and a legend entry for every layer; this shows those of the chosen ones.
+  // About eight marks of a curve that the page had hidden, beside those of the other colours.
+  addMarks(curve, k) {
+    const points = curve.querySelector("path").getAttribute("d").match(/[\d.]+ [\d.]+/g);
+    const stride = Math.ceil(points.length / COLOURS);
+    for (let i = Math.floor(k * stride / COLOURS); i < points.length; i += stride) {
+      const mark = this.mark.cloneNode();
+      const [x, y] = points[i].split(" ");
+      mark.setAttribute("x", x);
+      mark.setAttribute("y", y);
+      curve.append(mark);
+    }
+  }
+
   draw() {
     const { figure } = this.plot;
     const { times, paths } = this.data;
-    const legend = figure.querySelector(".legend");
-    for (const each of all(".line", figure)) each.setAttribute("class", "line off");
-    for (const entry of this.entries.values()) entry.hidden = true;
-    this.chosen.forEach((layer, k) => {
-      const entry = show(this.entries.get(layer));
-      legend.append(entry);
-      for (const line of [this.curves.get(layer), entry.querySelector(".line")]) {
-        line.setAttribute("class", `line c${k}`);
-        for (const mark of all("use", line)) mark.setAttribute("href", `#mark-${k}`);
-      }
-    });
+    const paint = (line, k) => {
+      line.setAttribute("class", `line c${k}`);
+      for (const mark of all("use", line)) mark.setAttribute("href", `#mark-${k}`);
+    };
+    for (const curve of this.curves.values()) curve.setAttribute("class", "off");
+    figure.querySelector(".legend").replaceChildren(...this.chosen.map((layer, k) => {
+      const curve = this.curves.get(layer);
+      if (this.mark && !curve.querySelector("use")) this.addMarks(curve, k); // one curve alone has none
+      paint(curve, k);
+      const entry = this.entry.cloneNode(true);
+      paint(entry.querySelector(".line"), k);
+      entry.lastChild.textContent = paths[layer];
+      return entry;
+    }));
     const svg = figure.querySelector(".drawing svg");
     const names = this.chosen.map((layer) => paths[layer]);
     svg.setAttribute("aria-label", svg.getAttribute("aria-label").replace(/, for .*$/s, `, for ${names.join(", ")}.`));
