@@ -43,32 +43,31 @@ def where(found: dict) -> str:
 CHOICES = [
     (None, "ours", "", ""),
     ("scales at the network's rate", "rates",
-     "learned steps at a tenth of the rate, networks of scales at the whole",
-     "the same by default; here `tdquant.rates=equal`: part of the distance to LSQ may come from "
-     "there, so compare at equal rates as well"),
+     "learned step sizes at a tenth of the rate, scales' networks at the whole",
+     "the same; here `tdquant.rates=equal`: compare at equal rates too, since part of the "
+     "distance to LSQ may come from there"),
     ("dropout 0.2 in the scales' networks", "dropout of the scales' networks", "0.2",
-     "none: with it training sees other scales than sampling; here `tdquant.dropout=0.2`"),
-    ("one step for each weight", "steps of weights", "one for the tensor, from max(w) / qmax",
-     "one for each output channel, of least squared error: max(w) is not max of the absolute "
-     "value, and channels differ by more than the codes of 4 bits; here "
-     "`tdquant.granularity=tensor`, of least squared error"),
+     "none, lest training see other scales than sampling; here `tdquant.dropout=0.2`"),
+    ("one step for each weight", "step sizes of weights", "one a tensor, from max(w) / qmax",
+     "one an output channel, of least squared error: max(w) is not the largest absolute value, "
+     "and channels differ by more than the codes of 4 bits; here `tdquant.granularity=tensor`, of "
+     "least squared error"),
     ("time path in float", "time MLP and embedding projections", "in float",
      "8-bit weights, float inputs; here `tdquant.time_weights=32`"),
     ("gradients not clipped", "bound on gradients", "none",
      "norm at most 1; here `tdquant.clip=0`"),
-    ("published grids, offset and networks", "grids, offset, what the networks see",
-     "4 bits are 13 codes; after SiLU 15 from -0.2785, in training -0.2785 / (1 - p) behind "
-     "dropout of rate p; networks on the UNet's own embedding of the raw timestep, "
-     "`model_channels` wide",
-     "16 codes (15 for weights) and an integer zero point, so that real zero, with which "
-     "convolutions pad, is a code; features of time over the model's own range, which flow models "
-     "need; here with dropout, weights and time path as published too, and every step at the "
-     "least squared error at the start"),
+    ("published grids, offset and networks", "grids, offset, input of the networks",
+     "13 codes at 4 bits; after SiLU 15 from -0.2785, in training -0.2785 / (1 - p) behind "
+     "dropout of rate p; the UNet's own embedding of the raw timestep, `model_channels` wide",
+     "16 codes (15 for weights) and an integer zero point, so that the zeros that convolutions "
+     "pad with are a code; features of time over the model's range, as flow models need; here "
+     "dropout, weights and time path as published too, every step size starting at the least "
+     "squared error"),
     ("the same, started as published", "start of activations",
-     "mean + 3 sigma of one batch under 100 draws of t, mean + 16 sigma after SiLU; one step for "
-     "all times",
-     "calibration: candidates judged by the error that they cause at the model's output, each a "
-     "curve over time; 16 sigma at 4 bits is one step wider than the data"),
+     "mean + 3 sigma of one batch under 100 draws of t, mean + 16 sigma after SiLU; one step size "
+     "for all times",
+     "candidates judged by their error at the model's output, each a curve over time; 16 sigma at "
+     "4 bits is one step wider than the data"),
     ("all as published", "all of it", "`--scheme published --use_dynamic`", ""),
     ("all as published, static (LSQ)", "all of it, LSQ", "`--scheme published`", ""),
 ]  # fmt: skip
@@ -88,14 +87,15 @@ def published_scheme(found: dict) -> str:
     head = ["choice", "published", "ours, and why", "start", "trained", "paired error"]
     return (
         markdown(head, rows, slice(3, None))
-        + f"\n\nMeasured: `{settings['model']}` at {settings['bits']}, each row with that choice "
-        "alone as published unless it says more; Frechet EfficientNet-Lite0 distance of "
+        + f"\n\nMeasured: `{settings['model']}` at {settings['bits']}, that choice alone as "
+        "published unless said otherwise; Frechet EfficientNet-Lite0 distance of "
         f"{settings['images']} images of {settings['sampler_steps']} DDIM steps to 5,000 held-out "
-        f"cats, float {settings['float']:.1f}; {settings['steps']} steps of batch "
-        f"{settings['batch']} on the diffusion loss, mean (least to largest) of {seeds} seeds, at "
-        "the better of two rates on seed 0. *Paired error* is the median squared error of those "
-        "images against the float model's from the same noise. The published budget is 200,000 "
-        f"steps, in which a bad start may be made up for. {where(found)}."
+        f"cats, float "
+        f"{settings['float']:.1f}; {settings['steps']} steps of batch {settings['batch']} on the "
+        f"diffusion loss, mean (least to largest) of {seeds} seeds, at the better of two rates on "
+        "seed 0. *Paired error*: median squared error of those images against the float model's "
+        "from the same noise. The published 200,000 steps may make up for a bad start. "
+        f"{where(found)}."
     )
 
 

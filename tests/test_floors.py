@@ -31,7 +31,7 @@ def test_the_core_needs_no_extra():
         "        super().__init__()\n"
         "        s.a, s.b = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)\n"
         "    def forward(s, x, t): return s.b(s.a(x))\n"
-        "m = tdq.quantize(M(), tdq.Recipe(weights=4, edges=8), verbose=False)\n"
+        "m = tdq.quantize(M(), tdq.Recipe(weights=4, edges=8))\n"
         "tdq.calibrate(m, [(torch.randn(8, 4), torch.tensor(t)) for t in range(0, 1000, 99)])\n"
         "tdq.compile(tdq.freeze(m))(torch.randn(2, 4), 3)\n"
         "try: tdq.models.load_embedded()\n"

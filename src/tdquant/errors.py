@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class TDQError(Exception):
     """Base of every error that tdquant raises on purpose.
@@ -77,3 +79,39 @@ class TrainingError(TDQError):
 
 class MissingDependencyError(TDQError, ImportError):
     """An optional package is not installed; the extra that brings it is named."""
+
+
+def raise_collected(
+    error: type[TDQError],
+    mistakes: Iterable[str],
+    place: str,
+    most: int | None = None,
+    *,
+    where: str = "",
+    why: str = "",
+    fix: str = "",
+) -> None:
+    """Raises one error that lists all mistakes; does nothing where there are none.
+
+    Arguments:
+        error: What to raise.
+        mistakes: One clause each.
+        place: What they are in, such as ``"the recipe"`` or the name of a file.
+        most: Number of mistakes to list before the rest are counted; None lists all.
+        where: As for ``TDQError``, likewise ``why`` and ``fix``.
+    """
+    listed = list(mistakes)
+    if not listed:
+        return
+    count = f"{len(listed)} mistake{'s' * (len(listed) > 1)}"
+    lines = [f"{count} in {place} [{where}]:" if where else f"{count} in {place}:", *listed[:most]]
+    if most is not None and len(listed) > most:
+        lines.append(f"and {len(listed) - most} more")
+    collected = error("\n  - ".join(lines), why=why, fix=fix)
+    collected.where = where
+    raise collected
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library says, or the error's class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

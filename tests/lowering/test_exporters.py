@@ -11,7 +11,7 @@ from tdquant.errors import ConversionError, ExportError, FreezeError
 from tdquant.lowering import EXPORTERS
 from tdquant.numerics.grid import Grid
 from tests.denoisers import Mixed
-from tests.lowering.export.models import LAYERS, All, One, frozen
+from tests.lowering.models import LAYERS, All, One, frozen
 
 TIMES = (torch.tensor(0), torch.tensor([3, 500, 999]), torch.tensor([10.5, 0.25, 998.9]))
 

@@ -12,7 +12,7 @@ from torch import nn
 import tdquant as tdq
 from tdquant.errors import BackendError, ClockError, ExportError
 from tdquant.lowering import EXPORTERS
-from tests.lowering.export.models import One, frozen
+from tests.lowering.models import One, frozen
 
 
 @pytest.fixture(scope="module")

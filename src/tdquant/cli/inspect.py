@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _result(path: Path) -> str | None:
     """What an evaluation or a study came to; None of anything else."""
-    from tdquant.lab.evaluation.record import FORMAT, PROGRESS, RECORD
+    from tdquant.lab.evaluation.record import PROGRESS, RECORD, Record
     from tdquant.lab.report.formats import StudyFile
 
     if path.name in (RECORD, PROGRESS) and path.is_file():
@@ -57,7 +57,7 @@ def _result(path: Path) -> str | None:
     if (path / PROGRESS).is_file():
         return _unfinished(path)
     format = _format(path)
-    if format == FORMAT:
+    if format == Record.FORMAT:
         return _evaluation(path)
     return _study(path) if format == StudyFile.FORMAT else None
 
@@ -80,9 +80,9 @@ def _evaluation(file: Path) -> str:
 
 
 def _unfinished(folder: Path) -> str:
-    from tdquant.lab.report.reading import read_progress
+    from tdquant.lab.report.reading import read_unfinished
 
-    progress = read_progress(folder)
+    progress = read_unfinished(folder).progress
     text = f"an evaluation that is still being written, or was stopped: {progress.stage}"
     if progress.of:
         text += f", {progress.done} of {progress.of}"

@@ -127,7 +127,8 @@ def run(options: argparse.Namespace) -> int:
 def _described(options: argparse.Namespace) -> dict[str, Any]:
     """What the configurations and flags describe, as arguments of ``run_training``."""
     from tdquant.errors import ConfigError
-    from tdquant.files.config import check_latent_diffusion, read_config, training_options
+    from tdquant.files.config import read_config, training_options
+    from tdquant.models.compvis.configuration import check_latent_diffusion
     from tdquant.recipe import FLOAT
 
     bases, changes = overrides_among(options.base or [])

@@ -1,4 +1,4 @@
-r"""DDIM on the noise schedules of latent-diffusion configurations, with published timesteps.
+r"""DDIM with the noise schedules and timesteps of latent diffusion, to the last bit.
 
     x_0   = (x_t - sqrt(1 - a_t) eps) / sqrt(a_t)
     sigma = eta sqrt((1 - a_s) / (1 - a_t)) sqrt(1 - a_t / a_s)
@@ -12,7 +12,11 @@ of T training timesteps are
 which are the published ones where S divides T. The last step goes from t_0 = 1 to a_0, as
 published, and from t_0 = 0 to a = 1.
 
-The module imports diffusers, so nothing imports it before a schedule is asked for.
+The step itself is diffusers' own. Two things are not, since published models were trained and
+sampled with others: diffusers computes the schedules in float32, and spaces timesteps by floor(T /
+S), so that another number of steps than a divisor of T does not reach the noisiest ones.
+
+The module imports diffusers, so nothing imports it before a schedule is needed.
 
 References:
     Song et al., Denoising Diffusion Implicit Models, 2021 (https://arxiv.org/abs/2010.02502),
@@ -21,12 +25,12 @@ References:
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -37,6 +41,7 @@ PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 """diffusers' names of what a model predicts, by those of latent-diffusion configurations."""
 
 _DIFFUSERS = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "squaredcos_cap_v2"}
+"""diffusers' names of noise schedules, likewise."""
 
 
 def betas(
@@ -46,15 +51,9 @@ def betas(
     end: float = 2e-2,
     offset: float = 8e-3,
 ) -> np.ndarray:
-    """The noise schedule of a latent-diffusion configuration, float64 ``(count,)``.
-
-    Arguments:
-        schedule: ``"linear"`` (in sqrt(beta)), ``"sqrt_linear"`` (in beta), ``"sqrt"`` (the root
-            of that) or ``"cosine"``.
-        count: Number T of training timesteps.
-        start: First beta.
-        end: Last beta.
-        offset: Shift s of the cosine.
+    """The ``count`` betas of one of latent diffusion's schedules, float64: even from ``start`` to
+    ``end`` in sqrt(beta) ("linear"), in beta ("sqrt_linear") or its square ("sqrt"); or those of
+    a squared cosine shifted by ``offset`` ("cosine").
 
     Raises:
         ModelError: No such schedule.
@@ -82,70 +81,54 @@ def betas(
 
 
 class DDIM(DDIMScheduler):
-    """diffusers' DDIM scheduler with exact schedules and published timesteps.
+    """diffusers' ``DDIMScheduler``, with schedules in float64 and the published timesteps.
 
-    ``a`` is multiplied up in float64, then rounded to float32. Timesteps and their successors are
-    a list, so any number of steps from 1 to T makes exactly that many valid steps. Arguments and
-    defaults are those of diffusers' class, which drops what equals a default where one scheduler
-    is made from the configuration of another.
+    ``a`` is multiplied up in float64, then rounded to float32. Any number of steps from 1 to T
+    makes exactly that many valid steps. Arguments, defaults and configuration are those of
+    diffusers' class.
+
+    Raises:
+        ModelError: ``timestep_spacing`` or ``rescale_betas_zero_snr`` is not the default, or
+            there is not one beta in [0, 1) for each training timestep.
     """
 
     config: Any
-    _threshold_sample: Any
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 2e-2,
-        beta_schedule: str = "linear",
-        trained_betas: list[float] | None = None,
-        clip_sample: bool = True,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        rescale_betas_zero_snr: bool = False,
-    ) -> None:
-        names = {theirs: ours for ours, theirs in _DIFFUSERS.items()}
-        if rescale_betas_zero_snr or timestep_spacing != "leading":
+    @functools.wraps(DDIMScheduler.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        config = self.config
+        spacing, rescaled = config.timestep_spacing, config.rescale_betas_zero_snr
+        if rescaled or spacing != "leading":
             raise ModelError(
-                f"{rescale_betas_zero_snr=}, {timestep_spacing=}",
+                f"rescale_betas_zero_snr={rescaled}, timestep_spacing={spacing!r}",
                 where="DDIM",
                 why="it has the published timesteps and schedules only",
                 fix="diffusers.DDIMScheduler",
             )
-        if trained_betas is not None:
-            exact = np.asarray(trained_betas, dtype=np.float64)
+        count = config.num_train_timesteps
+        if config.trained_betas is not None:
+            exact = np.asarray(config.trained_betas, dtype=np.float64)
         else:
-            name = names.get(beta_schedule, beta_schedule)
-            exact = betas(name, num_train_timesteps, beta_start, beta_end)
-        if len(exact) != num_train_timesteps or not ((exact >= 0) & (exact < 1)).all():
+            name = {theirs: ours for ours, theirs in _DIFFUSERS.items()}[config.beta_schedule]
+            exact = betas(name, count, config.beta_start, config.beta_end)
+        if len(exact) != count or not ((exact >= 0) & (exact < 1)).all():
             raise ModelError(
-                f"{len(exact)} betas for {num_train_timesteps} training timesteps",
+                f"{len(exact)} betas for {count} training timesteps",
                 where="DDIM",
                 fix="one for each, at least 0 and below 1",
             )
         self.betas = torch.from_numpy(exact).float()
         self.alphas = torch.from_numpy(1 - exact).float()
         self.alphas_cumprod = torch.from_numpy(np.cumprod(1 - exact)).float()
-        self.final_alpha_cumprod = (
-            torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
-        )
-        self.init_noise_sigma = 1.0
-        self.num_inference_steps: int | None = None
-        self.timesteps = torch.arange(num_train_timesteps).flip(0)
-        self._next: dict[int, int | None] = {}
+        if not config.set_alpha_to_one:
+            self.final_alpha_cumprod = self.alphas_cumprod[0]
+        self._places: dict[int, int] = {}
 
     def set_timesteps(
         self, num_inference_steps: int, device: torch.device | str | None = None
     ) -> None:
-        """Chooses the timesteps of a sampling of that many steps.
+        """Chooses the timesteps for sampling in that many steps.
 
         Raises:
             ModelError: Fewer than 1 step, or more than there are training timesteps.
@@ -155,10 +138,17 @@ class DDIM(DDIMScheduler):
             raise ModelError(f"{steps} sampler steps", where="DDIM", fix=f"1 to {limit}")
         chosen = [i * limit // steps for i in range(steps)]
         offset = min(int(self.config.steps_offset), limit - 1 - chosen[-1])
-        chosen = [t + offset for t in reversed(chosen)]
+        chosen = [t + offset for t in chosen]
         self.num_inference_steps = steps
-        self._next = dict(zip(chosen, [*chosen[1:], None], strict=True))
-        self.timesteps = torch.tensor(chosen, device=device)
+        self.timesteps = torch.tensor(chosen[::-1], device=device)
+        self._places = {t: i for i, t in enumerate(chosen)}
+        # diffusers' step goes from t to t - T // S. With S = T, and only the chosen timesteps in
+        # its table, that is from the i-th of them to the one before.
+        self._chosen = DDIMScheduler.from_config(self.config)
+        self._chosen.num_inference_steps = limit
+        self._chosen.alphas_cumprod = self.alphas_cumprod[chosen].cpu()
+        last = self.final_alpha_cumprod if chosen[0] > 0 else torch.tensor(1.0)
+        self._chosen.final_alpha_cumprod = last.cpu()
 
     def step(  # type: ignore[override]
         self,
@@ -166,12 +156,12 @@ class DDIM(DDIMScheduler):
         timestep: int | Tensor,
         sample: Tensor,
         eta: float = 0.0,
-        use_clipped_model_output: bool | None = False,
+        use_clipped_model_output: bool = False,
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
-        """One step down.
+        """Takes one step down, as ``DDIMScheduler.step`` does.
 
         Arguments:
             model_output: The prediction at ``timestep``, ``(B, *)``.
@@ -187,63 +177,30 @@ class DDIM(DDIMScheduler):
             x_s and x_0.
 
         Raises:
-            ModelError: ``timestep`` is none of the chosen ones, or both kinds of noise are given.
+            ModelError: ``timestep`` is not one of the chosen ones, or both kinds of noise are
+                given.
         """
-        a_t, a_s = self._levels(int(timestep))
-        sigma = eta * ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)).sqrt()
-        x_0, noise = self._split(model_output, sample, a_t)
-        if self.config.thresholding:
-            x_0 = self._threshold_sample(x_0)
-        elif self.config.clip_sample:
-            x_0 = x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        if use_clipped_model_output:
-            noise = (sample - a_t.sqrt() * x_0) / (1 - a_t).sqrt()
-        x_s = a_s.sqrt() * x_0 + (1 - a_s - sigma**2).sqrt() * noise
-        if eta > 0:
-            if variance_noise is not None and generator is not None:
-                raise ModelError("both generator and variance_noise", where="DDIM.step")
-            if variance_noise is None:
-                variance_noise = randn_tensor(
-                    sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
-                )
-            x_s = x_s + sigma * variance_noise
-        if not return_dict:
-            return x_s, x_0
-        return DDIMSchedulerOutput(prev_sample=x_s, pred_original_sample=x_0)
-
-    def _levels(self, timestep: int) -> tuple[Tensor, Tensor]:
-        """``a_t`` and ``a_s``, on the CPU: 0-dim tensors there combine with any device."""
-        if timestep not in self._next:
+        place = self._places.get(int(timestep))
+        if place is None:
             raise ModelError(
-                f"timestep {timestep} is none of the {len(self._next)} chosen ones",
+                f"timestep {int(timestep)} is none of the {len(self._places)} chosen ones",
                 where="DDIM.step",
                 fix="set_timesteps(steps), then one of .timesteps",
             )
-        after = self._next[timestep]
-        bars = self.alphas_cumprod
-        if after is not None:
-            return bars[timestep].cpu(), bars[after].cpu()
-        last = self.final_alpha_cumprod if timestep > 0 else torch.tensor(1.0)
-        return bars[timestep].cpu(), last.cpu()
-
-    def _split(self, output: Tensor, sample: Tensor, a_t: Tensor) -> tuple[Tensor, Tensor]:
-        """The predicted ``x_0`` and noise, whichever of the two or v the model predicts."""
-        signal, level = a_t.sqrt(), (1 - a_t).sqrt()
-        if self.config.prediction_type == "epsilon":
-            return (sample - level * output) / signal, output
-        if self.config.prediction_type == "sample":
-            return output, (sample - signal * output) / level
-        if self.config.prediction_type == "v_prediction":
-            return signal * sample - level * output, signal * output + level * sample
-        raise ModelError(
-            f"prediction_type={self.config.prediction_type!r}",
-            where="DDIM",
-            fix=f"one of {', '.join(PREDICTIONS.values())}",
-        )
+        if generator is not None and variance_noise is not None and eta > 0:
+            raise ModelError("both generator and variance_noise", where="DDIM.step")
+        if eta > 0 and variance_noise is None:  # in the dtype of the sample, not of the prediction
+            variance_noise = randn_tensor(
+                sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
+            )
+        return self._chosen.step(
+            model_output, place, sample, eta, use_clipped_model_output,
+            variance_noise=variance_noise, return_dict=return_dict,
+        )  # fmt: skip
 
 
 def make_ddim(params: dict[str, Any]) -> DDIM:
-    """The scheduler of a latent-diffusion configuration.
+    """Builds the scheduler of a latent-diffusion configuration.
 
     Arguments:
         params: Its ``model.params``: ``timesteps``, ``beta_schedule``, ``linear_start``,
@@ -261,17 +218,15 @@ def make_ddim(params: dict[str, Any]) -> DDIM:
             f"no parameterization {kind!r}", where="model.params", fix=", ".join(PREDICTIONS)
         )
     exact = betas(schedule, count, start, end, offset) if given is None else given
-    named = given is None and schedule in _DIFFUSERS and (schedule != "cosine" or offset == 8e-3)
-    law = (
-        {"beta_schedule": _DIFFUSERS[schedule], "beta_start": start, "beta_end": end}
-        if named
-        else {"trained_betas": [float(b) for b in exact]}
-    )
+    options: dict[str, Any] = {"trained_betas": [float(b) for b in exact]}
+    if given is None and schedule in _DIFFUSERS and (schedule != "cosine" or offset == 8e-3):
+        name = _DIFFUSERS[schedule]
+        options = {"beta_schedule": name, "beta_start": start, "beta_end": end}
     return DDIM(
         num_train_timesteps=len(exact),
         prediction_type=PREDICTIONS[kind],
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        **law,
+        **options,
     )

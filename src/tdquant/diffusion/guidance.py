@@ -12,13 +12,13 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tdquant.errors import ModelError
+from tdquant.errors import ModelError, raise_collected
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Condition:
         guidance: Guidance scale g.
 
     Raises:
-        ModelError: A shape is another, or guidance lacks the empty embedding.
+        ModelError: A shape does not fit, a number is not finite, or guidance lacks the empty
+            embedding; all mistakes are listed.
     """
 
     context: Tensor
@@ -39,36 +40,25 @@ class Condition:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        tensors = [t for t in (self.context, self.empty) if t is not None]
-        if not all(t.is_floating_point() and bool(t.float().isfinite().all()) for t in tensors):
-            raise ModelError(
-                "embeddings that are not finite real numbers",
-                where="Condition",
-                why=f"they are {', '.join(str(t.dtype) for t in tensors)}",
-                fix="floating point tensors without NaN or infinity",
-            )
+        raise_collected(ModelError, self._mistakes(), "the condition")
         object.__setattr__(self, "context", self.context.float())
         object.__setattr__(self, "empty", None if self.empty is None else self.empty.float())
+
+    def _mistakes(self) -> Iterator[str]:
+        for name, tensor in (("context", self.context), ("empty", self.empty)):
+            if tensor is None:
+                continue
+            if not tensor.is_floating_point() or not bool(tensor.float().isfinite().all()):
+                yield f"{name} of {tensor.dtype}: embeddings are finite real numbers"
         if self.context.ndim != 3 or not self.context.numel():
-            raise ModelError(
-                f"embeddings of shape {tuple(self.context.shape)}",
-                where="Condition",
-                fix="(N, tokens, width)",
-            )
+            yield f"context of shape {tuple(self.context.shape)}: it is (N, tokens, width)"
+        elif self.empty is not None and self.empty.shape != (1, *self.context.shape[1:]):
+            shape = (1, *self.context.shape[1:])
+            yield f"empty of shape {tuple(self.empty.shape)}: it is {shape}, like the context"
         if not math.isfinite(self.guidance):
-            raise ModelError(f"guidance={self.guidance}", where="Condition", fix="a finite number")
-        if self.guidance != 1 and self.empty is None:
-            raise ModelError(
-                f"guidance={self.guidance} without the embedding of an empty prompt",
-                where="Condition",
-                fix="empty=, or guidance=1",
-            )
-        if self.empty is not None and self.empty.shape != (1, *self.context.shape[1:]):
-            raise ModelError(
-                f"an empty embedding of shape {tuple(self.empty.shape)}",
-                where="Condition",
-                fix=f"{(1, *self.context.shape[1:])}, like the others",
-            )
+            yield f"guidance={self.guidance}: a finite number"
+        elif self.guidance != 1 and self.empty is None:
+            yield f"guidance={self.guidance} without the embedding of an empty prompt"
 
     @property
     def copies(self) -> int:
@@ -85,12 +75,10 @@ class Condition:
     def bound(
         self, model: Callable[..., Tensor], indices: Sequence[int], device: torch.device | str
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """``(x, t) -> prediction`` for the images ``indices``, in their order.
+        """Binds a denoiser ``model(x, t, context)`` on ``device`` to the images ``indices``.
 
-        Arguments:
-            model: The denoiser ``model(x, t, context)``.
-            indices: Images of the batch.
-            device: Where the model is.
+        Returns:
+            ``(x, t) -> prediction``.
         """
         context = self.rows(indices, device)
 

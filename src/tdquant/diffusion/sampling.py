@@ -35,7 +35,7 @@ def stream_of(seed: int, index: int, stream: int = 0) -> torch.Generator:
 
 
 def scheduled(scheduler: Any, steps: int, device: torch.device | str = "cpu") -> Any:
-    """A copy of a scheduler, its timesteps set: those of every call that it will ask for.
+    """Copies a scheduler and sets its timesteps, one for each model call.
 
     Raises:
         ModelError: The number of steps is out of range.
@@ -58,16 +58,16 @@ def denoise_steps(
     generators: list[torch.Generator] | None = None,
     eta: float = 0.0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields ``(model_input, t, x_next)`` for every call on the way from noise to image.
+    """Yields ``(model_input, t, x_next)`` for every call from noise ``x`` ``(B, *)`` to images.
 
     Arguments:
         model: Callable ``(x, t)`` that returns the prediction, a tensor or diffusers' output with
             ``.sample``.
         scheduler: A diffusers scheduler; a copy of it is used.
         steps: Number of sampler steps, 1 to the number of training timesteps.
-        x: Standard normal noise ``(B, *)``.
+        x: Standard normal noise.
         generators: One a sample, for schedulers that add noise.
-        eta: Share of DDIM's noise, 0 (none) to 1 (that of DDPM), for schedulers that know it.
+        eta: Share of DDIM's noise, 0 (none) to 1 (that of DDPM), for schedulers that have it.
 
     Raises:
         ModelError: The number of steps is out of range, or the scheduler has no eta.
@@ -106,21 +106,7 @@ def generate(
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """Samples batches of images, given by their indices; yields each with its images.
 
-    Arguments:
-        model: Callable ``(x, t)``, quantized or not.
-        scheduler: A diffusers scheduler.
-        batches: Indices of the images of each batch.
-        shape: Shape of one, such as ``(3, 32, 32)``.
-        steps: Sampler steps.
-        seed: Seed of all noise.
-        eta: Share of DDIM's noise.
-        condition: Embeddings for a model that takes a context.
-        device: Where the model is.
-        progress: Draw a bar.
-        label: Words in front of it.
-
-    Raises:
-        ModelError: Steps out of range.
+    Arguments and errors are those of ``sample``, and ``eta`` that of ``denoise_steps``.
     """
 
     def calls() -> Iterator[tuple[Sequence[int], Tensor] | None]:
@@ -170,7 +156,7 @@ def sample(
         condition: Embeddings for a model that takes a context, by the index of the image.
         device: Where the model is.
         progress: Draw a bar.
-        label: Words in front of it.
+        label: Text in front of the bar.
 
     Returns:
         ``(N, *shape)`` on the CPU, unclamped.

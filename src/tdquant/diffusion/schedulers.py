@@ -1,9 +1,7 @@
-"""diffusers' schedulers by short names, each made from the configuration of the checkpoint's own
-one.
+"""diffusers' schedulers by short names, each made from the configuration of a checkpoint's own.
 
-A checkpoint was trained under one noise schedule; a scheduler of another class must take that
-schedule over, or the model silently sees noise levels that it never saw. ``make_scheduler`` always
-starts from a configuration.
+A checkpoint was trained under one noise schedule; a scheduler of another class must take it over,
+or the model silently sees noise levels that it was not trained on.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ SCHEDULERS: dict[str, str] = {
 
 
 def make_scheduler(name: str, config: Any) -> Any:
-    """The scheduler ``name`` on the noise schedule of ``config``.
+    """Makes the scheduler ``name`` on the noise schedule of ``config``.
 
     Arguments:
         name: A key of SCHEDULERS.
@@ -38,7 +36,7 @@ def make_scheduler(name: str, config: Any) -> Any:
         raise ModelError(f"no scheduler {name!r}", fix=f"one of {', '.join(SCHEDULERS)}")
     cls = getattr(require("diffusers", "diffusers"), SCHEDULERS[name])
     if isinstance(config, cls):
-        cls = type(config)  # a refinement of the class that was asked for stays
+        cls = type(config)  # a subclass of the requested class stays
     if name == "ddpm":  # its chain has every timestep, and an offset would lead past the last one
         return cls.from_config(getattr(config, "config", config), steps_offset=0)
     return cls.from_config(getattr(config, "config", config))

@@ -1,8 +1,8 @@
-"""Model families: what the layers and the timestep are called. Names only; nothing is imported.
+"""Model families: the names of layers and of the timestep. Names only; no model is imported.
 
-A family says by glob patterns over module paths which layers come first and last and which embed
-the time: those are the ones that low bit widths break, whatever the model. A model that no family
-lists gets ``GENERIC``, the union of the usual names.
+A family gives glob patterns over module paths for the first and last layers and for those that
+embed the time: the layers that low bit widths break in any model. A model that no family lists
+gets ``GENERIC``, the union of the usual names.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from torch import nn
 from tdquant.families.base import GENERIC, Family
 from tdquant.families.transformers import TRANSFORMERS
 from tdquant.families.unets import UNETS
-from tdquant.families.videos import VIDEOS
 
 __all__ = ["FAMILIES", "GENERIC", "Family", "family_of"]
 
-FAMILIES: list[Family] = [*UNETS, *TRANSFORMERS, *VIDEOS]
+FAMILIES: list[Family] = [*UNETS, *TRANSFORMERS]
 
 
 def family_of(model: nn.Module) -> Family:

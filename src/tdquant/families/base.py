@@ -1,4 +1,4 @@
-"""What a family is, and the names to go by where no family lists a model."""
+"""The description of a family, and the usual names for models that no family lists."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class Family:
     """Names of one family of denoisers.
 
     Arguments:
-        name: What it is called.
+        name: Its name.
         classes: Class names of its root modules.
         first: Patterns of the layers that take the model's input.
         last: Patterns of the layers that give the model's output.
-        time_path: Patterns of the layers that embed the timestep, and what is added to it, or
+        time_path: Patterns of the layers that embed the timestep and what is added to it, or
             project the embedding.
         timestep: Name of the timestep argument, or None to find it by its usual names.
         borrowed: Patterns of layers whose weights their parent looks at or computes with, instead

@@ -1,4 +1,6 @@
-"""Transformers for images: norms whose shift, scale and gate follow the timestep (adaLN)."""
+"""Transformers for images and videos: norms whose shift, scale and gate follow the timestep
+(adaLN).
+"""
 
 from __future__ import annotations
 
@@ -65,5 +67,26 @@ TRANSFORMERS = [
             "*.norm1.linear",
             "norm_out.linear_1",
         ),
+    ),
+    Family(
+        "wan",
+        ("WanTransformer3DModel",),
+        first=("patch_embedding",),
+        last=("proj_out",),
+        time_path=("condition_embedder.time_*",),
+    ),
+    Family(
+        "cogvideox",
+        ("CogVideoXTransformer3DModel",),
+        first=("patch_embed.proj",),
+        last=("proj_out",),
+        time_path=("time_embedding.*", "ofs_embedding.*", "*.norm?.linear", "norm_out.linear"),
+    ),
+    Family(
+        "ltx",
+        ("LTXVideoTransformer3DModel",),
+        first=("proj_in",),
+        last=("proj_out",),
+        time_path=("time_embed.*",),
     ),
 ]

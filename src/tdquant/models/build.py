@@ -21,35 +21,30 @@ from tdquant.support.optional import require
 OWN: dict[str, type[nn.Module]] = {"PixelUNet": PixelUNet, "UNetModel": UNetModel}
 """tdquant's own model classes, each built as ``cls(**model.config)``."""
 
-
 _BUILDING = threading.Lock()
-"""Held while parameters go to the meta device, which is so for every thread of the process."""
+"""Held by the thread whose parameters go to the meta device."""
 
 
 def description(model: nn.Module) -> dict[str, Any] | None:
-    """How to build the float model again, or None if that is not known."""
-    name = type(model).__name__
+    """Describes how to build the float model again; None if that is not known."""
+    name, config = type(model).__name__, getattr(model, "config", None)
     if OWN.get(name) is type(model):
-        return {"source": "tdquant", "class": name, "config": getattr(model, "config", {})}
-    if type(model).__module__.startswith("diffusers.") and hasattr(model, "config"):
-        config = {
-            k: v
-            for k, v in dict(getattr(model, "config", {})).items()
-            if not k.startswith("_") and k != "quantization_config"
-        }
-        return {"source": "diffusers", "class": name, "config": config}
-    return None
+        return {"source": "tdquant", "class": name, "config": config}
+    if not type(model).__module__.startswith("diffusers.") or config is None:
+        return None
+    own = {k: v for k, v in config.items() if not k.startswith("_") and k != "quantization_config"}
+    return {"source": "diffusers", "class": name, "config": own}
 
 
 @contextlib.contextmanager
 def without_parameters() -> Iterator[None]:
-    """Models built inside have their parameters on the meta device, for tensors that will be
-    assigned: nothing is allocated that would only be replaced. Buffers are real.
+    """Puts the parameters of models built inside, by this thread, on the meta device, so that
+    nothing is allocated that assigned tensors would only replace. Buffers are real.
     """
-    register = nn.Module.register_parameter
+    register, thread = nn.Module.register_parameter, threading.get_ident()
 
     def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None:
+        if param is not None and threading.get_ident() == thread:
             param = nn.Parameter(param.detach().to("meta"), param.requires_grad)
         register(self, name, param)
 
@@ -62,7 +57,7 @@ def without_parameters() -> Iterator[None]:
 
 
 def from_description(spec: dict[str, Any] | None, where: str = "") -> nn.Module:
-    """A fresh float model.
+    """Builds a fresh float model.
 
     Raises:
         ModelError: No description was saved, or its class is unknown.

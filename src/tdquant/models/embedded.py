@@ -1,4 +1,4 @@
-"""Models that ship inside the package, and a tiny untrained one for tests and first steps.
+"""Models that come with the package, and a tiny untrained one for tests and first steps.
 
 ``cats-ddpm`` is a 2.4M-parameter pixel model of 32x32 cats, ``cats-ldm`` a latent one in
 latent-diffusion's layout; their cards are in the documentation.
@@ -40,11 +40,11 @@ TINY: dict[str, Any] = {
 
 
 def load_embedded(name: str = "cats-ddpm", seed: int = 0) -> Pipe:
-    """A model that ships with tdquant, in float32, in evaluation mode.
+    """Loads a model that comes with tdquant, in float32, in evaluation mode.
 
     Arguments:
         name: ``"cats-ddpm"`` or ``"cats-ldm"``, trained, or ``"tiny"``, 16x16 and random.
-        seed: Seed of the random one.
+        seed: Seed of the weights of ``"tiny"``.
 
     Raises:
         ModelError: No such model.

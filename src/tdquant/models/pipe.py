@@ -1,10 +1,9 @@
-"""What generating takes: a denoiser, its first stage and its noise schedule, and the way between
-images and what the denoiser sees.
+"""A denoiser with its first stage and noise schedule, and the maps between images and samples.
 
     z = f E(x),    x = D(z / f)
 
-with E and D the first stage and f the factor that gives latents unit variance. A pixel model has
-neither, and z is x.
+with E and D the first stage and f the factor that gives latents unit variance. In a pixel model z
+is x.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ class Pipe:
             model.
         scheduler: diffusers scheduler with the noise schedule of the checkpoint.
         shape: Shape of one sample of the denoiser.
-        name: What it is called.
+        name: Its name.
         scale_factor: Factor f from latents of the first stage to those of the denoiser; None if it
-            is still to be measured: see ``with_measured_factor``.
+            is still to be measured by ``with_measured_factor``.
         text_encoder: ``text_encoder(prompts) -> (N, length, width)``, or None.
     """
 
@@ -45,12 +44,12 @@ class Pipe:
     text_encoder: Any = None
 
     def encode(self, images: Tensor, generator: Generators | None = None) -> Tensor:
-        """What the denoiser is trained on, for images ``(B, 3, H, W)`` in [-1, 1].
+        """Encodes images ``(B, 3, H, W)`` in [-1, 1] into samples for the denoiser.
 
         Arguments:
             images: The images.
-            generator: Samples the first stage's posterior with it, or with one a sample; None
-                takes the mean.
+            generator: One, or one a sample, to sample the first stage's posterior; None takes the
+                mean.
 
         Returns:
             ``(B, *shape)``.
@@ -63,7 +62,7 @@ class Pipe:
         return self._factor() * self._latents(images, generator)
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Images ``(B, 3, H, W)``, around [-1, 1], for samples ``(B, *shape)`` of the denoiser.
+        """Decodes samples ``(B, *shape)`` into images ``(B, 3, H, W)``, around [-1, 1].
 
         Raises:
             ModelError: The factor of the latents is not known.
@@ -75,10 +74,9 @@ class Pipe:
 
     @torch.no_grad()
     def with_measured_factor(self, images: Tensor, generator: Generators | None = None) -> Pipe:
-        """The same model with the factor that gives the latents of ``images`` unit variance.
+        """Returns the model with the factor that gives the latents of ``images`` unit variance.
 
-        Latent diffusion does so with the first batch of training where its configuration says
-        ``scale_by_std``.
+        Latent diffusion measures it on the first batch of training with ``scale_by_std: true``.
 
         Arguments:
             images: Images ``(B, 3, H, W)`` in [-1, 1].

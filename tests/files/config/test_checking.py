@@ -1,7 +1,6 @@
 import pytest
 
-from tdquant.errors import ConfigError
-from tdquant.files.config import check_keys, complain, foreign_keys
+from tdquant.files.config import check_keys, foreign_keys
 
 KNOWN = ("image_size", "channel_mult", "num_heads")
 
@@ -36,9 +35,3 @@ def test_no_section_at_all(found):
     (mistake,) = check_keys(found, KNOWN, ("image_size",), "model")
     assert mistake.startswith("model: a section of keys is needed")
     assert foreign_keys(found, KNOWN) == []
-
-
-def test_one_error_lists_every_mistake():
-    with pytest.raises(ConfigError, match=r"2 mistakes in a.yaml:\n  - first\n  - second"):
-        complain(iter(["first", "second"]), "a.yaml")
-    complain([], "a.yaml")

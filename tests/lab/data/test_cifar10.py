@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tdquant.errors import DataError
-from tdquant.lab.data.cifar10 import cifar10
-from tdquant.lab.data.unpickling import read_pickle
+from tdquant.lab.data.cifar10 import cifar10, read_pickle
 from tests.lab.data.written import records, write_cifar10
 
 

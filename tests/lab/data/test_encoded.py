@@ -90,7 +90,7 @@ def test_folders_without_images(tmp_path, content):
 
 def test_wrong_options_are_told_together(tmp_path):
     write_images(tmp_path, 1)
-    with pytest.raises(DataError, match=r"size=0.*interpolation='cubic'"):
+    with pytest.raises(DataError, match=r"size=0(.|\n)*interpolation='cubic'"):
         make_dataset("folder", root=tmp_path, size=0, interpolation="cubic")
 
 

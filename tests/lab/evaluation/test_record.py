@@ -1,12 +1,17 @@
 import json
 import math
-from dataclasses import replace
 
 import pytest
 
 from tdquant.errors import StorageError
 from tdquant.lab.evaluation import Record, comparison_table, incomparable, record_table
-from tdquant.lab.evaluation.record import WARNING
+from tdquant.lab.evaluation.comparison import WARNING
+from tdquant.lab.evaluation.progress import Progress
+from tdquant.lab.evaluation.record import SamplingCost
+
+
+def replace(record, **fields):
+    return record.model_copy(update=fields)
 
 
 def test_a_record_reads_back_equal(whole, tmp_path):
@@ -58,7 +63,7 @@ def test_numbers_that_are_not_finite_become_null(whole, tmp_path):
         ({"version": "1"}, "version"),
         ({"version": 0}, "version 0"),
         ({"version": True}, "version True"),
-        ({"format": "other"}, "not the record"),
+        ({"format": "other"}, "foreign format"),
         ({"metrics": None}, "metrics"),
         ({"network": 3}, "network"),
         ({"sampling": {}}, "sampling.images is missing"),
@@ -99,6 +104,22 @@ def test_a_run_still_being_written_is_told(tmp_path):
     with pytest.raises(StorageError, match="still being written") as caught:
         Record.read(tmp_path)
     assert "sampling: 3 of 12" in str(caught.value)
+
+
+def test_the_cost_of_images_survives_an_interruption(tmp_path):
+    state = Progress(tmp_path)
+    state.cost = SamplingCost(seconds=2.5, made=7)
+    state.update("sampling", 7, 12)
+    written = json.loads((tmp_path / "progress.json").read_text())
+    assert (written["format"], written["version"]) == ("tdquant-progress", 1)
+    assert Progress(tmp_path).cost == state.cost
+    before = {key: written[key] for key in ("stage", "done", "of", "updated", "facts")}
+    (tmp_path / "progress.json").write_text(json.dumps(before | {"facts": {}}))  # as 0.1 wrote it
+    assert Progress(tmp_path).cost == SamplingCost()
+    (tmp_path / "progress.json").write_text(json.dumps(before))
+    assert Progress(tmp_path).cost == state.cost
+    (tmp_path / "progress.json").write_text("half")
+    assert Progress(tmp_path).cost == SamplingCost()
 
 
 def changed(record, section, **fields):

@@ -17,7 +17,7 @@ from tdquant.lab.evaluation import (
     picture_sets,
     references,
 )
-from tdquant.lab.evaluation.reading import read_pictures
+from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.metrics import Statistics
 from tests.lab.evaluation.small import OPTIONS, Random
 
@@ -107,8 +107,8 @@ def test_a_damaged_cache_is_not_used(cache):
         ("cats:a:b", "NAME:SPLIT:COUNT"),
         ("cats:nowhere:4", "split"),
         ("nofile.npz", "no such file"),
-        ("lsun:10", "does not tell where lsun lies(?s:.)*FOLDER:COUNT"),
-        ("folder:10", "does not tell where folder lies(?s:.)*FOLDER:COUNT"),
+        ("lsun:10", "lsun does not say where it lies(?s:.)*FOLDER:COUNT"),
+        ("folder:10", "folder does not say where it lies(?s:.)*FOLDER:COUNT"),
     ],
 )
 def test_what_is_no_reference_set(spec, word):

@@ -15,9 +15,15 @@ import torch
 
 import tdquant as tdq
 from tdquant.errors import DataError, ModelError, StorageError
-from tdquant.lab.evaluation import Record, evaluate, evaluate_images, incomparable
+from tdquant.lab.evaluation import (
+    EvaluationConfig,
+    Record,
+    evaluate,
+    evaluate_images,
+    incomparable,
+)
+from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.pairing import paired_metrics
-from tdquant.lab.evaluation.reading import read_pictures
 from tdquant.lab.metrics import clip_score
 from tdquant.models import load_embedded
 from tests.clip import save_clip
@@ -64,6 +70,24 @@ def test_a_finished_run_is_not_done_again(whole, monkeypatch):
     out, record = whole
     monkeypatch.setattr(import_module("tdquant.lab.evaluation.run"), "_sample", None)
     assert small.run(out) == record
+
+
+def test_options_come_by_keyword_or_in_a_config(whole, monkeypatch):
+    out, record = whole
+    monkeypatch.setattr(import_module("tdquant.lab.evaluation.run"), "_sample", None)
+    names = ("batch", "paired", "resamples", "backend", "device", "progress")
+    config = EvaluationConfig(**{name: small.OPTIONS[name] for name in names})
+    options = {
+        "images": 12, "steps": 2, "network": small.Random(), "reference": small.reference(),
+        "against": load_embedded("tiny"), "config": config,
+    }  # fmt: skip
+    assert evaluate(small.pipe(), out, **options) == record
+    with pytest.raises(StorageError, match="batch: 4, now 6"):
+        evaluate(small.pipe(), out, batch=6, **options)
+    with pytest.raises(TypeError, match="bacth"):
+        evaluate(small.pipe(), out, bacth=4)
+    with pytest.raises(TypeError, match="eta"):
+        evaluate_images(out / "images", out, eta=0.5)
 
 
 def test_a_run_can_be_watched_while_its_reference_set_is_measured(tmp_path):
@@ -275,7 +299,7 @@ def test_two_processes_judge_like_one(launcher, tmp_path):
 
 
 def test_a_process_whose_companions_are_gone_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("tdquant.lab.evaluation.features"), "SHARD", 5)
+    monkeypatch.setattr(import_module("tdquant.lab.evaluation.feature_files"), "SHARD", 5)
     monkeypatch.setattr(import_module("tdquant.lab.evaluation.progress"), "PATIENCE", 0.2)
     out = tmp_path / "run"
     with pytest.raises(StorageError, match="images are missing"):
@@ -543,9 +567,9 @@ def test_waiting_for_metrics_goes_on_while_they_progress(tmp_path, monkeypatch):
         return types.SimpleNamespace(asked="mine")
 
     monkeypatch.setattr(folder, "Record", types.SimpleNamespace(read=read))
-    assert folder.awaited(tmp_path, "mine").asked == "mine"
+    assert folder.wait_for_record(tmp_path, "mine").asked == "mine"
     with pytest.raises(StorageError, match="records are missing"):
-        folder.awaited(tmp_path, "another's")
+        folder.wait_for_record(tmp_path, "another's")
 
 
 def test_equal_pairs_do_not_make_psnr_infinite(whole, tmp_path):
@@ -560,7 +584,7 @@ def test_equal_pairs_do_not_make_psnr_infinite(whole, tmp_path):
 
 
 def test_any_number_of_shards_gives_the_same_numbers(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("tdquant.lab.evaluation.features"), "SHARD", 5)
+    monkeypatch.setattr(import_module("tdquant.lab.evaluation.feature_files"), "SHARD", 5)
     shutil.copytree(whole[0], tmp_path / "run")
     (tmp_path / "run" / "record.json").unlink()
     record = small.run(tmp_path / "run")

@@ -4,7 +4,7 @@ from safetensors.torch import save
 
 from tdquant.errors import DataError
 from tdquant.lab.metrics import Statistics
-from tdquant.lab.metrics.bootstrap import draws
+from tdquant.lab.metrics.bootstrap import subsets
 from tdquant.lab.metrics.gaussians import frechet_distance, resampled_frechet
 
 
@@ -30,6 +30,22 @@ def test_equal_to_torch_fidelity(fidelity, n, m, width):
     assert distance(a, b) == pytest.approx(exact[fid.KEY_METRIC_FID], rel=1e-4)
 
 
+def test_equal_to_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class Same(torch.nn.Module):
+        num_features = 16
+
+        def forward(self, x):
+            return x
+
+    a, b = features(200, 16), features(300, 16, seed=1, scale=1.3)
+    metric = FrechetInceptionDistance(feature=Same()).set_dtype(torch.float64)
+    metric.update(a, real=False)
+    metric.update(b, real=True)
+    assert distance(a, b) == pytest.approx(float(metric.compute()), rel=1e-4)
+
+
 def test_known_distances():
     a = features(100)
     assert distance(a, a + 2) == pytest.approx(6 * 4)
@@ -52,13 +68,13 @@ def test_constant_features_do_no_harm():
 
 
 @pytest.mark.parametrize(("count", "width"), [(120, 6), (20, 40)])
-def test_draws_are_the_distance_of_the_drawn_images(count, width):
+def test_subsets_have_the_distance_of_their_images(count, width):
     a, b = features(count, width), Statistics.of(features(200, width, seed=1, scale=1.2))
-    drawn = draws(count, 8, 0)
-    exact = [frechet_distance(Statistics.of(a[row]), b) for row in drawn]
+    kept, _ = subsets(count, 8, 0)
+    exact = [frechet_distance(Statistics.of(a[row]), b) for row in kept]
     # Products in float32: against the traces, of which the distance is a small difference.
     total = float(b.covariance.trace())
-    assert resampled_frechet(a, b, drawn).tolist() == pytest.approx(exact, abs=1e-3 * total)
+    assert resampled_frechet(a, b, kept).tolist() == pytest.approx(exact, abs=1e-3 * total)
 
 
 def test_features_of_two_networks():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdquant.lab.metrics.bootstrap import draws
+from tdquant.lab.metrics.bootstrap import subsets
 from tdquant.lab.metrics.inception_score import inception_score, resampled_inception_score
 
 
@@ -23,16 +23,16 @@ def test_the_extremes():
     assert inception_score(sure[:1].repeat(100, 1), 0) == pytest.approx(1)
 
 
-def test_selections_leave_images_in_their_parts():
-    drawn, x = draws(105, 6, 0), logits()
+def test_subsets_leave_images_in_their_parts():
+    (kept, _), x = subsets(105, 6, 0), logits()
     order = np.random.RandomState(3).permutation(105)
-    found = resampled_inception_score(x, drawn, 3)
-    for row, value in zip(drawn, found.tolist(), strict=True):
+    found = resampled_inception_score(x, kept, 3)
+    for row, value in zip(kept, found.tolist(), strict=True):
         scores = []
         for i in range(10):
             part = torch.from_numpy(order[i * 105 // 10 : (i + 1) * 105 // 10])
-            kept = torch.cat([part[part == j] for j in row])
-            scores.append(inception_score(x[kept], 0, parts=1))
+            own = part[torch.isin(part, row)]
+            scores.append(inception_score(x[own], 0, parts=1))
         assert value == pytest.approx(sum(scores) / 10, rel=1e-6)
 
 

@@ -23,6 +23,16 @@ def test_each_pair_on_its_own():
         assert torch.allclose(whole, metric(b, a), rtol=1e-4)
 
 
+def test_psnr_and_mse_are_those_of_torchmetrics():
+    from torchmetrics.functional import mean_squared_error
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    a, b = torch.rand(4, 3, 16, 16) * 2 - 1, torch.rand(4, 3, 16, 16) * 2 - 1
+    exact = peak_signal_noise_ratio(a, b, (-1.0, 1.0), reduction="none", dim=(1, 2, 3))
+    assert torch.allclose(psnr(a, b), exact, rtol=1e-5)
+    assert float(mse(a, b).mean()) == pytest.approx(float(mean_squared_error(a, b)), rel=1e-5)
+
+
 def test_values_outside_the_range_are_clamped():
     a = torch.ones(1, 3, 16, 16)
     assert mse(a, 5 * a).item() == 0

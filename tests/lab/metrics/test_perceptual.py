@@ -97,7 +97,7 @@ def test_a_digest_is_of_all_weights(metric):
 def test_weights_that_are_missing_or_others(tmp_path, monkeypatch):
     monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(DataError, match=r"alexnet-owt-7be5be79.pth are not here"):
+    with pytest.raises(DataError, match=r"alexnet-owt-7be5be79.pth were not found"):
         Lpips()
     (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes(b"other")
     with pytest.raises(DataError, match="damaged"):

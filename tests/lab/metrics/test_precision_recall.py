@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tdquant.lab.metrics import precision_recall as module
-from tdquant.lab.metrics.bootstrap import draws
+from tdquant.lab.metrics.bootstrap import subsets
 from tdquant.lab.metrics.precision_recall import (
     nearest,
     precision,
@@ -50,10 +50,10 @@ def test_nearest_neighbours_are_others():
     assert distances.tolist() == [[1, 3], [1, 2], [2, 3], [4, 6]]
 
 
-def test_draws_are_the_shares_of_the_different_images_drawn():
+def test_subsets_have_the_shares_of_their_images():
     x, y = features(60), features(50, 1, 1.2)
-    drawn = draws(60, 10, 0)
-    exact = [recall(x[row.unique()], y) for row in drawn]
-    assert resampled_recall(x, y, drawn).tolist() == pytest.approx(exact)
-    exact = [precision(x[row], y) for row in drawn]
-    assert resampled_precision(x, y, drawn).tolist() == pytest.approx(exact)
+    kept, _ = subsets(60, 10, 0)
+    exact = [recall(x[row], y) for row in kept]
+    assert resampled_recall(x, y, kept).tolist() == pytest.approx(exact)
+    exact = [precision(x[row], y) for row in kept]
+    assert resampled_precision(x, y, kept).tolist() == pytest.approx(exact)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tdquant.errors import DataError
-from tdquant.lab.metrics.weights import check_state, find_weights, read_state
+from tdquant.lab.metrics.weights import find_weights, loading, read_state
 
 
 class Attack:
@@ -36,19 +36,24 @@ def test_a_file_of_something_else(tmp_path):
         read_state(tmp_path / "list.pth")
 
 
-def test_all_differences_are_told():
-    expected = {"a": torch.zeros(2), "b": torch.zeros(2)}
-    with pytest.raises(DataError) as raised:
-        check_state({"a": torch.zeros(3), "c": torch.zeros(1)}, expected, "here")
-    assert raised.value.why == "b is missing; c is unknown; a is (3,), not (2,)"
-    many = {f"x{i}": torch.zeros(1) for i in range(9)}
-    with pytest.raises(DataError, match="and 3 more"):
-        check_state({}, many, "here")
+def test_weights_of_another_network_are_listed():
+    layer = torch.nn.Linear(2, 2)
+    with pytest.raises(DataError, match="weights of another network") as raised, loading("here"):
+        layer.load_state_dict({"weight": torch.zeros(3, 2), "c": torch.zeros(1)})
+    for word in ('"bias"', '"c"', "size mismatch for weight"):
+        assert word in raised.value.why
+    with pytest.raises(DataError, match="and 12 more"), loading("here"):
+        torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(9)]).load_state_dict(
+            {f"{i}.{n}": torch.zeros(7) for i in range(9) for n in ("weight", "bias")}
+        )
 
 
 def test_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    assert find_weights(["w-e3b0c442.pth"]) is None
+    with pytest.raises(DataError, match="not found") as raised:
+        find_weights(["w-e3b0c442.pth"], "there")
+    assert "there" in raised.value.fix
+    assert "download" not in raised.value.fix
     (tmp_path / "w-e3b0c442.pth").write_bytes(b"")  # the SHA-256 of nothing begins so
-    assert find_weights(["w-e3b0c442.pth"]) == tmp_path / "w-e3b0c442.pth"
+    assert find_weights(["w-e3b0c442.pth"], "there") == tmp_path / "w-e3b0c442.pth"

@@ -11,8 +11,7 @@ from torch import nn
 import tdquant as tdq
 from tdquant.lowering.openvino.graph import pack_int4
 from tdquant.support.memory import trim_heap
-
-from .models import One, frozen
+from tests.lowering.models import One, frozen
 
 ov = pytest.importorskip("openvino")
 

@@ -11,7 +11,7 @@ from tdquant.lowering.exporters import about, prepared
 from tdquant.lowering.openvino import passes as passes
 from tdquant.lowering.openvino.exporter import convert
 from tdquant.lowering.openvino.time import split_time
-from tests.lowering.export.models import One, frozen
+from tests.lowering.models import One, frozen
 
 ov = pytest.importorskip("openvino")
 

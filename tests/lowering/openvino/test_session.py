@@ -9,7 +9,7 @@ from tdquant.lowering.openvino.graph import avoid_saturation
 from tdquant.lowering.openvino.passes import decompose_norms
 from tdquant.lowering.openvino.session import KEPT
 from tdquant.numerics.grid import Grid
-from tests.lowering.export.models import LAYERS, All, One, frozen
+from tests.lowering.models import LAYERS, All, One, frozen
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 """With AMX, OpenVINO computes in bfloat16 unless it is told."""

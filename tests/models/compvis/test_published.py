@@ -146,11 +146,11 @@ def test_averages_hold_the_steps_too(tmp_path):
         found = load(tmp_path, raw, ema=averages).unet(x, t)
         assert near(found, UNet(UNET, {**raw, **averages})(x, t))
     del averages["middle_block.0.in_layers.2.act_func.tdq_module.s_gen.4.bias"]
-    with pytest.raises(ModelError, match=r"the first middle_block(.|\n)*s_gen\.4\.bias"):
+    with pytest.raises(ModelError, match=r"middle_block.*no average .*s_gen4bias"):
         load(tmp_path, raw, ema=averages)
     # A quantized model of which just the averages were kept must not load as a float one.
     file = write(tmp_path / "m.ckpt", checkpoint({}, ema=averages))
-    with pytest.raises(ModelError, match="parameters that the UNet has not"):
+    with pytest.raises(ModelError, match="an average of no parameter of the UNet"):
         tdq.models.load_compvis(config(), file)
 
 
@@ -256,7 +256,7 @@ def test_other_quantized_models_are_not_written_in_it(tmp_path):
     pipe = tdq.models.load_compvis(config())
     pipe.unet.load_state_dict(weights())
     tdq.quantize(pipe.unet, tdq.Recipe(weights=4, scale="dynamic"))
-    with pytest.raises(ModelError, match=r"no counterpart(.|\n)*time_embed\.0"):
+    with pytest.raises(ModelError, match=r"time_embed\.0: no counterpart"):
         tdq.models.save_compvis(pipe, tmp_path / "m.ckpt")
     assert not list(tmp_path.iterdir())
 

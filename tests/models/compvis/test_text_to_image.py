@@ -149,11 +149,11 @@ def test_guidance_goes_from_the_empty_prompt_to_the_full_one():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"context": torch.zeros(2, 3)}, "embeddings of shape"),
-        ({"context": torch.zeros(0, 3, 4)}, "embeddings of shape"),
+        ({"context": torch.zeros(2, 3)}, "context of shape"),
+        ({"context": torch.zeros(0, 3, 4)}, "context of shape"),
         ({"context": torch.zeros(2, 3, 4), "guidance": 2.0}, "without the embedding"),
-        ({"context": torch.zeros(2, 3, 4), "empty": torch.zeros(3, 4)}, "an empty embedding"),
-        ({"context": torch.zeros(2, 0, 4)}, "embeddings of shape"),
+        ({"context": torch.zeros(2, 3, 4), "empty": torch.zeros(3, 4)}, "empty of shape"),
+        ({"context": torch.zeros(2, 0, 4)}, "context of shape"),
         ({"context": torch.full((2, 3, 4), torch.nan)}, "finite real numbers"),
         ({"context": torch.zeros(2, 3, 4, dtype=torch.int64)}, "finite real numbers"),
         ({"context": torch.zeros(2, 3, 4, dtype=torch.complex64)}, "finite real numbers"),

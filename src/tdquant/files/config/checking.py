@@ -1,20 +1,12 @@
-"""Keys that are missing, misspelt or unknown, as sentences, so that one error tells them all."""
+"""Keys of a configuration that are missing, misspelt or unknown, one sentence for each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
-from tdquant.errors import ConfigError
-
 CLOSE = 0.75
 """Similarity (difflib's ratio) from which an unknown key counts as a known one misspelt."""
-
-
-def nearest(name: object, known: Iterable[str]) -> str | None:
-    """The known name that ``name`` most likely stands for, or None where none is close."""
-    close = get_close_matches(str(name), list(known), n=1, cutoff=CLOSE)
-    return close[0] if close else None
 
 
 def check_keys(
@@ -25,19 +17,18 @@ def check_keys(
     *,
     strict: bool = True,
 ) -> list[str]:
-    """The mistakes in one section of a configuration, one sentence each.
+    """Finds the mistakes in one section of a configuration.
 
     Arguments:
         found: The section.
         known: Keys that something reads.
         required: Keys that must be there and not null; they are known, too.
         where: Dotted path of the section, ``""`` for the whole configuration.
-        strict: Every unknown key is a mistake. Otherwise only one that is close to a known key:
-            see ``foreign_keys`` for the others.
+        strict: Every unknown key is a mistake. Otherwise only one that is close to a known key is;
+            ``foreign_keys`` gives the others.
 
     Returns:
-        Sentences such as ``"model.params.chanels: no such key; nearest: channels"``; none if the
-        section is in order.
+        Sentences such as ``"model.params.chanels: no such key; nearest: channels"``.
     """
     if not isinstance(found, Mapping):
         held = "nothing" if found is None else f"{found!r}"
@@ -46,25 +37,17 @@ def check_keys(
     allowed = list(dict.fromkeys((*known, *required)))
     mistakes = []
     for key in found:
-        if key in allowed:
-            continue
-        close = nearest(key, allowed)
-        if close is not None:
-            mistakes.append(f"{dotted(where, key)}: no such key; nearest: {close}")
-        elif strict:
-            mistakes.append(f"{dotted(where, key)}: no such key; one of {', '.join(allowed)}")
-    mistakes += [f"{dotted(where, key)}: missing" for key in required if found.get(key) is None]
-    return mistakes
+        close = _nearest(key, allowed)
+        if key not in allowed and (close or strict):
+            words = f"nearest: {close}" if close else f"one of {', '.join(allowed)}"
+            mistakes.append(f"{dotted(where, key)}: no such key; {words}")
+    return mistakes + [f"{dotted(where, k)}: missing" for k in required if found.get(k) is None]
 
 
 def foreign_keys(found: object, known: Iterable[str], where: str = "") -> list[str]:
     """Dotted paths of the keys of a section that are neither known nor close to a known key."""
-    if not isinstance(found, Mapping):
-        return []
-    allowed = list(known)
-    return [
-        dotted(where, key) for key in found if key not in allowed and nearest(key, allowed) is None
-    ]
+    keys, known = found if isinstance(found, Mapping) else (), list(known)
+    return [dotted(where, key) for key in keys if _nearest(key, known) is None]
 
 
 def dotted(where: str, key: object) -> str:
@@ -72,17 +55,7 @@ def dotted(where: str, key: object) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def complain(mistakes: Iterable[str], where: str = "the configuration") -> None:
-    """Raises one error that lists ``mistakes``; does nothing where there are none.
-
-    Arguments:
-        mistakes: Sentences from ``check_keys`` and its like.
-        where: What they were found in, such as a file's name.
-
-    Raises:
-        ConfigError: There is at least one mistake.
-    """
-    listed = list(mistakes)
-    if listed:
-        count = f"{len(listed)} mistake{'s' * (len(listed) > 1)}"
-        raise ConfigError(f"{count} in {where}:\n  - " + "\n  - ".join(listed))
+def _nearest(name: object, known: list[str]) -> str | None:
+    """The known name that ``name`` is or most likely stands for, None where none is close."""
+    close = get_close_matches(str(name), known, n=1, cutoff=CLOSE)
+    return close[0] if close else None

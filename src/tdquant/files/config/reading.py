@@ -15,8 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tdquant.errors import ConfigError
-from tdquant.files.config.checking import complain, dotted
+from tdquant.errors import ConfigError, first_line, raise_collected
+from tdquant.files.config.checking import dotted
 from tdquant.support.optional import require
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -43,17 +43,17 @@ def read_config(paths: Paths, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not files:
         raise ConfigError("no configuration file was given", fix="name at least one YAML file")
     where = " + ".join(str(file) for file in files)
-    complain((_missing(file) for file in files if not file.is_file()), "the configuration files")
+    mistakes = [_missing(file) for file in files if not file.is_file()]
+    raise_collected(ConfigError, mistakes, "the configuration files")
     parts = []
-    mistakes = []
     for file in files:
         try:
             parts.append(conf.load(file))
             if not conf.is_dict(parts[-1]):
                 mistakes.append(f"{file}: a list at the top, not keys")
-        except Exception as error:  # PyYAML's and OmegaConf's errors share no base but this
-            mistakes.append(_said(str(file), error))
-    complain(mistakes, "the configuration files")
+        except Exception as error:  # PyYAML's and OmegaConf's errors have no other common base
+            mistakes.append(_described(str(file), error))
+    raise_collected(ConfigError, mistakes, "the configuration files")
     parts += _overrides(overrides, conf)
     merged = parts[0]
     for part in parts[1:]:
@@ -61,14 +61,14 @@ def read_config(paths: Paths, overrides: Sequence[str] = ()) -> dict[str, Any]:
             merged = conf.merge(merged, part)
         except Exception as error:
             raise ConfigError(
-                "the files and overrides cannot be merged", where=where, why=_line(error)
+                "the files and overrides cannot be merged", where=where, why=first_line(error)
             ) from error
-    complain(_unresolved(merged, conf), where)
+    raise_collected(ConfigError, _unresolved(merged, conf), where)
     return conf.to_container(merged, resolve=True)
 
 
 def _missing(file: Path) -> str:
-    """What to say about a file that is not there, with the likeliest names beside it."""
+    """Describes a file that is not there, with the most similar names beside it."""
     if file.is_dir():
         return f"{file}: a folder, not a file"
     if not file.parent.is_dir():
@@ -81,13 +81,8 @@ def _missing(file: Path) -> str:
 
 
 def _overrides(overrides: Sequence[str], conf: Any) -> list[Any]:
-    """One configuration for each override.
-
-    Raises:
-        ConfigError: Some are malformed; all are listed.
-    """
-    parts = []
-    mistakes = []
+    """One configuration for each override; malformed ones are an error that lists all."""
+    parts, mistakes = [], []
     for given in overrides:
         text = given.removeprefix("--")
         key, equals, _ = text.partition("=")
@@ -97,13 +92,13 @@ def _overrides(overrides: Sequence[str], conf: Any) -> list[Any]:
         try:
             parts.append(conf.from_dotlist([text]))
         except Exception as error:
-            mistakes.append(_said(repr(given), error))
-    complain(mistakes, "the overrides")
+            mistakes.append(_described(repr(given), error))
+    raise_collected(ConfigError, mistakes, "the overrides")
     return parts
 
 
 def _unresolved(node: Any, conf: Any, where: str = "") -> Iterator[str]:
-    """The interpolations that lead nowhere, and the values that somebody still has to give."""
+    """Finds interpolations that cannot be resolved, and values that are still to be given."""
     for key in range(len(node)) if conf.is_list(node) else node:
         path = dotted(where, key)
         if conf.is_missing(node, key):
@@ -112,18 +107,14 @@ def _unresolved(node: Any, conf: Any, where: str = "") -> Iterator[str]:
         try:
             value = node[key]
         except Exception as error:
-            yield f"{path}: {_line(error)}"
+            yield f"{path}: {first_line(error)}"
             continue
         if conf.is_config(value) and not conf.is_interpolation(node, key):
             yield from _unresolved(value, conf, path)
 
 
-def _said(where: str, error: Exception) -> str:
-    """A parser's complaint with its line, where it knows one."""
+def _described(where: str, error: Exception) -> str:
+    """A parser's message, with the line where it knows one."""
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or _line(error)
+    problem = getattr(error, "problem", None) or first_line(error)
     return f"{where}, line {mark.line + 1}: {problem}" if mark else f"{where}: {problem}"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,151 +14,129 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
 
-from tdquant.files.config.checking import check_keys, complain, dotted
+from pydantic import Field, ValidationError
+
+from tdquant.errors import ConfigError, raise_collected
+from tdquant.files.config.checking import check_keys, dotted
+from tdquant.files.documents import Section
 
 SECTION = "tdquant"
 
+_Count = Annotated[int, Field(ge=1)]
+_Whole = Annotated[int, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
 
-class Option(NamedTuple):
-    """One key of the section.
+
+class TrainingOptions(Section):
+    """The keys of the section, with their defaults.
 
     Attributes:
-        default: Its value where the section does not give it.
-        kind: int, float, str, or the strings that are allowed.
-        meaning: What it does.
-        low: Least value of a number.
-        below: A number must be less than this.
-        exclusive: The number must be more than ``low``.
+        steps: Optimizer steps.
+        rate: Learning rate; ``model.base_learning_rate`` if absent.
+        warmup: Steps in which the rate rises linearly from 0.
+        schedule: Of the rate after the warm-up; cosine falls to 0.
+        ema: Decay of the averaged weights; 0 keeps none.
+        accumulate: Parts into which a batch is split to save memory.
+        clip: Largest norm of the gradient; 0 does not clip, which is the default with ``scheme:
+            published``.
+        loss: Of the noise; ``model.params.loss_type`` if absent.
+        min_snr: gamma of min-SNR weights; absent: equal weights.
+        precision: Of autocast; no: float32 throughout.
+        save_every: Steps between checkpoints.
+        sample_every: Steps between pictures of samples; 0: none.
+        seed: Of the order of images, flips, noise and timesteps.
+        scale: Kind of the activation scales, as a recipe takes it; absent: static, or temporal
+            with ``--use_dynamic``.
+        depth: Linear layers of a temporal scale's network; absent: 4.
+        dropout: Rate in that network; absent: 0. The published one has 0.2.
+        granularity: Step sizes of a weight: one an output channel, or one in all.
+        time_weights: Bits of weights on the time path; absent: 8. 32 is float.
+        scheme: published: the grids, starts and scale networks of TDQ's code, one step size for
+            each weight, the time path in float.
+        rates: published: learned step sizes at a tenth of the rate, scales' networks at the whole;
+            equal: all at the rate.
+        correct: Samples on which a gain of the output over time is fitted at the end; 0: none.
+        calibration_batches: Batches from which the scales start. With ``scheme: published``, draws
+            of t for one batch, 100 by default.
     """
 
-    default: int | float | str | None
-    kind: type | tuple[str, ...]
-    meaning: str
-    low: float = 0
-    below: float = math.inf
-    exclusive: bool = False
+    steps: _Count = 200_000
+    rate: Annotated[float, Field(gt=0)] | None = None
+    warmup: _Whole = 5_000
+    schedule: Literal["constant", "cosine"] = "constant"
+    ema: _Share = 0.9999
+    accumulate: _Count = 1
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    loss: Literal["l1", "l2"] | None = None
+    min_snr: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    save_every: _Count = 5_000
+    sample_every: _Whole = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 23
+    scale: str | None = None
+    depth: _Count | None = None
+    dropout: _Share | None = None
+    granularity: Literal["channel", "tensor"] | None = None
+    time_weights: Annotated[int, Field(ge=2)] | None = None
+    scheme: Literal["tdquant", "published"] = "tdquant"
+    rates: Literal["published", "equal"] = "published"
+    correct: _Whole = 0
+    calibration_batches: _Count = 16
 
-    def mistake(self, value: object) -> str | None:
-        """What is wrong with ``value``, or None. None is allowed where it is the default."""
-        if value is None and self.default is None:
-            return None
-        if isinstance(self.kind, tuple):
-            return None if value in self.kind else f"one of {', '.join(self.kind)}"
-        if self.kind is str:
-            return None if isinstance(value, str) else "text"
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        fits = whole or (self.kind is float and isinstance(value, float))
-        if fits and self.low <= value < self.below and not (self.exclusive and value == self.low):  # type: ignore[operator]
-            return None
-        noun = "a whole number" if self.kind is int else "a number"
-        start = f"above {self.low:g}" if self.exclusive else f"{self.low:g} or more"
-        return f"{noun}, {start}" + ("" if self.below == math.inf else f", below {self.below:g}")
-
-
-TRAINING: dict[str, Option] = {
-    "steps": Option(200_000, int, "Optimizer steps.", low=1),
-    "rate": Option(
-        None, float, "Learning rate; model.base_learning_rate if absent.", exclusive=True
-    ),
-    "warmup": Option(5_000, int, "Steps in which the rate rises linearly from 0."),
-    "schedule": Option(
-        "constant", ("constant", "cosine"), "Of the rate after the warm-up; cosine falls to 0."
-    ),
-    "ema": Option(0.9999, float, "Decay of the averaged weights; 0 keeps none.", below=1),
-    "accumulate": Option(1, int, "Parts into which a batch is split to save memory.", low=1),
-    "clip": Option(1.0, float, "Largest norm of the gradient; 0 does not clip."),
-    "loss": Option(None, ("l1", "l2"), "Of the noise; model.params.loss_type if absent."),
-    "min_snr": Option(None, float, "gamma of min-SNR weights; absent: equal.", exclusive=True),
-    "precision": Option("no", ("no", "bf16", "fp16"), "Of autocast; no: float32 throughout."),
-    "save_every": Option(5_000, int, "Steps between checkpoints.", low=1),
-    "sample_every": Option(0, int, "Steps between pictures of samples; 0: none."),
-    "seed": Option(23, int, "Of the order of images, flips, noise and timesteps.", below=2**63),
-    "scale": Option(
-        None,
-        str,
-        "Law of activation scales: a kind that a recipe takes; --use_dynamic means temporal; "
-        "absent: static.",
-    ),
-    "depth": Option(None, int, "Linear layers of a temporal scale's network; 4.", low=1),
-    "dropout": Option(None, float, "Of that network; 0. The published one has 0.2.", below=1),
-    "granularity": Option(
-        None, ("channel", "tensor"), "Steps of a weight: one an output channel, or one in all."
-    ),
-    "time_weights": Option(None, int, "Bits of weights on the time path; 8, or 32 for float.", 2),
-    "scheme": Option(
-        "tdquant",
-        ("tdquant", "published"),
-        "published: the grids, starts and scale networks of TDQ's code, one step for each weight, "
-        "the time path in float; clip is then 0 and calibration_batches 100 unless given.",
-    ),
-    "rates": Option(
-        "published",
-        ("published", "equal"),
-        "published: learned steps at a tenth of the rate, scales' networks at the whole; "
-        "equal: all at the rate.",
-    ),
-    "correct": Option(
-        0, int, "Samples on which a gain of the output over time is fitted at the end; 0: none."
-    ),
-    "calibration_batches": Option(
-        16, int, "Batches from which the scales start; of one batch with scheme published.", low=1
-    ),
-}
-"""Every key of the section ``tdquant``, its default, its type and its meaning."""
 
 PUBLISHED = {"clip": 0.0, "calibration_batches": 100}
 """Defaults that are others with ``scheme: published``."""
 
-_OWN = ("depth", "dropout", "granularity", "time_weights")
+_NOT_PUBLISHED = ("depth", "dropout", "granularity", "time_weights")
 
 
 def training_mistakes(section: object, where: str = SECTION) -> list[str]:
-    """The mistakes in a ``tdquant`` section; an absent one has none."""
+    """Finds the mistakes in a ``tdquant`` section; an absent one has none."""
     if section is None:
         return []
-    mistakes = check_keys(section, TRAINING, where=where)
-    if isinstance(section, Mapping):
-        for key, value in section.items():
-            wrong = TRAINING[key].mistake(value) if key in TRAINING else None
-            if wrong:
-                mistakes.append(f"{dotted(where, key)}={value!r}: {wrong}")
-        if section.get("scheme") == "published":
-            mistakes += [
-                f"{dotted(where, key)}={section[key]!r}: the published scheme has its own"
-                for key in _OWN
-                if section.get(key) is not None
-            ]
-            if section.get("scale") not in (None, "static", "temporal"):
-                mistakes.append(
-                    f"{dotted(where, 'scale')}={section['scale']!r}: static or temporal with the "
-                    "published scheme"
-                )
+    mistakes = check_keys(section, TrainingOptions.model_fields, where=where)
+    if not isinstance(section, Mapping):
+        return mistakes
+    try:
+        TrainingOptions.model_validate(dict(section))
+    except ValidationError as error:
+        for wrong in error.errors(include_url=False):
+            key, rule = wrong["loc"][0], wrong["msg"]
+            mistakes.append(f"{dotted(where, key)}={section[key]!r}: {rule[0].lower()}{rule[1:]}")
+    if section.get("scheme") == "published":
+        mistakes += [
+            f"{dotted(where, key)}={section[key]!r}: the published scheme has its own"
+            for key in _NOT_PUBLISHED
+            if section.get(key) is not None
+        ]
+        if section.get("scale") not in (None, "static", "temporal"):
+            mistakes.append(
+                f"{dotted(where, 'scale')}={section['scale']!r}: static or temporal with the "
+                "published scheme"
+            )
     return mistakes
 
 
 def training_options(
     config: Mapping[str, Any], where: str = "the configuration"
 ) -> dict[str, Any]:
-    """The options of training: the section ``tdquant`` of ``config`` over the defaults.
+    """Completes the section ``tdquant`` of a configuration with the defaults.
 
     Arguments:
         config: A whole configuration, from ``read_config``.
         where: What to call it in an error, such as its file's name.
 
     Returns:
-        A value for every key of ``TRAINING``.
+        A value for every key of ``TrainingOptions``.
 
     Raises:
         ConfigError: Keys are unknown or values out of range; all mistakes are listed.
     """
     section = config.get(SECTION)
-    complain(training_mistakes(section), where)
+    raise_collected(ConfigError, training_mistakes(section), where)
     section = dict(section or {})
-    defaults = {key: option.default for key, option in TRAINING.items()}
-    if section.get("scheme") == "published":
-        defaults |= PUBLISHED
-    return defaults | section
+    published = PUBLISHED if section.get("scheme") == "published" else {}
+    return TrainingOptions().model_dump() | published | section

@@ -15,15 +15,15 @@ share no picture.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tdquant.errors import DataError
-from tdquant.lab.data.base import ImageDataset
+from tdquant.lab.data.base import StoredImages
 from tdquant.support.optional import require
 
 ATTRIBUTION = "Cat art: David Revoy, CC-BY-4.0, through robohash set4."
@@ -49,13 +49,9 @@ def _layers(size: int) -> tuple[np.ndarray, ...]:
         for file in sorted(folder.glob("*.png")):
             with image_module.open(file) as image:
                 rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
-            rgba[..., :3] *= rgba[
-                ..., 3:
-            ]  # premultiplied, or transparent pixels bleed when resized
+            rgba[..., :3] *= rgba[..., 3:]  # premultiplied, lest transparent pixels bleed
             channels = [
-                np.asarray(
-                    image_module.fromarray(rgba[..., c]).resize((size, size), image_module.BOX)
-                )
+                image_module.fromarray(rgba[..., c]).resize((size, size), image_module.BOX)
                 for c in range(4)
             ]
             variants.append(np.stack(channels, axis=-1))
@@ -80,23 +76,14 @@ def render(indices: np.ndarray, size: int = 32) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
-def _distinct(indices: np.ndarray, size: int, count: int, seen: set[bytes]) -> np.ndarray:
-    """The first ``count`` pictures of ``indices`` not in ``seen``, which grows by them."""
-    kept: list[np.ndarray] = []
+def _pictures(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Draws the combinations one after the other, in chunks of bounded memory."""
     for start in range(0, len(indices), _CHUNK):
-        for picture in render(indices[start : start + _CHUNK], size):
-            key = picture.tobytes()
-            if key not in seen:
-                seen.add(key)
-                kept.append(picture)
-                if len(kept) == count:
-                    return np.stack(kept)
-    raise DataError(f"only {len(kept)} distinct cats of {count} asked for", where=f"size={size}")
+        yield from render(indices[start : start + _CHUNK], size)
 
 
-class Cats(ImageDataset):
-    """Distinct cat pictures of one split; item ``i`` is a float tensor ``(3, size, size)`` in [-1,
-    1].
+class Cats(StoredImages):
+    """Distinct cat pictures of one split; item ``i`` is ``(3, size, size)`` in [-1, 1].
 
     Arguments:
         split: ``"train"`` or ``"heldout"``; no picture is in both.
@@ -112,25 +99,25 @@ class Cats(ImageDataset):
         images: uint8 tensor ``(N, 3, size, size)``.
     """
 
-    name = "cats"
-
     def __init__(self, split: str = "train", count: int = 5_000, size: int = 32) -> None:
         if split not in SPLITS:
             raise DataError(f"no split {split!r}", where="Cats", fix=f"one of {SPLITS}")
         if count < 1 or size < 1:
             raise DataError(f"count={count}, size={size}", where="Cats", fix="both at least 1")
         order = np.random.default_rng(_SPLIT_SEED).permutation(combinations(size))
+        held_out, training = order[:POOL], order[POOL:]
         seen: set[bytes] = set()
         if split == "train":
-            for start in range(0, POOL, _CHUNK):
-                seen.update(
-                    p.tobytes() for p in render(order[start : min(start + _CHUNK, POOL)], size)
-                )
-        candidates = order[:POOL] if split == "heldout" else order[POOL:]
-        self.images = torch.from_numpy(_distinct(candidates, size, count, seen))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index].float() / 127.5 - 1
+            seen = {picture.tobytes() for picture in _pictures(held_out, size)}
+        kept: list[np.ndarray] = []
+        for picture in _pictures(training if split == "train" else held_out, size):
+            if picture.tobytes() not in seen:
+                seen.add(picture.tobytes())
+                kept.append(picture)
+            if len(kept) == count:
+                break
+        else:
+            raise DataError(
+                f"only {len(kept)} distinct cats of {count} asked for", where=f"size={size}"
+            )
+        super().__init__(torch.from_numpy(np.stack(kept)), None, "cats")

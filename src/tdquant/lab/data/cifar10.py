@@ -12,15 +12,17 @@ References:
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tdquant.errors import DataError
+from tdquant.files.checkpoints.unpickling import unpickle
 from tdquant.lab.data.base import StoredImages
-from tdquant.lab.data.unpickling import read_pickle
 
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-bin")
@@ -42,12 +44,10 @@ def cifar10(
     """
     if split not in BATCHES:
         raise DataError(f"no split {split!r}", where="cifar10", fix=f"one of {list(BATCHES)}")
-    parts = [
-        (_binary if file.suffix == ".bin" else _pickled)(file)
-        for file in _files(Path(root), BATCHES[split])
-    ]
-    images = torch.cat([images for images, _ in parts])
-    return StoredImages(images, torch.cat([labels for _, labels in parts]), "cifar10", size)
+    parts = [_batch(file) for file in _files(Path(root), BATCHES[split])]
+    pixels = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
+    labels = torch.tensor([label for _, labels in parts for label in labels])
+    return StoredImages(torch.from_numpy(pixels), labels, "cifar10", size)
 
 
 def _files(root: Path, batches: list[str]) -> list[Path]:
@@ -74,51 +74,86 @@ def _files(root: Path, batches: list[str]) -> list[Path]:
     )
 
 
-def _binary(file: Path) -> tuple[Tensor, Tensor]:
-    """Images and labels of one file of the binary archive."""
-    found = np.fromfile(file, dtype=np.uint8)
-    if not len(found) or len(found) % (1 + _PIXELS):
+def _batch(file: Path) -> tuple[np.ndarray, list[int]]:
+    """Reads the pixels, uint8 ``(N, 3072)``, and the labels of one file of either archive."""
+    data: Any = None
+    labels: Any = None
+    if file.suffix == ".bin":
+        found = np.fromfile(file, dtype=np.uint8)
+        if len(found) % (1 + _PIXELS):
+            raise DataError(
+                f"{len(found)} bytes, not a multiple of {1 + _PIXELS}",
+                where=str(file),
+                fix="extract the archive again",
+            )
+        records = found.reshape(-1, 1 + _PIXELS)
+        data, labels = records[:, 1:], records[:, 0].tolist()
+    else:
+        batch = read_pickle(file)
+        if isinstance(batch, dict):
+            batch = {
+                k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in batch.items()
+            }
+            data, labels = getattr(batch.get("data"), "values", None), batch.get("labels")
+    if (
+        not isinstance(data, np.ndarray)
+        or not isinstance(labels, list)
+        or not labels
+        or data.shape != (len(labels), _PIXELS)
+        or not all(type(label) is int and 0 <= label < 10 for label in labels)
+    ):
         raise DataError(
-            f"{len(found)} bytes, no multiple of {1 + _PIXELS}",
+            "no batch of CIFAR-10",
             where=str(file),
+            why=f"it has an array data of uint8 (N, {_PIXELS}), and N labels from 0 to 9",
             fix="extract the archive again",
         )
-    records = found.reshape(-1, 1 + _PIXELS)
-    return _checked(file, records[:, 1:], records[:, 0])
+    return data, labels
 
 
-def _pickled(file: Path) -> tuple[Tensor, Tensor]:
-    """Images and labels of one file of the python archive."""
-    found = read_pickle(file)
-    if isinstance(found, dict):
-        found = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in found.items()}
-    if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("data"), np.ndarray)
-        or not isinstance(found.get("labels"), list)
-        or not all(isinstance(label, int) for label in found["labels"])
-    ):
-        raise DataError(
-            "no batch of CIFAR-10", where=str(file), why="no array data and list labels in it"
+class _Bytes:
+    """A pickled uint8 array, whose content the pickle gives after it was made."""
+
+    def __init__(self, *_: object) -> None:
+        self.values = np.zeros(0, np.uint8)
+
+    def fill(self, state: Any) -> None:
+        _, shape, kind, columns_first, content = state
+        if kind not in ("u1", b"u1", "|u1", b"|u1"):
+            raise pickle.UnpicklingError("an array of other than bytes")
+        raw = content.encode("latin1") if isinstance(content, str) else content
+        self.values = np.frombuffer(raw, np.uint8).reshape(
+            shape, order="F" if columns_first else "C"
         )
-    return _checked(file, found["data"], found["labels"])
 
 
-def _checked(file: Path, data: object, labels: object) -> tuple[Tensor, Tensor]:
-    """Images uint8 ``(N, 3, 32, 32)`` and labels int64 ``(N,)``, if that is what they are."""
-    pixels, classes = np.asarray(data), np.asarray(labels)
-    if (
-        pixels.dtype != np.uint8
-        or classes.ndim != 1
-        or pixels.shape != (len(classes), _PIXELS)
-        or classes.dtype.kind not in "iu"
-        or not np.isin(classes, range(10)).all()
-    ):
+def _no_call(*_: object) -> Any:
+    raise pickle.UnpicklingError("an array that is made by hand")
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "numpy.ndarray": _no_call,
+    "numpy.dtype": lambda name, *_: name,
+    "numpy.core.multiarray._reconstruct": _Bytes,
+    "numpy._core.multiarray._reconstruct": _Bytes,
+    # How Python 3 writes bytes in the protocols of Python 2.
+    "_codecs.encode": lambda text, *_: text.encode("latin1"),
+}
+
+
+def read_pickle(path: str | os.PathLike[str]) -> Any:
+    """Reads plain containers and uint8 arrays from a pickle, without running it.
+
+    Raises:
+        DataError: The file is damaged, or holds anything else.
+    """
+    try:
+        with open(path, "rb") as file:
+            return unpickle(file, _FUNCTIONS, strict=True)
+    except (pickle.UnpicklingError, OSError) as error:
         raise DataError(
-            f"data of shape {pixels.shape} and type {pixels.dtype}, labels of shape "
-            f"{classes.shape} and type {classes.dtype}",
-            where=str(file),
-            why=f"a batch of CIFAR-10 has uint8 (N, {_PIXELS}) and N labels from 0 to 9",
-        )
-    images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
-    return images, torch.from_numpy(classes.astype(np.int64))
+            "a pickle that cannot be read safely",
+            where=str(path),
+            why=str(error) or type(error).__name__,
+            fix="extract the published archive again; nothing of this file was run",
+        ) from error

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tdquant.errors import DataError
+from tdquant.errors import DataError, first_line, raise_collected
 from tdquant.lab.data.base import ImageDataset
 from tdquant.support.optional import require
 from tdquant.support.progress import track
@@ -29,47 +28,28 @@ INTERPOLATIONS = ("nearest", "box", "bilinear", "linear", "hamming", "bicubic", 
 _NAMED = 8
 
 
-class Source(Protocol):
-    """Where encoded images come from."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """One name an image, for messages."""
-        ...
-
-    @property
-    def place(self) -> str:
-        """The folder or store, for messages."""
-        ...
-
-    def open(self, index: int) -> BinaryIO:
-        """A stream of the bytes of image ``index``."""
-        ...
-
-
-class Files:
-    """Images that are files.
+class Source:
+    """Encoded images by their index: here, files.
 
     Arguments:
-        paths: The files, in order.
-        place: The folder, for messages.
+        names: One name an image, that of the file.
+        place: The folder or store, for messages.
     """
 
-    def __init__(self, paths: Sequence[Path], place: str) -> None:
-        self.names = [str(path) for path in paths]
-        self.place = place
+    def __init__(self, names: Sequence[str], place: str) -> None:
+        self.names, self.place = names, place
 
     def open(self, index: int) -> BinaryIO:
-        """The file ``index``, opened."""
+        """Opens a stream of the bytes of image ``index``."""
         return open(self.names[index], "rb")
 
 
 class EncodedImages(ImageDataset):
-    """RGB images ``(3, size, size)`` decoded when they are asked for.
+    """RGB images ``(3, size, size)``, decoded on access.
 
     Arguments:
         source: Where the bytes come from.
-        name: What the data set is called.
+        name: Name of the data set.
         size: Side in pixels.
         interpolation: How to resize: one of ``INTERPOLATIONS``.
         check: Reads every header now. Without it, damaged images are found while training.
@@ -93,13 +73,10 @@ class EncodedImages(ImageDataset):
         check: bool = True,
         progress: bool = True,
     ) -> None:
-        mistakes = []
-        if size < 1:
-            mistakes.append(f"size={size}: at least 1")
+        mistakes = [] if size >= 1 else [f"size={size}: at least 1"]
         if interpolation not in INTERPOLATIONS:
             mistakes.append(f"interpolation={interpolation!r}: one of {', '.join(INTERPOLATIONS)}")
-        if mistakes:
-            raise DataError("; ".join(mistakes), where=name)
+        raise_collected(DataError, mistakes, f"the options of {name}")
         if not source.names:
             raise DataError("no images", where=source.place)
         require("PIL.Image", "data")
@@ -114,28 +91,28 @@ class EncodedImages(ImageDataset):
     def _check_headers(self, progress: bool) -> None:
         """Leaves out the images whose headers cannot be read."""
         image_module = require("PIL.Image", "data")
-        reasons = []
-        readable = []
+        names, reasons = self.source.names, {}
         for index in track(self._kept.tolist(), f"{self.name}: headers", show=progress):
             try:
                 with self.source.open(index) as stream, image_module.open(stream):
-                    readable.append(index)
+                    pass
             except Exception as error:  # decoders raise anything over damaged data
-                self.unreadable.append(self.source.names[index])
-                reasons.append(_line(error))
-        self._kept = np.array(readable, dtype=np.int64)
-        if not readable:
-            raise self._nothing_left(reasons[0])
-        if reasons:
-            named = ", ".join(self.unreadable[:_NAMED])
-            rest = len(reasons) - _NAMED
-            warnings.warn(
-                f"{len(reasons)} of {len(self.source.names)} images of {self.source.place} cannot "
-                f"be read and are left out: {named}"
-                + (f" and {rest} more" if rest > 0 else "")
-                + f" ({reasons[0]})",
-                stacklevel=4,
-            )
+                reasons[index] = first_line(error)
+        if not reasons:
+            return
+        self.unreadable = [names[index] for index in reasons]
+        self._kept = np.delete(self._kept, list(reasons))
+        reason = next(iter(reasons.values()))
+        if not len(self._kept):
+            raise self._nothing_left(reason)
+        rest = len(reasons) - _NAMED
+        warnings.warn(
+            f"{len(reasons)} of {len(names)} images of {self.source.place} cannot be read and are "
+            f"left out: {', '.join(self.unreadable[:_NAMED])}"
+            + (f" and {rest} more" if rest > 0 else "")
+            + f" ({reason})",
+            stacklevel=4,
+        )
 
     def _nothing_left(self, reason: str) -> DataError:
         return DataError(
@@ -152,15 +129,15 @@ class EncodedImages(ImageDataset):
         if not -count <= index < count:
             raise IndexError(index)
         reason = "damaged"
-        for place in range(count):
-            chosen = int(self._kept[(index + place) % count])
+        for place in range(index, index + count):
+            chosen = int(self._kept[place % count])
             if chosen in self._broken:
                 continue
             try:
                 with self.source.open(chosen) as stream:
                     return square(stream, self.size, self.interpolation)
             except Exception as error:
-                reason = _line(error)
+                reason = first_line(error)
                 self._broken.add(chosen)
                 self.unreadable.append(self.source.names[chosen])
                 warnings.warn(
@@ -172,7 +149,7 @@ class EncodedImages(ImageDataset):
 
 
 def square(stream: BinaryIO, size: int, interpolation: str = "bicubic") -> Tensor:
-    """Decodes an image, cuts it to its largest centred square and resizes that.
+    """Decodes an image, crops it to its largest centred square and resizes that.
 
     Arguments:
         stream: The encoded image.
@@ -197,12 +174,8 @@ def square(stream: BinaryIO, size: int, interpolation: str = "bicubic") -> Tenso
 
 
 def eight_bits(image: Any) -> Any:
-    """A grey image of 16 bits scaled to 8; Pillow's own conversion would cut it off at 255."""
+    """Scales a grey image of 16 bits to 8; Pillow's own conversion would clip it at 255."""
     if not image.mode.startswith("I"):
         return image
     grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
     return require("PIL.Image", "data").fromarray(grey.astype(np.uint8))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tdquant.errors import DataError
+from tdquant.errors import DataError, raise_collected
 from tdquant.lab.data.base import StoredImages
 
 ROOT = "/usr/share/datasets/fashion-mnist"
@@ -55,12 +55,10 @@ def fashion_mnist(
         mistakes.append(f"fit={fit!r}: one of {', '.join(FITS)}")
     elif fit == "pad" and size < 28:
         mistakes.append(f"size={size}: padding starts at 28; fit='resize' makes smaller images")
-    if mistakes:
-        raise DataError("; ".join(mistakes), where="fashion-mnist")
-    prefix = PREFIXES[split]
-    images = torch.from_numpy(read_idx(_file(Path(root), f"{prefix}-images-idx3-ubyte"), 3))
-    labels = torch.from_numpy(read_idx(_file(Path(root), f"{prefix}-labels-idx1-ubyte"), 1))
-    images = images[:, None]
+    raise_collected(DataError, mistakes, "the options of fashion-mnist")
+    prefix = Path(root) / PREFIXES[split]
+    images = torch.from_numpy(read_idx(_present(f"{prefix}-images-idx3-ubyte"), 3))[:, None]
+    labels = torch.from_numpy(read_idx(_present(f"{prefix}-labels-idx1-ubyte"), 1))
     if fit == "pad":
         spare = size - images.shape[-1]
         before, after = spare // 2, spare - spare // 2
@@ -80,11 +78,8 @@ def read_idx(path: str | os.PathLike[str], dimensions: int) -> np.ndarray:
         DataError: The file is damaged or holds something else.
     """
     try:
-        if str(path).endswith(".gz"):
-            with gzip.open(path) as file:
-                found = file.read()
-        else:
-            found = Path(path).read_bytes()
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+            found = file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError("an unreadable file", where=str(path), why=str(error)) from error
     start = 4 + 4 * dimensions
@@ -100,15 +95,15 @@ def read_idx(path: str | os.PathLike[str], dimensions: int) -> np.ndarray:
     return np.frombuffer(found, dtype=np.uint8, offset=start).reshape(shape).copy()
 
 
-def _file(root: Path, name: str) -> Path:
-    """The file ``name`` in ``root``, compressed or not."""
-    for path in (root / name, root / f"{name}.gz"):
-        if path.is_file():
-            return path
+def _present(name: str) -> Path:
+    """The file, compressed or not."""
+    path, packed = Path(name), Path(f"{name}.gz")
+    if path.is_file() or packed.is_file():
+        return path if path.is_file() else packed
     raise DataError(
         "no Fashion-MNIST",
-        where=str(root),
-        why=f"looked for {name} and {name}.gz",
+        where=str(path.parent),
+        why=f"looked for {path.name} and {packed.name}",
         fix="get the four files from https://github.com/zalandoresearch/fashion-mnist and put "
-        f"them into {root}",
+        f"them into {path.parent}",
     )

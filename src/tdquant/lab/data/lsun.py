@@ -14,41 +14,41 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tdquant.errors import DataError
-from tdquant.lab.data.encoded import EncodedImages, Files
+from tdquant.lab.data.encoded import EncodedImages, Source
 from tdquant.support.optional import require
 
 LMDB_FILE = "data.mdb"
 _FIX = "the extracted images with a text file of their names, or LSUN's NAME_lmdb folder"
 _LAYOUT = (
     "the images as data_root/NAME for every line NAME of txt_file, or LSUN's NAME_lmdb folder as "
-    "data_root; data.params.train.params.data_root=FOLDER says where"
+    "data_root; data.params.train.params.data_root=FOLDER changes the place"
 )
 
 _environments: dict[str, tuple[int, Any]] = {}
 
 
-class Lmdb:
+class Lmdb(Source):
     """Images that are the values of an LMDB folder, in the order of the keys.
 
     The environment is opened, read-only and without locks, when a process first reads an image:
-    one that was inherited by a fork is not to be used, and one process cannot open it twice.
+    one inherited through a fork must not be used, and a process cannot open it twice.
 
     Arguments:
         root: The folder that holds ``data.mdb``.
 
     Raises:
-        DataError: It is no LMDB folder.
+        DataError: It is not an LMDB folder.
         MissingDependencyError: lmdb is not installed.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.place = str(Path(root).resolve())
-        with _environment(self.place).begin() as transaction:
+        place = str(Path(root).resolve())
+        with _environment(place).begin() as transaction:
             self.keys = list(transaction.cursor().iternext(keys=True, values=False))
-        self.names = [key.decode("utf-8", "replace") for key in self.keys]
+        super().__init__([key.decode("utf-8", "replace") for key in self.keys], place)
 
     def open(self, index: int) -> BinaryIO:
-        """The value of key ``index``."""
+        """Opens the value of key ``index``."""
         with _environment(self.place).begin(buffers=True) as transaction:
             value = transaction.get(self.keys[index])
             if value is None:
@@ -97,7 +97,6 @@ def lsun(
         MissingDependencyError: lmdb is needed and not installed.
     """
     root = Path(data_root)
-    source: Files | Lmdb
     if (root / LMDB_FILE).is_file():
         if txt_file is not None:
             raise DataError(
@@ -106,22 +105,21 @@ def lsun(
                 why="its images have keys and no file names",
                 fix="leave txt_file out: LSUN has one LMDB folder for each split",
             )
-        source = Lmdb(root)
+        source: Source = Lmdb(root)
     else:
-        source = Files([root / name for name in _names(root, txt_file)], str(root))
+        source = Source([str(root / name) for name in _names(root, txt_file)], str(root))
     return EncodedImages(source, "lsun", size, interpolation, check, progress)
 
 
 def _names(root: Path, txt_file: str | os.PathLike[str] | None) -> list[str]:
     """The names in ``txt_file``."""
-    if txt_file is None or not Path(txt_file).is_file() or not root.is_dir():
-        missing = "txt_file is not given" if txt_file is None else f"there is no file {txt_file}"
-        if not root.is_dir():
-            missing = f"there is no folder {root}"
+    if not root.is_dir() or txt_file is None or not Path(txt_file).is_file():
+        found = "txt_file is not given" if txt_file is None else f"there is no file {txt_file}"
+        found = found if root.is_dir() else f"there is no folder {root}"
         raise DataError(
             "no LSUN images",
             where=str(root),
-            why=f"{missing} (looked in {Path.cwd()}), and no {LMDB_FILE}",
+            why=f"{found} (looked in {Path.cwd()}), and no {LMDB_FILE}",
             fix=_LAYOUT,
         )
     try:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tdquant.errors import DataError
+from tdquant.errors import DataError, raise_collected
 from tdquant.files.config import check_keys
 from tdquant.lab.data.base import ImageDataset
 from tdquant.lab.data.cats import Cats
@@ -27,15 +27,13 @@ DATASETS: dict[str, Callable[..., ImageDataset]] = {
 """Name -> what makes the data set. A new data set is one new file and one line here."""
 
 OWN = "tdquant.data."
-_LSUN = {"Churches": "church_outdoor", "Bedrooms": "bedrooms", "Cats": "cat"}
-_LSUN_FOLDERS = {"Churches": "churches", "Bedrooms": "bedrooms", "Cats": "cats"}
 TARGETS: dict[str, dict[str, Any]] = {
     f"ldm.data.lsun.LSUN{kind}{split}": {
-        "txt_file": f"data/lsun/{stem}_{suffix}.txt",
-        "data_root": f"data/lsun/{_LSUN_FOLDERS[kind]}",
+        "txt_file": f"data/lsun/{names}_{suffix}.txt",
+        "data_root": f"data/lsun/{kind.lower()}",
         "flip_p": flip,
     }
-    for kind, stem in _LSUN.items()
+    for kind, names in (("Churches", "church_outdoor"), ("Bedrooms", "bedrooms"), ("Cats", "cat"))
     for split, suffix, flip in (("Train", "train", 0.5), ("Validation", "val", 0.0))
 }
 """latent-diffusion's LSUN targets -> their defaults."""
@@ -44,13 +42,13 @@ TARGETS: dict[str, dict[str, Any]] = {
 def make_dataset(
     name: str, *, flip_p: float = 0.0, where: str = "", **options: Any
 ) -> ImageDataset:
-    """The data set ``name``.
+    """Makes the data set ``name``.
 
     Arguments:
         name: One of ``DATASETS``.
-        flip_p: Probability with which training is to mirror an image; kept in ``flip``.
-        where: What to call the options in an error; the name if empty.
-        options: Those of the data set.
+        flip_p: Probability with which training mirrors an image; kept in ``flip``.
+        where: Name of the options in an error; ``name`` if empty.
+        options: Options of the data set.
 
     Raises:
         DataError: The name or an option is unknown, an option is missing, or the data set cannot
@@ -66,8 +64,7 @@ def make_dataset(
     mistakes = check_keys(options, known, required, where)
     if isinstance(flip_p, bool) or not isinstance(flip_p, (int, float)) or not 0 <= flip_p <= 1:
         mistakes.append(f"{where}.flip_p={flip_p!r}: 0 to 1")
-    if mistakes:
-        raise DataError("options that do not fit:\n  - " + "\n  - ".join(mistakes))
+    raise_collected(DataError, mistakes, where)
     dataset = DATASETS[name](**options)
     dataset.flip = float(flip_p)
     return dataset
@@ -76,7 +73,7 @@ def make_dataset(
 def dataset_from_config(
     node: Mapping[str, Any], where: str = "data.params.train", *, progress: bool = True
 ) -> ImageDataset:
-    """The data set that a node {target, params} of a configuration describes.
+    """Makes the data set that a node {target, params} of a configuration describes.
 
     Known targets are ``tdquant.data.NAME`` with a NAME of ``DATASETS``, latent-diffusion's LSUN
     classes with their default files, and any whose name contains ``cifar10``. ``params`` win over
@@ -94,8 +91,7 @@ def dataset_from_config(
     params = (node.get("params") or {}) if isinstance(node, Mapping) else {}
     if not isinstance(params, Mapping):
         mistakes += check_keys(params, (), where=f"{where}.params")
-    if mistakes:
-        raise DataError("; ".join(mistakes))
+    raise_collected(DataError, mistakes, where)
     name, defaults = _known(str(node["target"]), where)
     options = {**defaults, **params}
     root = options.get("data_root")

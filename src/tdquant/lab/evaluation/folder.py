@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, whether it is whole, and how a run ends."""
+"""The folder of a run: what it holds, whether it is finished, and how a run ends."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from tdquant.diffusion.pictures import grid, save_png
 from tdquant.errors import StorageError
+from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.progress import Progress, wait_for
-from tdquant.lab.evaluation.reading import read_pictures
-from tdquant.lab.evaluation.record import PROGRESS, RECORD, VERSION, Record, newer_version
-from tdquant.lab.evaluation.references import ReferenceSet
+from tdquant.lab.evaluation.record import PROGRESS, RECORD, Record, SamplingCost, newer_version
+from tdquant.lab.evaluation.references import Reference
 
 PREVIOUS = "record.previous.json"
 SHOWN = 36
 
 
 def check_out(out: Path) -> None:
-    """Refuses a folder with something else in it.
+    """Refuses a folder that holds anything but an earlier run.
 
     Raises:
         StorageError: It is neither empty nor an earlier run, or its record is of a newer version.
@@ -27,9 +27,9 @@ def check_out(out: Path) -> None:
     version = newer_version(out / RECORD)
     if version is not None:
         raise StorageError(
-            f"the record that is there is of version {version}, newer than {VERSION}",
+            f"the record that is there is of version {version}, newer than {Record.VERSION}",
             where=str(out / RECORD),
-            why="its numbers cannot be read, and would have to make room",
+            why="it cannot be read, and would be replaced",
             fix="update tdquant, or another folder for --out",
         )
     marks = (RECORD, PROGRESS, PREVIOUS, "images/samples.json", "features")
@@ -43,57 +43,49 @@ def check_out(out: Path) -> None:
         )
 
 
-def under_way(out: Path) -> bool:
-    """Whether images or features of the run are there already, whose making is not timed now."""
+def has_partial_results(out: Path) -> bool:
+    """Whether images or features of an earlier process are there, which this one does not time."""
     return any(any(out.glob(made)) for made in ("images/*.png", "features/*.safetensors"))
 
 
-def lacking(files: Sequence[Path]) -> int:
-    """How many files are not there; one look at the folder, not one a file."""
+def count_missing(files: Sequence[Path]) -> int:
+    """How many files of one folder do not exist; lists the folder once."""
     folder = files[0].parent
     there = set(os.listdir(folder)) if folder.is_dir() else set()
     return sum(file.name not in there for file in files)
 
 
 def finished(
-    out: Path, asked: str, find: Callable[[Record], ReferenceSet | None], state: Progress
+    out: Path, asked: str, find: Callable[[Record], Reference | None], state: Progress
 ) -> Record | None:
-    """The record of a run that is whole and asked the same. Another one makes room.
+    """The record of a finished run of the same request; any other record is retired.
 
-    Arguments:
-        out: The run.
-        asked: Digest of what is asked for.
-        find: The reference set of a record as it is now; it may have changed since.
-        state: Keeps how long the images of another record took.
+    ``find`` gives the reference set of a record as it is now, since it may have changed.
     """
-    try:
+    with contextlib.suppress(StorageError):
         record = Record.read(out)
-    except StorageError:
-        record = None
-    if record is not None and record.asked == asked:
-        reference = find(record)
-        if record.reference == (None if reference is None else reference.described):
-            return record
+        if record.asked == asked:
+            reference = find(record)
+            if record.reference == (None if reference is None else reference.to_dict()):
+                return record
     retire(out, state)
     return None
 
 
 def retire(out: Path, state: Progress) -> None:
-    """Moves an earlier record out of the way; how long how many images took stays known."""
+    """Moves an earlier record away; ``state`` keeps how long its images took."""
     file = out / RECORD
     if not file.exists():
         return
-    seconds, made = 0.0, 0
     with contextlib.suppress(StorageError):
         record = Record.read(file)
-        seconds = record.cost.get("sampling_seconds") or 0.0
-        made = record.sampling["images"] if seconds else 0
-    state.facts.setdefault("seconds", seconds)
-    state.facts.setdefault("made", made)
+        seconds = record.cost.get("sampling_seconds")
+        if seconds and not state.cost.made:
+            state.cost = SamplingCost(seconds=seconds, made=record.sampling["images"])
     file.replace(out / PREVIOUS)
 
 
-def awaited(out: Path, asked: str) -> Record:
+def wait_for_record(out: Path, asked: str) -> Record:
     """The record that the first process writes."""
 
     def missing() -> int:
@@ -102,23 +94,22 @@ def awaited(out: Path, asked: str) -> Record:
         except StorageError:
             return 1
 
-    def sign() -> str:
+    def progress() -> str:
         try:
             return (out / PROGRESS).read_text()
         except OSError:
             return ""
 
-    # Of the metrics nothing can be seen but that the first process notes how far it is.
-    wait_for(missing, "records", out, sign=sign)
+    # While metrics are computed, the progress of the first process is all that changes.
+    wait_for(missing, "records", out, sign_of_life=progress)
     return Record.read(out)
 
 
 def close(
     record: Record, out: Path, files: Sequence[Path], state: Progress, resize: int | None = None
 ) -> Record:
-    """Writes the grid and, last of all, the record."""
-    shown = read_pictures(files[:SHOWN], resize)
-    save_png(grid(shown), out / "grid.png")
+    """Writes the grid of the first images and, last of all, the record."""
+    save_png(grid(read_pictures(files[:SHOWN], resize)), out / "grid.png")
     record.write(out / RECORD)
     state.end()
     return Record.read(out)

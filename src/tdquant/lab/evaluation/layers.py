@@ -1,21 +1,20 @@
-r"""What rounding its input does to each layer of a frozen model, over the calls of a trajectory.
+r"""The error of rounding the input of each layer of a frozen model, over calls of a trajectory.
 
-For a layer with input x_k at call k, and with s the steps that it has,
+For a layer with input x_k at call k, and with s the step sizes that it has,
 
     error        = mean_k |x_k - x_hat_k(s(t_k))|^2 / |x_k|^2
     error_static = min_s mean_k |x_k - x_hat_k(s)|^2 / |x_k|^2
     saved        = 1 - error / error_static
 
-so ``saved`` is what following the timestep saves of the best single step, negative where it costs.
-The inputs are those that the frozen model itself sees, errors of the layers before included.
+so ``saved`` is the share of the best single step size's error that step sizes over time save; it
+is negative where they cost. The inputs are those of the frozen model, errors of the layers before
+included.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from tdquant.calls.call import Call, run
 from tdquant.clock import clock_of
 from tdquant.errors import DataError
 from tdquant.files.documents import json_safe
-from tdquant.files.writing import replacing
 from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.model_summary import layer_row
 from tdquant.numerics.fake_quantize import fake_quantize
@@ -35,14 +33,14 @@ from tdquant.support.hooks import hooked
 
 FORMAT, VERSION = "tdquant-layers", 1
 TIMES = 64
-"""Most times that steps are listed at."""
+"""Largest number of times at which step sizes are listed."""
 
 _VALUES = 4096
 _STEPS = torch.logspace(-1, 1, 41)
 
 
 class _Watch:
-    """A forward pre-hook on one layer that adds up errors of its input."""
+    """A forward pre-hook on one layer that accumulates errors of its input."""
 
     def __init__(self, path: str, layer: QuantLayer, clock: Any) -> None:
         self.path, self.layer, self.clock = path, layer, clock
@@ -68,7 +66,7 @@ class _Watch:
         rounded = quantizer(x).float().reshape(-1)
         self.error += float((flat - rounded).square().mean()) / signal
         self.centre = self.centre or _middle(quantizer, step)
-        # Drawn at random: a stride that is a multiple of the row would see one column alone.
+        # Drawn at random: a stride that is a multiple of the row would see only one column.
         drawn = torch.arange(flat.numel())
         if len(drawn) > _VALUES:
             drawn = torch.randint(flat.numel(), (_VALUES,), generator=self.random)
@@ -83,12 +81,12 @@ class _Watch:
         self.static += ((some - tried).square().mean(1) / power).cpu()
 
     def row(self, exact: Tensor | None) -> dict[str, Any]:
-        """What was found, as layers.json has it."""
+        """Its row of layers.json."""
         layer = layer_row(self.path, self.layer)
         calls = max(len(self.spread), 1)
         steps = [_geometric_mean(found) for _, found in sorted(self.steps.items())]
         error, static = self.error / calls, float(self.static.min())
-        # Both on the drawn values, so that their ratio owes nothing to which those are.
+        # Both on the drawn values, so that their ratio does not depend on which those are.
         ratio = static / self.sampled if self.sampled else 1.0
         return {
             "path": self.path,
@@ -113,11 +111,11 @@ def layer_report(
     calls: Iterable[Call],
     exact: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """What ``layers.json`` holds of a frozen model.
+    """The content of ``layers.json`` for a frozen model.
 
     Arguments:
         model: The frozen model, not compiled.
-        calls: A few of them, such as trajectories of the float model; at most ``TIMES`` times.
+        calls: A few calls, such as trajectories of the float model; at most ``TIMES`` times.
         exact: The float model, for errors of weights.
 
     Raises:
@@ -141,14 +139,8 @@ def layer_report(
     return json_safe(spec)
 
 
-def write_layers(report: dict[str, Any], file: Path) -> None:
-    """Writes ``layers.json``, whole or not at all."""
-    with replacing(file) as fresh:
-        fresh.write_text(json.dumps(report, allow_nan=False) + "\n")
-
-
 def _middle(quantizer: ActivationQuantizer, step: float) -> float:
-    """The step in the middle of those that a layer has, around which static ones are tried."""
+    """The middle of a layer's step sizes, around which static ones are tried."""
     scale = quantizer.scale
     if not isinstance(scale, TableScale):
         return step
@@ -156,7 +148,7 @@ def _middle(quantizer: ActivationQuantizer, step: float) -> float:
 
 
 def _weight_error(layer: QuantLayer, exact: Tensor | None) -> float | None:
-    """Squared error of the weight over its squared norm; None where the float one is not known."""
+    """Squared error of the weight over its squared norm; None if the float one is not known."""
     if exact is None or exact.shape != layer.weight.shape or not layer.weight.is_floating_point():
         return None
     exact = exact.detach().float().to(layer.weight.device)
@@ -169,7 +161,7 @@ def _geometric_mean(values: list[float]) -> float:
 
 
 def _pearson(pairs: list[tuple[float, float]]) -> float:
-    """Correlation of two variables, 0 where one of them is constant."""
+    """Correlation of two variables, 0 if one of them is constant."""
     if len(pairs) < 2:
         return 0.0
     t, spread = torch.tensor(pairs, dtype=torch.float64).T

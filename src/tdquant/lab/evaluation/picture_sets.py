@@ -1,4 +1,4 @@
-"""Sets of pictures that a reference may be: folders, and the data sets that a name alone tells."""
+"""Sets of images that serve as references: folders, and data sets that need only a name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor
 from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
 from tdquant.lab.data import DATASETS
+from tdquant.lab.data.folder import picture_files
 from tdquant.lab.data.registry import make_dataset
-from tdquant.lab.evaluation.reading import (
+from tdquant.lab.evaluation.image_files import (
     check_pictures,
-    content,
-    picture_files,
+    content_digest,
     preparation,
     read_pictures,
 )
@@ -28,20 +28,20 @@ from tdquant.lab.metrics.frechet import CATS_HELDOUT
 
 HELDOUT = "cats-heldout"
 KEPT = 10_000
-"""Images of a set that are taken unless more are asked for."""
+"""Images of a set that are taken without a count."""
 
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Images before a network saw them.
+    """Images before features are computed.
 
     Attributes:
-        name: What the set is called.
-        place: Tells sets of one name apart.
+        name: Its name.
+        place: Distinguishes sets of one name.
         count: Number of images.
         size: Their height and width.
         preprocessing: What was done to them, in words.
-        digest: Digest of what the set is.
+        digest: Digest of its content.
         part: ``(first, end) -> (end - first, 3, H, W)``, uint8.
     """
 
@@ -55,12 +55,8 @@ class PictureSet:
 
 
 def find_pictures(spec: str, side: int | None, resize: int | None) -> PictureSet:
-    """The set of a folder or of a name, as ``tdquant.lab.evaluation.references`` says.
-
-    Arguments:
-        spec: ``FOLDER[:COUNT]`` or ``NAME[:SPLIT][:COUNT]``.
-        side: Side of the images that are judged, in which a data set is drawn where it can be.
-        resize: Side to resize a folder's images to.
+    """The set of ``FOLDER[:COUNT]``, resized to a side, or of ``NAME[:SPLIT][:COUNT]``, drawn at
+    the side of the judged images if it can be.
 
     Raises:
         DataError: There is no such set, or it has fewer images.
@@ -70,7 +66,7 @@ def find_pictures(spec: str, side: int | None, resize: int | None) -> PictureSet
 
 
 def counted_folder(spec: str) -> tuple[Path | None, int | None]:
-    """``FOLDER[:COUNT]``, or no folder."""
+    """Folder and count of ``FOLDER[:COUNT]``; no folder if ``spec`` is something else."""
     before, _, count = spec.rpartition(":")
     if Path(spec).is_dir():
         return Path(spec), None
@@ -103,7 +99,7 @@ def _folder(path: Path, count: int | None, resize: int | None) -> PictureSet:
         len(files),
         size,
         preparation(size, resize),
-        content(files),
+        content_digest(files),
         lambda first, end: read_pictures(files[first:end], resize),
     )
 
@@ -114,7 +110,7 @@ def _dataset(spec: str, side: int | None) -> PictureSet:
     if name not in _named_sets() or len(rest) > 2:
         raise DataError(
             f"no reference set {spec!r}",
-            why=f"a name does not tell where {name} lies" if name in DATASETS else "",
+            why=f"the name {name} does not say where it lies" if name in DATASETS else "",
             fix=f"{HELDOUT}, NAME:SPLIT:COUNT with a NAME of {', '.join(_named_sets())}, a folder "
             "of images as FOLDER or FOLDER:COUNT, or statistics in .npz or .safetensors",
         )
@@ -145,7 +141,7 @@ def _dataset(spec: str, side: int | None) -> PictureSet:
         images = to_uint8(torch.stack([found[i] for i in range(first, end)]))
         return images.expand(-1, 3, -1, -1)
 
-    # Evenly spread items stand for all: reading a large set would take as long as its features.
+    # Evenly spread items represent all: reading a large set would take as long as its features.
     chosen = [found[round(i * (count - 1) / 31)] for i in range(32)]
     digest = hashlib.sha256(f"{count}|".encode() + to_uint8(torch.stack(chosen)).numpy().tobytes())
     return PictureSet(
@@ -160,7 +156,7 @@ def _dataset(spec: str, side: int | None) -> PictureSet:
 
 
 def _named_sets() -> list[str]:
-    """The data sets that are told by their name alone."""
+    """The data sets that need only a name."""
     empty = inspect.Parameter.empty
     return [
         name

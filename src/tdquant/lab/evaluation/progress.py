@@ -1,4 +1,4 @@
-"""How far a run is, in a file that others watch; and waiting for the other processes of a run.
+"""Reporting how far a run is, and waiting for the other processes of a run.
 
 Processes share nothing but the folder, which may lie on a file system of several machines: what is
 there and whole is done. So any of them may be stopped and started again alone.
@@ -6,8 +6,6 @@ there and whole is done. So any of them may be stopped and started again alone.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -15,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.errors import StorageError
-from tdquant.files.writing import replacing
-from tdquant.lab.evaluation.record import PROGRESS
+from tdquant.lab.evaluation.record import PROGRESS, ProgressState, SamplingCost, read_progress
 
 INTERVAL = 2.0
-"""Seconds between two writings of the file."""
+"""Seconds between two updates of the file."""
 
 PATIENCE = 3600.0
-"""Seconds without anything new after which the other processes are given up."""
+"""Seconds without anything new after which waiting fails."""
 
 
 def now() -> str:
@@ -38,69 +35,65 @@ class Progress:
         writes: Whether this is the first process.
 
     Attributes:
-        facts: What is known of the work so far and has to outlive a stop: ``seconds`` of sampling
-            and how many images were ``made`` in them.
+        cost: Cost of the images so far, which survives an interruption.
     """
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self.file = folder / PROGRESS
         self.writes = writes
-        self.facts: dict[str, Any] = {}
         self._written, self._stage = 0.0, ""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            self.facts = dict(json.loads(self.file.read_text())["facts"])
+        try:
+            self.cost = read_progress(folder).facts
+        except StorageError:
+            self.cost = SamplingCost()
 
-    def at(self, stage: str, done: int, of: int) -> None:
-        """Notes the stage and how much of it is done; seldom enough to cost nothing."""
+    def update(self, stage: str, done: int, of: int) -> None:
+        """Notes the stage and how much of it is done; writes rarely enough to cost nothing."""
         soon = stage == self._stage and time.monotonic() - self._written < INTERVAL
         if not self.writes or (done < of and soon):
             return
         self._written, self._stage = time.monotonic(), stage
-        state = {"stage": stage, "done": done, "of": of, "updated": now(), "facts": self.facts}
-        with replacing(self.file) as fresh:
-            fresh.write_text(json.dumps(state) + "\n")
+        state = ProgressState(stage=stage, done=done, of=of, updated=now(), facts=self.cost)
+        state.write(self.file)
 
     def end(self) -> None:
-        """Takes the file away: the run is whole."""
+        """Removes the file: the run is finished."""
         if self.writes:
             self.file.unlink(missing_ok=True)
 
 
 def wait_for(
-    missing: Callable[[], int],
+    count_missing: Callable[[], int],
     what: str,
     folder: Path,
-    seen: Callable[[int], None] = lambda left: None,
-    patience: float | None = None,
-    sign: Callable[[], Any] = lambda: None,
+    on_check: Callable[[int], None] = lambda missing: None,
+    sign_of_life: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Waits until nothing is missing.
+    """Waits until nothing is missing; calls ``on_check`` with every count.
 
     Arguments:
-        missing: How much is.
+        count_missing: Counts what is missing.
         what: In words, for the error.
-        folder: Where it is to appear, for the error.
-        seen: Called with how much is missing whenever that was looked at.
-        patience: Seconds without anything new after which it is given up; ``PATIENCE`` if None.
-        sign: What changes while the others work on, though nothing that is missing comes.
+        folder: Where it will appear.
+        on_check: Called with every count.
+        sign_of_life: Changes while the other processes work, even if nothing new appears.
 
     Raises:
-        StorageError: Nothing new came for too long.
+        StorageError: Nothing new appeared for ``PATIENCE`` seconds.
     """
-    patience = PATIENCE if patience is None else patience
     pause, last, since = 0.05, None, time.monotonic()
-    while left := missing():
-        seen(left)
-        now = left, sign()
-        if now != last:
-            last, since = now, time.monotonic()
-        if time.monotonic() - since > patience:
+    while missing := count_missing():
+        on_check(missing)
+        seen = missing, sign_of_life()
+        if seen != last:
+            last, since = seen, time.monotonic()
+        if time.monotonic() - since > PATIENCE:
             raise StorageError(
-                f"{left} {what} are missing, and none came for {patience:.0f} s",
+                f"{missing} {what} are missing, and none came for {PATIENCE:.0f} s",
                 where=str(folder),
                 why="another process of the run ended, or writes to another folder",
-                fix="the folder has to be one that all machines share; repeat the command",
+                fix="use a folder that all machines share; repeat the command",
             )
         time.sleep(pause)
         pause = min(2 * pause, 2.0)
-    seen(0)
+    on_check(0)

@@ -1,10 +1,9 @@
-"""The model that is judged: what a record says of it, and how it is made to run."""
+"""The model under evaluation: its description in a record, and how it runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from typing import Any
 
 import torch
@@ -28,13 +27,13 @@ from tdquant.storage.stored import pack_tensors
 
 
 def frozen_of(model: nn.Module) -> nn.Module:
-    """The model, frozen if it is quantized and still learns."""
+    """The model, frozen if it is quantized and not frozen yet."""
     return freeze(model) if is_quantized(model) and not is_frozen(model) else model
 
 
 def digest_of(model: nn.Module) -> str:
-    """First 16 hex digits of a SHA-256 of every tensor of a float or frozen model, and of what its
-    layers are. How it came about is not part of it.
+    """First 16 hex digits of a SHA-256 of every tensor of a float or frozen model and the
+    description of its layers, without its history.
     """
     found = hash_tensors(model.state_dict())
     if is_quantized(model):
@@ -44,7 +43,7 @@ def digest_of(model: nn.Module) -> str:
 
 
 def describe_model(model: nn.Module, name: str, source: str, digest: str) -> dict[str, Any]:
-    """What a record says of a float or frozen model of a known digest."""
+    """The description of a float or frozen model in a record."""
     bits, scale = "float", ""
     recipe = recipe_of(model)
     if is_quantized(model):
@@ -63,7 +62,7 @@ def describe_model(model: nn.Module, name: str, source: str, digest: str) -> dic
 
 
 def _bits(model: nn.Module, recipe: Any) -> str:
-    """Such as ``W4A4``: of the recipe, or where there is none of the layers if they are alike."""
+    """``W4A4`` or the like: from the recipe, or without one from the layers if all agree."""
     if isinstance(recipe, Recipe):
         mixed = any({"weights", "activations"} & set(c) for c in recipe.overrides.values())
         return "mixed" if mixed else f"W{recipe.weights}A{recipe.activations}"
@@ -73,7 +72,7 @@ def _bits(model: nn.Module, recipe: Any) -> str:
 
 
 def _scale(model: nn.Module, recipe: Any) -> str:
-    """The law of the activation scales; of ``auto``, what it came to."""
+    """The kind of activation scale; for ``auto``, the kind it chose."""
     if isinstance(recipe, Recipe) and recipe.scale != "auto":
         return recipe.scale
     scales = [q.scale for _, q in activation_quantizers(model)]
@@ -95,19 +94,12 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any]:
 def running(
     model: nn.Module, backend: str, shape: tuple[int, ...] | None, batch: int, device: str
 ) -> tuple[nn.Module, str]:
-    """The model as it is to run on a device, and the name of what runs it.
+    """The model as it runs on a device, and the name of what runs it.
 
-    ``"auto"`` and ``"cpu"`` are the first backend of ``tdquant.lowering.backends.PREFERENCE`` that
-    runs here: going on after a stop chooses the same.
-
-    Arguments:
-        model: A float or frozen model; it stays as it is, apart from its device.
-        backend: Name of a backend, ``"auto"``, ``"cpu"``, or ``"simulated"`` for the frozen model
-            itself.
-        shape: Shape of one sample, from which backends choose kernels; None leaves it to the first
-            call.
-        batch: Samples of a call.
-        device: Where to run.
+    ``"auto"`` and ``"cpu"`` take the first backend of ``tdquant.lowering.backends.PREFERENCE``
+    that runs here, so that an interrupted run continues on the same one. ``"simulated"`` is the
+    frozen model itself. From the shape of a sample backends choose kernels; None leaves that to
+    the first call.
 
     Raises:
         ModelError: A backend for a float model.
@@ -131,18 +123,11 @@ def running(
 
 
 def megabytes(model: nn.Module) -> float:
-    """Size of a float or frozen model's tensors as they are stored."""
+    """Size of a float or frozen model's stored tensors."""
     tensors = model.state_dict()
     if is_quantized(model):
         tensors = pack_tensors(tensors, describe(model))  # type: ignore[assignment]
     return sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6
-
-
-def default_device() -> str:
-    """The GPU of this process, or the CPU."""
-    if torch.cuda.is_available():
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
-    return "cpu"
 
 
 def digest_of_json(value: Any) -> str:

@@ -1,5 +1,5 @@
-"""Records as text for a terminal: one with its intervals, or several side by side with what must
-not be compared.
+"""Records as text tables: one record with its intervals, or several side by side with the pairs
+that must not be compared.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from tdquant.lab.evaluation.record import WARNING, Record, incomparable
+from tdquant.lab.evaluation.comparison import WARNING, incomparable
+from tdquant.lab.evaluation.record import Record
+from tdquant.support.tables import text_table
 
 
 def _value(measured: Mapping[str, Any] | None, ends: bool = True) -> str:
-    """A number with the ends of its interval, or with half its width."""
+    """A value with the ends of its interval, or with half its width."""
     if measured is None or measured.get("value") is None:
         return "-"
     low, high = measured.get("low"), measured.get("high")
@@ -25,17 +27,16 @@ def _value(measured: Mapping[str, Any] | None, ends: bool = True) -> str:
 
 def record_table(record: Record) -> str:
     """The metrics of one record, a line each, with their intervals."""
-    paired = record.paired or {"metrics": {}}
-    rows = [(m["title"], _value(m), _arrow(m)) for m in record.metrics.values()]
-    rows += [(f"{m['title']}, paired", _value(m), _arrow(m)) for m in paired["metrics"].values()]
+    measured = [(m["title"], m) for m in record.metrics.values()]
+    measured += [(f"{m['title']}, paired", m) for m in record.paired_metrics.values()]
+    rows = [
+        [title, _value(m), f"{m['better']} is better" if m.get("better") else ""]
+        for title, m in measured
+    ]
     decibels = [d for d in (record.sqnr or {}).get("decibels", []) if d is not None]
     if decibels:
         mean = sum(decibels) / len(decibels)
-        rows.append(("SQNR of the denoiser, mean over time", f"{mean:.1f} dB", "higher is better"))
-    width = max((len(title) for title, _, _ in rows), default=0)
-    side = max((len(value) for _, value, _ in rows), default=0)
-    lines = [_heading(record)]
-    lines += [f"  {t:<{width}}  {v:<{side}}  {better}".rstrip() for t, v, better in rows]
+        rows.append(["SQNR of the denoiser, mean over time", f"{mean:.1f} dB", "higher is better"])
     against = []
     if record.reference:
         count, name = record.reference.get("images"), record.reference["name"]
@@ -43,7 +44,8 @@ def record_table(record: Record) -> str:
     if record.paired:
         other = record.paired["against"].get("name") or "another model"
         against.append(f"paired with {record.paired['images']} images of {other}")
-    return "\n".join([*lines, *(["  " + "; ".join(against)] if against else [])])
+    lines = [*text_table(rows).splitlines(), *(["; ".join(against)] if against else [])]
+    return "\n  ".join([_heading(record), *lines])
 
 
 def _heading(record: Record) -> str:
@@ -57,46 +59,37 @@ def _heading(record: Record) -> str:
     return ", ".join(words)
 
 
-def _arrow(measured: Mapping[str, Any]) -> str:
-    return f"{measured['better']} is better" if measured.get("better") else ""
-
-
 def _name(record: Record) -> str:
     model = record.model
-    kind = " ".join(str(model.get(k) or "") for k in ("bits", "scale")).strip()
-    return f"{model['name']} {kind}".strip()
+    return " ".join(str(model[k]) for k in ("name", "bits", "scale") if model.get(k))
 
 
 def comparison_table(records: Sequence[Record], names: Sequence[str] = ()) -> str:
-    """Several records side by side; beneath, which must not be compared, and why.
+    """Several records side by side; below, the pairs that must not be compared, and why.
 
     Arguments:
-        records: What to show, a row each.
-        names: What to call them; the models' names if empty.
+        records: A row each.
+        names: Their names; the models' names if empty.
     """
-    named = list(names) or [_name(record) for record in records]
-    columns: dict[tuple[str, str], str] = {}
+    models = [_name(record) for record in records]
+    named = list(names) or models
+    metrics: dict[str, str] = {}
+    paired: dict[str, str] = {}
     for record in records:
         for key, measured in record.metrics.items():
-            columns.setdefault(("metrics", key), measured["title"])
-        for key, measured in (record.paired or {"metrics": {}})["metrics"].items():
-            columns.setdefault(("paired", key), f"{measured['title']}, paired")
-    cells = [["run", "model", "images", "steps", *columns.values()]]
-    for name, record in zip(named, records, strict=True):
-        sections = {
-            "metrics": record.metrics,
-            "paired": (record.paired or {"metrics": {}})["metrics"],
-        }
-        found = [_value(sections[part].get(key), ends=False) for part, key in columns]
+            metrics.setdefault(key, measured["title"])
+        for key, measured in record.paired_metrics.items():
+            paired.setdefault(key, f"{measured['title']}, paired")
+    headers = ["run", "model", "images", "steps", *metrics.values(), *paired.values()]
+    rows = []
+    for name, model, record in zip(named, models, records, strict=True):
         counts = [str(record.sampling.get(k) or "-") for k in ("images", "steps")]
-        cells.append([name, _name(record), *counts, *found])
-    if named == [_name(record) for record in records]:
-        cells = [[line[0], *line[2:]] for line in cells]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-             for line in cells]  # fmt: skip
-    lines.insert(1, "-" * max(len(line) for line in lines))
-    return "\n".join([*lines, *_caveats(records, named)])
+        found = [record.metrics.get(key) for key in metrics]
+        found += [record.paired_metrics.get(key) for key in paired]
+        rows.append([name, model, *counts, *(_value(m, ends=False) for m in found)])
+    if named == models:
+        headers, *rows = [row[:1] + row[2:] for row in (headers, *rows)]
+    return "\n".join([text_table(rows, headers), *_caveats(records, named)])
 
 
 def _caveats(records: Sequence[Record], named: Sequence[str]) -> list[str]:
@@ -104,10 +97,10 @@ def _caveats(records: Sequence[Record], named: Sequence[str]) -> list[str]:
     lines = []
     for (i, a), (j, b) in combinations(enumerate(records), 2):
         reasons = incomparable(a, b)
-        grave = [reason for reason in reasons if not reason.startswith(WARNING)]
-        mild = [reason.removeprefix(WARNING) for reason in reasons if reason not in grave]
-        if grave:
-            lines.append(f"not comparable: {named[i]} and {named[j]}: {'; '.join(grave)}")
-        if mild:
-            lines.append(f"with care: {named[i]} and {named[j]}: {'; '.join(mild)}")
+        blocking = [reason for reason in reasons if not reason.startswith(WARNING)]
+        minor = [reason.removeprefix(WARNING) for reason in reasons if reason not in blocking]
+        if blocking:
+            lines.append(f"not comparable: {named[i]} and {named[j]}: {'; '.join(blocking)}")
+        if minor:
+            lines.append(f"with care: {named[i]} and {named[j]}: {'; '.join(minor)}")
     return lines

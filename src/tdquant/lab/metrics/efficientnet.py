@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 trained on ImageNet: a feature network that installs from a package registry.
 
-Its weights come with it, which those of the Inception network of the FID do not. A distance on its
-features is not comparable with any FID and is never called one.
+It brings its weights, unlike the Inception network of the FID. A distance on its features is not
+comparable with any FID and is never called one.
 
 References:
     Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, 2019
@@ -30,8 +30,8 @@ class EfficientNetLite0(FeatureNetwork):
 
     - ``pooled``: 1280, the mean of the last map;
     - ``logits``: 1000 ImageNet classes;
-    - ``spatial``: 7 * 14 * 14 = 1372, the first 7 channels of what the last block of 14 x 14
-      pixels gives, block 10 of 0..15. It stands to this network as sFID's slice does to Inception.
+    - ``spatial``: 7 * 14 * 14 = 1372, the first 7 channels of the last block of 14 x 14 pixels,
+      block 10 of 0..15: this network's counterpart of sFID's slice of Inception.
 
     Raises:
         MissingDependencyError: The extra ``metrics`` is not installed.

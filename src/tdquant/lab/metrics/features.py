@@ -6,15 +6,15 @@ A network gives up to three kinds of features, all from one pass:
 - ``logits``: class scores; the Inception Score;
 - ``spatial``: a few channels of an intermediate map, not averaged; the spatial Frechet distance.
 
-Distances of two networks are not comparable, nor are those of one network with other weights. So a
-network tells its name, a title for tables, and the digest of its weights.
+Distances by two networks are not comparable, nor are those by one network with other weights. So a
+network has a name, a title for tables, and the digest of its weights.
 """
 
 from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -34,10 +34,10 @@ class FeatureNetwork(nn.Module, ABC):
 
     Attributes:
         name: Its key in ``NETWORKS``.
-        title: What tables call it.
+        title: Its name in tables.
         kinds: The kinds of features that it gives.
-        standard: Whether its numbers bear the common names: FID, KID, Inception Score. That is so
-            of the published Inception network with the published weights alone.
+        standard: Whether its metrics have the common names: FID, KID, Inception Score. True only
+            for the published Inception network with the published weights.
         chunk: Images at a time on a CPU.
     """
 
@@ -49,7 +49,7 @@ class FeatureNetwork(nn.Module, ABC):
 
     @abstractmethod
     def run(self, images: Tensor) -> dict[str, Tensor]:
-        """Features ``(N, D_kind)`` of every kind, of RGB images, uint8, by one pass."""
+        """Features ``(N, D_kind)`` of every kind of uint8 RGB images, from one pass."""
 
     @cached_property
     def digest(self) -> str:
@@ -83,7 +83,7 @@ class FeatureNetwork(nn.Module, ABC):
             )
         images = rgb(images, self.title)
         size = self.chunk if self.device.type == "cpu" else len(images)
-        # In TF32, distances of sets that hardly differ would depend on the card.
+        # In TF32, distances of sets that hardly differ would depend on the GPU.
         with (
             torch.autocast(self.device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
@@ -98,12 +98,7 @@ class FeatureNetwork(nn.Module, ABC):
 
 @contextlib.contextmanager
 def spatial_slice(layer: nn.Module, channels: int) -> Iterator[list[Tensor]]:
-    """A list that gets, at each call of ``layer``, its first channels as ``(N, channels H W)``.
-
-    Arguments:
-        layer: A layer whose outputs are maps ``(N, C, H, W)``.
-        channels: How many of them.
-    """
+    """A list to which each call of ``layer`` appends its first channels, ``(N, channels H W)``."""
     found: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -114,7 +109,7 @@ def spatial_slice(layer: nn.Module, channels: int) -> Iterator[list[Tensor]]:
 
 
 def rgb(images: Tensor, where: str) -> Tensor:
-    """uint8 images ``(N, 3, H, W)`` of colour or grey ones, whose channel is repeated.
+    """Colour images as they are and grey ones with their channel repeated, ``(N, 3, H, W)``.
 
     Raises:
         DataError: The images are of another type or shape, or there are none.
@@ -123,7 +118,7 @@ def rgb(images: Tensor, where: str) -> Tensor:
         raise DataError(
             f"images of type {images.dtype} and shape {tuple(images.shape)}",
             where=where,
-            why="feature networks see pixels as files have them: uint8 RGB or grey",
+            why="feature networks take pixels as files hold them: uint8 RGB or grey",
             fix="to_uint8 of images in [-1, 1], of shape (N, 3, H, W) or (N, 1, H, W)",
         )
     if not images.numel():
@@ -145,7 +140,7 @@ def features_of(
         network: The network.
         kinds: Which features.
         batch: Images at a time.
-        progress: Whether to draw a bar.
+        progress: Draw a bar.
 
     Returns:
         Kind -> features ``(N, D_kind)``, float32.
@@ -156,8 +151,16 @@ def features_of(
     if not len(images):
         raise DataError("no images", where=network.title)
     batches = images.split(batch)
+    tracked = track(batches, "image features", len(batches), progress)
+    return features_of_batches(map(to_uint8, tracked), network, kinds)
+
+
+def features_of_batches(
+    batches: Iterable[Tensor], network: FeatureNetwork, kinds: Sequence[str]
+) -> dict[str, Tensor]:
+    """Features ``(N, D_kind)`` by kind of batches of uint8 images, on the CPU."""
     parts = [
-        {kind: value.cpu() for kind, value in network.extract(to_uint8(part), kinds).items()}
-        for part in track(batches, "image features", len(batches), progress)
+        {kind: value.cpu() for kind, value in network.extract(batch, kinds).items()}
+        for batch in batches
     ]
     return {kind: torch.cat([part[kind] for part in parts]) for kind in kinds}

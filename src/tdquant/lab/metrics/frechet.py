@@ -1,7 +1,6 @@
 """Frechet distance of images to a reference set; ``gaussians`` has the formula.
 
-Statistics of a reference set are computed once and kept: those of the held-out cats ship with the
-package, others go to a cache folder, by what they were computed from.
+Statistics of the held-out cats ship with the package, so that their distance needs no images.
 """
 
 from __future__ import annotations
@@ -18,31 +17,22 @@ from tdquant.lab.metrics.efficientnet import EfficientNetLite0
 from tdquant.lab.metrics.gaussians import Statistics, frechet_distance
 from tdquant.support.progress import track
 
-__all__ = [
-    "CATS_HELDOUT",
-    "HELDOUT_NETWORK",
-    "FrechetDistance",
-    "Statistics",
-    "compute_heldout_cats",
-    "heldout_cats",
-]
-
 CATS_HELDOUT = 5_000
 HELDOUT_NETWORK = "78fe5c688abae17a"
-"""Digest of the network whose features the shipped statistics are of."""
+"""Digest of the network that computed the shipped statistics."""
 
 
 class FrechetDistance:
     """Frechet EfficientNet-Lite0 distance to one reference set; the network is loaded once.
 
     Arguments:
-        reference: Statistics of the reference set; if None, those of the held-out cats that ship,
-            which are of one network.
-        features: Network from uint8 images to features; EfficientNet-Lite0 if None.
+        reference: Statistics of the reference set; None takes those of the held-out cats that
+            ship, which fit one network.
+        features: Network from uint8 images to features; None takes EfficientNet-Lite0.
         batch: Images at a time.
 
     Raises:
-        DataError: No reference, and features that the shipped one is not of.
+        DataError: There is no reference, and the shipped one is of another network.
         MissingDependencyError: The extra ``metrics`` is not installed.
     """
 
@@ -58,7 +48,7 @@ class FrechetDistance:
                 "no reference set for this network",
                 where=type(self.features).__name__,
                 why="the shipped statistics are of other weights",
-                fix="statistics of a set that the same network saw",
+                fix="statistics of a set by the same network",
             )
         self.reference = reference or heldout_cats()
         self.batch = batch
@@ -87,18 +77,12 @@ class FrechetDistance:
 
 def heldout_cats() -> Statistics:
     """Statistics of the first 5,000 held-out cats, which ship with the package."""
-    file = (
-        resources.files("tdquant.lab.metrics")
-        / "reference"
-        / f"cats-heldout-{CATS_HELDOUT}.safetensors"
-    )
+    folder = resources.files("tdquant.lab.metrics") / "reference"
+    file = folder / f"cats-heldout-{CATS_HELDOUT}.safetensors"
     return Statistics.from_bytes(file.read_bytes())
 
 
 def compute_heldout_cats() -> Statistics:
-    """Computes what ``heldout_cats`` reads, with the network of digest ``HELDOUT_NETWORK``: the
-    recipe of the shipped file.
-    """
-    return FrechetDistance(reference=Statistics(torch.zeros(1), torch.zeros(1, 1), 1)).statistics(
-        Cats("heldout", CATS_HELDOUT).images, progress=True
-    )
+    """Computes the shipped statistics, with the network of digest ``HELDOUT_NETWORK``."""
+    distance = FrechetDistance(reference=Statistics(torch.zeros(1), torch.zeros(1, 1), 1))
+    return distance.statistics(Cats("heldout", CATS_HELDOUT).images, progress=True)

@@ -4,6 +4,8 @@ r"""Gaussians fitted to feature sets, and the Frechet distance between two of th
 
 The last trace is the sum of the square roots of the eigenvalues of a symmetric matrix, so nothing
 is complex, singular covariances need no care, and the root of the reference is taken once.
+torchmetrics' FID needs the images of both sets and an eigensolver for general matrices: it takes
+no statistics of a reference set, and no subsets.
 
 References:
     Dowson and Landau, The Frechet distance between multivariate normal distributions, 1982.
@@ -22,9 +24,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tdquant.errors import DataError
-from tdquant.lab.metrics.bootstrap import counts
+from tdquant.lab.metrics.bootstrap import membership
 
-_NONE = "no feature statistics"
+NO_STATISTICS = "no feature statistics"
 _FORM = (
     "a .safetensors with mean (D,), the lower half of the covariance (D (D + 1) / 2,) and count, "
     "as Statistics.to_bytes writes it, or an .npz with mu (D,) and sigma (D, D)"
@@ -65,14 +67,11 @@ class Statistics:
         return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
     def to_bytes(self) -> bytes:
-        """float32 safetensors with half of the symmetric covariance."""
+        """A float32 safetensors file with the lower half of the symmetric covariance."""
         lower = torch.tril_indices(*self.covariance.shape)
+        half = self.covariance[lower[0], lower[1]].float()
         return save(
-            {
-                "mean": self.mean.float(),
-                "covariance": self.covariance[lower[0], lower[1]].float(),
-                "count": torch.tensor(self.count),
-            }
+            {"mean": self.mean.float(), "covariance": half, "count": torch.tensor(self.count)}
         )
 
     @classmethod
@@ -80,24 +79,26 @@ class Statistics:
         """Reads what ``to_bytes`` wrote.
 
         Arguments:
-            data: The bytes.
-            where: The file that they are of, for errors.
+            data: Content of the file.
+            where: Its path, for errors.
 
         Raises:
-            DataError: The bytes are something else, or the numbers are not finite.
+            DataError: It is something else, or its numbers are not finite.
         """
         try:
             tensors = load(data)
         except (SafetensorError, ValueError) as error:
-            raise DataError(_NONE, where=where, why=str(error), fix=_FORM) from error
-        lacks = [name for name in ("mean", "covariance", "count") if name not in tensors]
-        if lacks:
-            raise DataError(_NONE, where=where, why=f"no {', '.join(lacks)} in it", fix=_FORM)
-        mean, half, count = (tensors[name] for name in ("mean", "covariance", "count"))
+            raise DataError(NO_STATISTICS, where=where, why=str(error), fix=_FORM) from error
+        names = ("mean", "covariance", "count")
+        missing = [name for name in names if name not in tensors]
+        if missing:
+            why = f"no {', '.join(missing)} in it"
+            raise DataError(NO_STATISTICS, where=where, why=why, fix=_FORM)
+        mean, half, count = (tensors[name] for name in names)
         width = len(mean) if mean.ndim == 1 else 0
         if mean.ndim != 1 or half.shape != (width * (width + 1) // 2,) or count.numel() != 1:
             shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in sorted(tensors.items()))
-            raise DataError(_NONE, where=where, why=f"the shapes are {shapes}", fix=_FORM)
+            raise DataError(NO_STATISTICS, where=where, why=f"the shapes are {shapes}", fix=_FORM)
         if not count.double().isfinite().all():
             raise DataError("count is not finite", where=where, fix=_FORM)
         covariance = torch.zeros(width, width, dtype=torch.float64)
@@ -107,15 +108,15 @@ class Statistics:
         return cls(mean.double(), covariance, int(count)).checked(where, _FORM)
 
     def checked(self, where: str, form: str) -> Statistics:
-        """Itself, if it is what statistics are: for those that others wrote.
+        """Returns itself if it holds valid statistics; called on what a file gave.
 
         Arguments:
             where: The file.
-            form: What is in a good one.
+            form: Content of a valid file.
 
         Raises:
-            DataError: Shapes that do not go together, numbers that are not finite, or fewer
-                images than none.
+            DataError: The shapes do not fit, a number is not finite, or the image count is
+                negative.
         """
         mean, covariance = tuple(self.mean.shape), tuple(self.covariance.shape)
         if len(mean) != 1 or covariance != mean * 2:
@@ -132,14 +133,14 @@ class Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """The squared distance d^2 of two sets, what is called FID; never negative.
+    """The squared distance d^2 of two sets, known as FID; never negative.
 
     Arguments:
         a: Statistics of one set.
-        b: Those of the other; its root is kept, so give the reference here.
+        b: Those of the other; its root is cached, so pass the reference here.
 
     Raises:
-        DataError: They are of features of unequal width.
+        DataError: Their features differ in width.
     """
     _check_widths(a.mean, b)
     product = b.root @ a.covariance @ b.root
@@ -148,61 +149,41 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return max(float(distance - 2 * mixed), 0.0)
 
 
-def resampled_frechet(features: Tensor, reference: Statistics, drawn: Tensor) -> Tensor:
-    r"""The distance of each of R selections of images, ``(R,)``.
+def resampled_frechet(features: Tensor, reference: Statistics, kept: Tensor) -> Tensor:
+    r"""The distance of each of R subsets of the images, by their indices ``(R, K)``: ``(R,)``.
 
-    With `Y = (X - mean X) C_2^(1/2)` and weights w, how often each image was drawn, the matrix
-    under the root is the weighted covariance of Y: one product a selection, in float32, and its
-    eigenvalues. Where most images were drawn once, `Y^T Y` less the others' share is the smaller
-    product. With fewer images than features, the same eigenvalues come from the smaller Gram
-    matrix.
-
-    Arguments:
-        features: Features of the images ``(N, D)``.
-        reference: Statistics of the reference set.
-        drawn: Indices of images, ``(R, K)``.
+    With `Y = (X - mean X) C_2^(1/2)`, the matrix under the root is the covariance of the kept rows
+    of Y: `Y^T Y` minus the product of the few rows that are left out, in float32. With fewer
+    images than features, the same eigenvalues come from the smaller Gram matrix.
     """
     x = features.double().cpu()
     _check_widths(x[0], reference)
-    k, centre = drawn.shape[1], x.mean(0)
+    k, centre = kept.shape[1], x.mean(0)
     x = x - centre
     y = x @ reference.root
     lengths = x.square().sum(1)
     few = k < y.shape[1]
     products, rows, found = (y @ y.T if few else y.T @ y).float(), y.float(), []
-    for w in counts(drawn, len(x)):
-        shift = w @ x / k
-        spread = (w @ lengths - k * shift.square().sum()) / (k - 1)
-        matrix = (
-            _gram_covariance(products, w.float(), k)
-            if few
-            else _covariance(rows, products, w.float(), k)
-        )
-        mixed = torch.linalg.eigvalsh(matrix).clamp_min(0).sqrt().sum(dtype=torch.float64)
+    for weights in membership(kept, len(x)):
+        shift = weights @ x / k
+        spread = (weights @ lengths - k * shift.square().sum()) / (k - 1)
+        if few:
+            matrix = _centred(products[weights == 1][:, weights == 1])
+        else:
+            out = rows[weights == 0]  # the rows of Y add to zero
+            total = -out.sum(0)
+            matrix = products - out.T @ out - torch.outer(total, total) / k
+        mixed = torch.linalg.eigvalsh(matrix / (k - 1)).clamp_min(0).sqrt()
         mean = (centre + shift - reference.mean).square().sum()
-        found.append(mean + spread + reference.covariance.trace() - 2 * mixed)
+        trace = spread + reference.covariance.trace()
+        found.append(mean + trace - 2 * mixed.sum(dtype=torch.float64))
     return torch.stack(found)
 
 
-def _covariance(y: Tensor, whole: Tensor, weights: Tensor, k: int) -> Tensor:
-    """Of rows y, whose mean is zero and whose products add to ``whole``, by weights."""
-    kept, odd = (weights != 0).nonzero().flatten(), (weights != 1).nonzero().flatten()
-    if len(odd) < len(kept):
-        rows, factor = y[odd], weights[odd] - 1
-        total, products = factor @ rows, whole + (rows.T * factor) @ rows
-    else:
-        rows, factor = y[kept], weights[kept]
-        total, products = factor @ rows, (rows.T * factor) @ rows
-    return (products - torch.outer(total, total) / k) / (k - 1)
-
-
-def _gram_covariance(gram: Tensor, weights: Tensor, k: int) -> Tensor:
-    kept = weights.nonzero().flatten()
-    weights = weights[kept]
-    inner = gram[kept][:, kept]
-    means = inner @ weights / k
-    inner = inner - means - means[:, None] + weights @ means / k
-    return inner * weights.sqrt() * weights.sqrt()[:, None] / (k - 1)
+def _centred(gram: Tensor) -> Tensor:
+    """The Gram matrix of rows from that of the same rows before their mean is subtracted."""
+    means = gram.mean(1)
+    return gram - means - means[:, None] + means.mean()
 
 
 def _check_widths(mean: Tensor, reference: Statistics) -> None:
@@ -210,6 +191,6 @@ def _check_widths(mean: Tensor, reference: Statistics) -> None:
         raise DataError(
             f"{len(mean)} features an image, and {len(reference.mean)} of the reference",
             where="Frechet distance",
-            why="two networks' features have no distance",
+            why="features of two networks have no distance",
             fix="statistics of the reference set by the same network",
         )

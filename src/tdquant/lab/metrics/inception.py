@@ -1,13 +1,12 @@
 """The Inception network of the FID, by torch-fidelity's class and published weights.
 
-It is TensorFlow's Inception v3 of December 2015, converted: its pooling, its resizing to 299
-pixels and its 1008 classes are those of no other Inception network, and only its distances are
-called FID.
+It is TensorFlow's Inception v3 of December 2015, converted. No other Inception network has its
+pooling, its resizing to 299 pixels and its 1008 classes, and only its distances are called FID.
 
-Weights are looked for in this order: a given file; ``$TDQUANT_CACHE`` (``~/.cache/tdquant``); the
-cache of ``torch.hub``, where torch-fidelity and pytorch-fid leave the same file under two names;
-the published address, only where a download is asked for. The file's name ends in the beginning of
-its SHA-256, which is verified.
+Weights are searched for in this order: a given file; ``$TDQUANT_CACHE`` (``~/.cache/tdquant``);
+the cache of ``torch.hub``, where torch-fidelity and pytorch-fid leave the same file under two
+names; the published address, only if a download is allowed. The file's name ends in the beginning
+of its SHA-256, which is verified.
 
 References:
     Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
@@ -17,24 +16,20 @@ References:
     Nash et al., Generating images with sparse representations, 2021
     (https://arxiv.org/abs/2103.03841), for the spatial features.
     Dhariwal and Nichol, Diffusion Models Beat GANs on Image Synthesis, 2021
-    (https://arxiv.org/abs/2105.05233), whose evaluator settled which layer they are.
+    (https://arxiv.org/abs/2105.05233), whose evaluator takes the same layer.
 """
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from tdquant.errors import DataError
-from tdquant.files.caching import cache_folder
 from tdquant.files.digests import file_digest
-from tdquant.files.writing import replacing
 from tdquant.lab.metrics.features import FeatureNetwork, spatial_slice
-from tdquant.lab.metrics.weights import find_weights, read_state
+from tdquant.lab.metrics.weights import find_weights, loading, read_state
 from tdquant.support.optional import require
 
 CHECKSUM = "6726825d"
@@ -50,19 +45,18 @@ class InceptionV3(FeatureNetwork):
     Images of any side are resized to 299 pixels as TensorFlow 1 did, without antialiasing.
 
     - ``pooled``: 2048;
-    - ``logits``: 1008 classes, without the bias of the last layer, as the Inception Score has
-      them;
+    - ``logits``: 1008 classes, without the bias of the last layer, for the Inception Score;
     - ``spatial``: 7 * 17 * 17 = 2023, the first 7 channels of ``Mixed_6d.branch1x1``, which
       TensorFlow's graph calls ``mixed_6/conv``.
 
     Arguments:
-        weights: A file of weights; looked for if None. With others than the published ones,
-            ``standard`` is False and ``title`` has their digest.
-        download: Whether the published weights are fetched if they are nowhere.
+        weights: A file of weights; None searches the caches. With other weights than the
+            published ones, ``standard`` is False and ``title`` has their digest.
+        download: Download the published weights if they are not found.
 
     Raises:
         MissingDependencyError: The extra ``inception`` is not installed.
-        DataError: There are no weights, or they are damaged or of another network.
+        DataError: The weights are missing, damaged or of another network.
     """
 
     name = "inception"
@@ -72,23 +66,18 @@ class InceptionV3(FeatureNetwork):
     def __init__(self, weights: Path | None = None, download: bool = False) -> None:
         super().__init__()
         code = require("torch_fidelity.feature_extractor_inceptionv3", "inception")
-        file = Path(weights) if weights is not None else _found(code, download)
-        # The class reads pickles with whatever code is in them: it gets tensors that were read
-        # safely, written again.
+        if weights is None:
+            weights = find_weights(FILES, code.URL_INCEPTION_V3, download)
+        file = Path(weights)
+        # The class unpickles without restrictions: it gets tensors that were read safely and
+        # written again.
         safe = io.BytesIO()
         torch.save(read_state(file), safe)
         safe.seek(0)
-        try:
+        with loading(file, fix=f"those of torch-fidelity, {FILES[0]}"):
             self.network = code.FeatureExtractorInceptionV3(
                 "tdquant", ["2048", "logits_unbiased"], feature_extractor_weights_path=safe
             )
-        except RuntimeError as error:
-            raise DataError(
-                "weights of another network",
-                where=str(file),
-                why="; ".join(str(error).split("\n\t")[1:4]),
-                fix=f"those of torch-fidelity, {FILES[0]}",
-            ) from error
         self.eval().requires_grad_(False)
         self.standard = file_digest(file).startswith(CHECKSUM)
         if not self.standard:
@@ -98,26 +87,3 @@ class InceptionV3(FeatureNetwork):
         with spatial_slice(self.network.Mixed_6d.branch1x1, SPATIAL_CHANNELS) as found:
             pooled, logits = self.network(images)
         return {"pooled": pooled, "logits": logits, "spatial": found[0]}
-
-
-def _found(code: ModuleType, download: bool) -> Path:
-    file = find_weights(FILES)
-    if file is None and download:
-        file = cache_folder() / FILES[0]
-        try:
-            with replacing(file) as fresh:
-                torch.hub.download_url_to_file(code.URL_INCEPTION_V3, str(fresh), CHECKSUM)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                "the weights could not be downloaded",
-                where=code.URL_INCEPTION_V3,
-                why=str(error),
-                fix=f"bring the file here by other means, to {file}",
-            ) from error
-    if file is None:
-        raise DataError(
-            "the weights of the Inception network are not here",
-            where=str(cache_folder()),
-            fix=f"download=True, or the file {code.URL_INCEPTION_V3} in that folder",
-        )
-    return file

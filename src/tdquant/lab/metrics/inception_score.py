@@ -3,11 +3,11 @@ r"""Inception Score: are images recognisable, and of many classes?
     IS = exp( mean_i sum_c p_ic (log p_ic - log q_c) ),    q_c = mean_i p_ic
 
 with p the class probabilities of image i; the mean over 10 parts of the shuffled images. It needs
-no reference set, and says nothing of images unlike the network's classes.
+no reference set, and says nothing about images unlike the network's classes.
 
 References:
     Salimans et al., Improved Techniques for Training GANs, 2016
-    (https://arxiv.org/abs/1606.03498). The parts are torch-fidelity's: equal seeds, equal numbers.
+    (https://arxiv.org/abs/1606.03498).
 """
 
 from __future__ import annotations
@@ -16,41 +16,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdquant.lab.metrics.bootstrap import counts
+from tdquant.lab.metrics.bootstrap import membership
 
 PARTS = 10
 
 
 def inception_score(logits: Tensor, seed: int, parts: int = PARTS) -> float:
-    """The mean score of the parts, 1 to the number of classes.
-
-    Arguments:
-        logits: Class scores ``(N, C)``, before the softmax.
-        seed: Seed of the shuffle.
-        parts: Number of parts.
-    """
+    """The mean score of the parts of logits ``(N, C)``, 1 to the number of classes."""
     every = torch.arange(len(logits))[None]
     return float(resampled_inception_score(logits, every, seed, parts))
 
 
 def resampled_inception_score(
-    logits: Tensor, drawn: Tensor, seed: int, parts: int = PARTS
+    logits: Tensor, kept: Tensor, seed: int, parts: int = PARTS
 ) -> Tensor:
-    """The score of each of R selections of images, ``(R,)``; each image stays in its part.
+    """The score of each of R subsets of the images, by their indices ``(R, K)``: ``(R,)``.
 
-    Were the parts made anew, their chance would be taken for that of the images.
-
-    Arguments:
-        logits: Class scores ``(N, C)``, before the softmax.
-        drawn: Indices of images, ``(R, K)``.
-        seed: Seed of the shuffle.
-        parts: Number of parts.
+    Each image stays in its part: parts made anew for each subset would add the chance of the
+    shuffle to that of the images.
     """
+    # torchmetrics shuffles by torch's global random state and takes no subsets; with
+    # torch-fidelity's parts, equal seeds give equal values.
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(logits)))
     log_p = logits.cpu()[order].double().log_softmax(1)
     p = log_p.exp()
     entropy = (p * log_p).sum(1)
-    weights, scores = counts(drawn, len(p))[:, order], []
+    weights, scores = membership(kept, len(p))[:, order], []
     for i in range(parts):
         rows = slice(i * len(p) // parts, (i + 1) * len(p) // parts)
         share = weights[:, rows]

@@ -25,7 +25,7 @@ NETWORKS: dict[str, Callable[[Path | None, bool], FeatureNetwork]] = {
     EfficientNetLite0.name: _efficientnet,
     InceptionV3.name: InceptionV3,
 }
-"""Name -> what makes it of a file of weights, or None, and whether a download is allowed."""
+"""Name -> a function of a file of weights, or None, and of whether a download is allowed."""
 
 
 def load_network(
@@ -35,9 +35,9 @@ def load_network(
 
     Arguments:
         name: A key of ``NETWORKS``.
-        weights: A file of weights, for networks that do not bring their own; None looks in the
+        weights: A file of weights, for networks that do not bring their own; None searches the
             caches.
-        download: Whether published weights may be fetched if they are nowhere.
+        download: Download published weights if they are not found.
 
     Raises:
         DataError: The name is unknown, or the weights are missing or damaged.

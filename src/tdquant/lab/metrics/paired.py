@@ -2,8 +2,8 @@ r"""Paired metrics: samples of two models from the same noise, image by image.
 
     MSE = mean (a - b)^2,    PSNR = 10 log10(4 / MSE)
 
-on images in [-1, 1], whose range of 2 gives the 4. SSIM is torchmetrics'. Values outside the range
-are clamped, as showing or saving an image would.
+on images in [-1, 1], whose range of 2 gives the 4. SSIM is torchmetrics'; its MSE and PSNR would
+be longer calls than these formulas. Values outside the range are clamped, as in a saved image.
 
 References:
     Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, 2004.
@@ -58,7 +58,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 PAIRED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "psnr": psnr, "ssim": ssim}
 """Every paired metric without weights: two batches of images to one value a pair. ``Lpips``, which
-has weights, is called alike."""
+has weights, has the same signature."""
 
 
 def paired(a: Tensor, b: Tensor) -> dict[str, float]:

@@ -1,11 +1,11 @@
-r"""LPIPS: the distance of two images in the features of a network that was trained to see.
+r"""LPIPS: the distance of two images in the features of a network trained to classify.
 
     d(a, b) = sum_l mean_hw sum_c w_lc (f_lc(a) / |f_l(a)| - f_lc(b) / |f_l(b)|)^2
 
 with f_l the maps of layer l of AlexNet or VGG16, normalised over channels at each pixel, and
-learned weights w >= 0. These weights come with torchmetrics; the network's, torchvision's
-published ones for ImageNet, have to be given or to lie in a cache, as there is no package that
-brings them.
+learned weights w >= 0. These weights come with torchmetrics. The network's, torchvision's
+published ones for ImageNet, come with no package: they are a file, or lie in a cache. torchmetrics
+builds and downloads its networks through torchvision and takes no file, so the layers stand here.
 
 References:
     Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, 2018
@@ -22,24 +22,24 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import DataError
-from tdquant.files.caching import cache_folder
 from tdquant.files.digests import file_digest, hash_tensors
 from tdquant.lab.metrics.paired import clamped
-from tdquant.lab.metrics.weights import check_state, find_weights, published_digest, read_state
+from tdquant.lab.metrics.weights import find_weights, loading, published_digest, read_state
 from tdquant.support.optional import require
 
+URL = "https://download.pytorch.org/models/"
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 _CHUNK = 16
 
 
 class Backbone(NamedTuple):
-    """A network without its classifier: its layers, and those whose outputs are compared.
+    """A network without its classifier.
 
     Attributes:
         file: Name of torchvision's file of weights.
-        layers: Convolutions as (channels in, out, side, stride, padding), each with its ReLU; max
-            pooling as (side, stride).
+        layers: Convolutions as (output channels, kernel, stride, padding), each followed by a
+            ReLU; max pooling as (kernel, stride).
         taps: Which convolutions are compared, after their ReLU, counted from 0.
         side: Pixels of the smallest image that reaches the last of them.
     """
@@ -50,60 +50,45 @@ class Backbone(NamedTuple):
     side: int
 
 
+def _vgg(*stages: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
+    """Stages of (convolutions, channels) with max pooling between them."""
+    layers: list[tuple[int, ...]] = []
+    for count, channels in stages:
+        layers += [*[(channels, 3, 1, 1)] * count, (2, 2)]
+    return tuple(layers[:-1])
+
+
 BACKBONES = {
     "alex": Backbone(
         "alexnet-owt-7be5be79.pth",
         (
-            (3, 64, 11, 4, 2),
-            (3, 2),
-            (64, 192, 5, 1, 2),
-            (3, 2),
-            (192, 384, 3, 1, 1),
-            (384, 256, 3, 1, 1),
-            (256, 256, 3, 1, 1),
+            (64, 11, 4, 2), (3, 2), (192, 5, 1, 2), (3, 2), (384, 3, 1, 1), (256, 3, 1, 1),
+            (256, 3, 1, 1),
         ),
         (0, 1, 2, 3, 4),
         31,
     ),
     "vgg": Backbone(
         "vgg16-397923af.pth",
-        (
-            (3, 64, 3, 1, 1),
-            (64, 64, 3, 1, 1),
-            (2, 2),
-            (64, 128, 3, 1, 1),
-            (128, 128, 3, 1, 1),
-            (2, 2),
-            (128, 256, 3, 1, 1),
-            (256, 256, 3, 1, 1),
-            (256, 256, 3, 1, 1),
-            (2, 2),
-            (256, 512, 3, 1, 1),
-            (512, 512, 3, 1, 1),
-            (512, 512, 3, 1, 1),
-            (2, 2),
-            (512, 512, 3, 1, 1),
-            (512, 512, 3, 1, 1),
-            (512, 512, 3, 1, 1),
-        ),
+        _vgg((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)),
         (1, 3, 6, 9, 12),
         16,
     ),
-}
-"""The networks that LPIPS has weights for, as torchvision numbers their layers."""
+}  # fmt: skip
+"""The networks that LPIPS has weights for, with torchvision's numbers of their layers."""
 
 
 class Lpips(nn.Module):
     """``images (N, C, H, W), images (N, C, H, W) in [-1, 1] -> distances (N,)``, 0 for equal ones.
 
-    A paired metric as those of ``PAIRED``, that has weights.
+    A paired metric with the signature of those of ``PAIRED``.
 
     Arguments:
         weights: The backbone's state dict, torchvision's file ``alexnet-owt-7be5be79.pth`` or
-            ``vgg16-397923af.pth``. If None, it is looked for in ``$TDQUANT_CACHE``
-            (``~/.cache/tdquant``) and in the cache of ``torch.hub``. With others than the
-            published ones, ``standard`` is False and ``title`` has their digest.
-        backbone: "alex", by which LPIPS is usually reported, or "vgg".
+            ``vgg16-397923af.pth``. None searches ``$TDQUANT_CACHE`` (``~/.cache/tdquant``) and
+            the cache of ``torch.hub``. With other weights than the published ones, ``standard``
+            is False and ``title`` has their digest.
+        backbone: "alex", which most papers report, or "vgg".
 
     Raises:
         DataError: The backbone is unknown, or its weights are missing or another network's.
@@ -124,14 +109,16 @@ class Lpips(nn.Module):
             )
         self.backbone = BACKBONES[backbone]
         self.features = _features(self.backbone)
-        file = _file(weights, self.backbone.file)
+        if weights is None:
+            weights = find_weights([self.backbone.file], URL + self.backbone.file)
+        file = Path(weights)
         state = {
             name.removeprefix("features."): value
             for name, value in read_state(file).items()
             if not name.startswith("classifier.")
         }
-        check_state(state, self.features.state_dict(), str(file))
-        self.features.load_state_dict(state)
+        with loading(file):
+            self.features.load_state_dict(state)
         code = require("torchmetrics.functional.image.lpips", "metrics")
         heads = read_state(Path(str(code.__file__)).parent / "lpips_models" / f"{backbone}.pth")
         self.heads = nn.ParameterList(
@@ -182,25 +169,15 @@ class Lpips(nn.Module):
 
 def _features(backbone: Backbone) -> nn.Sequential:
     layers: list[nn.Module] = []
+    channels = 3
     for spec in backbone.layers:
         if len(spec) == 2:
             layers.append(nn.MaxPool2d(*spec))
         else:
-            inward, outward, side, stride, padding = spec
-            layers += [nn.Conv2d(inward, outward, side, stride, padding), nn.ReLU()]
+            outward, kernel, stride, padding = spec
+            layers += [nn.Conv2d(channels, outward, kernel, stride, padding), nn.ReLU()]
+            channels = outward
     return nn.Sequential(*layers)
-
-
-def _file(weights: str | Path | None, name: str) -> Path:
-    file = Path(weights) if weights is not None else find_weights([name])
-    if file is None:
-        raise DataError(
-            f"the weights {name} are not here",
-            where=str(cache_folder()),
-            why="LPIPS compares the features of a published network",
-            fix=f"https://download.pytorch.org/models/{name} in that folder, or give the file",
-        )
-    return file
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Metrics of image sets by name: what each needs, what it is called, its number, its interval."""
+"""Metrics of image sets by name: what each needs, its title, its value and its interval."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ SEED = 2020  # torch-fidelity's: equal seeds give equal subsets and parts
 
 @dataclass(frozen=True)
 class SetMetric:
-    """A number of a set of images, or of two.
+    """A metric of a set of images, or of two.
 
     Attributes:
         name: Its key in ``SET_METRICS``.
@@ -38,12 +39,12 @@ class SetMetric:
         better: "lower" or "higher".
         reference: Whether it needs a reference set.
         minimum: Fewest images, in either set.
-        common: What it is called on the Inception network of the FID.
-        general: What it is called on another network, which takes the place of ``{}``.
-        bounds: The least and greatest value it can have.
-        measure: ``(features, reference, seed) -> number``.
-        resample: ``(features, reference, selections (R, K), seed) -> numbers (R,)``.
-        summarized: Whether ``Statistics`` will do as the reference.
+        common: Its title on the Inception network of the FID.
+        general: Its title on another network, whose title replaces ``{}``.
+        bounds: Smallest and largest value that it can have.
+        measure: ``(features, reference, seed) -> value``.
+        resample: ``(features, reference, subsets (R, K), seed) -> values (R,)``.
+        summarized: Whether ``Statistics`` are enough as the reference.
     """
 
     name: str
@@ -54,16 +55,16 @@ class SetMetric:
     common: str
     general: str
     bounds: tuple[float, float]
-    measure: Callable[[Tensor, Reference, int], float]
-    resample: Callable[[Tensor, Reference, Tensor, int], Tensor]
+    measure: Callable[[Tensor, Any, int], float]
+    resample: Callable[[Tensor, Any, Tensor, int], Tensor]
     summarized: bool = False
 
     def title(self, network: FeatureNetwork) -> str:
-        """What tables call it: the common name only on the network that it belongs to."""
+        """Its title in tables: the common name only on the network that it belongs to."""
         return self.common if network.standard else self.general.format(network.title)
 
     def compute(self, features: Tensor, reference: Reference = None, *, seed: int = SEED) -> float:
-        """The number.
+        """The value.
 
         Arguments:
             features: Features of the images ``(N, D)``, of kind ``kind``.
@@ -72,8 +73,8 @@ class SetMetric:
 
         Raises:
             DataError: There are too few images, features that are not finite, or features of two
-                networks; or the reference set is missing or given as statistics where images are
-                needed. Everything that is wrong is listed.
+                networks; or the reference set is missing, or statistics where its features are
+                needed. All mistakes are listed.
         """
         self._check(features, reference)
         return self.measure(features, reference, seed)
@@ -87,28 +88,28 @@ class SetMetric:
         resamples: int = 100,
         level: float = 0.95,
     ) -> Interval:
-        """The number with its interval over subsets of the images; the reference set stays.
+        """The value with its interval over subsets of the images; the reference set stays whole.
 
-        The module ``bootstrap`` says how it is made. Where a subset has fewer images than the
-        number needs, both ends are NaN.
+        The module ``bootstrap`` has the formula. If subsets have fewer images than the metric
+        needs, both ends are NaN.
 
         Arguments:
             features: As for ``compute``.
             reference: As for ``compute``.
-            seed: Seed of the number and of the subsets.
+            seed: Seed of the value and of the subsets.
             resamples: Number of subsets.
             level: Share of the subsets between the ends, in (0, 1).
 
         Raises:
-            DataError: As for ``compute``; or there are fewer than two subsets, or the level is no
-                share.
+            DataError: As for ``compute``; or there are fewer than two subsets, or the level is not
+                in (0, 1).
         """
         self._check(features, reference)
-        drawn, factor = subsets(len(features), resamples, seed)
+        kept, factor = subsets(len(features), resamples, seed)
         value = self.measure(features, reference, seed)
-        if drawn.shape[1] < self.minimum:
+        if kept.shape[1] < self.minimum:
             return Interval(value, math.nan, math.nan)
-        found = self.resample(features, reference, drawn, seed)
+        found = self.resample(features, reference, kept, seed)
         return interval(value, found, level, self.bounds, factor)
 
     def _check(self, features: Tensor, reference: Reference) -> None:
@@ -148,7 +149,7 @@ def _mistakes(what: str, features: Tensor, minimum: int) -> list[str]:
 
 
 def _warn_of_few(what: str, count: int, width: int) -> None:
-    # A file of statistics may not tell its number of images: 0.
+    # A file of statistics may not say its number of images: 0.
     if 0 < count <= width:
         warnings.warn(
             f"Frechet distance {what}: below {width + 1} the covariance of {width} features is "
@@ -157,57 +158,39 @@ def _warn_of_few(what: str, count: int, width: int) -> None:
         )
 
 
-def _reference_statistics(reference: Reference) -> Statistics:
-    return reference if isinstance(reference, Statistics) else Statistics.of(_features(reference))
+def _statistics(reference: Tensor | Statistics) -> Statistics:
+    return reference if isinstance(reference, Statistics) else Statistics.of(reference)
 
 
-def _features(reference: Reference) -> Tensor:
-    if not isinstance(reference, Tensor):
-        raise DataError("there is no reference set", where="metric", fix="features (M, D)")
-    return reference
-
-
-def _frechet(features: Tensor, reference: Reference, _seed: int) -> float:
-    own, other = Statistics.of(features), _reference_statistics(reference)
+def _frechet(features: Tensor, reference: Tensor | Statistics, _seed: int) -> float:
+    own, other = Statistics.of(features), _statistics(reference)
     width = features.shape[1]
     _warn_of_few(f"from {own.count} images", own.count, width)
     _warn_of_few(f"to {other.count} reference images", other.count, width)
     return frechet_distance(own, other)
 
 
-def _resampled_frechet(
-    features: Tensor, reference: Reference, drawn: Tensor, _seed: int
-) -> Tensor:
-    return resampled_frechet(features, _reference_statistics(reference), drawn)
-
-
+_distance = partial(
+    SetMetric,
+    better="lower",
+    reference=True,
+    minimum=2,
+    bounds=(0, math.inf),
+    measure=_frechet,
+    resample=lambda x, y, kept, _seed: resampled_frechet(x, _statistics(y), kept),
+    summarized=True,
+)
+_share = partial(
+    SetMetric,
+    kind="pooled",
+    better="higher",
+    reference=True,
+    minimum=NEIGHBOURS + 1,
+    bounds=(0, 1),
+)
 _METRICS = (
-    SetMetric(
-        name="frechet",
-        kind="pooled",
-        better="lower",
-        reference=True,
-        minimum=2,
-        common="FID",
-        general="Frechet {} distance",
-        bounds=(0, math.inf),
-        measure=_frechet,
-        resample=_resampled_frechet,
-        summarized=True,
-    ),
-    SetMetric(
-        name="sfid",
-        kind="spatial",
-        better="lower",
-        reference=True,
-        minimum=2,
-        common="sFID",
-        general="Spatial Frechet {} distance",
-        bounds=(0, math.inf),
-        measure=_frechet,
-        resample=_resampled_frechet,
-        summarized=True,
-    ),
+    _distance(name="frechet", kind="pooled", common="FID", general="Frechet {} distance"),
+    _distance(name="sfid", kind="spatial", common="sFID", general="Spatial Frechet {} distance"),
     SetMetric(
         name="kid",
         kind="pooled",
@@ -217,8 +200,8 @@ _METRICS = (
         common="KID",
         general="Kernel {} distance",
         bounds=UNBOUNDED,
-        measure=lambda x, y, seed: kernel_distance(x, _features(y), seed),
-        resample=lambda x, y, drawn, _seed: resampled_kernel_distance(x, _features(y), drawn),
+        measure=kernel_distance,
+        resample=lambda x, y, kept, _seed: resampled_kernel_distance(x, y, kept),
     ),
     SetMetric(
         name="is",
@@ -230,31 +213,21 @@ _METRICS = (
         general="{} class score",
         bounds=(1, math.inf),
         measure=lambda x, _y, seed: inception_score(x, seed),
-        resample=lambda x, _y, drawn, seed: resampled_inception_score(x, drawn, seed),
+        resample=lambda x, _y, kept, seed: resampled_inception_score(x, kept, seed),
     ),
-    SetMetric(
+    _share(
         name="precision",
-        kind="pooled",
-        better="higher",
-        reference=True,
-        minimum=NEIGHBOURS + 1,
         common="Precision (Inception v3)",
         general="Precision ({})",
-        bounds=(0, 1),
-        measure=lambda x, y, _seed: precision(x, _features(y)),
-        resample=lambda x, y, drawn, _seed: resampled_precision(x, _features(y), drawn),
+        measure=lambda x, y, _seed: precision(x, y),
+        resample=lambda x, y, kept, _seed: resampled_precision(x, y, kept),
     ),
-    SetMetric(
+    _share(
         name="recall",
-        kind="pooled",
-        better="higher",
-        reference=True,
-        minimum=NEIGHBOURS + 1,
         common="Recall (Inception v3)",
         general="Recall ({})",
-        bounds=(0, 1),
-        measure=lambda x, y, _seed: recall(x, _features(y)),
-        resample=lambda x, y, drawn, _seed: resampled_recall(x, _features(y), drawn),
+        measure=lambda x, y, _seed: recall(x, y),
+        resample=lambda x, y, kept, _seed: resampled_recall(x, y, kept),
     ),
 )
 

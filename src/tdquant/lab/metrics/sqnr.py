@@ -2,7 +2,7 @@ r"""Signal-to-quantization-noise ratio of the denoiser's output at each timestep
 
     SQNR(t) = 10 log10( sum |y_t|^2 / sum |y_t - y'_t|^2 )   dB
 
-over all calls at time t, with y of the float and y' of the quantized model on the same input.
+over all calls at time t, with y the output of the float model and y' that of the quantized one.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@ r"""CLIP score: does an image show what its prompt says?
 
     score = 100 max(cos(E_image, E_text), 0)
 
-with the embeddings of a CLIP model, which has to be given as a folder. Scores of two CLIP models
-are not comparable: those reported are mostly of ``openai/clip-vit-base-patch16`` or
-``-large-patch14``.
+with the embeddings of a CLIP model, which has to be given as a folder. Scores by two CLIP models
+are not comparable; published ones are mostly by ``openai/clip-vit-base-patch16`` or
+``-large-patch14``. torchmetrics' score is a mean over images, without intervals, and does not run
+with transformers 5 (torchmetrics 1.9 takes the norm of an output object).
 
 References:
     Hessel et al., CLIPScore: A Reference-free Evaluation Metric for Image Captioning, 2021
@@ -30,7 +31,7 @@ _CHUNK = 16
 class ClipScore(nn.Module):
     """``images (N, 3, H, W), N texts -> scores (N,)`` in 0..100; the model is loaded once.
 
-    Texts longer than the model's context, 77 tokens, are cut there.
+    Longer texts are cut to the model's context, 77 tokens as a rule.
 
     Arguments:
         folder: A CLIP model with its processor, as transformers saves them.

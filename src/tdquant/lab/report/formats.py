@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from tdquant.files.documents import Document, Section
+from tdquant.lab.evaluation.layers import FORMAT, VERSION
 from tdquant.lab.report.plots import Line
 from tdquant.lab.report.tables import Column
 
@@ -59,8 +60,8 @@ class Layers(Section):
 class LayersFile(Layers, Document):
     """``layers.json`` of an evaluated model."""
 
-    FORMAT: ClassVar = "tdquant-layers"
-    VERSION: ClassVar = 1
+    FORMAT: ClassVar = FORMAT
+    VERSION: ClassVar = VERSION
 
 
 class StudyLayers(Layers):
@@ -156,12 +157,3 @@ class StudyFile(Document):
     plots: list[StudyPlot] | None = None
     samples: list[StudySamples] | None = None
     layers: list[StudyLayers] | None = None
-
-
-class Progress(Section):
-    """``progress.json`` of an evaluation: ``done`` of ``of`` in a ``stage``."""
-
-    stage: str = "starting"
-    done: int | float = 0
-    of: int | float = 0
-    updated: str | float | None = None

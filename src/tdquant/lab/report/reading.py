@@ -11,10 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tdquant.errors import StorageError
-from tdquant.files.documents import MOST_SHOWN, checked, read_json
-from tdquant.lab.evaluation.record import PROGRESS, RECORD, Record
-from tdquant.lab.report.formats import Layers, LayersFile, Progress, StudyFile
+from tdquant.errors import StorageError, raise_collected
+from tdquant.files.documents import MOST_SHOWN, read_json
+from tdquant.lab.evaluation.record import (
+    PROGRESS,
+    RECORD,
+    ProgressState,
+    Record,
+    read_progress,
+)
+from tdquant.lab.report.formats import Layers, LayersFile, StudyFile
 
 LAYERS = "layers.json"
 
@@ -63,7 +69,7 @@ class Unfinished:
     """The folder of an evaluation that still runs, or was stopped."""
 
     path: Path
-    progress: Progress
+    progress: ProgressState
 
 
 @dataclass
@@ -128,7 +134,7 @@ def _readers(path: Path, found: Inputs, deeper: bool = True) -> Iterator[Callabl
     elif (path / RECORD).is_file():
         yield lambda: found.runs.append(read_run(path))
     elif (path / PROGRESS).is_file():
-        yield lambda: found.unfinished.append(Unfinished(path, read_progress(path)))
+        yield lambda: found.unfinished.append(read_unfinished(path))
     elif path.is_dir():
         for file in filter(_may_be_study, sorted(path.glob("*.json"))):
             yield from _readers(file, found)
@@ -164,10 +170,7 @@ def read_study(path: Path) -> Study:
             wrong.append(f"{place}: {name} lies outside the study's folder")
         elif not file.is_file():
             wrong.append(f"{place}: there is no {name}")
-    if wrong:
-        more = [f"and {len(wrong) - MOST_SHOWN} more"] if len(wrong) > MOST_SHOWN else []
-        listed = "".join(f"\n  - {line}" for line in [*wrong[:MOST_SHOWN], *more])
-        raise StorageError(f"pictures of the study cannot be used:{listed}", where=str(path))
+    raise_collected(StorageError, wrong, "the pictures", MOST_SHOWN, where=str(path))
     return Study(path, content)
 
 
@@ -186,10 +189,9 @@ def read_run(folder: Path) -> Run:
     return Run(folder, record, layers.model_copy(update={"layers": kept}) if kept else None)
 
 
-def read_progress(folder: Path) -> Progress:
-    """How far an evaluation is; ``starting`` if its file is caught half written."""
-    file = folder / PROGRESS
+def read_unfinished(folder: Path) -> Unfinished:
+    """Reads how far an evaluation is; ``starting`` if its file is caught half written."""
     try:
-        return checked(Progress, read_json(file, "the file"), "the file", str(file))
+        return Unfinished(folder, read_progress(folder))
     except StorageError:
-        return Progress()
+        return Unfinished(folder, ProgressState(stage="starting", done=0, of=0))

@@ -9,8 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tdquant.lab.evaluation.comparison import WARNING, incomparable
 from tdquant.lab.evaluation.folder import SHOWN as IN_GRID
-from tdquant.lab.evaluation.record import WARNING, incomparable
 from tdquant.lab.report.labels import in_order, label_runs
 from tdquant.lab.report.layers import brief, explorer, moves
 from tdquant.lab.report.numerals import is_number, numeral

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tdquant.errors import StorageError
-from tdquant.files.config import TRAINING
+from tdquant.files.config import training_options
 from tdquant.files.writing import replacing, write_tensors
 from tdquant.models import Pipe
 from tdquant.support.optional import require
@@ -96,8 +96,7 @@ class RunFolder:
                 fix="another --name; the float checkpoint is what training starts from",
             )
         # Runs of older versions lack the options that came later.
-        known = {key: option.default for key, option in TRAINING.items()}
-        return asked | {"options": known | asked["options"]}
+        return asked | {"options": training_options({}) | asked["options"]}
 
     def scale_factor(self) -> float:
         """Factor of the latents."""

@@ -12,29 +12,35 @@ References:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from tdquant.errors import ModelError
+from tdquant.errors import ModelError, raise_collected
 from tdquant.files.checkpoints import LazyTensor
 from tdquant.support.optional import require
 
-_RESIDUAL = {"nin_shortcut": "conv_shortcut"}
-_ATTENTION = {
-    "norm": "group_norm",
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "proj_out": "to_out.0",
-}
+_NAMES = (
+    (r"^conv_norm_out\.", "norm_out."),
+    (r"^mid_block\.resnets\.0\.", "mid.block_1."),
+    (r"^mid_block\.resnets\.1\.", "mid.block_2."),
+    (r"^mid_block\.attentions\.0\.", "mid.attn_1."),
+    (r"\.resnets\.", ".block."),
+    (r"\.attentions\.", ".attn."),
+    (r"\.(down|up)samplers\.0\.", r".\1sample."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+    (r"\.group_norm\.", ".norm."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".proj_out."),
+)
+"""Patterns in diffusers' names, and what published names have there."""
 
 
 def build_first_stage(
     kind: str, params: Mapping[str, Any], scale_factor: float | None
 ) -> nn.Module:
-    """A fresh first stage.
+    """Builds a first stage, its weights still to load.
 
     Arguments:
         kind: Class in the configuration: AutoencoderKL, VQModel or VQModelInterface.
@@ -43,13 +49,16 @@ def build_first_stage(
         scale_factor: Factor of its latents, for its own configuration; None if it is not known.
 
     Raises:
-        ModelError: Options that diffusers' classes have no counterpart for; all are listed.
+        ModelError: Options without a counterpart in diffusers' classes; all are listed.
         MissingDependencyError: diffusers is not installed.
     """
     diffusers = require("diffusers", "diffusers")
     net, embed = params["ddconfig"], int(params["embed_dim"])
     vector = kind != "AutoencoderKL"
-    _check(net, kind)
+    raise_collected(
+        ModelError, _mistakes(net, kind), "first_stage_config.params.ddconfig",
+        why="diffusers' classes have no counterpart of these options",
+    )  # fmt: skip
     multiples, size = list(net.get("ch_mult", (1, 2, 4, 8))), int(net["resolution"])
     attended = [size // 2**i in net["attn_resolutions"] for i in range(len(multiples))]
     options: dict[str, Any] = {
@@ -69,29 +78,24 @@ def build_first_stage(
         return diffusers.VQModel(**options, **codes).eval()
     vae = diffusers.AutoencoderKL(**options, force_upcast=False)
     if embed != net["z_channels"]:
-        # diffusers' class has one width for both; its forward asks for no more than this.
+        # diffusers' class has one width for both; its forward needs no more than these layers.
         vae.quant_conv = nn.Conv2d(2 * net["z_channels"], 2 * embed, 1)
         vae.post_quant_conv = nn.Conv2d(embed, net["z_channels"], 1)
     return vae.eval()
 
 
-def _check(net: Mapping[str, Any], kind: str) -> None:
-    wrong = []
+def _mistakes(net: Mapping[str, Any], kind: str) -> Iterator[str]:
+    """Finds options of ``ddconfig`` that diffusers' classes cannot follow."""
+    attention, double = net.get("attn_type", "vanilla"), bool(net.get("double_z", True))
     if not net.get("resamp_with_conv", True):
-        wrong.append("resamp_with_conv=False")
-    if net.get("use_linear_attn") or net.get("attn_type", "vanilla") not in ("vanilla", "none"):
-        wrong.append("linear attention")
-    if net.get("attn_type") == "none" and net["attn_resolutions"]:
-        wrong.append("attn_type='none' with attn_resolutions")
-    wrong += [f"{name}=True" for name in ("tanh_out", "give_pre_end") if net.get(name)]
-    double = bool(net.get("double_z", True))
+        yield "resamp_with_conv=False"
+    if net.get("use_linear_attn") or attention not in ("vanilla", "none"):
+        yield "linear attention"
+    if attention == "none" and net["attn_resolutions"]:
+        yield "attn_type='none' with attn_resolutions"
+    yield from (f"{name}=True" for name in ("tanh_out", "give_pre_end") if net.get(name))
     if double != (kind == "AutoencoderKL"):
-        wrong.append(f"double_z={double} in a {kind}")
-    if wrong:
-        raise ModelError(
-            "the first stage has options without a counterpart:\n  - " + "\n  - ".join(wrong),
-            where="first_stage_config.params.ddconfig",
-        )
+        yield f"double_z={double} in a {kind}"
 
 
 def first_stage_names(vae: nn.Module) -> dict[str, str]:
@@ -101,10 +105,9 @@ def first_stage_names(vae: nn.Module) -> dict[str, str]:
 
 
 def from_published(vae: nn.Module, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The tensors for ``vae``, under its own names, out of those with published names.
+    """Renames published tensors to those of ``vae``.
 
-    Names that are missing are left out, and others are passed on as they are, so that whoever
-    loads the result sees both.
+    Missing names are left out and unknown ones kept, so that whoever loads the result sees both.
     """
     names = first_stage_names(vae)
     own = vae.state_dict()
@@ -132,17 +135,11 @@ def _published(name: str, levels: int) -> str:
     side, _, rest = name.partition(".")
     if side not in ("encoder", "decoder"):
         return name  # quant_conv, post_quant_conv, quantize
-    rest = rest.replace("conv_norm_out.", "norm_out.")
-    rest = re.sub(r"^mid_block\.resnets\.(\d)\.", lambda m: f"mid.block_{int(m[1]) + 1}.", rest)
-    rest = re.sub(r"^mid_block\.attentions\.0\.", "mid.attn_1.", rest)
-
-    def level(match: re.Match[str]) -> str:
-        way, index = match[1], int(match[2])
-        return f"{way}.{index if way == 'down' else levels - 1 - index}."
-
-    rest = re.sub(r"^(down|up)_blocks\.(\d+)\.", level, rest)
-    rest = rest.replace(".resnets.", ".block.").replace(".attentions.", ".attn.")
-    rest = re.sub(r"\.(down|up)samplers\.0\.", r".\1sample.", rest)
-    for published, theirs in (_ATTENTION if "attn" in rest else _RESIDUAL).items():
-        rest = rest.replace(f".{theirs}.", f".{published}.")
+    for pattern, published in _NAMES:
+        rest = re.sub(pattern, published, rest)
+    level = re.match(r"(down|up)_blocks\.(\d+)\.", rest)
+    if level:
+        way, index = level[1], int(level[2])
+        index = index if way == "down" else levels - 1 - index
+        rest = f"{way}.{index}.{rest[level.end() :]}"
     return f"{side}.{rest}"

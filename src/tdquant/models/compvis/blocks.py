@@ -16,6 +16,8 @@ References:
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,43 +40,33 @@ class GroupNorm32(nn.GroupNorm):
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer with zero parameters: a residual branch that starts as nothing."""
+    """Zeroes the parameters of a layer, so that a residual branch starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
-class Upsample(nn.Module):
+def upsample(channels: int, learned: bool, dims: int) -> nn.Sequential:
     """Doubles the resolution by repetition, then convolves if ``learned``."""
-
-    def __init__(self, channels: int, learned: bool, dims: int) -> None:
-        super().__init__()
-        if learned:
-            self.conv = CONVOLUTIONS[dims](channels, channels, 3, padding=1)
-        self.learned = learned
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return self.conv(x) if self.learned else x
+    layers: dict[str, nn.Module] = {"repeat": nn.Upsample(scale_factor=2, mode="nearest")}
+    if learned:
+        layers["conv"] = CONVOLUTIONS[dims](channels, channels, 3, padding=1)
+    return nn.Sequential(OrderedDict(layers))
 
 
-class Downsample(nn.Module):
+def downsample(channels: int, learned: bool, dims: int) -> nn.Sequential:
     """Halves the resolution, by a strided convolution if ``learned``, else by averaging."""
+    layer: nn.Module = POOLS[dims](2, 2)
+    if learned:
+        layer = CONVOLUTIONS[dims](channels, channels, 3, stride=2, padding=1)
+    return nn.Sequential(OrderedDict(op=layer))
 
-    def __init__(self, channels: int, learned: bool, dims: int) -> None:
-        super().__init__()
-        self.op: nn.Module
-        if learned:
-            self.op = CONVOLUTIONS[dims](channels, channels, 3, stride=2, padding=1)
-        else:
-            self.op = POOLS[dims](2, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+RESAMPLE = {"up": upsample, "down": downsample}
 
 
 class ResBlock(nn.Module):
-    """A residual block that is told the time, ``(B, C, *), (B, E) -> (B, C', *')``.
+    """A residual block with a time embedding, ``(B, C, *), (B, E) -> (B, C', *')``.
 
     Arguments:
         channels: Width C of the input.
@@ -104,9 +96,10 @@ class ResBlock(nn.Module):
             nn.SiLU(),
             convolution(channels, out_channels, 3, padding=1),
         )
-        change = {"up": Upsample, "down": Downsample}.get(resample or "")
-        self.h_upd = change(channels, False, dims) if change else nn.Identity()
-        self.x_upd = change(channels, False, dims) if change else nn.Identity()
+        self.h_upd, self.x_upd = (
+            RESAMPLE[resample](channels, False, dims) if resample else nn.Identity()
+            for _ in range(2)
+        )
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
         )

@@ -1,4 +1,4 @@
-"""Latent-diffusion checkpoints as names: averaged weights, fitting, the noise schedule, writing.
+"""Latent-diffusion checkpoints by their names: averaged weights, fit, noise schedule, writing.
 
 model.diffusion_model.*     the denoiser
 model_ema.*                 averaged parameters; their names have lost the dots
@@ -8,14 +8,16 @@ betas, alphas_cumprod, ...  the noise schedule
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tdquant.errors import ModelError
+from tdquant.errors import ModelError, raise_collected
 from tdquant.files.checkpoints import LazyTensor
 from tdquant.files.writing import replacing, unshared, write_tensors
 
@@ -39,37 +41,31 @@ def ema_name(name: str) -> str:
 
 
 def with_ema(
-    weights: State, state: State, parameters: Collection[str]
+    weights: State, state: State, parameters: Collection[str], where: str
 ) -> dict[str, LazyTensor] | None:
-    """The UNet's tensors with averaged parameters, or None where the checkpoint has no averages.
-
-    Arguments:
-        weights: The UNet's tensors as they are.
-        state: The whole checkpoint.
-        parameters: Names of the parameters that must all have an average.
+    """The UNet's tensors ``weights`` with averages in place of all ``parameters``, or None where
+    the checkpoint has none.
 
     Raises:
-        ModelError: Some parameters have an average and some have not, or an average is of none.
+        ModelError: Only some parameters have an average, or an average belongs to none of them.
     """
-    if not any(name.startswith(EMA + "diffusion_model") for name in state):
+    averages = [name for name in state if name.startswith(EMA + "diffusion_model")]
+    if not averages:
         return None
-    missing = [name for name in parameters if ema_name(name) not in state]
-    if missing:
-        raise ModelError(
-            f"{len(missing)} parameters without an average, the first {missing[0]}",
-            where=ema_name(missing[0]),
-            why="the checkpoint averages other parameters, so it is of another model or cut",
-            fix="the configuration that the checkpoint was trained with, or ema=False",
-        )
     names = {ema_name(name): name for name in (*weights, *parameters)}
-    strange = [n for n in state if n.startswith(EMA + "diffusion_model") and n not in names]
-    if strange:
-        raise ModelError(
-            f"{len(strange)} averages of parameters that the UNet has not: {strange[0]}",
-            where=EMA,
-            fix="the configuration that the checkpoint was trained with, or ema=False",
-        )
-    return {**weights, **{names[n]: state[n] for n in names if n in state}}
+    missing = [name for name in parameters if ema_name(name) not in state]
+    strange = [name for name in averages if name not in names]
+    raise_collected(
+        ModelError,
+        [f"{name}: no average ({ema_name(name)})" for name in missing]
+        + [f"{name}: an average of no parameter of the UNet" for name in strange],
+        "the averaged parameters",
+        LISTED,
+        where=where,
+        why="the checkpoint averages other parameters, so it is of another model or cut",
+        fix="the configuration that the checkpoint was trained with, or ema=False",
+    )
+    return {**weights, **{names[name]: state[name] for name in averages}}
 
 
 def check_fit(found: State, wanted: Mapping[str, Tensor], what: str, where: str) -> None:
@@ -105,14 +101,14 @@ def check_fit(found: State, wanted: Mapping[str, Tensor], what: str, where: str)
 
 
 def _real(dtype: torch.dtype) -> bool:
-    """Whether weights are kept in that type: those of 8 bits have scales that lie elsewhere."""
+    """Whether the dtype holds weights as they are; those of 8 bits have scales elsewhere."""
     return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def check_schedule(state: State, alphas_cumprod: Tensor, where: str) -> None:
     """Compares the noise schedule in a checkpoint, if there is one, with the configuration's.
 
-    A model under another schedule than its own sees noise levels that it never saw, silently.
+    Under another schedule a model silently sees noise levels that it was not trained on.
 
     Raises:
         ModelError: They differ.
@@ -139,8 +135,53 @@ def check_schedule(state: State, alphas_cumprod: Tensor, where: str) -> None:
     )
 
 
+def latent_factor(params: Mapping[str, Any], state: State, where: str) -> float | None:
+    """Factor from the latents of the first stage to those of the denoiser. It is never guessed.
+
+    Arguments:
+        params: ``model.params`` of the configuration.
+        state: The checkpoint; empty for an untrained model.
+        where: The file, for errors.
+
+    Returns:
+        The checkpoint's ``scale_factor``, else the configuration's, else 1, latent diffusion's
+        default. With ``scale_by_std`` and no checkpoint, None: it is measured on the first batch.
+
+    Raises:
+        ModelError: With ``scale_by_std`` the checkpoint has no factor, or it is not positive.
+    """
+    stored, given = state.get("scale_factor"), params.get("scale_factor")
+    if stored is None and given is None:
+        if not params.get("scale_by_std"):
+            return 1.0
+        if not state:
+            return None
+        raise ModelError(
+            "the factor of the latents is not known",
+            where=where,
+            why="with scale_by_std: true, as in the configuration, training stores a "
+            "scale_factor, and this checkpoint has none; with a wrong factor pictures turn grey",
+            fix="the configuration that the checkpoint was trained with, or "
+            "model.params.scale_factor=VALUE. TDQ's authors train LSUN-churches with 0.2458, as "
+            "in configs/lsun_churches-ldm-kl-8.yaml",
+        )
+    value = math.nan
+    if stored is not None:
+        value = float(stored.read()) if stored.shape.numel() == 1 else math.nan
+    elif isinstance(given, (int, float)):
+        value = float(given)
+    if not (math.isfinite(value) and value > 0):
+        raise ModelError(
+            f"scale_factor={value:g}", where=where, why="it is a positive number",
+            fix="an earlier checkpoint, or model.params.scale_factor",
+        )  # fmt: skip
+    return value
+
+
 def write_checkpoint(state: Mapping[str, Tensor], file: str | os.PathLike[str]) -> Path:
-    """Writes a state dict, ``.safetensors`` or torch's format by suffix, whole or not at all."""
+    """Writes a state dict, whole or not at all, in the format of its suffix: ``.safetensors``, or
+    torch's.
+    """
     path = Path(file)
     tensors = unshared({name: tensor.detach() for name, tensor in state.items()})
     with replacing(path) as fresh:

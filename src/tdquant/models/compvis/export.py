@@ -1,5 +1,5 @@
-"""Latent-diffusion models out again: as checkpoints in the published format, and as what
-diffusers' pipelines take.
+"""Writing latent-diffusion models: as checkpoints in the published format, and as diffusers models
+for pipelines.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def save_compvis(
         model: A Pipe, or its UNet alone; the UNet may have the quantized layers of TDQ's authors,
             as ``load_compvis`` makes them.
         file: ``.safetensors``, or any other suffix for torch's format.
-        ema: Averaged parameters by the names of the UNet's own, or a UNet that has them.
+        ema: Averaged parameters by the UNet's own names, or a UNet that has them.
 
     Returns:
         The file. It is written whole or not at all.
 
     Raises:
-        ModelError: The UNet has quantized layers that the published format does not know, or the
-            averages are not those of its parameters.
+        ModelError: The published format has no counterpart of a quantized layer, or the averages
+            are not those of the UNet's parameters.
         StorageError: There is a folder of that name.
     """
     if Path(file).is_dir():
@@ -60,7 +60,7 @@ def save_compvis(
         for name, tensor in averages.items():
             shape = state[files.UNET + names[name]].shape  # of steps, that of the published ones
             state[files.ema_name(names[name])] = tensor.reshape(shape)
-        # Theirs has a static step beside the network of a temporal scale, and averages it.
+        # The authors' code keeps, and averages, a static step beside a temporal scale's network.
         for name in published.unused_steps(unet):
             state[files.ema_name(name)] = state[files.UNET + name]
         state[files.EMA + "decay"] = torch.tensor(0.9999)

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tdquant.errors import ModelError, TDQError
+from tdquant.errors import ModelError, TDQError, first_line
 from tdquant.files.checkpoints import open_checkpoint
 from tdquant.files.checkpoints.tensors import fill_module
-from tdquant.files.config import check_latent_diffusion, read_config
+from tdquant.files.config import read_config
 from tdquant.models.compvis import checkpoint as files
 from tdquant.models.compvis import published
 from tdquant.models.compvis.autoencoder import build_first_stage, from_published
-from tdquant.models.compvis.factor import latent_factor
+from tdquant.models.compvis.configuration import check_latent_diffusion
 from tdquant.models.compvis.text import load_text_encoder
 from tdquant.models.compvis.unet import UNetModel
 from tdquant.models.pipe import Pipe
@@ -34,7 +34,7 @@ FIRST_STAGES = ("AutoencoderKL", "VQModelInterface", "VQModel")
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")
 
 UNNAMED = "the configuration"
-"""What a configuration is called that is no file."""
+"""Name of a configuration that is not a file."""
 
 Config = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, Any]
 
@@ -54,13 +54,13 @@ def load_compvis(
         config: YAML file or files, or the configuration itself, a mapping or OmegaConf's.
         checkpoint: ``.safetensors`` file, or one of ``torch.save`` (``.ckpt``, ``.pt``, ``.pth``,
             ``.bin``), of latent diffusion or Stable Diffusion 1. None leaves the model as
-            initialised. With the layers of TDQ's authors in it, the UNet comes quantized, its
-            scales in place. Nothing that a pickle names is imported or called.
+            initialised. If it has the layers of TDQ's authors, the UNet is quantized, with their
+            scales. Nothing that a pickle names is imported or called.
         ema: Take averaged parameters where the checkpoint has them.
         overrides: ``key.path=value`` changes to the configuration.
         text_encoder: Folder of the CLIP text encoder and tokenizer of a text-to-image model, as
             transformers or diffusers saves them.
-        quiet: Do not warn of what is left out or stays untrained.
+        quiet: Do not warn about what is left out or stays untrained.
 
     Returns:
         The UNet and first stage in evaluation mode, on the CPU, in float32, and a DDIM scheduler
@@ -70,8 +70,8 @@ def load_compvis(
 
     Raises:
         ConfigError: The configuration is missing, malformed, or has wrong keys.
-        ModelError: It asks for what does not exist, contradicts itself, or the checkpoint does
-            not fit it; or neither of them has the factor of the latents.
+        ModelError: The configuration names what does not exist or contradicts itself, the
+            checkpoint does not fit it, or neither has the factor of the latents.
         StorageError: The checkpoint cannot be read.
         MissingDependencyError: diffusers or omegaconf is not installed, or transformers for a
             text encoder.
@@ -85,7 +85,7 @@ def load_compvis(
     with _building("", "timesteps, beta_schedule, linear_start, linear_end, given_betas"):
         scheduler = make_ddim(params)
     source = where if checkpoint is None else str(checkpoint)
-    stage, condition = params.get("first_stage_config"), params.get("cond_stage_config")
+    kind, condition = _first_stage_kind(params), params.get("cond_stage_config")
     notes: list[str] = []
     opened: AbstractContextManager[files.State] = nullcontext({})
     if checkpoint is not None:
@@ -95,8 +95,11 @@ def load_compvis(
             files.check_schedule(state, scheduler.alphas_cumprod, source)
         times = (0.0, float(len(scheduler.alphas_cumprod) - 1))
         unet = _unet(params, state, ema, times, source, notes)
-        factor = latent_factor(params, state, source) if _first_stage_kind(stage) else 1.0
-        vae = _first_stage(stage, state, factor, source, notes) if stage else None
+        factor: float | None = 1.0
+        vae = None
+        if kind is not None:
+            factor = files.latent_factor(params, state, source)
+            vae = _first_stage(kind, params["first_stage_config"], state, factor, source, notes)
         skipped = any(name.startswith(files.CONDITION) for name in state)
     encoder = None
     if text_encoder is not None:
@@ -114,7 +117,7 @@ def load_compvis(
 
 
 def _configuration(config: Config, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The configuration as dictionaries and lists, and what to call it."""
+    """The configuration as dictionaries and lists, and its name in messages."""
     if isinstance(config, (str, os.PathLike)):
         return read_config(config, overrides), str(config)
     if not isinstance(config, Mapping) and not hasattr(config, "_metadata"):
@@ -129,7 +132,7 @@ def _configuration(config: Config, overrides: Sequence[str]) -> tuple[dict[str, 
 
 @contextlib.contextmanager
 def _building(node: str, options: str = "") -> Iterator[None]:
-    """Turns what wrong types and sizes in a configuration raise into one error."""
+    """Turns the errors of wrong types and sizes in a configuration into one."""
     try:
         yield
     except TDQError:
@@ -138,14 +141,14 @@ def _building(node: str, options: str = "") -> Iterator[None]:
         raise ModelError(
             "the configuration cannot be built",
             where=f"model.params.{node}.params" if node else "model.params",
-            why=(str(error) or type(error).__name__).splitlines()[0],
+            why=first_line(error),
             fix=f"types and ranges of {options}" if options else "types and ranges of its options",
         ) from error
 
 
 def _sample_shape(options: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[int, ...]:
-    """Shape of one sample: the UNet's own, as published samplers take it. Configurations of
-    text-to-image models leave that unused, and say it in ``model.params.image_size``.
+    """Shape of one sample: the UNet's, as in published samplers. For text-to-image models it is
+    that of ``model.params.image_size``.
     """
     size = options["image_size"]
     if options["context_dim"] is not None:
@@ -155,7 +158,7 @@ def _sample_shape(options: Mapping[str, Any], params: Mapping[str, Any]) -> tupl
 
 
 def _named(condition: object) -> str:
-    """What a configuration calls its conditioning stage, in words."""
+    """The name of a configuration's conditioning stage, in words."""
     target = condition.get("target") if isinstance(condition, Mapping) else condition
     name = str(target or "unnamed").rpartition(".")[2]
     return f"the CLIP text encoder {name}" if "CLIP" in name else name
@@ -170,7 +173,7 @@ def _unet(
     notes: list[str],
 ) -> UNetModel:
     """The UNet, filled from a checkpoint if there is one, and quantized if that is."""
-    node, use_ema = params["unet_config"], params.get("use_ema", True)
+    node = params["unet_config"]
     target = str(node["target"])
     if target.rpartition(".")[2] != "UNetModel":
         raise ModelError(
@@ -192,8 +195,8 @@ def _unet(
     elif weights:
         files.check_fit(weights, unet.state_dict(), "UNet", where)
     parameters = published.names(unet).values()
-    averaged = files.with_ema(weights, state, parameters) if ema else None
-    if ema and averaged is None and use_ema:
+    averaged = files.with_ema(weights, state, parameters, where) if ema else None
+    if ema and averaged is None and params.get("use_ema", True):
         notes.append(
             f"no averaged parameters ({files.EMA}*); the UNet has the raw ones, which sample worse"
         )
@@ -205,35 +208,32 @@ def _unet(
     return unet
 
 
-def _first_stage_kind(node: Mapping[str, Any] | None) -> str | None:
+def _first_stage_kind(params: Mapping[str, Any]) -> str | None:
     """Class of the first stage, or None for a pixel model.
 
     Raises:
         ModelError: No such class.
     """
+    node = params.get("first_stage_config")
     kind = str(node["target"]).rpartition(".")[2] if node else "IdentityFirstStage"
-    if kind == "IdentityFirstStage":
-        return None
-    if kind not in FIRST_STAGES:
+    if kind not in (*FIRST_STAGES, "IdentityFirstStage"):
         raise ModelError(
             f"no first stage {kind}",
             where="model.params.first_stage_config",
             fix=f"one of {', '.join(FIRST_STAGES)}, IdentityFirstStage",
         )
-    return kind
+    return kind if kind in FIRST_STAGES else None
 
 
 def _first_stage(
+    kind: str,
     node: Mapping[str, Any],
     state: files.State,
     factor: float | None,
     where: str,
     notes: list[str],
-) -> nn.Module | None:
+) -> nn.Module:
     """The first stage, filled from the checkpoint, else from the file that its node names."""
-    kind = _first_stage_kind(node)
-    if kind is None:
-        return None
     params = node["params"]
     tensors, path = files.below(state, files.FIRST_STAGE), params.get("ckpt_path")
     own = not tensors and path and Path(path).is_file()

@@ -1,4 +1,4 @@
-r"""The quantizers of TDQ's authors: grids, offset and starts, as their code has them.
+r"""The quantizers of TDQ's authors: grids, offset and initial step sizes, as in their code.
 
 With n = 2^b - 1 codes,
 
@@ -8,8 +8,8 @@ With n = 2^b - 1 codes,
 
 so that 4 bits are 13 codes, or 15 after SiLU. Inputs after SiLU are those of the two 3x3
 convolutions of a residual block; the second one has dropout of rate p in front, and in training
-its o is -0.2785 / (1 - p). In float stay the first and last convolution, the time MLP, the
-projections of its output, and the products of attention.
+its o is -0.2785 / (1 - p). The first and last convolution, the time MLP, the projections of its
+output, and the products of attention stay in float.
 
 References:
     So et al., Temporal Dynamic Quantization for Diffusion Models, 2023
@@ -48,15 +48,9 @@ def symmetric(count: int) -> Grid:
 def activation_quantizer(
     unet: nn.Module, path: str, count: int, scale: Scale, wanted: str, clock: Clock
 ) -> ActivationQuantizer:
-    """The quantizer of the input of the layer at ``path``.
+    """Makes the quantizer for the input of the layer at ``path``, with ``n_lv`` of ``count``.
 
-    Arguments:
-        unet: The UNet, whose configuration has the dropout rate and the width of the embedding.
-        path: Path of the layer.
-        count: ``n_lv``.
-        scale: Its scale.
-        wanted: Kind of the scale once it is calibrated.
-        clock: Of the UNet.
+    ``wanted`` is the kind of the scale once it is calibrated.
     """
     config: Any = getattr(unet, "config", {})
     options = {"features": config.get("model_channels", 64)} if wanted == "published" else {}
@@ -68,9 +62,9 @@ def activation_quantizer(
 
 
 def weight_start(weight: Tensor, grid: Grid, where: str) -> Tensor:
-    """The published first step of a weight, ``max(w) / qmax``, ``()``.
+    """The published initial step size of a weight, ``max(w) / qmax``, ``()``.
 
-    Where no weight is positive that would be no step, and the largest absolute value is taken.
+    Where no weight is positive, the largest absolute value is taken.
 
     Raises:
         ConversionError: Weights are NaN, infinite or all zero.
@@ -81,7 +75,7 @@ def weight_start(weight: Tensor, grid: Grid, where: str) -> Tensor:
         raise ConversionError(
             "weights are NaN, infinite or all zero",
             where=where,
-            why="a step cannot start from them",
+            why="no step size can be computed from them",
             fix="train the float model first, or repair the checkpoint",
         )
     return (largest if largest > 0 else values.abs().max()) / grid.high
@@ -101,9 +95,9 @@ def equip(
         unet: A latent-diffusion UNet.
         path: Path of the layer.
         layer: The layer, without quantizers.
-        bits: Of weight and input, 3 to 16; more than that is float.
+        bits: Bits of weight and input, 3 to 16; more than that is float.
         dynamic: The scale is TDQ's network; else it is static (LSQ).
-        clock: Of the UNet.
+        clock: The UNet's clock.
 
     Raises:
         ConversionError: The model is of another class, or the weights cannot be quantized.

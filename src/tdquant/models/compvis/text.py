@@ -1,6 +1,6 @@
-"""The text encoder of latent-diffusion checkpoints, from a folder of transformers' or diffusers'.
+"""The text encoder of latent-diffusion checkpoints, from a folder of transformers or diffusers.
 
-Checkpoints hold the encoder's weights but not its vocabulary, so that a folder is needed anyway.
+Checkpoints have the encoder's weights but not its vocabulary, so a folder is needed anyway.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.diffusion.guidance import Condition
-from tdquant.errors import ModelError
+from tdquant.errors import ModelError, first_line
 from tdquant.support.optional import require
 
 GUIDANCE = 7.5
-"""Guidance scale that Stable Diffusion 1 is usually sampled with."""
+"""Usual guidance scale of Stable Diffusion 1."""
 
 
 class TextEncoder(nn.Module):
@@ -35,10 +35,10 @@ class TextEncoder(nn.Module):
         self.tokenizer, self.model, self.length = tokenizer, model, length
 
     def condition(self, prompts: Sequence[str], guidance: float | None = None) -> Condition:
-        """Prompts as what sampling takes, with the empty prompt for guidance.
+        """Encodes prompts for sampling, with the empty prompt for guidance.
 
         Arguments:
-            prompts: One for each image, over and over.
+            prompts: Image i takes prompt ``i % len(prompts)``.
             guidance: Guidance scale; GUIDANCE if None.
         """
         return Condition(self(prompts), self([""]), GUIDANCE if guidance is None else guidance)
@@ -77,19 +77,17 @@ def load_text_encoder(condition: Any, folder: str | os.PathLike[str]) -> TextEnc
     if not place.is_dir():
         raise ModelError("no such folder", where=str(place), fix="check the path")
     transformers = require("transformers", "pipelines")
-    inner = (place / "text_encoder").is_dir()
+    models, texts = place, place
+    if (place / "text_encoder").is_dir():
+        models, texts = place / "text_encoder", place / "tokenizer"
     try:
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(
-            place / "tokenizer" if inner else place, local_files_only=True
-        )
-        model = transformers.CLIPTextModel.from_pretrained(
-            place / "text_encoder" if inner else place, local_files_only=True
-        )
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(texts, local_files_only=True)
+        model = transformers.CLIPTextModel.from_pretrained(models, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             "no CLIP text encoder",
             where=str(place),
-            why=str(error).strip().splitlines()[0],
+            why=first_line(error),
             fix="a folder with config.json, model.safetensors, vocab.json and merges.txt, or that "
             "of a pipeline",
         ) from error

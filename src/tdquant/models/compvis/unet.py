@@ -27,21 +27,14 @@ from tdquant.clock import clock_of, is_quantized
 from tdquant.diffusion.embedding import sinusoidal
 from tdquant.errors import ModelError
 from tdquant.models.compvis.attention import AttentionBlock, SpatialTransformer
-from tdquant.models.compvis.blocks import (
-    CONVOLUTIONS,
-    Downsample,
-    GroupNorm32,
-    ResBlock,
-    Upsample,
-    zeroed,
-)
-from tdquant.models.compvis.options import Attention, check_options
+from tdquant.models.compvis.blocks import CONVOLUTIONS, RESAMPLE, GroupNorm32, ResBlock, zeroed
+from tdquant.models.compvis.options import check_options, make_attention
 
 Run = Callable[..., Tensor]
 
 
 class Stage(nn.Sequential):
-    """Layers that follow each other, each given what it takes: the embedding, or the context."""
+    """Layers in sequence, each called with what it takes: the embedding, or the context."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, run: Run) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -60,7 +53,7 @@ class UNetModel(nn.Module):
     """``model(x, timesteps, context, y)``, with the constructor of published configurations.
 
     Arguments:
-        image_size: Side of a sample in latent pixels, or a pair; what sampling starts from.
+        image_size: Side of a sample in latent pixels, or a pair of sides.
         in_channels: Channels of x.
         model_channels: Width of the first level, a multiple of 32.
         out_channels: Channels of the prediction.
@@ -73,23 +66,23 @@ class UNetModel(nn.Module):
         num_classes: Number of classes of a class-conditional model.
         use_checkpoint: Recompute blocks in the backward pass instead of keeping activations.
         use_fp16: Accepted for published configurations, and without effect.
-        num_heads: Heads of attention, or -1 where ``num_head_channels`` says it.
-        num_head_channels: Width of a head, or -1 where ``num_heads`` says it.
+        num_heads: Heads of attention, or -1 where ``num_head_channels`` is given.
+        num_head_channels: Width of a head, or -1 where ``num_heads`` is given.
         num_heads_upsample: Heads on the way up, or -1 for ``num_heads``.
         use_scale_shift_norm: Whether the embedding scales and shifts after the norm.
         resblock_updown: Whether residual blocks change the resolution.
         use_new_attention_order: Whether q, k and v are split before the heads.
         use_spatial_transformer: Attention to a context, by transformer blocks.
-        transformer_depth: Transformer blocks in a place.
+        transformer_depth: Transformer blocks at each place.
         context_dim: Width of the context.
-        n_embed: Predict that many logits of codebook entries instead of noise.
+        n_embed: Predict the logits of that many codebook entries instead of noise.
         legacy: The older rule for the width of a head.
 
     Attributes:
         config: These arguments.
 
     Raises:
-        ModelError: Options that contradict each other; all are listed.
+        ModelError: Options contradict each other; all are listed.
     """
 
     def __init__(
@@ -124,8 +117,8 @@ class UNetModel(nn.Module):
         self.config: dict[str, Any] = {
             k: list(v) if isinstance(v, Sequence) else v for k, v in given.items()
         }
-        attend = Attention.from_options(self.config)
         check_options(self.config)
+        attend = partial(make_attention, self.config)
         self.model_channels, self.num_classes = model_channels, num_classes
         self.use_checkpoint = use_checkpoint
         width = 4 * model_channels
@@ -135,7 +128,7 @@ class UNetModel(nn.Module):
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, width)
         convolution = CONVOLUTIONS[dims]
-        residual = partial(
+        residual: Callable[..., ResBlock] = partial(
             ResBlock,
             emb_channels=width,
             dropout=dropout,
@@ -146,7 +139,7 @@ class UNetModel(nn.Module):
         def resample(channels: int, way: str) -> nn.Module:
             if resblock_updown:
                 return residual(channels, channels, resample=way)
-            return (Upsample if way == "up" else Downsample)(channels, conv_resample, dims)
+            return RESAMPLE[way](channels, conv_resample, dims)
 
         channels, factor = model_channels, 1
         self.input_blocks = nn.ModuleList(
@@ -219,8 +212,8 @@ class UNetModel(nn.Module):
                 if self.num_classes
                 else "leave y out",
             )
-        # One row a sample even where all share a timestep: published samplers call it so, and a
-        # product over one row rounds otherwise than one over several.
+        # One row a sample even where all share a timestep, as published samplers call it: a
+        # product over one row rounds differently from one over several.
         t = torch.as_tensor(timesteps, device=x.device).reshape(-1).expand(x.shape[0])
         dtype: torch.dtype = self.out[0].weight.dtype  # type: ignore[assignment]
         emb = self.time_embed(sinusoidal(t, self.model_channels).to(dtype))

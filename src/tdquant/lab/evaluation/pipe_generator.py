@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,15 @@ import torch
 from torch import nn
 
 from tdquant.calls.from_denoiser import trajectories
-from tdquant.lab.evaluation.sampling import Sampling, Seen
-from tdquant.lab.evaluation.subject import (
-    describe_model,
-    describe_scheduler,
-    digest_of,
-    frozen_of,
-    running,
-)
+from tdquant.lab.evaluation.config import EvaluationConfig
+from tdquant.lab.evaluation.generator import Generator, Sampling
+from tdquant.lab.evaluation.subject import digest_of, frozen_of, running
 from tdquant.lab.runs.pictures import sample_pictures
 from tdquant.lowering.backends import time_calls
 from tdquant.models import Pipe
 
 
-class PipeGenerator:
+class PipeGenerator(Generator):
     """Images of a pipe of ``tdquant.models``.
 
     Arguments:
@@ -31,26 +27,13 @@ class PipeGenerator:
     """
 
     def __init__(self, pipe: Pipe) -> None:
-        self.pipe = replace(pipe, unet=frozen_of(pipe.unet))
-        self.name, self.model = pipe.name, self.pipe.unet
-        self.digest = digest_of(self.model)
-        self._first_stage = None if pipe.vae is None else digest_of(pipe.vae)
+        model = frozen_of(pipe.unet)
+        super().__init__(pipe.name, model, digest_of(model), pipe.vae, pipe.scheduler)
+        self.pipe = replace(pipe, unet=model)
         self._running: dict[Sampling, tuple[nn.Module, str]] = {}
 
-    def describe(self, source: str) -> dict[str, Any]:
-        return describe_model(self.model, self.name, source, self.digest)
-
     def settings(self, sampling: Sampling) -> dict[str, Any]:
-        return {
-            "model": self.digest,
-            "first_stage": self._first_stage,
-            "scheduler": describe_scheduler(self.pipe.scheduler),
-            "batch": sampling.batch,
-            "backend": self.run(sampling)[1],
-            "device": sampling.device.partition(":")[0],
-            "shape": list(self.pipe.shape),
-            "prompts": None,
-        }
+        return super().settings(sampling) | {"shape": list(self.pipe.shape)}
 
     def size(self) -> tuple[int, int] | None:
         if self.pipe.vae is None:
@@ -68,10 +51,17 @@ class PipeGenerator:
             )
         return self._running[sampling]
 
+    def backend(self, sampling: Sampling) -> str:
+        return self.run(sampling)[1]
+
     def write(
-        self, folder: Path, count: int, sampling: Sampling, *, rank: int, world: int,
-        progress: bool, seen: Seen,
-    ) -> int:  # fmt: skip
+        self,
+        folder: Path,
+        count: int,
+        sampling: Sampling,
+        config: EvaluationConfig,
+        on_batch: Callable[[int], None],
+    ) -> int:
         return sample_pictures(
             replace(self.pipe, unet=self.run(sampling)[0]),
             folder,
@@ -81,11 +71,11 @@ class PipeGenerator:
             seed=sampling.seed,
             eta=sampling.eta,
             settings=self.settings(sampling),
-            rank=rank,
-            world=world,
+            rank=config.rank,
+            world=config.world,
             device=sampling.device,
-            progress=progress,
-            seen=seen,
+            progress=config.progress,
+            seen=on_batch,
         )
 
     def calls(self, count: int, steps: int, seed: int) -> Any:

@@ -1,11 +1,11 @@
-"""Images of a diffusers pipeline, by prompts or without."""
+"""Images of a diffusers pipeline, with or without prompts."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,66 +18,53 @@ from tdquant.calls.prompts import COUNT, FIRST
 from tdquant.clock import is_quantized
 from tdquant.diffusion.pictures import save_png, to_uint8
 from tdquant.errors import ModelError
-from tdquant.lab.evaluation.sampling import Sampling, Seen
-from tdquant.lab.evaluation.subject import (
-    describe_model,
-    describe_scheduler,
-    digest_of,
-    frozen_of,
-    running,
-)
+from tdquant.lab.evaluation.config import EvaluationConfig
+from tdquant.lab.evaluation.generator import Generator, Sampling
+from tdquant.lab.evaluation.subject import digest_of, frozen_of, running
 from tdquant.lab.runs.pictures import claim_folder, picture_path
 from tdquant.support.progress import Bar
 
 
-class PipelineGenerator:
+class PipelineGenerator(Generator):
     """Images of a diffusers pipeline.
 
     Arguments:
         pipeline: The pipeline; its denoisers may be quantized.
-        name: What it is called.
-        prompts: One image each, over and over if more are asked for; None for a pipeline that
-            takes none.
+        prompts: One image each, repeated if more images are made; None for a pipeline without
+            prompts.
         call: Further arguments of the pipeline's call.
+
+    Raises:
+        ModelError: There are no prompts, though they are given, or no denoiser.
     """
 
     def __init__(
         self,
         pipeline: Any,
-        name: str,
         prompts: Sequence[str] | None = None,
         call: dict[str, Any] | None = None,
     ) -> None:
-        self.pipeline, self.name, self.prompts = pipeline, name, prompts
-        self.call = dict(call or {})
-        self.parts = denoisers(pipeline)
-        for part, module in self.parts.items():
-            self.parts[part] = frozen_of(module)
-            setattr(pipeline, part, self.parts[part])
-        self.model = next(iter(self.parts.values()))
+        if prompts is not None and not prompts:
+            raise ModelError("there are no prompts", fix="at least one")
+        self.pipeline, self.prompts, self.call = pipeline, prompts, dict(call or {})
+        self.parts = {name: frozen_of(part) for name, part in denoisers(pipeline).items()}
+        for name, part in self.parts.items():
+            setattr(pipeline, name, part)
         digests = [digest_of(part) for part in self.parts.values()]
         together = hashlib.sha256("|".join(digests).encode()).hexdigest()[:16]
-        self.digest = digests[0] if len(digests) == 1 else together
-        vae = getattr(pipeline, "vae", None)
-        self._first_stage = digest_of(vae) if isinstance(vae, nn.Module) else None
+        super().__init__(
+            Path(str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__)).name,
+            next(iter(self.parts.values())),
+            digests[0] if len(digests) == 1 else together,
+            getattr(pipeline, "vae", None),
+            pipeline.scheduler,
+        )
         self._running: dict[Sampling, dict[str, tuple[nn.Module, str]]] = {}
-
-    def describe(self, source: str) -> dict[str, Any]:
-        return describe_model(self.model, self.name, source, self.digest)
 
     def settings(self, sampling: Sampling) -> dict[str, Any]:
         texts = json.dumps(list(self.prompts)) if self.prompts is not None else None
-        return {
-            "model": self.digest,
-            "first_stage": self._first_stage,
-            "scheduler": describe_scheduler(self.pipeline.scheduler),
-            "batch": sampling.batch,
-            "backend": self._backend(sampling),
-            "device": sampling.device.partition(":")[0],
-            "shape": None,
-            "prompts": texts and hashlib.sha256(texts.encode()).hexdigest()[:16],
-            "call": self.call,
-        }
+        prompts = texts and hashlib.sha256(texts.encode()).hexdigest()[:16]
+        return super().settings(sampling) | {"prompts": prompts, "call": self.call}
 
     def _lowered_parts(self, sampling: Sampling) -> dict[str, tuple[nn.Module, str]]:
         """The frozen denoisers as they run, and the name of what runs each."""
@@ -89,37 +76,36 @@ class PipelineGenerator:
             }
         return self._running[sampling]
 
-    def _backend(self, sampling: Sampling) -> str:
-        """What runs the frozen denoisers: one name, as a rule."""
+    def backend(self, sampling: Sampling) -> str:
         chosen = dict.fromkeys(name for _, name in self._lowered_parts(sampling).values())
         return ", ".join(chosen) or "float"
 
-    def size(self) -> tuple[int, int] | None:
-        return None
-
-    def texts(self, count: int) -> list[str]:
-        """The prompt of every image."""
-        assert self.prompts is not None
-        return [self.prompts[i % len(self.prompts)] for i in range(count)]
-
     def write(
-        self, folder: Path, count: int, sampling: Sampling, *, rank: int, world: int,
-        progress: bool, seen: Seen,
-    ) -> int:  # fmt: skip
+        self,
+        folder: Path,
+        count: int,
+        sampling: Sampling,
+        config: EvaluationConfig,
+        on_batch: Callable[[int], None],
+    ) -> int:
         if count < 1:
             raise ModelError(f"{count} images", fix="at least 1")
-        own = {"seed": sampling.seed, "steps": sampling.steps, "eta": sampling.eta}
-        claim_folder(folder, own | self.settings(sampling))
-        recording = self._recording(count, sampling)
+        claim_folder(folder, self.made_with(sampling))
+        eta = {"eta": sampling.eta} if sampling.eta else {}
+        options = {"output_type": "np", **eta, **self.call}
+        recording = self._record(
+            count, sampling.steps, sampling.seed, batch=sampling.batch, **options
+        )
         todo = []
         for k, given in enumerate(recording.arguments()):
             first, images = recording.runs[k][FIRST], recording.runs[k][COUNT]
             files = [picture_path(folder, i) for i in range(first, first + images)]
-            if k % world == rank and not all(file.exists() for file in files):
+            if k % config.world == config.rank and not all(file.exists() for file in files):
                 todo.append((given, files))
         if not todo:
             return 0
-        bar, written = Bar("sampling", len(todo), show=progress and rank == 0), 0
+        show = config.progress and config.rank == 0
+        bar, written = Bar("sampling", len(todo), show=show), 0
         self.pipeline.to(sampling.device)
         with torch.no_grad(), quietly(self.pipeline), self._lowered(sampling):
             for given, files in todo:
@@ -128,7 +114,7 @@ class PipelineGenerator:
                     raise ModelError(
                         f"a run gives {len(drawn)} images in the place of {len(files)}",
                         where=self.name,
-                        why="which noise an image has must not depend on how many come with it",
+                        why="an image's noise must not depend on how many images come with it",
                         fix="arguments of the pipeline that give one image for each sample",
                     )
                 for file, image in zip(files, drawn, strict=True):
@@ -136,26 +122,19 @@ class PipelineGenerator:
                         save_png(image, file)
                         written += 1
                 bar.advance()
-                seen(written)
+                on_batch(written)
         bar.close()
         return written
 
-    def _recording(self, count: int, sampling: Sampling) -> Recording:
-        prompts: Any = count if self.prompts is None else self.texts(count)
-        eta = {"eta": sampling.eta} if sampling.eta else {}
-        return record(
-            self.pipeline,
-            prompts,
-            steps=sampling.steps,
-            batch=sampling.batch,
-            seed=sampling.seed,
-            progress=False,
-            **{"output_type": "np", **eta, **self.call},
-        )
+    def _record(self, count: int, steps: int, seed: int, **options: Any) -> Recording:
+        prompts: Any = count
+        if self.prompts is not None:
+            prompts = [self.prompts[i % len(self.prompts)] for i in range(count)]
+        return record(self.pipeline, prompts, steps=steps, seed=seed, progress=False, **options)
 
     @contextlib.contextmanager
     def _lowered(self, sampling: Sampling) -> Iterator[None]:
-        """While it is entered, the frozen denoisers of the pipeline run on their backends."""
+        """Runs the frozen denoisers of the pipeline on their backends inside the context."""
         for name, (lowered, _) in self._lowered_parts(sampling).items():
             setattr(self.pipeline, name, lowered)
         try:
@@ -165,16 +144,11 @@ class PipelineGenerator:
                 setattr(self.pipeline, name, part)
 
     def calls(self, count: int, steps: int, seed: int) -> Any:
-        prompts: Any = count if self.prompts is None else self.texts(count)
-        found = record(self.pipeline, prompts, steps=steps, seed=seed, progress=False, **self.call)
-        return found[next(iter(self.parts))]
-
-    def milliseconds(self, count: int, sampling: Sampling) -> float | None:
-        return None
+        return self._record(count, steps, seed, **self.call)[next(iter(self.parts))]
 
 
 def _pictures(drawn: Any, name: str) -> Tensor:
-    """What a pipeline gave as uint8 images ``(N, C, H, W)``."""
+    """The output of a pipeline as uint8 images ``(N, C, H, W)``."""
     pictures = torch.as_tensor(drawn)
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3):
         raise ModelError(

@@ -1,9 +1,8 @@
-"""Images of a folder as tensors, as they are.
+"""Image files as tensors, without silent changes.
 
-A distance between sets sees every difference in how images were prepared, so nothing is done to
-them silently: images of one size are taken pixel by pixel, grey ones with their channel three
-times. Others need ``resize``, which cuts the largest centred square and resizes it (bicubic,
-antialiased), as data sets are prepared.
+A distance between sets sees every difference in how images were prepared. So images of one size
+are taken pixel by pixel, grey ones with their channel three times. Others need ``resize``, which
+cuts the largest centred square and resizes it (bicubic, antialiased), as data sets are prepared.
 """
 
 from __future__ import annotations
@@ -22,64 +21,47 @@ from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
 from tdquant.files.digests import file_digest
 from tdquant.lab.data.encoded import eight_bits, square
-from tdquant.lab.data.folder import SUFFIXES
 from tdquant.support.optional import require
 
 _NAMED = 4
 
 
-def picture_files(folder: str | Path) -> list[Path]:
-    """The images under a folder, sorted by path.
-
-    Raises:
-        DataError: There is no such folder, or no image in it.
-    """
-    place = Path(folder)
-    if not place.is_dir():
-        raise DataError("no such folder", where=str(place))
-    found = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
-        raise DataError("no images", where=str(place), why=f"looked for {', '.join(SUFFIXES)}")
-    return found
-
-
 def check_pictures(files: Sequence[Path], resize: int | None = None) -> tuple[int, int]:
-    """The size ``(H, W)`` that all images have once they are read; reads headers alone.
+    """The common size ``(H, W)`` of all images once they are read; reads only their headers.
 
     Raises:
-        DataError: They are of several sizes, not square, transparent, or cannot be read; all
-            kinds are listed.
+        DataError: They have several sizes, are not square, transparent, or cannot be read; all
+            kinds of mistakes are listed.
     """
     image_module = require("PIL.Image", "data")
     sizes: Counter[tuple[int, int]] = Counter()
-    damaged, clear = [], []
+    damaged, transparent = [], []
     for file in files:
         try:
             with image_module.open(file) as image:
                 sizes[image.size[1], image.size[0]] += 1
                 if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                    clear.append(file.name)
+                    transparent.append(file.name)
         except Exception as error:  # decoders raise anything over damaged data
             damaged.append(f"{file.name}: {(str(error) or 'damaged').splitlines()[0]}")
-    mistakes = []
+    mistakes, fix = [], ""
     if damaged:
         mistakes.append(f"{len(damaged)} cannot be read: {_some(damaged)}")
-    if clear:
-        mistakes.append(f"{len(clear)} have transparency, and no colour behind it: {_some(clear)}")
-    fix = ""
+    if transparent:
+        mistakes.append(
+            f"{len(transparent)} have transparency without a background: {_some(transparent)}"
+        )
     if resize is None and len(sizes) > 1:
         common = ", ".join(f"{n} of {w}x{h}" for (h, w), n in sizes.most_common(_NAMED))
         mistakes.append(f"they are of {len(sizes)} sizes: {common}")
         fix = "--resize SIDE takes the largest centred square of each and resizes it"
     elif resize is None and any(h != w for h, w in sizes):
         height, width = next(iter(sizes))
-        mistakes.append(f"they are {width}x{height}, and networks see squares")
+        mistakes.append(f"they are {width}x{height}, and networks take squares")
         fix = "--resize SIDE takes the largest centred square and resizes it"
     if mistakes:
-        where = str(files[0].parent)
-        raise DataError(
-            "images that cannot be judged: " + "; ".join(mistakes), where=where, fix=fix
-        )
+        what = "images that cannot be judged: " + "; ".join(mistakes)
+        raise DataError(what, where=str(files[0].parent), fix=fix)
     return (resize, resize) if resize is not None else next(iter(sizes))
 
 
@@ -89,7 +71,7 @@ def _some(names: list[str]) -> str:
 
 
 def read_pictures(files: Sequence[Path], resize: int | None = None) -> Tensor:
-    """Images that ``check_pictures`` found alike, uint8 ``(N, 3, H, W)``.
+    """Images that ``check_pictures`` accepted, uint8 ``(N, 3, H, W)``.
 
     Raises:
         DataError: An image is damaged.
@@ -98,39 +80,36 @@ def read_pictures(files: Sequence[Path], resize: int | None = None) -> Tensor:
     for file in files:
         try:
             with open(file, "rb") as stream:
-                images.append(_read(stream) if resize is None else _squared(stream, resize))
+                images.append(_read(stream, resize))
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise DataError("a damaged image", where=str(file), why=reason) from error
     return torch.stack(images)
 
 
-def _read(stream: Any) -> Tensor:
+def _read(stream: Any, resize: int | None) -> Tensor:
+    if resize is not None:
+        return to_uint8(square(stream, resize))
     with require("PIL.Image", "data").open(stream) as image:
-        # Of a grey image, repeats its channel.
-        pixels = np.array(eight_bits(image).convert("RGB"), dtype=np.uint8)
+        pixels = np.array(eight_bits(image).convert("RGB"), dtype=np.uint8)  # repeats grey
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _squared(stream: Any, side: int) -> Tensor:
-    return to_uint8(square(stream, side))
-
-
 def preparation(size: tuple[int, int], resize: int | None) -> str:
-    """In words, what was done to images before a network saw them."""
+    """In words, what was done to images of a size before the network saw them."""
     height, width = size
     how = "as they are" if resize is None else "centred squares resized, bicubic"
     return f"RGB {width}x{height}, {how}"
 
 
-def content(files: Sequence[Path]) -> str:
-    """A digest of what is in files, in order, wherever they lie and whatever they are called."""
+def content_digest(files: Sequence[Path]) -> str:
+    """A digest of the content of files, in order, whatever their names and places."""
     together = "|".join(file_digest(file) for file in files)
     return hashlib.sha256(together.encode()).hexdigest()[:16]
 
 
-def signature(files: Sequence[Path]) -> str:
-    """A digest of names, sizes and times of files: another one if an image was changed."""
+def stat_digest(files: Sequence[Path]) -> str:
+    """A digest of names, sizes and times of files, which changes with any image."""
     digest = hashlib.sha256()
     for file in files:
         state = file.stat()
