@@ -21,7 +21,7 @@ from tdquant.recipe import FLOAT, LayerRecipe, Recipe
 from tdquant.scales import DynamicScale, NoiseScale, PendingScale, Scale
 from tdquant.state import state_of
 from tdquant.support.announce import announce
-from tdquant.support.patterns import idle, matching
+from tdquant.support.patterns import matching, unmatched_patterns
 
 
 def quantize(model: nn.Module, recipe: Recipe, *, timestep: str | None = None) -> nn.Module:
@@ -86,7 +86,7 @@ def convert_layers(
                     )
                 except ConversionError as error:
                     mistakes.append(error)
-        _complain(mistakes)
+        _raise_collected(mistakes)
         blocks = _attention(model, recipe, clock)
     except BaseException:
         remove_clock(model)
@@ -107,7 +107,7 @@ def _search_step(
     layer.weight_quantizer = kind(grid, step)
 
 
-def _complain(mistakes: list[ConversionError]) -> None:
+def _raise_collected(mistakes: list[ConversionError]) -> None:
     """Raises what stands in the way of several layers as one error."""
     if not mistakes:
         return
@@ -203,14 +203,14 @@ def _quantizable(model: nn.Module, family: Family) -> dict[str, nn.Module]:
     return {
         path: module
         for path, module in model.named_modules()
-        if type(module) in QUANTIZED and path and not matching(path, family.borrowed)
+        if type(module) in QUANTIZED and path and not matching(path, family.read_by_parent)
     }
 
 
 def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
     """The paths that the patterns leave; patterns that match nothing are mistakes."""
     patterns = [*recipe.include, *recipe.exclude, *recipe.overrides]
-    unknown = idle(patterns, layers)
+    unknown = unmatched_patterns(patterns, layers)
     if unknown:
         hints = {
             p: difflib.get_close_matches(p.strip("*."), layers, n=2, cutoff=0.3) for p in unknown

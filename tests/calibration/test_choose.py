@@ -4,17 +4,19 @@ from tdquant.calibration.candidates import Candidate
 from tdquant.calibration.choose import JUDGED, STATIC, WHOLE, list_choices, time_weights
 from tdquant.calibration.concatenations import Concatenation
 from tdquant.calibration.judge import Judgement
+from tdquant.numerics.grid import Grid
 from tdquant.scales import TableScale
 
+GRID = Grid.signed(4)
 TWO, ONE = torch.tensor([0.0, 999.0]), torch.zeros(1)
 
 
 def candidates():
     out = []
     for estimator in ("mse", "minmax"):
-        out.append(Candidate(estimator, TableScale(TWO, torch.ones(2))))
+        out.append(Candidate(estimator, TableScale(TWO, torch.ones(2)), GRID))
     for estimator in ("mse", "minmax"):
-        out.append(Candidate(estimator, TableScale(ONE, torch.ones(1))))
+        out.append(Candidate(estimator, TableScale(ONE, torch.ones(1)), GRID))
     return out
 
 
@@ -61,7 +63,7 @@ def choose_split(whole, first, second, margin=0.1):
     effects = {
         n: torch.tensor(e)[:, None] for n, e in zip(names, (whole, first, second), strict=True)
     }
-    flat = [Candidate("mse", TableScale(ONE, torch.ones(1)))]
+    flat = [Candidate("mse", TableScale(ONE, torch.ones(1)), GRID)]
     return list_choices(
         {names[0]: "static"},
         dict.fromkeys(names, flat),

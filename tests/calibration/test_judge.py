@@ -6,6 +6,7 @@ import tdquant as tdq
 from tdquant.calibration.candidates import Candidate, make_candidates
 from tdquant.calibration.judge import Judgement, judge
 from tdquant.numerics.fake_quantize import fake_quantize
+from tdquant.numerics.grid import Grid
 from tdquant.quantizers import activation_quantizers
 from tdquant.scales import TableScale
 
@@ -31,7 +32,7 @@ def test_judged_error_is_the_output_error_of_each_layer_alone():
     quantizers = dict(activation_quantizers(model))
     grids = {n: q.grid for n, q in quantizers.items()}
     candidates = {n: make_candidates(observations.seen[n], grids[n], "auto") for n in quantizers}
-    judgement = judge(model, quantizers, grids, candidates, calls)
+    judgement = judge(model, quantizers, candidates, calls)
     assert judgement.times.shape == (1600,)
     exact = Linear()
     for i, candidate in enumerate(candidates["b.input_quantizer"]):
@@ -54,7 +55,7 @@ def test_seeded():
     grids = {n: q.grid for n, q in quantizers.items()}
     candidates = {n: make_candidates(observations.seen[n], grids[n], "mse") for n in quantizers}
     first, again, other = (
-        judge(model, quantizers, grids, candidates, calls, seed).errors("a.input_quantizer")
+        judge(model, quantizers, candidates, calls, seed).errors("a.input_quantizer")
         for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
@@ -68,9 +69,9 @@ def test_how_samples_are_divided_into_calls_plays_no_part():
     quantizers = dict(activation_quantizers(model))
     grids = {n: q.grid for n, q in quantizers.items()}
     candidates = {n: make_candidates(observations.seen[n], grids[n], "auto") for n in quantizers}
-    whole = judge(model, quantizers, grids, candidates, [(x, t)])
+    whole = judge(model, quantizers, candidates, [(x, t)])
     split = judge(
-        model, quantizers, grids, candidates, [(x[:1], t[:1]), (x[1:4], t[1:4]), (x[4:], t[4:])]
+        model, quantizers, candidates, [(x[:1], t[:1]), (x[1:4], t[1:4]), (x[4:], t[4:])]
     )
     assert torch.equal(whole.times, split.times)
     for name in quantizers:
@@ -80,7 +81,7 @@ def test_how_samples_are_divided_into_calls_plays_no_part():
 def test_balanced_times_count_by_the_inverse_root_of_the_error_there():
     times = torch.tensor([0.0, 0.0, 900.0, 900.0])
     flat, moving = TableScale(torch.zeros(1), torch.ones(1)), TableScale(times[1:3], torch.ones(2))
-    candidates = {"a": [Candidate("mse", moving), Candidate("mse", flat)]}
+    candidates = {"a": [Candidate("mse", curve, Grid.signed(4)) for curve in (moving, flat)]}
     effects = {"a": torch.tensor([[9.0, 10.0], [9.0, 10.0], [0.1, 1.0], [0.1, 1.0]])}
     plain = Judgement(times, effects)
     found = plain.balanced(candidates)
@@ -92,6 +93,6 @@ def test_balanced_times_count_by_the_inverse_root_of_the_error_there():
 
 
 def test_no_error_at_all_is_left_as_it_is():
-    flat = Candidate("mse", TableScale(torch.zeros(1), torch.ones(1)))
+    flat = Candidate("mse", TableScale(torch.zeros(1), torch.ones(1)), Grid.signed(4))
     found = Judgement(torch.zeros(3), {"a": torch.zeros(3, 1)}).balanced({"a": [flat]})
     assert found.mean("a") == 0

@@ -22,7 +22,7 @@ def test_weights_are_inverse_roots_of_the_errors():
     assert bins.error(sums) == pytest.approx(1)
     least = LEAST * 401 / 4  # of a time without any error
     roots = torch.tensor([200.0, 200.0, 1.0, least]).sqrt()
-    weights = bins.of(times) * roots
+    weights = bins.weight(times) * roots
     assert torch.allclose(weights, weights[0].expand(4))
     better = bins.sums(times, errors * torch.tensor([1, 1, 0.5, 1]))
     assert bins.error(better) == pytest.approx(1 - 0.5 / float(2 * roots[0] + 1))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import tdquant as tdq
-from tdquant.calls.from_denoiser import trajectories
+from tdquant.calls import Trajectories, record_denoiser, trajectories
 from tdquant.diffusion import sample
 from tdquant.errors import ModelError
 
@@ -40,12 +40,24 @@ def test_reproducible_lazy_and_counted(pipe):
         assert torch.equal(x, y)
 
 
+def test_one_vocabulary_for_all_sources(pipe):
+    options = {"count": 2, "steps": 3, "batch": 1, "seed": 5, "progress": False}
+    given = {"scheduler": pipe.scheduler, "shape": pipe.shape, **options}
+    for calls in (
+        trajectories(pipe, **options),
+        trajectories(pipe.unet, **given),
+        record_denoiser(pipe.unet, **given),
+    ):
+        assert isinstance(calls, Trajectories)
+        assert len(list(calls)) == len(calls) == 6
+
+
 def test_consumers_keep_their_gradients(pipe):
     for _ in trajectories(pipe.unet, pipe.scheduler, 1, pipe.shape, steps=2):
         assert torch.is_grad_enabled()
 
 
-def test_normal_law_favours_its_mean(pipe):
+def test_the_normal_distribution_favours_its_mean(pipe):
     count = {}
     calls = trajectories(
         pipe.unet,
@@ -91,6 +103,6 @@ def test_schedulers_that_call_several_times_a_step_are_followed_to_the_end(pipe,
 
 
 @pytest.mark.parametrize("steps", [0, 1001])
-def test_steps_out_of_range_are_told_as_sampling_tells_them(pipe, steps):
+def test_steps_out_of_range(pipe, steps):
     with pytest.raises(ModelError, match=f"{steps} sampler steps"):
         list(trajectories(pipe.unet, pipe.scheduler, 2, pipe.shape, steps=steps))

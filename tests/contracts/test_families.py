@@ -140,7 +140,9 @@ def test_names_hit_what_they_should(name):
     assert not named(family.time_path) & set(by_sample)
     assert named(family.first) == {by_sample[0]}
     assert named(family.last) == {by_sample[-1]}
-    assert named(family.borrowed) <= {p for p in base if type(model.get_submodule(p)) in QUANTIZED}
+    assert named(family.read_by_parent) <= {
+        p for p in base if type(model.get_submodule(p)) in QUANTIZED
+    }
 
 
 class Unlisted(nn.Module):

@@ -2,7 +2,7 @@ import hashlib
 
 import torch
 
-from tdquant.files.digests import file_digest, hash_tensors
+from tdquant.files.digests import file_digest, hash_tensors, tensor_bytes
 
 
 def test_a_files_digest_is_its_sha256(tmp_path):
@@ -27,3 +27,10 @@ def test_tensors_are_told_apart_by_name_type_shape_and_bytes():
         digest(a=x, b=x.bfloat16()),
     ]
     assert len({same, *others}) == 7
+
+
+def test_views_have_the_digest_of_their_numbers():
+    x = torch.arange(6).reshape(2, 3)
+    for view in (x.T, x[:, 1:], torch.tensor([7]).expand(1, 5)[:, :1], x[:0], torch.tensor(3)):
+        assert hash_tensors({"a": view}).digest() == hash_tensors({"a": view.clone()}).digest()
+        assert bytes(tensor_bytes(view)) == view.numpy().tobytes()

@@ -394,7 +394,7 @@ def test_a_whole_pipeline_is_inspected_and_its_models_are_named(saved):
     with pytest.raises(StorageError, match=r"one of its models: .*unet"):
         tdq.load(saved)
     (saved / "unet" / "config.json").write_text("{")
-    with pytest.raises(StorageError, match="not JSON"):
+    with pytest.raises(StorageError, match="is damaged"):
         tdq.load(saved / "unet")
 
 

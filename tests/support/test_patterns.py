@@ -3,7 +3,7 @@ from fnmatch import fnmatchcase
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdquant.support.patterns import idle, matches, matching
+from tdquant.support.patterns import matches, matching, unmatched_patterns
 
 words = st.text(alphabet="ab.*?[]", max_size=6)
 
@@ -16,4 +16,4 @@ def test_means_what_fnmatch_means_or_the_path_itself(path, pattern):
 def test_in_order_and_idle():
     patterns = ["b.*", "a", "*.conv", "nowhere", "n*"]
     assert matching("b.conv", patterns) == ["b.*", "*.conv"]
-    assert idle(patterns, {"a": 1, "b.conv": 2}) == ["nowhere", "n*"]
+    assert unmatched_patterns(patterns, {"a": 1, "b.conv": 2}) == ["nowhere", "n*"]

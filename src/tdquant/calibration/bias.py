@@ -1,5 +1,5 @@
-r"""Bias correction: what the rounding of weights adds to a layer's output on average is taken off
-its bias.
+r"""Bias correction: subtracts from a layer's bias what the rounding of its weights adds to its
+output on average.
 
     b_c <- b_c - E[(W_hat x_hat - W x_hat)_c]
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calls.call import Call, run
+from tdquant.calls.observing import watching
 from tdquant.layers import (
     QuantConv1d,
     QuantConv2d,
@@ -26,14 +27,13 @@ from tdquant.layers import (
     structured_layers,
 )
 from tdquant.quantizers import CodedWeight
-from tdquant.support.hooks import hooked
 
 
 @torch.no_grad()
 def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
     """Corrects the bias of every layer that has one and quantized weights, if the float weights
-    are still there. A layer that was split has it in its first part, which takes the correction of
-    all; one that was corrected before is corrected anew, from the bias that it had.
+    are still there. Of a split layer, the bias is that of the first part, which takes the
+    correction of all parts; a layer corrected before is corrected anew, from its original bias.
 
     Returns:
         path -> root mean square of the correction.
@@ -53,11 +53,7 @@ def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
         for name, layer in quantized_layers(model)
         if not isinstance(layer.weight_quantizer, (nn.Identity, CodedWeight))
     }
-    hooks = [
-        layer.register_forward_hook(lambda m, args, y, name=name: measure(name, m, args[0], y))
-        for name, layer in layers.items()
-    ]
-    with hooked(hooks):
+    with watching(layers, measure):
         for call in calls:
             run(model, call)
     firsts = {f"{path}.parts.0": f"{path}.parts." for path, _ in structured_layers(model)}

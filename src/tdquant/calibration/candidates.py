@@ -1,13 +1,12 @@
-r"""Candidate curves s(t) of a layer: range estimators at every time and over all times, and what
-lies between.
+r"""Candidate curves s(t) of a layer: range estimators at every time and over all times.
 
-Rounding asks for small steps and clipping for large ones, and how the two weigh at the model's
+Rounding asks for small steps and clipping for large ones, and their relative weight at the model's
 output differs from layer to layer. Between the mse step and the min-max step of each time the
 candidates are
 
     log s_c(t) = (1 - c) log s_mse(t) + c log s_minmax(t),    c in {0, 1/2, 1}
 
-and the percentile step stands beside them. Each comes in a temporal and in a flat form.
+beside the percentile step. Each comes in a temporal and a static form.
 """
 
 from __future__ import annotations
@@ -20,30 +19,38 @@ from torch import Tensor
 from tdquant.calibration.estimators import best_zero, estimate, one_sided
 from tdquant.calibration.histogram import pooled
 from tdquant.calibration.time_histograms import TimeHistograms
+from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.scales import TableScale
 
 BLENDS = (0.0, 0.5, 1.0)
 NAMES = ("mse", "between", "minmax", "percentile")
+_BASIC = ("mse", "minmax", "percentile")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One curve: the estimator it comes from, and steps at the times that were seen; one knot if
-    it is flat.
+    """One curve: the estimator that it comes from, its steps at the times that were seen (one knot
+    if it is static), and its codes.
     """
 
     estimator: str
     curve: TableScale
+    grid: Grid
 
     @property
     def kind(self) -> str:
         return "static" if self.curve.static else "temporal"
 
+    def quantize(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """The activation x ``(B, *)``, fake-quantized at the time ``()`` or times ``(B,)``."""
+        step = expand_scale(self.curve.to(x.device)(timestep, x, self.grid), x)
+        return fake_quantize(x, step, self.grid.low, self.grid.high)
+
 
 def choose_grid(seen: TimeHistograms, grid: Grid, symmetric: bool) -> Grid:
-    """The grid of an activation: affine at its best zero point if one-sided, else signed; as it
-    was if it has to be ``symmetric``.
+    """The grid of an activation: affine at its best zero point if the activation is one-sided,
+    else signed; unchanged if it has to be ``symmetric``.
     """
     if symmetric:
         return grid
@@ -61,22 +68,17 @@ def make_candidates(seen: TimeHistograms, grid: Grid, estimator: str) -> list[Ca
         grid: Codes.
         estimator: One of NAMES, or ``"auto"`` for all.
     """
-    temporal = _family(
-        torch.tensor([[estimate(h, grid, e) for h in seen.histograms()] for e in _BASIC])
-    )
-    everything = pooled(seen.histograms())
-    static = _family(torch.tensor([[estimate(everything, grid, e)] for e in _BASIC]))
+    histograms = seen.histograms()
     names = NAMES if estimator == "auto" else (estimator,)
-    out = []
-    if len(seen.by_time) > 1:
-        out += [Candidate(n, TableScale(seen.times(), temporal[n])) for n in names]
-    return out + [Candidate(n, TableScale(torch.zeros(1), static[n])) for n in names]
-
-
-_BASIC = ("mse", "minmax", "percentile")
-
-
-def _family(steps: Tensor) -> dict[str, Tensor]:
-    mse, minmax, percentile = steps
-    blends = [(mse.log() * (1 - c) + minmax.log() * c).exp() for c in BLENDS]
-    return dict(zip(NAMES, [*blends, percentile], strict=True))
+    over_time = [[estimate(h, grid, e) for h in histograms] for e in _BASIC]
+    everything = pooled(histograms)
+    curves = [(torch.zeros(1), [[estimate(everything, grid, e)] for e in _BASIC])]
+    if len(histograms) > 1:
+        curves.insert(0, (seen.times(), over_time))
+    found = []
+    for knots, steps in curves:
+        mse, minmax, percentile = torch.tensor(steps)
+        blends = [(mse.log() * (1 - c) + minmax.log() * c).exp() for c in BLENDS]
+        by_name = dict(zip(NAMES, [*blends, percentile], strict=True))
+        found += [Candidate(n, TableScale(knots, by_name[n]), grid) for n in names]
+    return found

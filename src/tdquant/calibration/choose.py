@@ -1,8 +1,10 @@
-"""Choosing among candidates: which may serve a layer, which is best by the judge, and how times
-weigh in a fit.
+"""Choosing among candidates: which may serve a layer, which is judged best, and how times are
+weighted in a fit.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,14 +20,14 @@ WHOLE = "no layer split"
 
 
 def list_choices(
-    wanted: dict[str, str],
-    candidates: dict[str, list[Candidate]],
+    wanted: Mapping[str, str],
+    candidates: Mapping[str, list[Candidate]],
     judgement: Judgement,
     margin: float,
-    parts: dict[str, Concatenation] | None = None,
+    parts: Mapping[str, Concatenation] | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Choices for the whole model: the judge's own, each estimator alone, flat curves alone, and,
-    where the judge splits layers, its own without that.
+    """Choices for the whole model: the judge's own, each estimator alone, static curves alone,
+    and, where the judge splits layers, its own without splits.
 
     Arguments:
         wanted: Kind of scale that each layer is to get.
@@ -33,7 +35,7 @@ def list_choices(
         judgement: Their output errors.
         margin: Share by which a temporal scale has to better a static one where the kind is
             ``"auto"``, and a split layer a whole one.
-        parts: Quantizers whose layers can be split.
+        parts: Concatenations by quantizer, of layers that can be split.
 
     Returns:
         Title -> path -> index of the candidate; of a split layer, the paths are those of its
@@ -45,28 +47,29 @@ def list_choices(
     def choose(allowed: set[str], kind: str | None = None, split: bool = True) -> dict[str, int]:
         choice: dict[str, int] = {}
         for n in wanted:
-
-            def best(place: str, n: str = n) -> int:
-                means = judgement.mean(place)
-                return _best(kind or wanted[n], candidates[place], means, allowed, margin)
-
-            whole = {n: best(n)}
-            apart = {p: best(p) for p in parts[n].names(n)} if split and n in parts else whole
-            better = judgement.together(apart) < (1 - margin) * judgement.together(whole)
-            choice |= apart if better else whole
+            places = [n, *(parts[n].names(n) if split and n in parts else ())]
+            best = {
+                p: _best(kind or wanted[n], candidates[p], judgement.mean(p), allowed, margin)
+                for p in places
+            }
+            whole = {n: best.pop(n)}
+            better = bool(best) and judgement.together(best) < (1 - margin) * judgement.together(
+                whole
+            )
+            choice |= best if better else whole
         return choice
 
     choices = {JUDGED: choose(set(estimators))}
     if len(estimators) > 1:
         choices |= {f"{name} everywhere": choose({name}) for name in estimators}
-    if not all(map(is_flat, wanted.values())):
+    if not all(map(is_static, wanted.values())):
         choices[STATIC] = choose(set(estimators), "static")
     if set(choices[JUDGED]) != set(wanted):
         choices[WHOLE] = choose(set(estimators), split=False)
     return choices
 
 
-def is_flat(kind: str) -> bool:
+def is_static(kind: str) -> bool:
     """Whether scales of the kind are the same at every timestep."""
     return kind in SCALES and not SCALES[kind].timed
 
@@ -82,7 +85,7 @@ def _best(
 
     static, temporal = least("static"), least("temporal")
     assert static is not None
-    if temporal is None or is_flat(wanted):
+    if temporal is None or is_static(wanted):
         return static
     # A temporal scale can be flat, so that forcing the kind is never worse than a static one.
     needed = 1.0 - (margin if wanted == "auto" else 0.0)
@@ -97,7 +100,7 @@ def static_error(candidates: list[Candidate], error: Tensor) -> float:
 def time_weights(
     judgement: Judgement, name: str, index: int, knots: Tensor, bins: int = 16
 ) -> Tensor:
-    """How much the layer's error matters at each of ``knots`` (K,): its judged error, smoothed.
+    """How much the layer's error counts at each of ``knots`` (K,): its judged error, smoothed.
 
     A tenth of the mean is added, so that no time is free of its target.
     """

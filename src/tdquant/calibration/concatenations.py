@@ -1,7 +1,7 @@
-"""Concatenations: which layers take one as their input, in which parts, and what the parts hold.
+"""Finds the layers whose input is a concatenation, and keeps histograms of its parts.
 
-Nothing is told by names. While a call runs, every result of ``torch.cat`` is remembered; a layer
-that is handed that very tensor, concatenated along the channels that it sums over, can be split.
+Names play no part: while a call runs, every result of ``torch.cat`` is remembered, and a layer
+whose input is that very tensor, concatenated along the channels that it sums over, can be split.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CATS = (torch.cat, torch.concat, torch.concatenate)
 
 @dataclass(frozen=True)
 class Concatenation:
-    """What a layer's input consists of.
+    """The parts of a layer's input.
 
     Attributes:
         dimension: The dimension of the channels, counted from the end.
@@ -48,7 +48,7 @@ class Concatenation:
 
 
 class ConcatenationMode(TorchFunctionMode):
-    """While it is entered, remembers the results of ``torch.cat`` as long as they live."""
+    """While it is active, remembers the results of ``torch.cat`` as long as they live."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,37 +75,29 @@ class ConcatenationMode(TorchFunctionMode):
         return sizes if len(sizes) > 1 and min(sizes) > 0 else None
 
     def forget(self) -> None:
-        """To be called between calls of the model."""
+        """Drops what is remembered; to be called between calls of the model."""
         self._made.clear()
 
 
 class PartObserver:
-    """Histograms of the parts of every layer that takes the same concatenation in every call.
-
-    Arguments:
-        model: A quantized model.
-        quantizers: Its activation quantizers by path.
-        mode: Entered while the model runs.
+    """Histograms of the parts of every quantizer's input that is the same concatenation in every
+    call, found while ``mode`` is active.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        quantizers: dict[str, ActivationQuantizer],
+        quantizers: Mapping[str, ActivationQuantizer],
         mode: ConcatenationMode,
     ) -> None:
         self._mode = mode
-        self._dimensions = {
-            name: dimension
-            for name, q in quantizers.items()
-            if (dimension := _dimension(model, name, q)) is not None
-        }
+        self._dimensions = {n: _dimension(model, n, q) for n, q in quantizers.items()}
         self._sizes: dict[str, tuple[int, ...] | None] = {}
         self._seen: dict[str, list[TimeHistograms]] = {}
 
     def update(self, name: str, x: Tensor, timestep: Tensor) -> None:
-        """Takes note of the input x of the quantizer ``name``."""
-        dimension = self._dimensions.get(name)
+        """Takes in the input x of the quantizer ``name``."""
+        dimension = self._dimensions[name]
         if dimension is None:
             return
         sizes = self._mode.parts(x, dimension)
@@ -120,33 +112,32 @@ class PartObserver:
 
     def found(self) -> tuple[dict[str, Concatenation], dict[str, TimeHistograms]]:
         """Concatenations by the quantizer that they reach, and the histograms of their parts by
-        path. One with a part that is always zero is none.
+        path, without those that have a part that is always zero.
         """
         parts: dict[str, Concatenation] = {}
         seen: dict[str, TimeHistograms] = {}
         for name, histograms in self._seen.items():
-            sizes = self._sizes[name]
-            dead = any(all(h.limit == 0 for h in part.histograms()) for part in histograms)
-            if sizes is None or dead:
-                continue
-            parts[name] = Concatenation(self._dimensions[name], sizes)
-            seen |= dict(zip(parts[name].names(name), histograms, strict=True))
+            sizes, dimension = self._sizes[name], self._dimensions[name]
+            if sizes and dimension and not any(part.all_zero for part in histograms):
+                parts[name] = Concatenation(dimension, sizes)
+                seen |= dict(zip(parts[name].names(name), histograms, strict=True))
         return parts, seen
 
 
 def with_parts(
     quantizers: Mapping[str, ActivationQuantizer], parts: Mapping[str, Concatenation]
 ) -> dict[str, ActivationQuantizer]:
-    """Quantizers by path, and again under the path of each part of what they are handed."""
+    """Quantizers by path, and again under the path of each part of their input."""
     return dict(quantizers) | {p: quantizers[n] for n, c in parts.items() for p in c.names(n)}
 
 
 def splittable(
-    model: nn.Module, quantizers: dict[str, ActivationQuantizer], parts: dict[str, Concatenation]
+    model: nn.Module,
+    quantizers: Mapping[str, ActivationQuantizer],
+    parts: Mapping[str, Concatenation],
 ) -> dict[str, Concatenation]:
     """Those of ``parts`` that can become split layers of this model: neither calibrated nor
-    reconstructed yet, of the sizes that its layers have, and with something in every slice of the
-    weight.
+    reconstructed yet, of the sizes of its layers, and with no slice of the weight all zero.
     """
     chosen = {}
     for name, concatenation in parts.items():

@@ -1,4 +1,4 @@
-r"""Min-max, percentile and mse: three ways to choose a step for a histogram.
+r"""Range estimators: the step of an activation from its histogram, by min-max, percentile or mse.
 
 min-max holds every value seen, percentile all but a share p of them on either side, and mse
 minimises the squared error over a geometric family of fractions of the min-max step.

@@ -1,9 +1,8 @@
-r"""A streaming histogram of one tensor: all that a range estimator needs, in memory that does not
-grow.
+r"""A streaming histogram of one tensor, in bounded memory.
 
-Bins of equal width cover ``[-L, L)`` with L a power of two. A value beyond L doubles L, and each
-pair of bins is merged into one, exactly, since zero stays a bin edge. From it come the extremes,
-quantiles, and the squared error of any step and grid,
+Bins of equal width cover ``[-L, L)`` with L a power of two. A value beyond L doubles L and merges
+each pair of bins into one, exactly, since zero stays a bin edge. It gives the extremes, quantiles,
+and the squared error of any step and grid,
 
     E(s) = sum_i n_i (s clip(round(c_i / s), low, high) - c_i)^2
 
@@ -22,7 +21,7 @@ from tdquant.errors import CalibrationError
 
 BINS = 4096
 LEAST = 2.0**-100
-"""The least limit: narrower bins would have a width that float32 rounds to zero."""
+"""Least limit: float32 rounds the width of narrower bins to zero."""
 
 
 class Histogram:
@@ -64,39 +63,28 @@ class Histogram:
         self.total += x.numel()
         largest = max(-low, high)
         if largest >= self.limit and largest > 0:
-            self.widen(max(2.0 ** (math.floor(math.log2(largest)) + 1), LEAST))
+            self._widen(max(2.0 ** (math.floor(math.log2(largest)) + 1), LEAST))
         half = BINS // 2
         width = self.limit / half or 1.0
         index = (x / width).floor_().clamp_(-half, half - 1).add_(half)
         self.counts += torch.bincount(index.to(torch.int32), minlength=BINS).cpu()
 
-    def widen(self, limit: float) -> None:
+    def _widen(self, limit: float) -> None:
         """Makes L at least ``limit``, a power of two."""
         if self.limit == 0:
-            self.limit = (
-                limit  # nothing but zeros so far, and they are in the bin above the edge at zero
-            )
+            self.limit = limit  # nothing but zeros so far: they are in the bin above zero
         while self.limit < limit:
-            merged = self.counts.view(-1, 2).sum(1)
-            self.counts.zero_()
-            self.counts[BINS // 4 : 3 * BINS // 4] = merged
+            self.counts.copy_(_merge_pairs(self.counts))
             self.limit *= 2
-
-    def copy(self) -> Histogram:
-        """A histogram that can be changed on its own."""
-        new = Histogram()
-        new.counts, new.limit = self.counts.clone(), self.limit
-        new.low, new.high, new.total = self.low, self.high, self.total
-        return new
 
     def add(self, other: Histogram, weight: float = 1.0) -> None:
         """Adds the counts of another histogram, times ``weight``."""
-        other = other.copy()
-        limit = max(self.limit, other.limit)
-        for histogram in (self, other):
-            if limit > 0:
-                histogram.widen(limit)
-        self.counts += other.counts * weight
+        if other.limit > 0:
+            self._widen(other.limit)
+        counts, limit = other.counts, other.limit or self.limit
+        while limit < self.limit:
+            counts, limit = _merge_pairs(counts), 2 * limit
+        self.counts += counts * weight
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.total += other.total
 
@@ -114,8 +102,15 @@ class Histogram:
         return float(self.centres()[index])
 
 
+def _merge_pairs(counts: Tensor) -> Tensor:
+    """The counts in bins of twice the width."""
+    merged = torch.zeros_like(counts)
+    merged[BINS // 4 : 3 * BINS // 4] = counts.view(-1, 2).sum(1)
+    return merged
+
+
 def pooled(histograms: Iterable[Histogram]) -> Histogram:
-    """One histogram of all, each weighted to the same mass: timesteps count alike however often
+    """One histogram of all, each normalized to the same mass: timesteps count alike however often
     they were seen.
     """
     total = Histogram()

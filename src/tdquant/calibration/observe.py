@@ -1,6 +1,4 @@
-"""``observe``: one pass of the float model over the batches, and all that calibration needs to
-know of it.
-"""
+"""``observe``: runs the float model over the batches once and keeps what calibration needs."""
 
 from __future__ import annotations
 
@@ -23,16 +21,16 @@ from tdquant.support.progress import track
 
 @dataclass(frozen=True)
 class Observations:
-    """What the float model showed.
+    """Statistics of the float model's activations.
 
     Attributes:
-        seen: Path of the quantizer -> histograms over time. Parts of concatenations are here
-            under the paths that they would have in a split layer.
+        seen: Path of the quantizer -> histograms over time; of parts of concatenations, under the
+            paths that they would have in a split layer.
         times: The time axis.
         calls: Some of the calls, cut to a few samples each, for judging.
-        parts: Path of a quantizer that is handed a concatenation -> its parts.
+        parts: Path of a quantizer whose input is a concatenation -> its parts.
         count: Calls that were seen.
-        made_by: What made the calls, as far as they tell.
+        made_by: Origin of the calls, if known.
     """
 
     seen: dict[str, TimeHistograms]
@@ -52,10 +50,10 @@ def observe(
     seed: int = 0,
     progress: bool = True,
 ) -> Observations:
-    """Runs a quantized model in float over the batches once, in memory that does not grow.
+    """Runs a quantized model in float over the batches once, in bounded memory.
 
     Arguments:
-        model: What ``quantize`` returned; it stays as it is.
+        model: A model that ``quantize`` returned; it stays unchanged.
         batches: Calls, tuples of positional or dictionaries of keyword arguments.
         calls: Calls to keep for judging.
         samples: Samples to keep of each.
@@ -70,9 +68,8 @@ def observe(
     clock = clock_of(model)
     quantizers = dict(activation_quantizers(model))
     seen = {name: TimeHistograms() for name in quantizers}
-    times = TimeRange()
+    times, mode = TimeRange(), ConcatenationMode()
     reservoir = Reservoir(calls, samples, seed)
-    mode = ConcatenationMode()
     observer = PartObserver(model, quantizers, mode)
 
     def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
@@ -83,9 +80,8 @@ def observe(
             raise CalibrationError(error.what, where=name, fix=error.fix) from error
         return x
 
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
     with observing(model, quantizers, look):
-        for call in track(batches, "observing", total, progress):
+        for call in track(batches, "observing", show=progress):
             with torch.no_grad(), mode:
                 run(model, call)
             mode.forget()
@@ -95,13 +91,13 @@ def observe(
         raise CalibrationError(
             "there are no batches", where="calibrate", fix="an iterable of (x, t), at least one"
         )
-    complain(
+    refuse_layers(
         [n for n, s in seen.items() if not s.by_time],
         "no batch reached {} activations",
         "batches that run every layer (with a context, say), or Recipe(exclude=...)",
     )
-    complain(
-        [n for n, s in seen.items() if all(h.limit == 0 for h in s.histograms())],
+    refuse_layers(
+        [n for n, s in seen.items() if s.all_zero],
         "{} activations are zero throughout",
         "batches from real trajectories; a dead layer belongs in Recipe(exclude=...)",
     )
@@ -113,14 +109,14 @@ def observe(
 def observed(
     model: nn.Module, batches: Iterable[Call] | Observations, seed: int, progress: bool
 ) -> Observations:
-    """Observations of a model: those that are given, if they are of its layers, or new ones.
+    """Observations of a model: the given ones, if they are of its layers, or new ones.
 
     Raises:
         CalibrationError: As ``observe``; or the given ones are of other layers.
     """
     if not isinstance(batches, Observations):
         batches = observe(model, batches, seed=seed, progress=progress)
-    complain(
+    refuse_layers(
         [name for name, _ in activation_quantizers(model) if name not in batches.seen],
         "{} activations are not in the observations",
         "observe a model with the same layers quantized",
@@ -128,8 +124,8 @@ def observed(
     return batches
 
 
-def complain(names: list[str], what: str, fix: str) -> None:
-    """Raises CalibrationError if there are names, showing the first five."""
+def refuse_layers(names: list[str], what: str, fix: str, why: str = "") -> None:
+    """Raises CalibrationError, which shows the first five names, unless there are none."""
     if names:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise CalibrationError(what.format(len(names)), where=shown, fix=fix)
+        raise CalibrationError(what.format(len(names)), where=shown, why=why, fix=fix)

@@ -1,4 +1,4 @@
-r"""Where the published code starts its activation scales, from calls of the float model.
+r"""Initial activation scales as in the published code, from calls of the float model.
 
     s = mean over calls of (mean(x) + k sigma(x)) / qmax,    k = 3, and 16 after SiLU
 
@@ -13,12 +13,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from tdquant.calibration.observe import refuse_layers
 from tdquant.calibration.report import Calibration, LayerChoice
 from tdquant.calibration.time_histograms import TimeRange
 from tdquant.calls.call import Call, run
 from tdquant.calls.observing import observing
 from tdquant.clock import clock_of
-from tdquant.errors import CalibrationError
 from tdquant.quantizers import ActivationQuantizer, OffsetQuantizer, activation_quantizers
 from tdquant.scales import PublishedScale, Scale, StaticScale
 from tdquant.state import note
@@ -36,12 +36,12 @@ def start_as_published(
     seed: int = 0,
     progress: bool = True,
 ) -> Calibration:
-    """Starts the scales of a model that ``Recipe.published`` quantized.
+    """Initializes the scales of a model that ``Recipe.published`` quantized.
 
     Arguments:
         model: The quantized model.
         batches: Calls, tuples of positional or dictionaries of keyword arguments.
-        time_range: First and last timestep, if not those that ``calibrate`` takes.
+        time_range: First and last timestep; those that ``calibrate`` takes if None.
         seed: Seed of the networks of temporal scales.
         progress: Draw a bar.
 
@@ -52,36 +52,38 @@ def start_as_published(
     quantizers = dict(activation_quantizers(model))
     if not quantizers:
         return Calibration([])
-    steps: dict[str, list[float]] = {name: [] for name in quantizers}
+    found: dict[str, list[float]] = {name: [] for name in quantizers}
     times, clock = TimeRange(), clock_of(model)
 
     def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
-        steps[name].append(_step(x, quantizers[name]))
+        found[name].append(_step(x, quantizers[name]))
         return x
 
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
     with observing(model, quantizers, look):
-        for call in track(batches, "starting scales", total, progress):
+        for call in track(batches, "starting scales", show=progress):
             run(model, call)
             times.update(clock.last)
-    bad = [name for name, found in steps.items() if not 0 < _mean(found) < float("inf")]
-    if bad:
-        raise CalibrationError(
-            f"{len(bad)} activation scales cannot start",
-            where=", ".join(bad[:5]),
-            why="no call reached them, or the activations are NaN, infinite or all zero",
-            fix="calls of the float model on training images, at least one",
-        )
-    span, layers = time_range or times.resolve(), []
+    steps = {name: sum(each) / max(len(each), 1) for name, each in found.items()}
+    refuse_layers(
+        [name for name, step in steps.items() if not 0 < step < float("inf")],
+        "{} activation scales cannot start",
+        "calls of the float model on training images, at least one",
+        "no call reached them, or the activations are NaN, infinite or all zero",
+    )
+    span, layers, nan = time_range or times.resolve(), [], float("nan")
+    device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for name, quantizer in quantizers.items():
-            scale = _scale(quantizer, _mean(steps[name]), span)
-            device = next(model.parameters()).device
-            quantizer.scale = scale.to(device).train(quantizer.training)
-            nan = float("nan")
+        for name, q in quantizers.items():
+            published = q.wanted == PublishedScale.kind
+            scale: Scale = (
+                PublishedScale(steps[name], span, **q.options)
+                if published
+                else StaticScale(steps[name])
+            )
+            q.scale = scale.to(device).train(q.training)
             layers.append(LayerChoice(name, scale.kind, "published", nan, nan, 1.0, 0.0))
-    note(model, "calibrate", calls=len(next(iter(steps.values()))), start="published")
+    note(model, "calibrate", calls=len(next(iter(found.values()))), start="published")
     return Calibration(layers)
 
 
@@ -91,13 +93,3 @@ def _step(x: Tensor, quantizer: ActivationQuantizer) -> float:
     mean, sigma = x.mean(), x.std() if x.numel() > 1 else x.new_zeros(())
     step = float((mean + sigmas * sigma) / quantizer.grid.high)
     return step if step > 0 else float((mean.abs() + sigmas * sigma) / quantizer.grid.high)
-
-
-def _mean(steps: list[float]) -> float:
-    return sum(steps) / len(steps) if steps else 0.0
-
-
-def _scale(quantizer: ActivationQuantizer, step: float, span: tuple[float, float]) -> Scale:
-    if quantizer.wanted == PublishedScale.kind:
-        return PublishedScale(step, span, **quantizer.options)
-    return StaticScale(step)

@@ -1,19 +1,20 @@
-"""What calibration did: what every activation got, and what was tried."""
+"""The report of a calibration: the scale of every activation, and the choices that were tried."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What one activation got, and why.
+    """The scale of one activation, and why it was chosen.
 
     Attributes:
         path: Its quantizer.
         kind: Kind of its scale.
-        estimator: Where the curve comes from.
-        error: Mean squared output error that it causes alone, by the judge, which weighs times.
+        estimator: Estimator of the curve.
+        error: Mean squared output error that it causes alone, by the judge, which weights times.
         static_error: That of its best static scale.
         spread: Largest over smallest step over time.
         fit_error: Largest ``|log s - log s*|`` of a scale over time; 0 of others.
@@ -30,7 +31,7 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class SplitChoice:
-    """A layer that was split along the concatenation that it takes.
+    """A layer that was split along the concatenation that is its input.
 
     Attributes:
         path: The layer.
@@ -47,13 +48,13 @@ class SplitChoice:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration did. ``str()`` gives a few lines.
+    """The report of a calibration. ``str()`` gives a few lines.
 
     Attributes:
         layers: One LayerChoice for each activation.
         trials: Geometric mean over samples of the squared error of the whole model's output, or of
             generated samples, by the choice tried.
-        chosen: The name of the one that was taken.
+        chosen: Name of the choice that was taken.
         splits: Layers that were split.
     """
 
@@ -62,15 +63,14 @@ class Calibration:
     chosen: str = ""
     splits: list[SplitChoice] = field(default_factory=list)
 
+    def kinds(self) -> dict[str, int]:
+        """Kind of scale -> number of activations."""
+        return dict(sorted(Counter(choice.kind for choice in self.layers).items()))
+
     def __str__(self) -> str:
-        kinds = {
-            k: sum(c.kind == k for c in self.layers) for k in sorted({c.kind for c in self.layers})
-        }
-        lines = ["calibrated " + ", ".join(f"{n} {k}" for k, n in kinds.items())]
+        lines = ["calibrated " + ", ".join(f"{n} {kind}" for kind, n in self.kinds().items())]
         if self.splits:
             lines.append(f"split along their concatenations: {len(self.splits)} layers")
-        lines += [
-            f"  {'*' if name == self.chosen else ' '} {name}: error {error:.3g}"
-            for name, error in self.trials.items()
-        ]
+        for name, error in self.trials.items():
+            lines.append(f"  {'*' if name == self.chosen else ' '} {name}: error {error:.3g}")
         return "\n".join(lines)

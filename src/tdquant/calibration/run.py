@@ -1,10 +1,12 @@
-"""``calibrate``: observe the float model, make candidate scales, judge them at the output, install
-the best.
+"""``calibrate``: observes the float model, makes candidate scales, judges them at the output and
+installs the best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,35 +49,35 @@ def calibrate(
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
-    """Estimates every activation scale of a quantized model from one pass over calls of it.
-
-    The model runs in float while it is observed. Memory does not grow with the number of batches.
+    """Estimates every activation scale of a quantized model from one pass over calls of it, in
+    bounded memory. The model runs in float while it is observed.
 
     Arguments:
         model: What ``quantize`` returned.
         batches: Calls, tuples of positional or dictionaries of keyword arguments, as sampling
-            makes them: see ``tdquant.calls.from_denoiser``. Every time that matters should
-            occur. Or what ``observe`` returned for the same architecture, whatever its bits: a
-            sweep over recipes observes once.
-        estimator: ``"minmax"``, ``"percentile"``, ``"mse"``, or ``"auto"``: for each layer the one
-            whose errors do least at the model's output, confirmed on the whole model.
+            makes them (``tdq.trajectories``); every time that matters should occur. Or what
+            ``observe`` returned for the same architecture at any bits: a sweep over recipes
+            observes once.
+        estimator: ``"minmax"``, ``"percentile"``, ``"mse"``, ``"between"``, or ``"auto"``: for
+            each layer the one with the least error at the model's output, confirmed on the whole
+            model.
         margin: An ``"auto"`` scale is temporal where that lowers the layer's output error by more
             than this share.
-        split: A layer that is handed a concatenation may become one layer for each part of it,
-            with scales of their own; it does where that lowers its output error by more than
-            ``margin``. Layers that were calibrated before stay as they are.
+        split: A layer whose input is a concatenation becomes one layer for each part of it, with
+            separate scales, where that lowers its output error by more than ``margin``. Layers
+            that were calibrated before stay as they are.
         generate: Samples with the model that it is given, from fixed noise. With ``"auto"``,
-            whole-model choices are then confirmed on what it returns and not on single calls: an
+            whole-model choices are then confirmed on the samples instead of single calls: an
             error that is small in every call can add up over a trajectory.
-        bias_correction: Move each layer's bias by the mean output error that its weights' rounding
-            causes.
-        time_range: The model's times, if they are not ``0 .. 999`` and not the continuous range of
-            the batches.
+        bias_correction: Correct each layer's bias by the mean output error that the rounding of
+            its weights causes.
+        time_range: The model's times; ``0 .. 999``, or the range of the batches if continuous,
+            by default.
         seed: Seed of all draws.
         progress: Draw bars.
 
     Returns:
-        The model. What each layer got and why is ``model.tdq.calibration``; ``tdq.summary(model)``
+        The model. ``model.tdq.calibration`` is the report on each layer; ``tdq.summary(model)``
         has the table.
 
     Raises:
@@ -83,8 +85,8 @@ def calibrate(
             activations, or an unknown estimator. The model is then left as it was.
         ConversionError: The model is not quantized.
 
-    A model that ``Recipe.published`` quantized gets the published start instead, whatever the
-    estimator (``tdquant.calibration.published``).
+    A model that ``Recipe.published`` quantized gets the published initial scales instead, whatever
+    the estimator (``tdquant.calibration.published``).
     """
     clock_of(model)
     recipe = recipe_of(model)
@@ -99,11 +101,11 @@ def calibrate(
         raise CalibrationError(
             f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"
         )
-    quantizers = dict(activation_quantizers(model))
     batches = observed(model, batches, seed, progress)
     seen, calls = batches.seen, batches.calls
     span = time_range or batches.times.resolve()
 
+    quantizers = dict(activation_quantizers(model))
     pending = {n: q for n, q in quantizers.items() if not isinstance(q.scale, DynamicScale)}
     parts = splittable(model, pending, batches.parts) if split else {}
     owners = with_parts(quantizers, parts)
@@ -112,42 +114,24 @@ def calibrate(
     report = Calibration([])
     if pending:
         candidates = {
-            n: make_candidates(seen[n], grids[n], estimator)
-            for n in owners
-            if n in pending or n not in quantizers
+            n: make_candidates(seen[n], grids[n], estimator) for n in with_parts(pending, parts)
         }
-        shown = track(calls, "judging scales", len(calls), progress)
-        judgement = judge(model, pending, grids, candidates, shown, seed, parts)
+        shown = track(calls, "judging scales", show=progress)
+        judgement = judge(model, pending, candidates, shown, seed, parts)
         judgement = judgement.balanced({n: candidates[n] for n in pending})
         wanted = {n: q.wanted for n, q in pending.items()}
         choices = list_choices(wanted, candidates, judgement, margin, parts)
-        trials = {}
+        trials: dict[str, float] = {}
         if len(choices) > 1:
-
-            def result(net: nn.Module) -> list[Tensor]:
-                return [generate(net)] if generate else outputs(net, calls)
-
-            trials = _try_all(
-                model, quantizers, grids, candidates, choices, parts, result, progress
-            )
+            curves = {
+                title: {n: candidates[n][i] for n, i in choice.items()}
+                for title, choice in choices.items()
+            }
+            trials = _try_all(model, quantizers, grids, curves, parts, calls, generate, progress)
         name = min(trials, key=trials.__getitem__) if trials else next(iter(choices))
         choice = choices[name]
-        curves = {n: candidates[n][i] for n, i in choice.items()}
-        chosen = {n: owners[n] for n in choice}
-        made, misfits = _make_scales(chosen, grids, curves, choice, judgement, span, seed)
+        made, layers = _make_scales(owners, candidates, choice, judgement, span, seed)
         scales |= made
-        layers = [
-            LayerChoice(
-                n,
-                made[n].kind,
-                curves[n].estimator,
-                float(judgement.mean(n)[i]),
-                static_error(candidates[n], judgement.mean(n)),
-                float(curves[n].curve.table.max() / curves[n].curve.table.min()),
-                misfits.get(n, 0.0),
-            )
-            for n, i in choice.items()
-        ]
         splits = [
             SplitChoice(
                 n.removesuffix(SUFFIX),
@@ -158,115 +142,125 @@ def calibrate(
             for n, c in parts.items()
             if n not in choice
         ]
-        _install_splits(model, splits)
+        for each in splits:
+            layer = model.get_submodule(each.path)
+            assert isinstance(layer, QuantLayer)
+            replace_module(model, layer, SplitLayer.from_quantized(layer, each.sizes))
         report = Calibration(layers, trials, name, splits)
+    device = next(model.parameters()).device
     for n, quantizer in activation_quantizers(model):
-        scale = scales[n].to(_device(model)).train(quantizer.training)
-        quantizer.grid, quantizer.scale = grids[n], scale
+        quantizer.grid, quantizer.scale = (
+            grids[n],
+            scales[n].to(device).train(quantizer.training),
+        )
     if bias_correction:
         correct_biases(model, calls)
-    _note(model, batches, report)
-    state_of(model).calibration = report
-    return model
-
-
-def _note(model: nn.Module, seen: Observations, report: Calibration) -> None:
-    kinds = sorted({choice.kind for choice in report.layers})
-    low, high = seen.times.low, seen.times.high
-    facts = {
-        "calls": seen.count,
-        "times": [low, high],
-        "scales": {kind: sum(c.kind == kind for c in report.layers) for kind in kinds},
+    facts: dict[str, Any] = {
+        "calls": batches.count,
+        "times": [batches.times.low, batches.times.high],
+        "scales": report.kinds(),
         "split layers": len(report.splits),
     }
     if report.trials:
         facts["error without rounded weights"] = report.trials[report.chosen]
-    note(model, "calibrate", data=dict(seen.made_by), **facts)
-
-
-def _install_splits(model: nn.Module, splits: list[SplitChoice]) -> None:
-    for choice in splits:
-        layer = model.get_submodule(choice.path)
-        assert isinstance(layer, QuantLayer)
-        replace_module(model, layer, SplitLayer.from_quantized(layer, choice.sizes))
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    note(model, "calibrate", data=dict(batches.made_by), **facts)
+    state_of(model).calibration = report
+    return model
 
 
 @torch.no_grad()
 def _try_all(
     model: nn.Module,
-    quantizers: dict[str, ActivationQuantizer],
-    grids: dict[str, Grid],
-    candidates: dict[str, list[Candidate]],
-    choices: dict[str, dict[str, int]],
-    parts: dict[str, Concatenation],
-    result: Callable[[nn.Module], list[Tensor]],
+    quantizers: Mapping[str, ActivationQuantizer],
+    grids: Mapping[str, Grid],
+    choices: Mapping[str, Mapping[str, Candidate]],
+    parts: Mapping[str, Concatenation],
+    calls: list[Call],
+    generate: Callable[[nn.Module], Tensor] | None,
     progress: bool,
 ) -> dict[str, float]:
-    """Error of ``result(model)`` under each choice: activations quantized, weights in float.
+    """Error of outputs or generated samples under each choice, with activations quantized and
+    weights in float.
 
-    The mean over samples is geometric: where a generated sample tips over into another picture its
-    error is a hundred times that of the rest, and a few such would decide by chance.
+    The mean over samples is geometric: the error of a sample that tips over into another image is
+    a hundred times that of the rest, and a few such samples would decide by chance.
     """
-    with observing(model, quantizers, lambda name, x, t: x):
-        exact = result(model)
+
+    def result() -> list[Tensor]:
+        return [generate(model)] if generate else outputs(model, calls)
+
+    def round_by(
+        choice: Mapping[str, Candidate], name: str, x: Tensor, timestep: Tensor
+    ) -> Tensor:
+        if name in choice:
+            return choice[name].quantize(x, timestep)
+        if name in parts:
+            names, pieces = parts[name].names(name), parts[name].pieces(x)
+            rounded = [
+                round_by(choice, place, piece, timestep)
+                for place, piece in zip(names, pieces, strict=True)
+            ]
+            return torch.cat(rounded, parts[name].dimension)
+        grid = grids[name]
+        step = expand_scale(quantizers[name].scale(timestep, x, grid), x)
+        return fake_quantize(x, step, grid.low, grid.high)
+
+    with observing(model, quantizers):
+        exact = result()
     found = {}
     for title, choice in track(choices.items(), "trying choices", len(choices), progress):
-
-        def look(
-            name: str, x: Tensor, timestep: Tensor, choice: dict[str, int] = choice
-        ) -> Tensor:
-            if name in parts and name not in choice:
-                together = parts[name]
-                pieces = zip(together.names(name), together.pieces(x), strict=True)
-                rounded = [look(place, piece, timestep, choice) for place, piece in pieces]
-                return torch.cat(rounded, together.dimension)
-            grid = grids[name]
-            scale = (
-                candidates[name][choice[name]].curve if name in choice else quantizers[name].scale
-            )
-            return fake_quantize(x, expand_scale(scale(timestep, x, grid), x), grid.low, grid.high)
-
-        with observing(model, quantizers, look):
-            errors = [
-                (y - e).square().flatten(1).mean(1)
-                for y, e in zip(result(model), exact, strict=True)
-            ]
+        with observing(model, quantizers, partial(round_by, choice)):
+            pairs = zip(result(), exact, strict=True)
+            errors = [(y - e).square().flatten(1).mean(1) for y, e in pairs]
         found[title] = float(torch.cat(errors).clamp(min=1e-20).log().mean().exp())
     return found
 
 
 def _make_scales(
-    quantizers: dict[str, ActivationQuantizer],
-    grids: dict[str, Grid],
-    curves: dict[str, Candidate],
-    choice: dict[str, int],
+    quantizers: Mapping[str, ActivationQuantizer],
+    candidates: Mapping[str, list[Candidate]],
+    choice: Mapping[str, int],
     judgement: Judgement,
     span: tuple[float, float],
     seed: int,
-) -> tuple[dict[str, Scale], dict[str, float]]:
-    """The scales that the chosen curves become, and how far those over time stay from them."""
+) -> tuple[dict[str, Scale], list[LayerChoice]]:
+    """Scales for the chosen curves, and the report on them. Those of one type and options are
+    fitted together.
+    """
     knots = training_timesteps(*span)
+    curves = {n: candidates[n][i] for n, i in choice.items()}
     groups: dict[tuple[type[Scale], str], list[str]] = {}
-    for n, q in quantizers.items():
-        alone = StaticScale if curves[n].curve.static else TemporalScale
-        law = alone if q.wanted == "auto" else SCALES[q.wanted]
-        groups.setdefault((law, repr(sorted(q.options.items()))), []).append(n)
+    for n, curve in curves.items():
+        q = quantizers[n]
+        auto = StaticScale if curve.kind == "static" else TemporalScale
+        kind = auto if q.wanted == "auto" else SCALES[q.wanted]
+        groups.setdefault((kind, repr(sorted(q.options.items()))), []).append(n)
     made: dict[str, Scale] = {}
     misfits: dict[str, float] = {}
-    for (law, _), names in groups.items():
-        steps = [curves[n].curve(knots, knots, grids[n]).expand(len(knots)) for n in names]
+    for (kind, _), names in groups.items():
+        codes = [curves[n].grid for n in names]
+        steps = [curves[n].curve(knots, knots, curves[n].grid).expand(len(knots)) for n in names]
         weights = [time_weights(judgement, n, choice[n], knots) for n in names]
-        codes = [grids[n] for n in names]
         wanted = Curves(knots, torch.stack(steps), torch.stack(weights), codes, span, seed)
-        scales = law.from_curves(wanted, quantizers[names[0]].options)
+        scales = kind.from_curves(wanted, quantizers[names[0]].options)
         made |= zip(names, scales, strict=True)
-        if law.timed:
+        if kind.timed:
             with torch.no_grad():
                 reached = torch.stack(steps_at(scales, knots, codes))
             worst = (reached.log() - wanted.steps.log()).abs().amax(1)
             misfits |= zip(names, worst.tolist(), strict=True)
-    return made, misfits
+    layers = []
+    for n, curve in curves.items():
+        errors, table = judgement.mean(n), curve.curve.table
+        layers.append(
+            LayerChoice(
+                path=n,
+                kind=made[n].kind,
+                estimator=curve.estimator,
+                error=float(errors[choice[n]]),
+                static_error=static_error(candidates[n], errors),
+                spread=float(table.max() / table.min()),
+                fit_error=misfits.get(n, 0.0),
+            )
+        )
+    return made, layers

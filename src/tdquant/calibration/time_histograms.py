@@ -1,4 +1,4 @@
-"""What calibration keeps of an activation: histograms over time, and the range of times."""
+"""Histograms of an activation over time, and the range of times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tdquant.calibration.histogram import BINS, Histogram
 from tdquant.errors import CalibrationError
 
 MAX_TIMES = 64
-"""Times kept apart. Of more, the nearest two are merged: memory does not grow with batches."""
+"""Times kept apart; of more, the nearest two are merged, to bound memory."""
 
 
 class TimeHistograms:
@@ -21,9 +21,14 @@ class TimeHistograms:
 
     def __init__(self) -> None:
         self.by_time: dict[float, Histogram] = {}
-        # One block for all, taken before the first activation: small ones that stay, allocated
-        # between large ones that go, would leave the heap in holes too small for the next batch.
+        # One block for all, allocated before the first activation: small blocks that stay, among
+        # large ones that are freed, would fragment the heap.
         self._free = list(torch.zeros(MAX_TIMES + 1, BINS))
+
+    @property
+    def all_zero(self) -> bool:
+        """Whether nothing but zeros was seen."""
+        return all(histogram.limit == 0 for histogram in self.by_time.values())
 
     def update(self, x: Tensor, timestep: Tensor) -> None:
         """Adds x ``(B * k, *)`` seen at the time ``()`` or times ``(B,)``."""
@@ -60,13 +65,13 @@ class TimeHistograms:
 
 
 class TimeRange:
-    """What is known of the time axis: whether times are integers, and how far they reach."""
+    """The range of the times seen, and whether they are integers."""
 
     def __init__(self) -> None:
         self.low, self.high, self.integer = float("inf"), float("-inf"), True
 
     def update(self, timestep: Tensor) -> None:
-        """Takes note of the times of one call."""
+        """Takes in the times of one call."""
         t = timestep.detach().double()
         if not t.isfinite().all():
             raise CalibrationError("a timestep that is NaN or infinite", where="batches")
@@ -74,8 +79,8 @@ class TimeRange:
         self.integer = self.integer and bool((t == t.round()).all())
 
     def resolve(self) -> tuple[float, float]:
-        """``(0, T-1)`` for training indices, T at least 1000; the range that was seen for
-        continuous times.
+        """``(0, T-1)`` for training indices, T at least 1000; else the range
+        that was seen.
         """
         if self.integer and self.high > 1:
             return 0.0, max(999.0, self.high)

@@ -1,11 +1,11 @@
-r"""How much each time counts where errors of several times are added.
+r"""Weights of times in errors that are added over time.
 
     w(t) = 1 / sqrt(e_0(t))
 
 with e_0 the mean squared error of a baseline, over samples near t: rounding to nearest while a
 block learns, static scales while scales are chosen. A denoiser errs a hundred times more near the
-image than in the noise, but in the noise it is decided which picture it becomes: by plain means
-the last few steps alone would count. The root lies between plain means and all times alike.
+image than in the noise, where it is decided which image it becomes: in plain means the last few
+steps alone would count. The root lies between plain means and equal shares of all times.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from torch import Tensor
 
 BINS = 16
 LEAST = 1e-6
-"""The least e_0 of a bin, as a share of the mean: where there is next to no error, nothing is to
-be learned.
-"""
+"""Least e_0 of a bin, as a share of the mean: nothing is learned without error."""
 
 
 class TimeBins:
-    """Times in at most 16 bins, with about as many of the times that occur in each.
+    """Times in at most 16 bins, with about as many of the occurring times in each.
 
     Arguments:
         times: All times that occur, of every process, ``(N,)``.
@@ -44,16 +42,16 @@ class TimeBins:
         return total.index_add_(1, self.find(times), both)
 
     def balance(self, sums: Tensor) -> None:
-        """Weighs the bins by their mean errors in ``sums``, whose own error is then 1."""
+        """Weights the bins by their mean errors in ``sums``, whose own ``error`` is then 1."""
         mean = sums[0].sum() / sums[1].sum().clamp(min=1)
         each = sums[0] / sums[1].clamp(min=1)
         self.weights = each.clamp(min=max(float(mean) * LEAST, 1e-20)).rsqrt()
         self.weights /= self.error(sums) or 1.0
 
     def error(self, sums: Tensor) -> float:
-        """Mean error by the weights: 1 for the sums that they were balanced by."""
+        """Weighted mean error: 1 for the sums that ``balance`` was given."""
         return float((sums[0] * self.weights).sum() / sums[1].sum().clamp(min=1))
 
-    def of(self, times: Tensor) -> Tensor:
+    def weight(self, times: Tensor) -> Tensor:
         """The weight of each time ``(B,)``, float32 on its device."""
         return self.weights[self.find(times)].to(times.device, torch.float32)

@@ -1,6 +1,4 @@
-"""Calls of a denoiser: tuples of positional or dictionaries of keyword arguments, and a bounded
-store of them.
-"""
+"""Calls of a denoiser: tuples of positional or dictionaries of keyword arguments."""
 
 from __future__ import annotations
 
@@ -39,22 +37,31 @@ def run(model: nn.Module, call: Call) -> Tensor:
     if first is None and isinstance(output, (tuple, list)):
         first = output[0]
     if not isinstance(first, Tensor):
-        raise CalibrationError(
-            f"an output of type {type(output).__name__}", where=type(model).__name__
-        )
+        what = f"an output of type {type(output).__name__}"
+        raise CalibrationError(what, where=type(model).__name__)
     return first
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, calls: list[Call]) -> list[Tensor]:
+    """The model's output for every call, in float32."""
+    return [run(model, call).float() for call in calls]
+
+
+def values(call: Call) -> list[Any]:
+    """The arguments of a call, in order."""
+    return list(call.values() if isinstance(call, Mapping) else call)
 
 
 def batch_size(call: Call) -> int:
     """Samples in a call: the length of its first tensor with a batch dimension, timesteps last."""
-    values = call.values() if isinstance(call, Mapping) else call
-    tensors = [v for v in values if isinstance(v, Tensor) and v.ndim]
+    tensors = [v for v in values(call) if isinstance(v, Tensor) and v.ndim]
     return next((len(v) for v in (*(t for t in tensors if t.ndim > 1), *tensors)), 1)
 
 
 def few_samples(call: Call, count: int) -> Call:
-    """The call on at most ``count`` of its samples, detached copies. They are spread evenly over
-    the batch, of which guidance makes one half the unconditional one.
+    """The call with at most ``count`` of its samples, as detached copies. They are spread evenly
+    over the batch, half of which is unconditional under guidance.
     """
     size = batch_size(call)
     chosen = torch.linspace(0, size - 1, min(count, size)).round().long()
@@ -66,25 +73,23 @@ def few_samples(call: Call, count: int) -> Call:
     return map_tensors(cut, call if isinstance(call, Mapping) else tuple(call))
 
 
-def map_tensors(change: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """A tree of dictionaries, lists and tuples with ``change`` of every tensor in its place."""
-    if isinstance(tree, Tensor):
+def map_tensors(change: Callable[[Any], Any], tree: Any, kind: type = Tensor) -> Any:
+    """Applies ``change`` to every tensor, or leaf of another ``kind``, in a tree of dictionaries,
+    lists and tuples.
+    """
+    if isinstance(tree, kind):
         return change(tree)
     if isinstance(tree, Mapping):
-        return {key: map_tensors(change, value) for key, value in tree.items()}
+        return {key: map_tensors(change, value, kind) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(map_tensors(change, value) for value in tree)
+        items = [map_tensors(change, value, kind) for value in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     return tree
 
 
 class Reservoir:
-    """An even random choice of at most ``capacity`` calls out of a stream, cut to ``samples``
+    """A uniform random choice of at most ``capacity`` calls from a stream, cut to ``samples``
     samples each.
-
-    Arguments:
-        capacity: Calls to keep.
-        samples: Samples to keep of each.
-        seed: Seed of the choice.
     """
 
     def __init__(self, capacity: int, samples: int, seed: int = 0) -> None:
@@ -102,9 +107,3 @@ class Reservoir:
         place = self._rng.randrange(self.seen)
         if place < self.capacity:
             self.calls[place] = few_samples(call, self.samples)
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, calls: list[Call]) -> list[Tensor]:
-    """The model's output for every call."""
-    return [run(model, call).float() for call in calls]

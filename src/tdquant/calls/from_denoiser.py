@@ -1,8 +1,7 @@
-"""Trajectories: the calls that a denoiser gets while it samples, which is what calibration has to
-see.
+"""Calls of a denoiser that a scheduler samples.
 
-PTQ4DM found that calls drawn from a normal distribution over time, rather than evenly, calibrate a
-static scale better; both draws are here.
+PTQ4DM found that a static scale is calibrated better on timesteps drawn from a normal distribution
+than on all of them alike; both are available.
 
 References:
     Shang et al., Post-training Quantization on Diffusion Models, 2023
@@ -21,16 +20,16 @@ from torch import Tensor
 from tdquant.diffusion.guidance import Condition
 from tdquant.diffusion.sampling import Denoiser, denoise_steps, initial_noise, scheduled
 from tdquant.errors import ModelError
+from tdquant.support.devices import device_of
+from tdquant.support.progress import track
 
-LAWS = ("uniform", "normal")
+DISTRIBUTIONS = ("uniform", "normal")
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Iterable of calls ``(x (B, *), t ())``, or ``(x, t, context)`` under a condition; each
-    iteration samples anew, with equal results.
-
-    Made by ``trajectories``, which says what the fields are.
+    """Iterable of calls ``(x (B, *), t ())``, or ``(x, t, context)`` under a condition. Every
+    iteration samples again, with equal results. ``record_denoiser`` documents the fields.
     """
 
     model: Denoiser
@@ -40,21 +39,25 @@ class Trajectories:
     steps: int
     batch: int
     seed: int
+    progress: bool
     law: str
     mean: float
     std: float
+    condition: Condition | None
     device: torch.device | str
-    condition: Condition | None = None
 
     def __len__(self) -> int:
-        """Number of the denoiser's calls over all batches, at least the number of calls given."""
-        return -(-self.count // self.batch) * self._positions()
-
-    def _positions(self) -> int:
-        """Calls on one trajectory: schedulers of higher order make several a step."""
-        return len(scheduled(self.scheduler, self.steps).timesteps)
+        """Number of calls that the denoiser gets, at least the number of calls given."""
+        return -(-self.count // self.batch) * self._calls_per_trajectory()
 
     def __iter__(self) -> Iterator[Any]:
+        return track(self._calls(), "sampling calls", len(self), self.progress)
+
+    def _calls_per_trajectory(self) -> int:
+        # Schedulers of higher order make several calls a sampler step.
+        return len(scheduled(self.scheduler, self.steps).timesteps)
+
+    def _calls(self) -> Iterator[Any]:
         chosen = self._chosen()
         for first in range(0, self.count, self.batch):
             group = range(first, min(first + self.batch, self.count))
@@ -64,14 +67,12 @@ class Trajectories:
             if self.condition is not None:
                 denoiser = self.condition.bound(self.model, group, self.device)
                 context, copies = (self.condition.rows(group, self.device),), self.condition.copies
-            # The mode is left between yields: a generator must not change it for its consumer.
             steps = denoise_steps(denoiser, self.scheduler, self.steps, noise)
-            for position in range(chosen.shape[1]):
-                with torch.no_grad():
+            for keep in chosen[group.start : group.stop].T.to(self.device):
+                with torch.no_grad():  # not around yield, where it would hold for the consumer
                     call = next(steps, None)
                 if call is None:
                     break
-                keep = chosen[group.start : group.stop, position].to(self.device)
                 if keep.any():
                     keep = keep.repeat(copies)
                     x = call[0].repeat(copies, *[1] * (call[0].ndim - 1))
@@ -79,17 +80,17 @@ class Trajectories:
 
     def _chosen(self) -> Tensor:
         """Which calls to keep, bool ``(count, calls)``."""
-        many = self._positions()
+        shape = self.count, self._calls_per_trajectory()
         if self.law == "uniform":
-            return torch.ones(self.count, many, dtype=torch.bool)
+            return torch.ones(shape, dtype=torch.bool)
         rng = torch.Generator().manual_seed(self.seed)
-        draws = self.mean + self.std * torch.randn(self.count, many, generator=rng)
-        # Time runs from 1 to 0 along a trajectory; a draw outside is drawn to the nearer end.
-        position = ((1 - draws.clamp(0, 1)) * (many - 1)).round().long()
-        return torch.zeros(self.count, many, dtype=torch.bool).scatter_(1, position, True)
+        # Time runs from 1 to 0 along a trajectory; draws outside move to the nearer end.
+        times = (self.mean + self.std * torch.randn(shape, generator=rng)).clamp(0, 1)
+        position = ((1 - times) * (shape[1] - 1)).round().long()
+        return torch.zeros(shape, dtype=torch.bool).scatter_(1, position, True)
 
 
-def trajectories(
+def record_denoiser(
     model: Denoiser,
     scheduler: Any,
     count: int,
@@ -98,11 +99,12 @@ def trajectories(
     steps: int = 50,
     batch: int = 16,
     seed: int = 0,
+    progress: bool = False,
     law: str = "uniform",
     mean: float = 0.4,
     std: float = 0.4,
     condition: Condition | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Trajectories:
     """Records the calls of a denoiser on ``count`` sampling trajectories, lazily and reproducibly.
 
@@ -114,23 +116,25 @@ def trajectories(
         steps: Sampler steps.
         batch: Trajectories at a time.
         seed: Seed of the noise.
-        law: ``"uniform"`` keeps every call; ``"normal"`` keeps, of each trajectory, the calls that
-            as many draws as there are steps hit, from a normal distribution over time (0 is the
-            image, 1 the noise).
-        mean: Mean of that distribution.
+        progress: Draw a bar; what consumes the calls usually draws one already.
+        law: Distribution of the kept calls over time. ``"uniform"`` keeps every call;
+            ``"normal"`` makes as many draws for each trajectory as it has calls, from a normal
+            distribution over time (0 is the image, 1 the noise), and keeps the calls drawn.
+        mean: Mean of the normal distribution.
         std: Its standard deviation.
-        condition: Embeddings for a model that takes a context; the calls are then ``(x, t,
-            context)``.
-        device: Where the model is.
+        condition: Embeddings for a model that takes a context; calls are then ``(x, t, context)``.
+        device: Device of the inputs; that of the model if None.
 
     Raises:
-        ModelError: A count, step count, batch or law that cannot be.
+        ModelError: Invalid count, steps, batch or law.
     """
     if count < 1 or batch < 1:
         raise ModelError(f"{count=}, {batch=}", where="trajectories", fix="both at least 1")
-    if law not in LAWS:
-        raise ModelError(f"no law {law!r}", where="trajectories", fix=f"one of {', '.join(LAWS)}")
+    if law not in DISTRIBUTIONS:
+        fix = f"one of {', '.join(DISTRIBUTIONS)}"
+        raise ModelError(f"unknown distribution {law=}", where="trajectories", fix=fix)
+    size, place = tuple(shape), device_of(model) if device is None else device
     return Trajectories(
-        model, scheduler, count, tuple(shape), steps, batch, seed, law, mean, std, device,
-        condition,
+        model, scheduler, count, size, steps, batch, seed, progress, law, mean, std, condition,
+        place,
     )  # fmt: skip

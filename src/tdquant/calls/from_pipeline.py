@@ -1,8 +1,7 @@
-"""Recording: the calls that the denoisers of a pipeline get while it samples.
+"""Calls of the denoisers of a diffusers pipeline while it samples.
 
-The pipeline runs as its user runs it, guidance, conditioning and all; a hook on each denoiser
-keeps what it is called with. One run of the pipeline is held at a time, so memory does not grow
-with the number of runs.
+The pipeline runs as its user runs it, with guidance and conditioning, and a hook on each denoiser
+records the calls. Only one run of the pipeline is held in memory at a time.
 """
 
 from __future__ import annotations
@@ -10,26 +9,25 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tdquant.calls import from_denoiser
 from tdquant.calls.call import map_tensors
-from tdquant.calls.from_denoiser import Trajectories
 from tdquant.calls.observing import in_float
 from tdquant.calls.prompts import COUNT, FIRST, make_runs
-from tdquant.calls.shards import Shards, read_shards, write_shards
+from tdquant.calls.shards import Shards, write_shards
 from tdquant.clock import find_timestep
 from tdquant.diffusion.sampling import stream_of
 from tdquant.errors import ConversionError, ModelError
-from tdquant.models.pipe import Pipe
+from tdquant.support.hooks import hooked
 from tdquant.support.progress import track
 
 KeywordCall = dict[str, Any]
+Prompts = int | str | Sequence[str | KeywordCall] | None
 _NOT_DENOISERS = ("controlnet", "vae", "encoder", "adapter", "movq", "vqgan", "connector")
 
 
@@ -37,37 +35,35 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The components of a diffusers pipeline that are called with a timestep at every step.
 
     Raises:
-        ModelError: There is none, or this is no pipeline.
+        ModelError: There is none, or ``pipe`` is not a pipeline.
     """
     components = getattr(pipe, "components", None)
     if not isinstance(components, Mapping):
-        raise ModelError(
-            f"a {type(pipe).__name__} is no pipeline", fix="a diffusers DiffusionPipeline"
-        )
+        fix = "a diffusers DiffusionPipeline"
+        raise ModelError(f"a {type(pipe).__name__} is no pipeline", fix=fix)
+    modules = {name: m for name, m in components.items() if isinstance(m, nn.Module)}
     found = {}
-    for name, module in components.items():
-        if not isinstance(module, nn.Module) or any(word in name for word in _NOT_DENOISERS):
-            continue
-        with contextlib.suppress(ConversionError):
-            find_timestep(module)
-            found[name] = module
+    for name, module in modules.items():
+        if not any(word in name for word in _NOT_DENOISERS):
+            with contextlib.suppress(ConversionError):
+                find_timestep(module)
+                found[name] = module
     if not found:
-        modules = [name for name, m in components.items() if isinstance(m, nn.Module)]
         raise ModelError(
             "the pipeline has no denoiser",
             where=type(pipe).__name__,
-            why=f"no module of it ({', '.join(modules) or 'it has none'}) takes a timestep",
-            fix="record the calls of your model yourself: any iterable of them calibrates it",
+            why=f"none of its modules ({', '.join(modules) or 'none'}) takes a timestep",
+            fix="record the calls of your model yourself: calibrate takes any iterable of them",
         )
     return found
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Calls of one denoiser, dictionaries of keyword arguments; each iteration samples anew, with
-    equal results. With several denoisers index it by name: ``recording["transformer_2"]``.
+    """Calls of one denoiser, dictionaries of keyword arguments. Every iteration samples again,
+    with equal results. With several denoisers index it by name: ``recording["transformer_2"]``.
 
-    Made by ``trajectories``, which says what the fields are.
+    Made by ``record_pipeline``, which documents the fields.
     """
 
     pipe: Any
@@ -79,17 +75,16 @@ class Recording:
 
     def __getitem__(self, name: str) -> Recording:
         if name not in self.names:
-            raise ModelError(
-                f"no denoiser {name!r}", where="recording", fix=f"one of {', '.join(self.names)}"
-            )
-        return Recording(self.pipe, self.runs, (name,), self.seed, self.progress, self.made_by)
+            fix = f"one of {', '.join(self.names)}"
+            raise ModelError(f"no denoiser {name!r}", where="recording", fix=fix)
+        return replace(self, names=(name,))
 
     def __iter__(self) -> Iterator[KeywordCall]:
         if len(self.names) > 1:
             raise ModelError(
-                f"calls of {len(self.names)} denoisers were asked for at once",
+                f"the recording is of {len(self.names)} denoisers",
                 where="recording",
-                why="each is calibrated with its own",
+                why="each of them is calibrated with its own calls",
                 fix=" or ".join(f'recording["{name}"]' for name in self.names),
             )
         for calls in self.by_run():
@@ -101,20 +96,20 @@ class Recording:
             yield self._run(given)
 
     def save(self, directory: str | Path) -> Shards:
-        """Runs the pipeline once and keeps all calls in a folder of safetensors shards, which is
-        written whole or not at all.
+        """Runs the pipeline once and saves all calls to a folder of safetensors shards, which is
+        written as a whole or not at all.
 
         Returns:
-            What ``trajectories(directory)`` returns: the same calls, read from the folder.
+            The same calls, read from the folder, as ``read_shards`` does.
 
         Raises:
-            StorageError: The folder holds something else, or an argument can be neither tensor
-                nor JSON.
+            StorageError: The folder holds something else, or an argument is neither a tensor nor
+                JSON.
         """
-        return write_shards(directory, self.by_run(), self.names, dict(self.made_by))
+        return write_shards(directory, self.by_run(), self.names, self.made_by)
 
     def arguments(self) -> Iterator[KeywordCall]:
-        """The arguments of every run of the pipeline, with the random numbers that it gets."""
+        """The arguments of every run of the pipeline, random number generators included."""
         seeded = "generator" in inspect.signature(self.pipe.__call__).parameters
         for run in self.runs:
             given = dict(run)
@@ -125,27 +120,29 @@ class Recording:
             yield given
 
     def _run(self, given: KeywordCall) -> dict[str, list[KeywordCall]]:
-        kept: dict[str, list[KeywordCall]] = {name: [] for name in self.names}
+        modules = {name: self.pipe.components[name] for name in self.names}
+        keepers = {name: _Keeper(module) for name, module in modules.items()}
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(quietly(self.pipe))
-            for name in self.names:
-                module = self.pipe.components[name]
+            for module in modules.values():
                 stack.enter_context(in_float(module))
-                keep = _Keeper(module, kept[name])
-                handle = module.register_forward_pre_hook(keep, with_kwargs=True, prepend=True)
-                stack.callback(handle.remove)
+            hooks = [
+                module.register_forward_pre_hook(keepers[name], with_kwargs=True, prepend=True)
+                for name, module in modules.items()
+            ]
+            stack.enter_context(hooked(hooks))
             self.pipe(**given)
-        return kept
+        return {name: keeper.calls for name, keeper in keepers.items()}
 
 
 class _Keeper:
-    """A forward pre-hook that appends each call to a list, as keyword arguments."""
+    """A forward pre-hook that keeps each call as keyword arguments."""
 
-    def __init__(self, module: nn.Module, calls: list[KeywordCall]) -> None:
+    def __init__(self, module: nn.Module) -> None:
+        self.calls: list[KeywordCall] = []
         self._signature = inspect.signature(module.forward)
-        self._calls = calls
-        # Most arguments are the same tensors at every step, and are kept once.
+        # Most arguments are the same tensors at every step, and are copied once.
         self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: KeywordCall) -> None:
@@ -154,91 +151,54 @@ class _Keeper:
         for name, value in bound.arguments.items():
             kind = self._signature.parameters[name].kind
             call |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
-        self._calls.append(map_tensors(self._copy, call))
+        self.calls.append(map_tensors(self._copy, call))
 
     def _copy(self, tensor: Tensor) -> Tensor:
         key = (id(tensor), tensor._version)
-        if key not in self._copies:  # the original is held too, so that its id stays its own
+        if key not in self._copies:  # holds the original too, so that its id stays its own
             self._copies[key] = (tensor, tensor.detach().clone())
         return self._copies[key][1]
 
 
 @contextlib.contextmanager
 def quietly(pipe: Any) -> Iterator[None]:
-    """The pipeline without bars of its own."""
+    """Switches off the pipeline's own progress bars."""
     before = dict(getattr(pipe, "_progress_bar_config", {}))
-    if hasattr(pipe, "set_progress_bar_config"):
-        pipe.set_progress_bar_config(**{**before, "disable": True})
+    configure = getattr(pipe, "set_progress_bar_config", lambda **options: None)
+    configure(**{**before, "disable": True})
     try:
         yield
     finally:
-        if hasattr(pipe, "set_progress_bar_config"):
-            pipe.set_progress_bar_config(**before)
+        configure(**before)
 
 
-def trajectories(
-    source: Any, prompts: Any = None, *args: Any, **options: Any
-) -> Recording | Shards | Trajectories:
-    """The calls that denoisers get while they sample, for calibrating, lazily and reproducibly.
-
-    Arguments:
-        source: A diffusers pipeline, recorded as it runs; a pipe of ``tdquant.models``; a folder
-            of recorded calls; or a denoiser, sampled by a scheduler, with the arguments of
-            ``tdquant.calls.from_denoiser``: ``(model, scheduler, count, shape, ...)``.
-        prompts: Of a pipeline: prompts, one sample each; a number of samples, which may be named
-            ``count``; or dictionaries of arguments of the pipeline, one run each.
-        *args: For a denoiser.
-        **options: For a denoiser; for a pipeline those of ``record``: ``steps``, ``batch``,
-            ``seed``, ``progress``, and whatever the pipeline's call takes.
-
-    Returns:
-        An iterable of calls. That of a pipeline has ``save(folder)``, and is indexed by name if
-        there are several denoisers: ``calls["transformer_2"]``.
-
-    Raises:
-        ModelError: No denoiser, or arguments that the pipeline does not take.
-        StorageError: The folder holds no calls.
-    """
-    if isinstance(source, (str, Path)):
-        return read_shards(source)
-    embedded = isinstance(source, Pipe)
-    if isinstance(source, nn.Module) or not (embedded or hasattr(source, "components")):
-        return from_denoiser.trajectories(source, prompts, *args, **options)
-    if prompts is None:
-        prompts = options.pop("count", None)
-    if embedded:
-        if not isinstance(prompts, int):
-            raise ModelError(
-                f"a number of samples is wanted, not {prompts!r}",
-                where="trajectories",
-                fix="tdq.trajectories(pipe, count=16)",
-            )
-        denoiser, scheduler, shape = source.unet, source.scheduler, source.shape
-        return from_denoiser.trajectories(denoiser, scheduler, prompts, shape, *args, **options)
-    return record(source, prompts, *args, **options)
-
-
-def record(
+def record_pipeline(
     pipe: Any,
-    prompts: int | Sequence[str | KeywordCall],
+    prompts: Prompts = None,
     *,
+    count: int | None = None,
     steps: int = 50,
     batch: int = 1,
     seed: int = 0,
     progress: bool = True,
     **call: Any,
 ) -> Recording:
-    """Prepares to record the calls of a pipeline's denoisers.
+    """Prepares to record the calls of a pipeline's denoisers, lazily and reproducibly.
 
     Arguments:
         pipe: A diffusers pipeline. A denoiser that is quantized, but not frozen, runs in float.
-        prompts: One sample each; or a number of samples; or dictionaries of arguments, one run
-            each.
+        prompts: One sample each; or dictionaries of arguments of the pipeline, one run each; or a
+            number of samples, for a pipeline that takes no prompts.
+        count: The number of samples, by name.
         steps: Sampler steps.
         batch: Samples a run, of prompts or of a number.
-        seed: Seed of the noise; sample i has noise of its own, whatever the batch.
+        seed: Seed of the noise; each sample has its own noise, whatever the batch.
         progress: Draw a bar.
         **call: Further arguments of every run: ``guidance_scale``, ``height``, ...
+
+    Returns:
+        An iterable of calls with a method ``save``, to be indexed by name if there are several
+        denoisers.
 
     Raises:
         ModelError: No denoiser, no samples, or arguments that the pipeline does not take.
@@ -251,14 +211,13 @@ def record(
     fixed = dict(call)
     if "num_inference_steps" in taken:
         fixed.setdefault("num_inference_steps", steps)
-    if "output_type" in taken:  # pictures are not needed
+    if "output_type" in taken:  # images are not needed
         fixed.setdefault("output_type", "latent" if "vae" in pipe.components else "np")
     unknown = sorted(set(fixed) - set(taken))
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        raise ModelError(
-            f"the pipeline takes no {', '.join(unknown)}", where=where, fix=f"of {list(taken)}"
-        )
-    runs = make_runs(prompts, batch, taken, where)
+        what = f"the pipeline takes no {', '.join(unknown)}"
+        raise ModelError(what, where=where, fix=f"one of {list(taken)}")
+    runs = make_runs(count if prompts is None else prompts, batch, taken, where)
     made_by = {
         "pipeline": where,
         "scheduler": type(getattr(pipe, "scheduler", None)).__name__,
@@ -266,6 +225,5 @@ def record(
         "seed": seed,
         "runs": len(runs),
     }
-    return Recording(
-        pipe, tuple({**fixed, **run} for run in runs), tuple(found), seed, progress, made_by
-    )
+    merged = tuple({**fixed, **run} for run in runs)
+    return Recording(pipe, merged, tuple(found), seed, progress, made_by)

@@ -1,10 +1,11 @@
-"""Running a quantized model in float: observers stand in for its activation quantizers."""
+"""Watching a model while it runs: a quantized one in float, and layers by hooks."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -16,15 +17,14 @@ from tdquant.quantizers import (
     activation_quantizers,
 )
 from tdquant.scales import DynamicScale, TableScale
+from tdquant.support.hooks import hooked
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Observer(nn.Module):
-    """Passes activations on in float and shows them to ``look(x, timestep)``.
-
-    Arguments:
-        quantizer: The quantizer that it stands in for.
-        look: Gets the tensor and the timestep ``()`` or ``(B,)``, and returns the tensor to pass
-            on.
+    """Stands in for an activation quantizer: calls ``look(x, timestep)``, with the timestep ``()``
+    or ``(B,)``, and passes on the tensor that it returns.
     """
 
     def __init__(
@@ -37,14 +37,19 @@ class Observer(nn.Module):
         return self.look(x, self.clock.read())
 
 
+def pass_on(name: str, x: Tensor, timestep: Tensor) -> Tensor:
+    """The ``look`` that changes nothing."""
+    return x
+
+
 @contextlib.contextmanager
 def observing(
     model: nn.Module,
-    quantizers: dict[str, ActivationQuantizer],
-    look: Callable[[str, Tensor, Tensor], Tensor],
+    quantizers: Mapping[str, ActivationQuantizer],
+    look: Callable[[str, Tensor, Tensor], Tensor] = pass_on,
 ) -> Iterator[None]:
-    """The model in float: observers in place of activation quantizers, and weights unquantized.
-    Of a weight that is held as its codes there is nothing else: it stays.
+    """Runs a quantized model in float, with observers in place of activation quantizers and with
+    weights unquantized, except those that are held as codes alone.
 
     Arguments:
         model: The quantized model.
@@ -67,7 +72,7 @@ def observing(
             model.set_submodule(name, Observer(quantizer, partial(look, name)))
         yield
     finally:
-        for name, module in (weights | quantizers).items():
+        for name, module in {**weights, **quantizers}.items():
             model.set_submodule(name, module)
         for quantizer in quantizers.values():
             quantizer.clock.invalidate_scale_cache()
@@ -76,23 +81,43 @@ def observing(
 
 @contextlib.contextmanager
 def in_float(model: nn.Module) -> Iterator[None]:
-    """A quantized model in float, and unobserved if somebody observes it; a float, frozen or
-    compiled one as it is.
+    """Runs a quantized model in float, and hides the call from observers that are in place. A
+    float, frozen or compiled model runs as it is.
     """
-    watching = [module for module in model.modules() if isinstance(module, Observer)]
+    observers = [module for module in model.modules() if isinstance(module, Observer)]
     # Weights may be codes long before activations are calibrated.
     frozen = any(isinstance(module, FrozenWeight) for module in model.modules()) and all(
         isinstance(q.scale, TableScale | DynamicScale) for _, q in activation_quantizers(model)
     )
-    if (frozen and not watching) or not is_quantized(model):
+    if (frozen and not observers) or not is_quantized(model):
         yield
         return
-    looks = [observer.look for observer in watching]
+    looks = [observer.look for observer in observers]
     try:
-        for observer in watching:
-            observer.look = lambda x, timestep: x
-        with observing(model, dict(activation_quantizers(model)), lambda name, x, timestep: x):
+        for observer in observers:
+            observer.look = partial(pass_on, "")
+        with observing(model, dict(activation_quantizers(model))):
             yield
     finally:
-        for observer, look in zip(watching, looks, strict=True):
+        for observer, look in zip(observers, looks, strict=True):
             observer.look = look
+
+
+@contextlib.contextmanager
+def watching(
+    layers: Mapping[str, M], see: Callable[[str, M, Tensor, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Calls ``see(path, layer, x, y)`` whenever one of the layers has turned its input x into y;
+    a tensor that it returns is passed on in place of y.
+    """
+
+    def hook(path: str) -> Callable[..., Tensor | None]:
+        def after(layer: M, args: Any, kwargs: Any, y: Tensor) -> Tensor | None:
+            return see(path, layer, next(iter((*args, *kwargs.values()))), y)
+
+        return after
+
+    with hooked(
+        [m.register_forward_hook(hook(path), with_kwargs=True) for path, m in layers.items()]
+    ):
+        yield

@@ -1,4 +1,4 @@
-"""Prompts from a file; and from prompts, or their number, to the runs of a pipeline."""
+"""Prompts from a file; and the runs of a pipeline for prompts or for a number of samples."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from tdquant.errors import DataError, ModelError
 
 FIRST, COUNT = "_first", "_count"
-"""Entries of a run that are no arguments: its samples, which decide its random numbers."""
+"""Entries of a run that are not arguments: its samples, which determine its random numbers."""
 
 
 def read_prompts(file: str | Path) -> list[str]:
-    """Prompts from a text file, one a line, empty lines left out.
+    """Reads prompts from a text file, one a line, skipping empty lines.
 
     Raises:
-        DataError: It cannot be read, or has none.
+        DataError: The file cannot be read, or has no prompts.
     """
     try:
         lines = [line.strip() for line in Path(file).read_text().splitlines()]
@@ -36,7 +36,7 @@ def make_runs(
     Arguments:
         prompts: Strings, one sample each; a number of samples; or dictionaries, one run each.
         batch: Samples a run, of strings or of a number.
-        taken: What the pipeline's call takes.
+        taken: Parameters of the pipeline's call.
         where: The pipeline, for errors.
 
     Raises:
@@ -49,35 +49,22 @@ def make_runs(
             fix="trajectories(pipe, prompts), or trajectories(pipe, count=16) if it takes none",
         )
     if isinstance(prompts, int):
-        return _counted(prompts, batch, taken)
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    return _prompted(texts, batch, taken, where)
-
-
-def _counted(count: int, batch: int, taken: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Runs of ``count`` samples that no prompt distinguishes."""
-    if count < 1:
-        raise ModelError(f"{count} samples", where="trajectories", fix="at least 1")
-    if "batch_size" not in taken:  # then the other arguments decide how many samples a run has
-        return [{FIRST: i, COUNT: 1} for i in range(count)]
-    return [
-        {"batch_size": n, FIRST: i, COUNT: n}
-        for i, n in ((i, min(batch, count - i)) for i in range(0, count, batch))
-    ]
-
-
-def _prompted(
-    prompts: list[Any], batch: int, taken: Mapping[str, Any], where: str
-) -> list[dict[str, Any]]:
-    """Runs of prompts, or of whole dictionaries of arguments."""
-    if not prompts:
+        if prompts < 1:
+            raise ModelError(f"{prompts} samples", where="trajectories", fix="at least 1")
+        if "batch_size" not in taken:  # the other arguments decide how many samples a run has
+            return [{FIRST: i, COUNT: 1} for i in range(prompts)]
+        starts = range(0, prompts, batch)
+        sizes = {i: min(batch, prompts - i) for i in starts}
+        return [{"batch_size": sizes[i], FIRST: i, COUNT: sizes[i]} for i in starts]
+    given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not given:
         raise ModelError("there are no prompts", where="trajectories", fix="at least one")
-    if all(isinstance(p, Mapping) for p in prompts):
-        return [{**p, FIRST: i, COUNT: 1} for i, p in enumerate(prompts)]
-    odd = next((p for p in prompts if not isinstance(p, str)), None)
+    if all(isinstance(prompt, Mapping) for prompt in given):
+        return [{**each, FIRST: i, COUNT: 1} for i, each in enumerate(given)]
+    odd = next((type(prompt).__name__ for prompt in given if not isinstance(prompt, str)), None)
     if odd is not None:
         raise ModelError(
-            f"a prompt of type {type(odd).__name__}",
+            f"a prompt of type {odd}",
             where="trajectories",
             fix="all strings, or all dictionaries of arguments of the pipeline",
         )
@@ -88,7 +75,5 @@ def _prompted(
             fix="a number of samples, trajectories(pipe, 16); or dictionaries of its arguments, "
             'trajectories(pipe, [{"class_labels": [207]}, ...])',
         )
-    return [
-        {"prompt": prompts[i : i + batch], FIRST: i, COUNT: len(prompts[i : i + batch])}
-        for i in range(0, len(prompts), batch)
-    ]
+    groups = [(i, given[i : i + batch]) for i in range(0, len(given), batch)]
+    return [{"prompt": group, FIRST: i, COUNT: len(group)} for i, group in groups]

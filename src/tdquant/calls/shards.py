@@ -1,30 +1,47 @@
-"""Recorded calls on disk: one safetensors file a run of the pipeline and denoiser, and an index.
+"""Recorded calls on disk: a safetensors file for each denoiser and pipeline run, and an index.
 
-    calls.json                       format, what made them, denoiser -> its shards and calls
-    transformer-00000.safetensors    the tensors of one run, each once; the calls that name them
-                                     are JSON in the file's metadata
+    calls.json                       format, origin, denoiser -> its shards and number of calls
+    transformer-00000.safetensors    the tensors of one run; the calls that refer to them are JSON
+                                     in the file's metadata
 
-A tensor that every call of a run gets, as text embeddings are, is stored once.
+A tensor that every call of a run gets, such as a text embedding, is stored once.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdquant.errors import StorageError
-from tdquant.files.documents import check_version
+from tdquant.files.documents import Document, Section
 from tdquant.files.writing import replacing_folder, write_tensors
 
-INDEX, FORMAT, VERSION = "calls.json", "tdquant-calls", 1
+INDEX = "calls.json"
 _TENSOR = "__tensor__"
+
+
+class ShardList(Section):
+    """The files of one denoiser, and the number of calls in them."""
+
+    calls: int
+    shards: list[str]
+
+
+class Index(Document):
+    """The index of a folder of recorded calls."""
+
+    FORMAT: ClassVar = "tdquant-calls"
+    VERSION: ClassVar = 1
+
+    made_by: dict[str, Any]
+    denoisers: dict[str, ShardList]
 
 
 @dataclass(frozen=True)
@@ -33,38 +50,37 @@ class Shards:
     name.
 
     Attributes:
-        folder: Where they are.
-        index: What ``calls.json`` holds.
-        names: Denoisers to give the calls of.
+        folder: The folder.
+        index: Its index.
+        names: Denoisers whose calls to give.
     """
 
     folder: Path
-    index: Mapping[str, Any]
+    index: Index
     names: tuple[str, ...]
 
     def __getitem__(self, name: str) -> Shards:
         if name not in self.names:
-            raise StorageError(
-                f"no calls of {name!r}", where=str(self.folder), fix=f"of {', '.join(self.names)}"
-            )
-        return Shards(self.folder, self.index, (name,))
+            fix = f"one of {', '.join(self.names)}"
+            raise StorageError(f"no calls of {name!r}", where=str(self.folder), fix=fix)
+        return replace(self, names=(name,))
 
     @property
     def made_by(self) -> Mapping[str, Any]:
-        """What made the calls."""
-        return self.index["made_by"]
+        """Origin of the calls."""
+        return self.index.made_by
 
     def __len__(self) -> int:
-        return sum(self.index["denoisers"][name]["calls"] for name in self.names)
+        return sum(self.index.denoisers[name].calls for name in self.names)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if len(self.names) > 1:
             raise StorageError(
-                f"calls of {len(self.names)} denoisers were asked for at once",
+                f"the folder has calls of {len(self.names)} denoisers",
                 where=str(self.folder),
                 fix=" or ".join(f'calls["{name}"]' for name in self.names),
             )
-        for shard in self.index["denoisers"][self.names[0]]["shards"]:
+        for shard in self.index.denoisers[self.names[0]].shards:
             yield from _read(self.folder / shard)
 
 
@@ -74,55 +90,42 @@ def write_shards(
     names: Sequence[str],
     made_by: Mapping[str, Any],
 ) -> Shards:
-    """Writes runs as they come, a folder of them or nothing.
+    """Writes runs as they come, to a folder that appears as a whole or not at all.
 
     Arguments:
         directory: Folder to write; earlier calls there are replaced.
         runs: Denoiser -> its calls, run by run.
         names: The denoisers.
-        made_by: What the index says of their origin.
+        made_by: Origin of the calls, JSON.
 
     Raises:
-        StorageError: The folder holds something else, or a value is neither tensor nor JSON.
+        StorageError: The folder holds something else, or a value is neither a tensor nor JSON.
     """
-    index: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "made_by": dict(made_by),
-        "denoisers": {name: {"calls": 0, "shards": []} for name in names},
-    }
+    shards: dict[str, list[str]] = {name: [] for name in names}
+    counts = dict.fromkeys(names, 0)
     with replacing_folder(directory, INDEX) as fresh:
         for number, run in enumerate(runs):
             for name, calls in run.items():
-                if not calls:
-                    continue
-                file = f"{name}-{number:05}.safetensors"
-                _write(fresh / file, calls)
-                index["denoisers"][name]["shards"].append(file)
-                index["denoisers"][name]["calls"] += len(calls)
-        (fresh / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+                if calls:
+                    file = f"{name}-{number:05}.safetensors"
+                    _write(fresh / file, calls)
+                    shards[name].append(file)
+                    counts[name] += len(calls)
+        lists = {name: ShardList(calls=counts[name], shards=shards[name]) for name in names}
+        index = Index(made_by=dict(made_by), denoisers=lists)
+        index.write(fresh / INDEX)
     return Shards(Path(directory), index, tuple(names))
 
 
 def read_shards(directory: str | Path) -> Shards:
-    """The calls that ``write_shards`` wrote.
+    """Opens a folder of recorded calls, which ``Recording.save`` wrote.
 
     Raises:
         StorageError: The index is missing, damaged, foreign or of a newer format.
     """
     folder = Path(directory)
-    try:
-        index = json.loads((folder / INDEX).read_text())
-    except FileNotFoundError as error:
-        raise StorageError(
-            f"no {INDEX} here", where=str(folder), fix="a folder that Recording.save wrote"
-        ) from error
-    except ValueError as error:
-        raise StorageError("the index is not JSON", where=str(folder / INDEX)) from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise StorageError("a foreign format", where=str(folder / INDEX))
-    check_version(index.get("version"), VERSION, str(folder))
-    return Shards(folder, index, tuple(index["denoisers"]))
+    index = Index.read(folder / INDEX, INDEX, fix="a folder that Recording.save wrote")
+    return Shards(folder, index, tuple(index.denoisers))
 
 
 def _write(file: Path, calls: Sequence[Mapping[str, Any]]) -> None:
@@ -148,7 +151,7 @@ def _write(file: Path, calls: Sequence[Mapping[str, Any]]) -> None:
         )
 
     described = [{k: plain(v, k) for k, v in call.items()} for call in calls]
-    # Views of one memory, as both halves of a batch are, have to be files of their own.
+    # Views of one memory, such as both halves of a batch, would be refused.
     tensors = {
         k: v.clone() if v.untyped_storage().nbytes() != v.nbytes else v for k, v in tensors.items()
     }

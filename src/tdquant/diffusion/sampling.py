@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tdquant.diffusion.guidance import Condition
 from tdquant.errors import ModelError
+from tdquant.support.devices import device_of
 from tdquant.support.progress import track
 
 Denoiser = Callable[..., Tensor]
@@ -100,7 +101,7 @@ def generate(
     seed: int = 0,
     eta: float = 0.0,
     condition: Condition | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     progress: bool = True,
     label: str = "sampling",
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
@@ -108,12 +109,13 @@ def generate(
 
     Arguments and errors are those of ``sample``, and ``eta`` that of ``denoise_steps``.
     """
+    place = device_of(model) if device is None else torch.device(device)
 
     def calls() -> Iterator[tuple[Sequence[int], Tensor] | None]:
         for batch in batches:
-            x = initial_noise(batch, shape, seed).to(device)
+            x = initial_noise(batch, shape, seed).to(place)
             generators = [stream_of(seed, i, stream=1) for i in batch]
-            denoiser = model if condition is None else condition.bound(model, batch, device)
+            denoiser = model if condition is None else condition.bound(model, batch, place)
             on_the_way = denoise_steps(denoiser, scheduler, steps, x, generators, eta)
             _, _, x = next(on_the_way)
             for _, _, denoised in on_the_way:
@@ -138,7 +140,7 @@ def sample(
     seed: int = 0,
     start: int = 0,
     condition: Condition | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     progress: bool = True,
     label: str = "sampling",
 ) -> Tensor:
@@ -154,7 +156,7 @@ def sample(
         seed: Seed of all noise.
         start: Index of the first image.
         condition: Embeddings for a model that takes a context, by the index of the image.
-        device: Where the model is.
+        device: Device of the inputs; that of the model if None.
         progress: Draw a bar.
         label: Text in front of the bar.
 

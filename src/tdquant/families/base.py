@@ -17,8 +17,8 @@ class Family:
         time_path: Patterns of the layers that embed the timestep and what is added to it, or
             project the embedding.
         timestep: Name of the timestep argument, or None to find it by its usual names.
-        borrowed: Patterns of layers whose weights their parent looks at or computes with, instead
-            of calling them. They stay in float.
+        read_by_parent: Patterns of layers whose weights their parent reads or multiplies itself,
+            without calling them. They stay in float.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Family:
     last: tuple[str, ...]
     time_path: tuple[str, ...]
     timestep: str | None = None
-    borrowed: tuple[str, ...] = ()
+    read_by_parent: tuple[str, ...] = ()
 
 
 GENERIC = Family(

@@ -55,7 +55,7 @@ TRANSFORMERS = [
         first=("pos_embed.proj",),
         last=("proj_out",),
         time_path=("time_extra_emb.*", "*.norm1.linear", "norm_out.linear"),
-        borrowed=("time_extra_emb.pooler.*",),
+        read_by_parent=("time_extra_emb.pooler.*",),
     ),
     Family(
         "lumina-2",

@@ -21,7 +21,7 @@ UNETS = [
             "class_embedding*",
             "*.time_emb_proj",
         ),
-        borrowed=("encoder_hid_proj.image_embeds",),
+        read_by_parent=("encoder_hid_proj.image_embeds",),
     ),
     Family(
         "compvis-unet",

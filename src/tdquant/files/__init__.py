@@ -1,1 +1,1 @@
-"""Files: whole or not at all, versioned, digested; and those of others, read safely."""
+"""Files: atomic, versioned and digested ones of our own; foreign ones, read safely."""

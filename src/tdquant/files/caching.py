@@ -1,4 +1,4 @@
-"""The folder of what can be computed or fetched again: features, weights."""
+"""The cache folder, for what can be computed or downloaded again: features, weights."""
 
 from __future__ import annotations
 

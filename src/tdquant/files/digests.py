@@ -1,4 +1,4 @@
-"""Digests by which files and weights are known again."""
+"""SHA-256 digests of files and tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal, in memory that does not grow with it."""
+    """SHA-256 of a file, hexadecimal, in constant memory."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -21,8 +21,8 @@ def file_digest(path: Path) -> str:
 
 
 def hash_tensors(state: Mapping[str, Any]) -> Any:
-    """A SHA-256 over names, types, shapes and bytes of the tensors in a state dict, by their names
-    in order; more can be added to it.
+    """A SHA-256 object over names, dtypes, shapes and bytes of the tensors in a state dict, sorted
+    by name. It can be updated further.
     """
     found = hashlib.sha256()
     for name, value in sorted(state.items()):
@@ -34,5 +34,11 @@ def hash_tensors(state: Mapping[str, Any]) -> Any:
 def add_tensor(digest: Any, name: str, value: Tensor) -> None:
     """Updates a digest with one tensor, as ``hash_tensors`` does with those of a state dict."""
     digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-    plain = value.detach().cpu().contiguous().reshape(-1)
-    digest.update(plain.view(torch.uint8).numpy().data)
+    digest.update(tensor_bytes(value))
+
+
+def tensor_bytes(value: Tensor) -> memoryview:
+    """The bytes of a tensor's numbers in row-major order."""
+    plain = value.detach().cpu().contiguous()
+    flat = plain.as_strided((plain.numel(),), (1,))  # of one element any stride is contiguous
+    return flat.view(torch.uint8).numpy().data

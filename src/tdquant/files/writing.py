@@ -1,21 +1,22 @@
-"""Writing files whole: a reader never sees half of one, and a failure leaves what was there."""
+"""Atomic writes: after any failure there is the old file or folder, or the new one."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import re
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tdquant.errors import StorageError
+from tdquant.files.checkpoints.safetensors_format import write_safetensors
+from tdquant.files.checkpoints.tensors import LazyTensor
+from tdquant.files.workspace import clean_up, flush, flush_entry, put, workspace
 
 _DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
@@ -41,11 +42,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, which takes its place when the context ends well.
+def replacing(path: Path) -> AbstractContextManager[Path]:
+    """A temporary name for a new file, which replaces ``path`` if the context ends without error.
 
-    The folder is made if it is missing. If the context fails, the temporary file is removed.
+    The content is flushed to the disk first, so a crash at any moment leaves the old file or the
+    new one. If the context fails, the new file is removed. Missing folders are created.
 
     Arguments:
         path: The file to write.
@@ -53,101 +54,43 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full, or the place is read-only.
     """
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield fresh
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
+    return _successor(path, path)
 
 
-def write_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
-) -> None:
-    """A safetensors file that others may read as they may read any new file here: the library
-    makes it the writer's alone.
+def replacing_folder(
+    directory: str | os.PathLike[str],
+    mark: str,
+    is_own: Callable[[str], bool] = lambda name: True,
+) -> AbstractContextManager[Path]:
+    """A new empty folder, which replaces ``directory`` if the context ends without error.
 
-    Arguments:
-        tensors: Name -> tensor, contiguous, none sharing memory.
-        path: The file.
-        metadata: Words for its header.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
-    except SafetensorError as error:  # the library hides the system's error in its text
-        found = re.search(r"os error (\d+)", str(error))
-        if found is None:
-            raise
-        code = int(found[1])
-        raise OSError(code, os.strerror(code), str(path)) from error
-    path.chmod(mode)
-
-
-def check_folder(directory: str | os.PathLike[str], mark: str) -> Path:
-    """The folder's path, if it may be written: see ``replacing_folder``.
-
-    Raises:
-        StorageError: There is something of another kind already.
-    """
-    target = Path(directory).resolve()  # a link stays one, and "." has a name
-    if target.exists() and not (
-        target.is_dir() and (not any(target.iterdir()) or (target / mark).exists())
-    ):
-        raise StorageError(
-            "there is something else already",
-            where=str(target),
-            fix=f"an empty folder, a new name, or an older folder with {mark} in it",
-        )
-    return target
-
-
-@contextlib.contextmanager
-def replacing_folder(directory: str | os.PathLike[str], mark: str) -> Iterator[Path]:
-    """An empty folder beside ``directory``, which takes its place when the context ends well.
+    A crash at any moment leaves the old folder or the new one; on systems that cannot swap two
+    names in one step, ``recover`` completes that.
 
     Arguments:
         directory: The folder to write. It may be missing, empty, or an earlier one of its kind.
         mark: Name of the file by which folders of its kind are known.
+        is_own: Whether the file at a relative path in the earlier folder was written with it.
+            Other files are the user's and are kept in the new folder.
 
     Raises:
         StorageError: There is something of another kind already, the disk is full, or the place is
             read-only.
     """
-    with disk_errors(Path(directory)):
-        target = check_folder(directory, mark)
-        suffix = uuid.uuid4().hex[:8]
-        fresh, old = (
-            target.with_name(f".{target.name}.{suffix}.new"),
-            target.with_name(f".{target.name}.{suffix}.old"),
-        )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            fresh.mkdir()
-            yield fresh
-            if target.exists():
-                target.rename(old)
-            fresh.rename(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+    target = Path(directory).resolve()  # a link stays one, and "." has a name
+
+    def check(new: Path | None = None) -> None:
+        check_folder(target, mark)
+        if new is not None and _link_others(target, new, is_own):
+            flush(new)
+
+    return _successor(Path(directory), target, check, replaces=True)
 
 
-@contextlib.contextmanager
-def new_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty folder beside ``directory``, which gets its name when the context ends well.
+def new_folder(directory: str | os.PathLike[str]) -> AbstractContextManager[Path]:
+    """A new empty folder, which is renamed to ``directory`` if the context ends without error.
 
-    Nothing that anybody put there is replaced, not even meanwhile.
+    It replaces nothing, also if something was put there meanwhile.
 
     Arguments:
         directory: The folder to write. It may be missing or empty.
@@ -156,22 +99,70 @@ def new_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
         StorageError: There is something already, or the disk takes no more.
     """
     target = Path(directory).resolve()
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.new")
-    with disk_errors(target):
-        try:
-            check_new_folder(target)
-            fresh.mkdir(parents=True)
-            yield fresh
-            check_new_folder(target)
-            fresh.replace(target)  # takes the place of an empty folder, and of no other
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    return _successor(target, target, lambda new: check_new_folder(target))
+
+
+def recover(directory: Path) -> None:
+    """Restores a folder that is missing since a process was killed between the two renames of
+    ``replacing_folder``. Readers of such folders call it first.
+    """
+    if not directory.exists():
+        clean_up(directory.resolve())
+
+
+@contextlib.contextmanager
+def _successor(
+    where: Path,
+    target: Path,
+    check: Callable[[Path | None], None] | None = None,
+    replaces: bool = False,
+) -> Iterator[Path]:
+    """The context of the three functions above.
+
+    Arguments:
+        where: The path for errors.
+        target: The path, without links.
+        check: For folders: raises if the target must not be written; called before the work and,
+            with the new folder, just before it gets its name.
+        replaces: Replace folders with content.
+    """
+    with disk_errors(where):
+        if check is not None:
+            check(None)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with workspace(target) as place:
+            new = place / "new"
+            if check is not None:
+                new.mkdir()
+            yield new
+            flush(new)
+            if check is not None:
+                check(new)
+            put(place, target, replaces)
+            if check is not None:
+                flush_entry(target.parent)
+
+
+def check_folder(directory: str | os.PathLike[str], mark: str) -> Path:
+    """The folder's path without links, if ``replacing_folder`` may write it.
+
+    Raises:
+        StorageError: There is something of another kind already.
+    """
+    target = Path(directory).resolve()
+    if _taken(target) and not (target / mark).exists():
+        raise StorageError(
+            "there is something else already",
+            where=str(target),
+            fix=f"an empty folder, a new name, or an older folder with {mark} in it",
+        )
+    return target
 
 
 def check_new_folder(directory: str | os.PathLike[str]) -> None:
     """Raises StorageError unless the folder is missing or empty."""
     target = Path(directory)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if _taken(target):
         raise StorageError(
             "there is something already",
             where=str(target),
@@ -179,8 +170,50 @@ def check_new_folder(directory: str | os.PathLike[str]) -> None:
         )
 
 
+def _taken(target: Path) -> bool:
+    return target.exists() and (not target.is_dir() or any(target.iterdir()))
+
+
+def _link_others(target: Path, new: Path, is_own: Callable[[str], bool]) -> bool:
+    """Links files of an earlier folder that are not its own into the new one."""
+    found = False
+    for file in target.rglob("*") if target.is_dir() else ():
+        name = file.relative_to(target)
+        if is_own(name.as_posix()) or (file.is_dir() and not file.is_symlink()):
+            continue
+        found = True
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, new / name, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without such links
+            shutil.copy2(file, new / name, follow_symlinks=False)
+    return found
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a safetensors file.
+
+    Arguments:
+        tensors: Name -> tensor.
+        path: The file.
+        metadata: Words for its header.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    lazy = {
+        name: LazyTensor(tensor.shape, tensor.dtype, partial(Tensor.cpu, tensor.detach()))
+        for name, tensor in tensors.items()
+    }
+    write_safetensors(lazy, path, metadata)
+
+
 def unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
+    """Contiguous CPU tensors that share no memory, as the safetensors library requires."""
     seen: set[int] = set()
     out = {}
     for name, tensor in state.items():

@@ -1,14 +1,14 @@
-r"""``balance``: divides the input channels of linear layers before a float model is quantized.
+r"""``balance``: scales the input channels of linear layers before a float model is quantized.
 
     c_j = a_j^alpha / w_j^(1 - alpha),    a_j = max |x_j|,   w_j = max_i |W_ij|
 
-over calls, positions and samples. alpha = 1 makes all channels of the input equally large, and
-alpha = 0 all columns of the weight. ``"search"`` takes for each layer the alpha with the least
+over calls, positions and samples. alpha = 1 equalizes all channels of the input, alpha = 0 all
+columns of the weight. ``"search"`` takes for each layer the alpha with the least
 
     |W_hat(c) x_hat(c) - W x|^2
 
-on a sample of its inputs, both operands rounded to nearest; no division at all is among the
-candidates, so that a layer never gets worse by this measure.
+on a sample of its inputs, with both operands rounded to nearest; no division is a candidate too,
+so that a layer never gets worse by this measure.
 
 References:
     Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calls.call import Call, run
+from tdquant.calls.observing import watching
 from tdquant.clock import is_quantized
 from tdquant.errors import CalibrationError, ConversionError
 from tdquant.families import family_of
@@ -33,30 +34,14 @@ from tdquant.numerics.fake_quantize import FLOOR, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers.weight import mse_step
 from tdquant.state import state_of
-from tdquant.support.hooks import hooked
-from tdquant.support.patterns import idle, matching
+from tdquant.support.patterns import matching, unmatched_patterns
 from tdquant.support.progress import track
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""What ``"search"`` tries beside no division."""
+"""Candidates of ``"search"``, beside no division."""
 
 ROWS = 512
-"""Rows of a layer's inputs that are kept to search with."""
-
-
-class _Inputs:
-    """What a layer sees: the largest magnitude of each channel, and an even choice of rows."""
-
-    def __init__(self) -> None:
-        self.largest: Tensor | None = None
-        self.rows: list[Tensor] = []
-
-    def add(self, x: Tensor, keep: int) -> None:
-        rows = x.detach().float().reshape(-1, x.shape[-1])
-        largest = rows.abs().amax(0)
-        self.largest = largest if self.largest is None else self.largest.maximum(largest)
-        if keep:
-            self.rows.append(rows[:: max(len(rows) // keep, 1)][:keep].cpu())
+"""Rows of a layer's inputs to search with."""
 
 
 def balance(
@@ -69,8 +54,8 @@ def balance(
     activations: int = 8,
     progress: bool = True,
 ) -> nn.Module:
-    """Divides the input channels of linear layers of a float model, in place. ``quantize`` comes
-    after it and finds plain linear layers behind the divisions.
+    """Divides the input channels of linear layers of a float model, in place. A later ``quantize``
+    finds plain linear layers behind the divisions.
 
     Arguments:
         model: A float model.
@@ -78,8 +63,8 @@ def balance(
         alpha: Share of the range that moves from inputs into weights, in [0, 1], or ``"search"``.
         layers: Glob patterns over paths; None takes every linear layer that a call reaches, except
             on the time path and at the edges.
-        weights: Bits to search for.
-        activations: Bits to search for.
+        weights: Bits of the weights that the search assumes.
+        activations: Bits of the inputs that the search assumes.
         progress: Draw a bar.
 
     Returns:
@@ -102,18 +87,15 @@ def balance(
     if alpha != "search" and not 0 <= alpha <= 1:
         raise ConversionError(f"{alpha=}", where="balance", fix='0 to 1, or "search"')
     chosen = _choose(model, layers)
-    seen = _watch(model, chosen, batches, alpha == "search", progress)
+    largest, rows = _watch(model, chosen, batches, alpha == "search", progress)
+    grids = Grid.signed(weights, narrow=True), Grid.signed(activations)
     found: dict[str, float] = {}
-    for path, inputs in track(seen.items(), "balancing", len(seen), progress):
-        layer, largest = chosen[path], inputs.largest
-        assert largest is not None
-        best = (
-            _search(layer, inputs, Grid.signed(weights, narrow=True), Grid.signed(activations))
-            if alpha == "search"
-            else float(alpha)
-        )
+    for path, most in track(largest.items(), "balancing", len(largest), progress):
+        layer = chosen[path]
+        searching = alpha == "search"
+        best = _search(layer, most, torch.cat(rows[path]), *grids) if searching else float(alpha)
         if best is not None:
-            new = BalancedLayer.balanced(layer, factors(largest, layer.weight, best))
+            new = BalancedLayer.balanced(layer, factors(most, layer.weight, best))
             replace_module(model, layer, new.train(layer.training))
             found[path] = best
     state_of(model).balance = found
@@ -121,8 +103,8 @@ def balance(
 
 
 def factors(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
-    """``c`` ``(C,)``, geometric mean 1; a channel that is never used, or that no weight reads,
-    keeps 1.
+    """The divisors c ``(C,)``, of geometric mean 1; an unused channel, or one that no weight
+    reads, keeps 1.
 
     Arguments:
         largest: ``max |x_j|``, ``(C,)``.
@@ -138,8 +120,7 @@ def factors(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
 
 def _choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Linear]:
     family = family_of(model)
-    # Edges and time path have other widths, and are told by their paths.
-    left = () if patterns else (*family.first, *family.last, *family.time_path)
+    left_out = () if patterns else (*family.first, *family.last, *family.time_path)
     wanted = ["*"] if patterns is None else list(patterns)
     inside = {id(part.layer) for part in model.modules() if isinstance(part, BalancedLayer)}
     found = {
@@ -148,9 +129,9 @@ def _choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Li
         if type(module) is nn.Linear
         and id(module) not in inside
         and matching(path, wanted)
-        and not matching(path, left)
+        and not matching(path, left_out)
     }
-    unknown = idle(wanted, found)
+    unknown = unmatched_patterns(wanted, found)
     if unknown:
         raise ConversionError(
             "patterns that match no linear layer: " + ", ".join(map(repr, unknown)),
@@ -167,21 +148,26 @@ def _watch(
     batches: Iterable[Call],
     keep: bool,
     progress: bool,
-) -> dict[str, _Inputs]:
-    """What every layer that calls reach got."""
-    seen: dict[str, _Inputs] = {}
+) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
+    """The largest magnitude of each input channel, ``(C,)``, of every layer that calls reach, and
+    with ``keep`` an even choice of its input rows.
+    """
+    largest: dict[str, Tensor] = {}
+    kept: dict[str, list[Tensor]] = {}
 
-    def note(path: str, x: Tensor) -> None:
-        seen.setdefault(path, _Inputs()).add(x, ROWS // 16 if keep else 0)
+    def see(path: str, layer: nn.Linear, x: Tensor, y: Tensor) -> None:
+        rows = x.detach().float().reshape(-1, x.shape[-1])
+        most = rows.abs().amax(0)
+        largest[path] = most.maximum(largest.get(path, most))
+        if keep:
+            share = ROWS // 16
+            some = rows[:: max(len(rows) // share, 1)][:share].cpu()
+            kept.setdefault(path, []).append(some)
 
-    hooks = [
-        layer.register_forward_pre_hook(lambda m, args, path=path: note(path, args[0]))  # type: ignore[misc]
-        for path, layer in layers.items()
-    ]
     was_training, count = model.training, 0
     model.eval()
     try:
-        with hooked(hooks):
+        with watching(layers, see):
             for call in track(batches, "watching inputs", show=progress):
                 run(model, call)
                 count += 1
@@ -189,29 +175,27 @@ def _watch(
         model.train(was_training)
     if not count:
         raise CalibrationError("no batches", where="balance", fix="yield calls, such as (x, t)")
-    bad = [p for p, s in seen.items() if s.largest is not None and not s.largest.isfinite().all()]
+    bad = [path for path, most in largest.items() if not most.isfinite().all()]
     if bad:
         raise CalibrationError(
             f"inputs of {len(bad)} layers are NaN or infinite", where=", ".join(bad[:5])
         )
-    return seen
+    return largest, kept
 
 
 def _search(
-    layer: nn.Linear, inputs: _Inputs, weight_grid: Grid, input_grid: Grid
+    layer: nn.Linear, largest: Tensor, rows: Tensor, weight_grid: Grid, input_grid: Grid
 ) -> float | None:
     """The alpha with the least output error, or None for no division."""
-    rows = torch.cat(inputs.rows)
     rows = rows[:: -(-len(rows) // ROWS)].to(layer.weight.device)
-    weight, largest = layer.weight.detach().float(), inputs.largest
-    assert largest is not None
+    weight = layer.weight.detach().float()
     exact = rows @ weight.T
 
     def error(c: Tensor) -> float:
         x, w = rows / c, weight * c
         if not w.any():
             return 0.0
-        # The step of the inputs that is least in error, as calibration would find it.
+        # The input step with the least squared error, as in calibration.
         step = mse_step(x, input_grid, per_channel=False) if x.any() else torch.ones(())
         x = fake_quantize(x, step, input_grid.low, input_grid.high)
         steps = mse_step(w, weight_grid, per_channel=True).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""What a frozen model is, apart from numbers: a JSON-safe description."""
+"""JSON-safe descriptions of frozen models: everything but their tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tdquant.errors import FreezeError
 from tdquant.freezing import is_frozen
 from tdquant.layers import quantized_layers, structured_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
-from tdquant.layers.gain import OutputGain, gain_of
+from tdquant.layers.gain import gain_of
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
@@ -23,7 +23,7 @@ Description = Mapping[str, Any]
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """The description of a frozen model: timestep, recipe, and what every layer is.
+    """Describes a frozen model: timestep argument, recipe, and every layer.
 
     Raises:
         ConversionError: The model is not quantized.
@@ -37,7 +37,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
             fix="tdq.calibrate it if that is not done, then save tdq.freeze(model)",
         )
     recipe, gain = recipe_of(model), gain_of(model)
-    behind: dict[str, Any] = {} if gain is None else {"gain": _describe_gain(gain)}
+    behind: dict[str, Any] = {}
+    if gain is not None:
+        knots: Any = gain.scale.knots
+        behind["gain"] = {"knots": len(knots), "channels": gain.channels}
     if aliases := _aliases(model):
         behind["aliases"] = aliases
     return {
@@ -98,18 +101,14 @@ def _describe_activation(quantizer: Any) -> dict[str, Any]:
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
-    """Further paths of quantized layers that stand in several places, and the path they go by."""
+    """Further paths of layers that occur several times -> the path that they are saved under."""
     known = {layer: path for path, layer in quantized_layers(model)}
     every = model.named_modules(remove_duplicate=False)
     return {path: known[m] for path, m in every if known.get(m, path) != path}  # type: ignore[call-overload]
 
 
-def _describe_gain(gain: OutputGain) -> dict[str, Any]:
-    return {"knots": len(gain.scale.knots), "channels": gain.channels}  # type: ignore[arg-type]
-
-
 def activations(description: Description) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every activation quantizer of a description: its path and what it is."""
+    """Yields the path and the description of every activation quantizer."""
     for path, spec in description["layers"].items():
         if "input" in spec:
             yield f"{path}.input_quantizer", spec["input"]

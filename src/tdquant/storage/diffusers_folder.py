@@ -1,23 +1,23 @@
-"""A model's folder in diffusers' layout, read without diffusers: config.json, whose
+"""Reads a model's folder in diffusers' layout without diffusers: ``config.json``, whose
 ``quantization_config`` is the description, and safetensors in one file or in shards.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from tdquant.errors import StorageError
+from tdquant.files.documents import read_json
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The index that ``tdq.save`` would have written of a model that ``save_pretrained`` wrote, or
-    None if there is no such model.
+    """Reads a model that ``save_pretrained`` wrote, as the index that ``tdq.save`` would have
+    written; None if there is no such model.
 
     Raises:
         StorageError: The configuration is not JSON.
@@ -38,8 +38,8 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model: without a variant's name if there are such, and those that
-    an index names before one for all, as diffusers takes them.
+    """Finds the safetensors files of a model. As in diffusers, files without a variant's name are
+    preferred, and the shards that an index lists are preferred to a single file.
 
     Raises:
         StorageError: There are several variants, and none without a name.
@@ -59,23 +59,18 @@ def weight_files(folder: Path) -> list[Path]:
         raise StorageError(
             f"variants {', '.join(found)} of one model",
             where=str(folder),
-            fix="diffusers' from_pretrained(variant=...), or a folder for each",
+            fix="diffusers' from_pretrained(variant=...), or a folder for each variant",
         )
     return next(iter(found.values()), [])
 
 
 def quantized_parts(folder: Path) -> list[Path]:
-    """The folders of a pipeline's quantized models; none if it is no pipeline."""
+    """Finds the folders of a pipeline's quantized models; none if the folder is no pipeline."""
     if not (folder / PIPELINE).exists():
         return []
     return [part for part in sorted(folder.iterdir()) if part.is_dir() and read_config(part)]
 
 
 def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(file.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StorageError("the configuration is not JSON", where=str(file)) from error
+    found = read_json(file, "the configuration") if file.exists() else None
     return found if isinstance(found, dict) else None

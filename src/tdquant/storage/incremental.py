@@ -5,8 +5,8 @@ each is turned into its codes before the next is read.
     code_weight(layer, weight, path)       for every layer of ``awaiting(model)``, in any order
     complete(model)
 
-The result is what ``quantize`` and ``freeze`` make of the weights, to the bit; activation scales
-wait for ``calibrate`` as ever.
+The weights are bit for bit those that ``quantize`` and ``freeze`` give; activation scales are set
+by ``calibrate`` as usual.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tdquant.support.announce import announce
 
 
 def quantize_empty(model: nn.Module, recipe: Recipe, *, timestep: str | None = None) -> nn.Module:
-    """Quantizes a model whose weights are still to be read, in place.
+    """Quantizes a model in place before its weights are read.
 
     Arguments:
         model: A float model with parameters on the meta device.
@@ -35,12 +35,12 @@ def quantize_empty(model: nn.Module, recipe: Recipe, *, timestep: str | None = N
         timestep: Name of the timestep argument of ``model.forward``, if it has an unusual one.
 
     Returns:
-        The model. Every quantized weight is a place for codes, on the meta device.
+        The model. Every quantized weight is a tensor of codes on the meta device.
 
     Raises:
         ConversionError: No timestep argument, or nothing to quantize.
-        RecipeError: Patterns that match no layer, or the published quantizers, which are for
-            training.
+        RecipeError: A pattern matches no layer, or the grid is that of the published quantizers,
+            which are for training.
     """
     if recipe.grid == "published":
         raise RecipeError(
@@ -48,21 +48,21 @@ def quantize_empty(model: nn.Module, recipe: Recipe, *, timestep: str | None = N
             why="its quantizers start from float weights, and learn",
             fix="grid='auto', or the float model in memory: tdq.quantize",
         )
-    convert_layers(model, recipe, timestep, _leave_room)
+    convert_layers(model, recipe, timestep, _reserve_codes)
     return model
 
 
-def _leave_room(
+def _reserve_codes(
     layer: QuantLayer, grid: Grid, per_channel: bool, plan: LayerRecipe, path: str
 ) -> None:
     step = torch.ones(len(layer.weight) if per_channel else ())
     layer.weight_quantizer = CodedWeight(grid, step, layer.weight.dtype)
-    room = torch.empty(layer.weight.shape, dtype=code_dtype(grid.bits), device="meta")
-    layer.weight = nn.Parameter(room, requires_grad=False)
+    reserved = torch.empty(layer.weight.shape, dtype=code_dtype(grid.bits), device="meta")
+    layer.weight = nn.Parameter(reserved, requires_grad=False)
 
 
 def awaiting(model: nn.Module) -> dict[str, QuantLayer]:
-    """The layers whose weights are still to come, by the names of these weights."""
+    """Layers whose weights have not been read yet, by the names of the weights."""
     return {
         f"{path}.weight": layer
         for path, layer in quantized_layers(model)
@@ -72,12 +72,12 @@ def awaiting(model: nn.Module) -> dict[str, QuantLayer]:
 
 @torch.no_grad()
 def code_weight(layer: QuantLayer, weight: Tensor, path: str) -> None:
-    """Gives a layer the codes of its weight, and their steps.
+    """Puts the codes of a weight and their step sizes into its layer.
 
     Arguments:
         layer: One of ``awaiting``.
-        weight: The float weight, on the device where the codes are to be. It is cast to the type
-            that the model was built in, as if it had been loaded.
+        weight: The float weight, on the device for the codes. It is cast to the dtype that the
+            model was built in, as loading would.
         path: Path of the layer, for the error.
 
     Raises:
@@ -97,15 +97,15 @@ def code_weight(layer: QuantLayer, weight: Tensor, path: str) -> None:
 
 
 def complete(model: nn.Module) -> nn.Module:
-    """The model, once it has all its weights.
+    """Checks that all weights were read, and announces the model.
 
     Raises:
-        StorageError: Some did not come.
+        StorageError: Weights are missing.
     """
-    if lacking := list(awaiting(model)):
+    if missing := list(awaiting(model)):
         raise StorageError(
-            f"{len(lacking)} weights are not in the checkpoint",
-            where=", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else ""),
+            f"{len(missing)} weights are not in the checkpoint",
+            where=", ".join(missing[:5]) + (", ..." if len(missing) > 5 else ""),
             fix="a checkpoint of the whole model",
         )
     return announce(model)

@@ -1,37 +1,39 @@
-"""What a file or folder holds, as text: from indices and the headers of tensors alone.
+"""The content of a file or folder as text, from indices and headers of tensors.
 
-Of a model's numbers only its tables are read. Nothing is built, and nothing that a pickle names
-is run.
+Of a model's tensors only the scale tables are read. No model is built, and nothing that a pickle
+names is run.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tdquant.errors import StorageError
+from tdquant.files.checkpoints import LazyTensor, open_checkpoint
+from tdquant.files.documents import Section, checked, json_safe, read_json
 from tdquant.recipe import Recipe
 from tdquant.storage.diffusers_folder import quantized_parts
-from tdquant.storage.files import model_files, read_index
+from tdquant.storage.files import open_tensors, read_index
 from tdquant.storage.layer_table import layer_table
-from tdquant.storage.tensor_files import TensorFiles
+from tdquant.support.tables import counted, text_table
 
 _TENSORS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def inspect_saved(path: str | os.PathLike[str], width: int | None = None) -> str:
-    """What is saved at a path: a model of ``tdq.save`` or ``save_pretrained``, a whole pipeline, a
-    training run or a checkpoint of one, or a file of tensors.
+    """Describes what is saved at a path: a model of ``tdq.save`` or ``save_pretrained``, a whole
+    pipeline, a training run or one of its checkpoints, or a file of tensors.
 
     Arguments:
         path: The file or folder.
         width: Characters of the terminal, to which tables are cut; None cuts nothing.
 
     Raises:
-        StorageError: There is nothing, or nothing that can be told without running it.
+        StorageError: There is nothing, or it cannot be described without running it.
     """
     place = Path(path)
     if not place.exists():
@@ -50,7 +52,8 @@ def inspect_saved(path: str | os.PathLike[str], width: int | None = None) -> str
 
 def _model(folder: Path, width: int | None) -> str:
     index = read_index(folder)
-    files = TensorFiles(model_files(folder))
+    with open_tensors(folder) as tensors:
+        table = layer_table(index, tensors, width)
     model = index["model"] or {"source": "the caller's", "class": "model"}
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     lines = [
@@ -58,16 +61,16 @@ def _model(folder: Path, width: int | None) -> str:
         f"{size / 1e6:.2f} MB"
     ]
     if index.get("recipe"):
-        lines.append("recipe: " + _facts(_said(index["recipe"])))
+        lines.append("recipe: " + _facts(_shown_fields(index["recipe"])))
     for step in index.get("history", ()):
         facts = {k: v for k, v in step.items() if k != "step" and v not in ({}, [], None)}
         lines.append(f"{step.get('step')}: {_facts(facts)}")
-    return "\n".join([*lines, "", layer_table(index, files, width)])
+    return "\n".join([*lines, "", table])
 
 
-def _said(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe that are always of interest, and those that are not as by default."""
-    usual = json.loads(json.dumps(Recipe().to_dict()))
+def _shown_fields(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe that are always shown, and those that differ from their defaults."""
+    usual = json_safe(Recipe().to_dict())
     shown = ("weights", "activations", "scale")
     return {k: v for k, v in recipe.items() if k in shown or v != usual.get(k)}
 
@@ -92,59 +95,69 @@ def _run(folder: Path, width: int | None) -> str:
     return "\n".join(lines)
 
 
+class _Activation(Section):
+    kind: str
+    grid: list[Any]
+
+
+class _Structure(Section):
+    activations: dict[str, _Activation] = {}  # noqa: RUF012
+
+
+class _State(Section):
+    """The parts of a checkpoint's state that are shown."""
+
+    step: int
+    seconds: float
+    structure: _Structure | None = None
+
+
 def _checkpoint(folder: Path) -> str:
-    try:
-        state = json.loads((folder / "state.json").read_text())
-        done = f"step {state['step']}, {state['seconds'] / 60:.0f} minutes of training"
-        structure: dict[str, Any] = state.get("structure") or {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            "the state of a checkpoint is damaged",
-            where=str(folder / "state.json"),
-            why=str(error),
-            fix="the checkpoint before it",
-        ) from error
+    file, what, fix = folder / "state.json", "the state", "the checkpoint before it"
+    state = checked(_State, read_json(file, what, fix), what, str(file), fix)
+    done = f"step {state.step}, {state.seconds / 60:.0f} minutes of training"
     lines = [f"{folder.name}: {done}, {_megabytes(folder):.2f} MB"]
-    found = Counter(
-        f"{spec['kind']} at {spec['grid'][0]} bits"
-        for spec in structure.get("activations", {}).values()
-    )
+    activations = state.structure.activations if state.structure else {}
+    found = Counter(f"{spec.kind} at {spec.grid[0]} bits" for spec in activations.values())
     if found:
         lines.append("activations: " + ", ".join(f"{n} {kind}" for kind, n in found.items()))
     return "\n".join(lines)
 
 
 def _file(file: Path, width: int | None) -> str:
-    if (found := _json(file)) is not None:
-        raise StorageError(
-            "not a file of tensors",
-            where=str(file),
-            why=found,
-            fix=f"its folder, {file.parent}, if that is a model or a checkpoint",
-        )
+    what = "not a file of tensors"
+    if file.suffix == ".json":
+        fix = f"its folder, {file.parent}, if that is a model or a checkpoint"
+        raise StorageError(what, where=str(file), why=_format(file), fix=fix)
     try:
-        return TensorFiles([file]).listing(width)
+        with open_checkpoint(file) as tensors:
+            return _listing(tensors, width)
     except StorageError as error:
         if file.suffix in _TENSORS:
             raise
-        raise StorageError(
-            "not a file of tensors",
-            where=str(file),
-            why=error.why,
-            fix="a .safetensors or .ckpt file, or the folder of a model or a run",
-        ) from error
+        fix = "a .safetensors or .ckpt file, or the folder of a model or a run"
+        raise StorageError(what, where=str(file), why=error.why, fix=fix) from error
 
 
-def _json(file: Path) -> str | None:
-    """What a file of JSON is, in words; None of any other."""
-    if file.suffix != ".json":
-        return None
+def _format(file: Path) -> str:
+    """What a JSON file is, in words."""
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        return f"damaged JSON: {error}"
+        content = read_json(file, "the file")
+    except StorageError as error:
+        return f"damaged JSON: {error.why}"
     name = content.get("format") if isinstance(content, dict) else None
     return f"JSON of the format {name}" if isinstance(name, str) else "JSON of no known format"
+
+
+def _listing(tensors: Mapping[str, LazyTensor], width: int | None) -> str:
+    """A line for each tensor, and the whole."""
+    rows = [
+        (name, str(t.dtype).removeprefix("torch."), "x".join(map(str, t.shape)) or "scalar")
+        for name, t in tensors.items()
+    ]
+    size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+    total = f"{counted(len(rows), 'tensor')}, {size:.2f} MB"
+    return "\n".join([text_table(rows, width=width), total])
 
 
 def _megabytes(folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""``load``: builds or takes a float model, puts frozen layers into it and fills them."""
+"""``load``: builds a float model, replaces its layers by frozen ones, and fills them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tdquant.files.checkpoints import LazyTensor
 from tdquant.files.digests import add_tensor
 from tdquant.models import build
 from tdquant.storage.files import open_tensors, read_index
-from tdquant.storage.rebuilding import build_skeleton, settle, unpack_tensors
+from tdquant.storage.rebuilding import build_skeleton, finalize_weights, unpack_tensors
 from tdquant.support.announce import announce
 from tdquant.support.memory import trim_heap
 
@@ -27,14 +27,13 @@ def load(
 
     Arguments:
         directory: Folder that ``save``, or ``save_pretrained`` of a diffusers model, wrote.
-        model: A fresh float model of the same architecture, for one that cannot be built from its
-            configuration. It is changed in place.
-        compact: Hold weights as their codes, a quarter of the memory, for compiling: the frozen
-            model itself gives the same outputs, but forms its weights anew at every call.
+        model: A new float model of the same architecture, needed if the model cannot be built
+            from its configuration. It is changed in place.
+        compact: Keep weights as codes, in a quarter of the memory, for compiling. The frozen model
+            itself gives the same outputs but dequantizes its weights at every call.
 
     Returns:
-        The frozen model, on the CPU, its outputs equal bit for bit to those of the one that was
-        saved.
+        The frozen model on the CPU. Its outputs equal those of the saved model bit for bit.
 
     Raises:
         StorageError: Missing, truncated, foreign or newer files, or tensors and index that
@@ -49,16 +48,16 @@ def load(
 
 
 def _check(tensors: Mapping[str, LazyTensor], index: Mapping[str, Any], folder: Path) -> None:
-    """Compares the tensors with what the index says of them.
+    """Compares the names and the digest of the tensors with the index.
 
     Raises:
-        StorageError: They are others.
+        StorageError: They differ.
     """
-    told = set(index.get("tensors", tensors))
-    if set(tensors) != told:
-        odd = sorted(set(tensors) ^ told)
+    listed = set(index.get("tensors", tensors))
+    if set(tensors) != listed:
+        different = sorted(set(tensors) ^ listed)
         raise StorageError(
-            f"index and tensors disagree on {len(odd)} names, such as {odd[0]!r}",
+            f"index and tensors disagree on {len(different)} names, such as {different[0]!r}",
             where=str(folder),
             why="the two files are not of one save",
             fix="save the model again",
@@ -102,16 +101,16 @@ def _rebuild(
             why=(str(error).strip() or type(error).__name__).splitlines()[0],
             fix="a float model of the architecture that was saved: tdq.load(directory, model=...)",
         ) from error
-    # Zero points came with the description.
+    # Zero points are part of the description.
     missing = [k for k in missing if not k.endswith(".zero_point")]
     if missing or unexpected:
-        odd = [f"missing {k}" for k in missing] + [f"unexpected {k}" for k in unexpected]
+        misfits = [f"missing {k}" for k in missing] + [f"unexpected {k}" for k in unexpected]
         raise StorageError(
-            f"{len(odd)} tensors do not fit the model: {', '.join(odd[:4])}",
+            f"{len(misfits)} tensors do not fit the model: {', '.join(misfits[:4])}",
             where=str(folder),
             fix="a float model of the architecture that was saved",
         )
     del state
-    settle(model, compact)
+    finalize_weights(model, compact)
     trim_heap()
     return announce(model)

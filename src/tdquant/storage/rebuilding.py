@@ -1,8 +1,8 @@
-"""From a description back to a frozen model: first its skeleton, then the stored tensors by name,
-in any number of portions.
+"""Rebuilds a frozen model from its description: first a skeleton of layers, then the stored
+tensors by name, in any number of portions.
 
-The skeleton holds its weights as codes, so a portion need not know of another one: a weight's
-codes and steps may lie in different shards.
+The skeleton holds weights as codes, so portions are independent of each other: the codes and the
+step sizes of a weight may lie in different shards.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ CODES, STEP, TABLE = ".weight.codes", ".weight.step", ".scale.table"
 def build_skeleton(
     model: nn.Module, description: Description, dtype: torch.dtype | None = None
 ) -> None:
-    """Puts frozen layers into a float model, in place; their numbers are still to come.
+    """Replaces layers of a float model by frozen ones, in place, whose tensors are not yet read.
 
     Arguments:
-        model: A float model of the architecture, possibly with meta parameters.
+        model: A float model of the saved architecture, possibly with meta parameters.
         description: What ``describe`` gave.
-        dtype: Of the numbers that weights stand for; the one they were saved with if None.
+        dtype: Dtype of the dequantized weights; that of the saved model if None.
 
     Raises:
         StorageError: The description is of another architecture.
@@ -130,34 +130,31 @@ def _activation(spec: Mapping[str, Any], clock: Clock) -> ActivationQuantizer:
 
 
 def _table(count: int, first: int = 0) -> TableScale:
-    knots = torch.arange(count, dtype=torch.float32) + first
-    return TableScale(knots, torch.ones(count))
+    return TableScale(_knots(count, first), torch.ones(count))
+
+
+def _knots(count: int, first: int) -> Tensor:
+    return torch.arange(count, dtype=torch.float32) + first
 
 
 def state_names(names: Iterable[str], description: Description) -> list[str]:
-    """The names in the skeleton's state dict that tensors of the stored ``names`` become."""
-    weights, counted = _described(description)
-    out = []
-    for name in names:
-        out += _state_names(name, weights, counted)
+    """The names in the skeleton's state dict for the tensors with the stored ``names``."""
+    renamed = _renamed(description)
+    out = [new for name in names for new in renamed.get(name, (name,))]
     return out + list(_further(out, description))
 
 
-def _described(description: Description) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Specifications of the weights by layer, and of tables with unstored knots by quantizer."""
-    weights = {p: spec["weight"] for p, spec in description["layers"].items() if "weight" in spec}
-    counted = {p: spec for p, spec in activations(description) if spec.get("first") is not None}
-    return weights, counted
-
-
-def _state_names(name: str, weights: Mapping[str, Any], counted: Mapping[str, Any]) -> list[str]:
-    if name.endswith(CODES) and name.removesuffix(CODES) in weights:
-        return [name.removesuffix(CODES) + ".codes"]
-    if name.endswith(STEP) and name.removesuffix(STEP) in weights:
-        return [name.removesuffix(STEP) + ".weight_quantizer.step"]
-    if name.endswith(TABLE) and name.removesuffix(TABLE) in counted:
-        return [name, name.removesuffix(".table") + ".knots"]
-    return [name]
+def _renamed(description: Description) -> dict[str, tuple[str, ...]]:
+    """Stored names of weights and of tables with unstored knots -> names in the state dict."""
+    out: dict[str, tuple[str, ...]] = {}
+    for path, spec in description["layers"].items():
+        if "weight" in spec:
+            out[path + CODES] = (f"{path}.codes",)
+            out[path + STEP] = (f"{path}.weight_quantizer.step",)
+    for path, spec in activations(description):
+        if spec.get("first") is not None:
+            out[path + TABLE] = (path + TABLE, f"{path}.scale.knots")
+    return out
 
 
 def unpack_tensors(
@@ -166,31 +163,31 @@ def unpack_tensors(
     """Stored tensors, all or a portion, as entries of the skeleton's state dict.
 
     Arguments:
-        stored: Names and tensors. Packed codes are let go as they are unpacked.
+        stored: Names and tensors. Packed codes are released as they are unpacked.
         description: What ``describe`` gave.
 
     Raises:
         StorageError: Codes do not fit the shape of their weight.
     """
-    weights, counted = _described(description)
+    renamed = _renamed(description)
+    tables = {path + TABLE: spec for path, spec in activations(description)}
     out = {}
     for name, tensor in stored:
-        first, *knots = _state_names(name, weights, counted)
+        first, *knots = renamed.get(name, (name,))
         if first != name and name.endswith(CODES):
-            spec = weights[name.removesuffix(CODES)]
+            spec = description["layers"][name.removesuffix(CODES)]["weight"]
             grid = weight_grid(spec)
             tensor = unpack(
                 tensor, tuple(spec["shape"]), grid.qmin, grid.bits, code_dtype(grid.bits)
             )
         out[first] = tensor
         for other in knots:
-            spec = counted[name.removesuffix(TABLE)]
-            out[other] = torch.arange(spec["knots"], dtype=torch.float32) + spec["first"]
+            out[other] = _knots(tables[name]["knots"], tables[name]["first"])
     return out | {also: out[name] for also, name in _further(out, description).items()}
 
 
 def _further(names: Iterable[str], description: Description) -> dict[str, str]:
-    """Other names under which a state dict has the entries ``names``: layers in several places."""
+    """Further names of a state dict's entries ``names``: those of layers in several places."""
     aliases = description.get("aliases", {})
     return {
         alias + name.removeprefix(path): name
@@ -200,9 +197,15 @@ def _further(names: Iterable[str], description: Description) -> dict[str, str]:
     }
 
 
-def settle(model: nn.Module, compact: bool) -> nn.Module:
-    """The frozen model, once all tensors are in place: ready to run, its weights numbers unless
-    ``compact``.
+def finalize_weights(model: nn.Module, compact: bool) -> nn.Module:
+    """Makes a frozen model ready to run after all its tensors were loaded.
+
+    Arguments:
+        model: The skeleton with its tensors.
+        compact: Keep weights as codes; otherwise they are dequantized once.
+
+    Returns:
+        The model, in evaluation mode.
     """
     for module in model.modules():
         if isinstance(module, TableScale):

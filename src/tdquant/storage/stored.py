@@ -1,11 +1,11 @@
-"""The tensors of a saved model, each formed when it is asked for.
+"""The tensors of a saved model, each computed when it is read.
 
     <layer>.weight.codes    codes of the weight, packed to its bits, uint8
     <layer>.weight.step     their steps, float32
     <quantizer>.scale.table steps over time, float32
 
-Everything else keeps its name in the state dict. What the description knows (zero points, knots at
-consecutive integers) is not stored again.
+Everything else keeps its name in the state dict. Zero points and knots at consecutive integers are
+part of the description and not stored again.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from tdquant.storage.description import Description, activations, weight_grid
 
 
 def stored_tensors(state: Mapping[str, Tensor], description: Description) -> dict[str, LazyTensor]:
-    """The tensors to store of a frozen model's state dict, none packed yet.
+    """The tensors to store for a frozen model's state dict, packed when they are loaded.
 
-    ``load`` of a weight's codes raises FreezeError if the weight does not lie on its grid: it was
-    changed after freezing.
+    Loading a weight's codes raises FreezeError if the weight was changed after freezing and does
+    not lie on its grid.
     """
     twice = tuple(f"{alias}." for alias in description.get("aliases", {}))
     state = {
@@ -60,10 +60,10 @@ def stored_tensors(state: Mapping[str, Tensor], description: Description) -> dic
 
 
 def pack_tensors(state: Mapping[str, Tensor], description: Description) -> dict[str, Tensor]:
-    """The tensors to store of a frozen model's state dict, on the CPU, none sharing memory.
+    """The tensors to store for a frozen model's state dict, on the CPU, none sharing memory.
 
     Raises:
-        FreezeError: A weight does not lie on its grid: it was changed after freezing.
+        FreezeError: A weight was changed after freezing and does not lie on its grid.
     """
     found = stored_tensors(state, description)
     return unshared({name: tensor.load() for name, tensor in found.items()})
@@ -74,8 +74,8 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _pack_weight(weight: Tensor, step: Tensor, grid: Grid, path: str) -> Tensor:
-    """The packed codes of a weight, which holds numbers or codes, by blocks of rows: a block has a
-    multiple of 4 rows, which are whole bytes.
+    """Packs a weight, given as numbers or codes, by blocks of rows. A block has a multiple of 4
+    rows, and so whole bytes.
     """
     rows = weight.reshape(len(weight), math.prod(weight.shape[1:]))
     steps = step.expand(len(rows)) if step.ndim else step

@@ -1,4 +1,4 @@
-"""``save``: writes a frozen model's description and tensors, both or neither."""
+"""``save``: writes the description and the tensors of a frozen model, both or neither."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from tdquant.errors import FreezeError
 from tdquant.files.checkpoints.safetensors_format import write_safetensors
 from tdquant.files.digests import add_tensor
+from tdquant.files.documents import json_safe
 from tdquant.files.writing import replacing_folder
 from tdquant.layers import quantized_layers
 from tdquant.models import build
@@ -24,18 +25,17 @@ from tdquant.storage.stored import stored_tensors
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """Saves a frozen model to a folder, all of it or nothing.
 
-    Tensors are packed and written one by one, so it takes little memory beside the model's.
+    Tensors are packed and written one by one, in little memory beside that of the model.
 
     Arguments:
         model: What ``freeze`` returned.
-        directory: Folder to write; an earlier save there is replaced.
+        directory: Folder to write; an earlier save there is replaced, other files beside it stay.
 
     Returns:
         The folder.
 
     Raises:
-        FreezeError: The model is not frozen, or it is a frozen one that was compiled or has
-            adapters.
+        FreezeError: The model is not frozen, or it was compiled, or it has adapters.
         StorageError: The folder holds something else than a saved model, or cannot be written:
             the disk is full or read-only. An earlier save there is then as it was.
     """
@@ -43,7 +43,8 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     description = describe(model)
     tensors = stored_tensors(model.state_dict(), description)
     digest = hashlib.sha256()
-    with replacing_folder(directory, INDEX) as fresh:
+    own = {INDEX, TENSORS}.__contains__
+    with replacing_folder(directory, INDEX, own) as fresh:
         write_safetensors(
             tensors, fresh / TENSORS, {"format": "pt"}, written=partial(add_tensor, digest)
         )
@@ -55,12 +56,13 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
             "tensors": sorted(tensors),
             "digest": digest.hexdigest(),
         }
-        (fresh / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        text = json.dumps(json_safe(index), indent=1, allow_nan=False)
+        (fresh / INDEX).write_text(text + "\n", "utf-8")
     return Path(directory)
 
 
 def _refuse_others(model: nn.Module) -> None:
-    """Raises for models that look frozen and cannot be built again."""
+    """Raises FreezeError for frozen models that cannot be rebuilt from a file."""
     paths = [path for path, _ in quantized_layers(model)]
     if hasattr(model, "tdq_backend"):
         what, fix = "a compiled model is for running", "save the frozen model that was compiled"

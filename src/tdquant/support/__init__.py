@@ -1,1 +1,1 @@
-"""What every room may lean on: the machine, memory, optional packages, progress, hooks."""
+"""Helpers for every package: machine, memory, optional packages, progress, hooks, tables."""

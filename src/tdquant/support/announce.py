@@ -1,5 +1,5 @@
-"""Who wants to know of quantized models as they come into being: an integration that marks them
-for its ecosystem, so that the ecosystem's own way of saving works.
+"""Listeners for new quantized models: an integration marks them, so that the saving methods of its
+ecosystem work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LISTENERS: list[Callable[[nn.Module], None]] = []
 
 
 def announce(model: nn.Module) -> nn.Module:
-    """Tells all listeners of a model; gives it back."""
+    """Calls all listeners with a model, and returns it."""
     for listener in LISTENERS:
         listener(model)
     return model

@@ -1,4 +1,4 @@
-"""Hooks of modules that are there for a while."""
+"""Temporary hooks of modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 @contextlib.contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Removes the hooks when the context ends, however it does."""
+    """Removes the hooks when the context ends, by an error too."""
     handles = list(handles)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What machine and version a number was measured on, and what its processor can do."""
+"""The machine and the versions behind a measurement, and the processor's instructions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INSTRUCTIONS = {
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name, if the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -31,8 +31,8 @@ def processor() -> str:
 
 @functools.cache
 def instructions() -> frozenset[str]:
-    """Those of ``avx2``, ``avx512``, ``vnni``, ``amx`` that the processor has: they decide which
-    integer kernels are right, and fast.
+    """Those of ``avx2``, ``avx512``, ``vnni``, ``amx`` that the processor has. They decide which
+    integer kernels are exact, and fast.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -40,7 +40,7 @@ def instructions() -> frozenset[str]:
     except (OSError, StopIteration):
         if platform.machine().lower() not in ("x86_64", "amd64"):
             return frozenset()
-        level = torch.backends.cpu.get_cpu_capability()  # no word of VNNI: taken as absent
+        level = torch.backends.cpu.get_cpu_capability()  # does not report VNNI: assumed absent
         return frozenset({"AVX512": ("avx2", "avx512"), "AVX2": ("avx2",)}.get(level, ()))
     return frozenset(name for name, among in _INSTRUCTIONS.items() if flags.intersection(among))
 

@@ -1,4 +1,4 @@
-"""How much memory a model keeps, and giving back what it does not."""
+"""The memory of a model, and returning unused memory to the system."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ def resident_bytes(model: nn.Module) -> int:
 
 
 def trim_heap() -> None:
-    """Returns memory that was freed to the system: the C library keeps what packing hundreds of
-    layers leaves behind, as much again as the packed model. Where it cannot be asked, nothing.
+    """Returns freed memory to the system, where the C library is glibc: after packing hundreds of
+    layers it keeps as much again as the packed model.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def page_out(tensor: Tensor) -> None:
-    """Returns the memory of a tensor that is mapped from a file to the system: what was touched of
-    a mapping counts for as long as it lasts. Numbers stay as they are, and are read again when
-    they are asked for. Where the system cannot be asked, nothing.
+    """Returns the memory of a tensor mapped from a file to the system, where that is Linux: pages
+    that were touched count as long as the mapping lasts. They are read again when needed.
     """
     if tensor.device.type == "cpu" and tensor.is_contiguous():
         page_out_at(tensor.data_ptr(), tensor.nbytes)

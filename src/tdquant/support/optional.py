@@ -1,4 +1,4 @@
-"""Optional packages, imported when first needed and asked for by name when they are absent."""
+"""Optional packages, imported when first needed; errors name the extra that installs them."""
 
 from __future__ import annotations
 

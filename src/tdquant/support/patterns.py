@@ -1,5 +1,5 @@
-"""Glob patterns over module paths. A pattern without wildcards is the path itself, and compared as
-that: a searched recipe has one for each of hundreds of layers.
+"""Glob patterns over module paths. Patterns without wildcards are compared as strings, which is
+fast: a searched recipe has one for each of hundreds of layers.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ _WILD = frozenset("*?[")
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a path is meant by a pattern, by case."""
+    """Whether a pattern matches a path, case-sensitively."""
     return path == pattern or (not _WILD.isdisjoint(pattern) and fnmatchcase(path, pattern))
 
 
 def matching(path: str, patterns: Iterable[str]) -> list[str]:
-    """The patterns that mean a path, in their order."""
+    """The patterns that match a path, in their order."""
     return [pattern for pattern in patterns if matches(path, pattern)]
 
 
-def idle(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
-    """The patterns that mean none of the paths: misspelt ones, as a rule."""
+def unmatched_patterns(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
+    """The patterns that match none of the paths; they are usually misspelt."""
     return [p for p in patterns if p not in paths and not any(matches(path, p) for path in paths)]

@@ -1,4 +1,4 @@
-"""Progress bars where tqdm is installed and somebody watches; silence elsewhere."""
+"""Progress bars on stderr, if tqdm is installed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def track(
     """Yields ``items`` under a progress bar on stderr with a rate and the time left.
 
     Arguments:
-        items: What to go through.
+        items: The items.
         label: The words in front of the bar.
-        total: Number of items where ``len(items)`` does not tell.
+        total: Number of items, if ``len(items)`` is not defined.
         show: False draws nothing.
     """
     drawn = _tqdm(items, label, total, 0, show)
@@ -25,12 +25,12 @@ def track(
 
 
 class Bar:
-    """A progress bar that is moved by hand, with a word about the state at its end.
+    """A progress bar that the caller advances, with a status text.
 
     Arguments:
         label: The words in front of the bar.
         total: Number of steps.
-        start: Steps that are done already.
+        start: Steps already done.
         show: False draws nothing.
     """
 
@@ -38,13 +38,13 @@ class Bar:
         self._bar = _tqdm(None, label, total, start, show)
 
     def advance(self, words: str = "") -> None:
-        """One step further."""
+        """Advances the bar by one step."""
         if self._bar is not None:
             self._bar.set_postfix_str(words, refresh=False)
             self._bar.update()
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.close()
 

@@ -1,4 +1,4 @@
-"""A copy of a model that owns its structure and shares its numbers."""
+"""Copies of models with modules of their own and shared tensors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 
 
 def copy_sharing_tensors(model: nn.Module) -> nn.Module:
-    """A deep copy whose parameters and buffers lie in the memory of the originals: what a backend
-    replaces is never held twice.
+    """A deep copy whose parameters and buffers share memory with the originals, so that a backend
+    that replaces layers never doubles the memory.
     """
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tdquant.errors import TrainingError
 from tdquant.support.hooks import hooked
-from tdquant.support.patterns import idle, matching
+from tdquant.support.patterns import matching, unmatched_patterns
 
 
 class FeatureMatch:
@@ -32,7 +32,7 @@ class FeatureMatch:
 
     def __init__(self, teacher: nn.Module, patterns: Sequence[str]) -> None:
         paths = [name for name, _ in teacher.named_modules() if name]
-        unknown = idle(patterns, paths)
+        unknown = unmatched_patterns(patterns, paths)
         if unknown:
             raise TrainingError(
                 f"patterns that match no module: {', '.join(unknown)}",

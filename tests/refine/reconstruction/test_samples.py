@@ -1,7 +1,6 @@
 import torch
 
-from tdquant.refine.reconstruction.batches import Batches
-from tdquant.refine.reconstruction.samples import Samples
+from tdquant.refine.reconstruction.samples import Batches, Samples
 
 
 def record(i, rows=3):

@@ -1,4 +1,4 @@
-"""Other people's files: reading tensors and pickles without running anything that they name."""
+"""Foreign checkpoint files: tensors and pickles, read without running anything in them."""
 
 from tdquant.files.checkpoints.opening import open_checkpoint
 from tdquant.files.checkpoints.tensors import LazyTensor

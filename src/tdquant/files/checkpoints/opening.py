@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,15 +45,27 @@ def open_checkpoint(file: str | os.PathLike[str]) -> Iterator[dict[str, LazyTens
     if not exists:
         what = "a folder, not a checkpoint file" if folder else "no such file"
         raise StorageError(what, where=str(path), fix="check the path")
+    if path.suffix == SUFFIX:
+        with open_safetensors(path) as tensors:
+            yield _checked(tensors, path)
+        return
     with contextlib.ExitStack() as stack:
         with _damage(path):
-            opened = stack.enter_context(open(path, "rb"))
-            if path.suffix == SUFFIX:
-                found: Any = {"state_dict": read_safetensors(path, opened)}
-            else:
-                found = read_torch(opened)
-        tensors = _state_dict(found, path)
-        yield _checked(tensors, path)
+            found = read_torch(stack.enter_context(path.open("rb")))
+        yield _checked(_guarded(_state_dict(found, path), path), path)
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path) -> Iterator[dict[str, LazyTensor]]:
+    """Opens a safetensors file: its tensors by name, which can be read while the context lasts.
+
+    Raises:
+        StorageError: The file is missing, cut or foreign.
+    """
+    with contextlib.ExitStack() as stack:
+        with _damage(path):
+            tensors = read_safetensors(path, stack.enter_context(path.open("rb")))
+        yield _guarded(tensors, path)
 
 
 @contextlib.contextmanager
@@ -70,10 +82,14 @@ def _damage(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _load(path: Path, load: Callable[[], Tensor]) -> Tensor:
-    """The numbers of one tensor."""
-    with _damage(path):
-        return load()
+def _guarded(tensors: Mapping[str, LazyTensor], path: Path) -> dict[str, LazyTensor]:
+    """The tensors, with such errors when they are loaded."""
+
+    def load(tensor: LazyTensor) -> Tensor:
+        with _damage(path):
+            return tensor.load()
+
+    return {name: replace(t, load=partial(load, t)) for name, t in tensors.items()}
 
 
 def _state_dict(found: Any, path: Path) -> dict[str, LazyTensor]:
@@ -87,14 +103,12 @@ def _state_dict(found: Any, path: Path) -> dict[str, LazyTensor]:
             fix="a file that torch.save(model.state_dict(), file) or Lightning wrote",
         )
     state = found.get("state_dict")
-    return _tensors(state if isinstance(state, dict) else found)
-
-
-def _tensors(state: dict[Any, Any]) -> dict[str, LazyTensor]:
+    state = state if isinstance(state, dict) else found
     return {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, LazyTensor)}
 
 
 def _checked(tensors: dict[str, LazyTensor], path: Path) -> dict[str, LazyTensor]:
+    """The tensors by the names that the model gave them."""
     if not tensors:
         raise StorageError("no state dict of tensors", where=str(path))
     strange = [name for name in tensors if not name.isprintable()]
@@ -104,10 +118,6 @@ def _checked(tensors: dict[str, LazyTensor], path: Path) -> dict[str, LazyTensor
             where=str(path),
             why=f"the first is {strange[0][:60]!r}",
         )
-    parallel = all(name.startswith(PARALLEL) for name in tensors)
-    return {
-        name.removeprefix(PARALLEL) if parallel else name: replace(
-            tensor, load=partial(_load, path, tensor.load)
-        )
-        for name, tensor in tensors.items()
-    }
+    if all(name.startswith(PARALLEL) for name in tensors):
+        return {name.removeprefix(PARALLEL): tensor for name, tensor in tensors.items()}
+    return tensors

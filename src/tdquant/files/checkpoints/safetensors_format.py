@@ -1,8 +1,7 @@
 """safetensors files as ``LazyTensor``, read and written tensor by tensor.
 
-The library checks a file and maps it into memory, where everything that was touched counts for as
-long as the mapping lasts. So its check is taken, and tensors are read from the open file. To write
-a file, it wants all tensors at once.
+The library maps files into memory, where touched pages count as long as the mapping lasts, and it
+writes all tensors at once. So its check of files is used, and tensors are read and written here.
 
 References:
     https://github.com/huggingface/safetensors#format
@@ -22,15 +21,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdquant.files.checkpoints.tensors import LazyTensor, read_bytes
+from tdquant.files.digests import tensor_bytes
 
 SUFFIX = ".safetensors"
 _TYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
-    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
+    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64,
+    "F32": torch.float32, "U32": torch.uint32, "I32": torch.int32, "BF16": torch.bfloat16,
+    "F16": torch.float16, "U16": torch.uint16, "I16": torch.int16, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+"""In the order of the library's files: the widest first, so that every tensor is aligned."""
+
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
@@ -71,13 +72,13 @@ def _load(
 def write_safetensors(
     tensors: Mapping[str, LazyTensor],
     path: Path,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, str] | None = None,
     written: Callable[[str, Tensor], None] | None = None,
 ) -> None:
-    """Writes a file in memory that does not grow with it.
+    """Writes a file, with one tensor in memory at a time.
 
     Arguments:
-        tensors: Name -> tensor. Each is loaded once, in the order of names, written and let go.
+        tensors: Name -> tensor. Each is loaded once, in the order of names, and released.
         path: The file.
         metadata: Words for its header.
         written: Called with every tensor.
@@ -85,10 +86,10 @@ def write_safetensors(
     Raises:
         OSError: It cannot be written.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     places, end = {}, 0
-    # The widest types first, as the library has it: then every tensor is aligned to its own.
-    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):
+    order = list(_NAMES)
+    for name in sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name)):
         tensor = tensors[name]
         places[name], end = end, end + tensor.nbytes
         header[name] = {
@@ -101,10 +102,10 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, place in sorted(places.items()):
-            value = tensors[name].load().contiguous()
+            value = tensors[name].load()
             assert (value.shape, value.dtype) == (tensors[name].shape, tensors[name].dtype)
             file.seek(8 + len(text) + place)
-            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
+            file.write(tensor_bytes(value))
             if written is not None:
                 written(name, value)
         file.truncate(8 + len(text) + end)

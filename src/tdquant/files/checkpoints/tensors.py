@@ -1,4 +1,4 @@
-"""Tensors in files: what is known of them before their numbers are read."""
+"""Tensors in files: shapes and dtypes at once, numbers when they are read."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def read_bytes(file: BinaryIO, start: int, length: int) -> Tensor:
 
 
 def fill_module(module: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:
-    """Copies tensors into parameters and buffers one by one, so that none is held twice.
+    """Copies tensors into parameters and buffers one by one, so that none is in memory twice.
 
     Arguments:
         module: The module. Parameters and buffers on the meta device are allocated on the CPU.

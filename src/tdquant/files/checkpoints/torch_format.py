@@ -3,8 +3,8 @@
     zip     NAME/data.pkl, and NAME/data/KEY for each storage
     legacy  magic number, protocol, system, the pickle, the keys of the storages, the storages
 
-The pickle says of each tensor which part of which storage it is. It is read without running
-anything that it names (``tdquant.files.checkpoints.unpickling``).
+The pickle tells which part of which storage each tensor is. It is read without running anything
+that it names (``tdquant.files.checkpoints.unpickling``).
 
 References:
     https://docs.pytorch.org/docs/stable/notes/serialization.html
@@ -95,14 +95,14 @@ def _content(
 
 def _place(archive: zipfile.ZipFile, file: BinaryIO, entry: zipfile.ZipInfo) -> Place:
     """Where an entry of an archive lies."""
-    if entry.compress_type != zipfile.ZIP_STORED:  # somebody packed the file again
+    if entry.compress_type != zipfile.ZIP_STORED:  # the archive was repacked
         return Place(cast(BinaryIO, archive.open(entry)), 0, entry.file_size)
-    # torch writes 0 where it is told not to compute checksums, which zipfile itself would refuse.
+    # Without checksums torch writes 0, which zipfile itself would refuse.
     return Place(file, _start(file, entry), entry.file_size, entry.CRC or None)
 
 
 def _start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """First byte of an entry that is stored as it is: its local header has a length of its own."""
+    """First byte of an uncompressed entry: its local header has a length of its own."""
     file.seek(entry.header_offset)
     header = file.read(30)
     method, lengths = header[8:10], header[26:30]

@@ -111,20 +111,20 @@ class TensorReader:
         return self.storages.setdefault(storage.key, storage)
 
     def _tensor(
-        self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any = None,
-        hooks: Any = None, metadata: Any = None,
-    ) -> LazyTensor | Inert:  # fmt: skip
+        self, storage: Any, offset: Any, size: Any, stride: Any, *more: Any
+    ) -> LazyTensor | Inert:
+        """``_rebuild_tensor_v2(..., requires_grad, hooks, metadata)``, or the first of them."""
         dtype = storage.dtype if isinstance(storage, Storage) else torch.uint8
-        return self._view(storage, dtype, offset, size, stride, metadata)
+        return self._view(storage, dtype, offset, size, stride, more[2] if more[2:] else None)
 
     def _typed(
-        self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any,
-        metadata: Any = None,
-    ) -> LazyTensor | Inert:  # fmt: skip
-        found = _DTYPES.get(dtype.name) if isinstance(dtype, Inert) else None
-        if found is None:
+        self, storage: Any, offset: Any, size: Any, stride: Any, *more: Any
+    ) -> LazyTensor | Inert:
+        """``_rebuild_tensor_v3(..., requires_grad, hooks, dtype, metadata)``."""
+        dtype = _DTYPES.get(more[2].name) if isinstance(more[2], Inert) else None
+        if dtype is None:
             return Inert("a tensor of an unknown type")
-        return self._view(storage, found, offset, size, stride, metadata)
+        return self._view(storage, dtype, offset, size, stride, more[3] if more[3:] else None)
 
     def _subclass(self, function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
         """A tensor of a class of its own, as the plain tensor that it holds."""
@@ -149,38 +149,30 @@ class TensorReader:
         if count and (offset + extent > held or count > max(held, SMALL)):
             raise pickle.UnpicklingError(f"damaged: a tensor {size} in a storage of {held}")
         bits = metadata if isinstance(metadata, dict) else {}
-        conjugate, negative = bits.get("conj") is True, bits.get("neg") is True
-        part = offset, extent, size, stride
+        first, length = offset * dtype.itemsize, extent * dtype.itemsize
 
         def load() -> Tensor:
-            values = self._load(storage.key, dtype, *part)
-            values = values.conj().resolve_conj() if conjugate else values
-            return -values if negative else values
+            if not count:
+                return torch.empty(size, dtype=dtype)
+            values = self._values(storage.key, dtype, first, length)
+            values = values.as_strided(size, stride).contiguous()
+            values = values.conj().resolve_conj() if bits.get("conj") is True else values
+            return -values if bits.get("neg") is True else values
 
         return LazyTensor(torch.Size(size), dtype, load)
 
-    def _load(
-        self,
-        key: str,
-        dtype: torch.dtype,
-        offset: int,
-        extent: int,
-        size: tuple[int, ...],
-        stride: tuple[int, ...],
-    ) -> Tensor:
-        if 0 in size:
-            return torch.empty(size, dtype=dtype)
-        place, length = self.locate(key), extent * dtype.itemsize
+    def _values(self, key: str, dtype: torch.dtype, first: int, length: int) -> Tensor:
+        """Bytes of a storage as numbers ``(N,)``."""
+        place = self.locate(key)
         if length > place.length:
             raise pickle.UnpicklingError(f"it is cut at storage {key}")
-        raw = read_bytes(place.file, place.start + offset * dtype.itemsize, length)
+        raw = read_bytes(place.file, place.start + first, length)
         if length == place.length and place.crc not in (None, zlib.crc32(_buffer(raw))):
             raise pickle.UnpicklingError(f"damaged: storage {key} has other numbers than written")
         if self.swapped and dtype.itemsize > 1:
             width = dtype.itemsize // (2 if dtype.is_complex else 1)
             raw.numpy().view(np.dtype(f"u{width}")).byteswap(inplace=True)
-        values = raw.ne(0) if dtype == torch.bool else raw.view(dtype)
-        return values.as_strided(size, stride).contiguous()
+        return raw.ne(0) if dtype == torch.bool else raw.view(dtype)
 
 
 def _buffer(raw: Tensor) -> memoryview:

@@ -2,13 +2,12 @@
 
 A pickle is a program for a small stack machine. It can name any function of any module, and
 Python's unpickler imports and calls it. The machine here builds plain containers, strings and
-numbers. A name in the pickle is looked up in a table that the caller gives; a name that is not in
-the table becomes an ``Inert`` object, and so does whatever is called on it. Nothing is ever
-imported, and the only functions that run are those of the table.
+numbers. The only functions that it calls are those of a table that the caller gives; every other
+name becomes an ``Inert`` object, and so does what calling it would give. Nothing is imported.
 
-Decoding is left to ``pickletools`` of the standard library. The number of instructions, what an
-instruction may declare as its size, and what may be a key of a dictionary are bounded, so that
-neither nested references nor declared sizes exhaust memory or time.
+``pickletools`` of the standard library decodes the instructions. Their number, the sizes that they
+declare and the keys of dictionaries are bounded, so that neither nested references nor declared
+sizes exhaust memory or time.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, cast
 
 MOST_INSTRUCTIONS = 4_000_000
-"""A checkpoint of 10,000 tensors has a quarter of it. Items that functions are given count as
-well.
-"""
+"""A checkpoint of 10,000 tensors has a quarter of it. Items given to functions count as well."""
 
 MOST_BYTES = 1 << 28
 """Bytes of a pickle; those of tensors lie outside."""
@@ -36,8 +33,8 @@ HOSTILE = {
 }  # fmt: skip
 """Modules and functions that no file of data has a reason to name.
 
-Refusing them is a courtesy to whoever was sent such a file, not the protection: a pickle that
-hides what it wants behind other names gets inert objects.
+Refusing them is a courtesy to whoever was sent such a file, not the protection: a pickle that uses
+other names gets inert objects.
 """
 
 _KEYS = (str, bytes, float, type(None))
@@ -47,8 +44,7 @@ _MARK = object()
 class Inert:
     """Stands for a global of a pickle, or for what calling one would have given.
 
-    It takes the place of an instance as well: items, members and attributes that the pickle adds
-    to it are dropped.
+    As an instance, it drops the items, members and attributes that the pickle adds to it.
 
     Attributes:
         name: Dotted name of the global.
@@ -119,7 +115,7 @@ class _Bounded:
 
 
 class _Machine:
-    """The stack machine. Methods named after opcodes execute them."""
+    """The stack machine."""
 
     def __init__(
         self,
@@ -133,20 +129,95 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, file: _Bounded) -> Any:
+        """The object that a pickle gives."""
         for opcode, argument, _ in pickletools.genops(cast(BinaryIO, file)):
             self._count(items=1)
-            name = opcode.name
-            if name in _CONSTANTS:
-                self.stack.append(_CONSTANTS[name])
-            elif name in _LITERALS:
-                self.stack.append(argument)
-            elif name not in _SKIPPED:
-                execute = getattr(self, f"_{name.lower()}", None)
-                if execute is None:
-                    raise pickle.UnpicklingError(f"it has the instruction {name}")
-                execute(argument)
+            self._execute(opcode.name, argument)
         (result,) = self.stack
         return result
+
+    def _execute(self, name: str, argument: Any) -> None:
+        """Executes one instruction; those that are not listed here are errors."""
+        push, pop = self.stack.append, self.stack.pop
+        match name:
+            case _ if name in _LITERALS:
+                push(argument)
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
+                self.memo[argument] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
+                push(self.memo[argument])
+            case "MARK":
+                push(_MARK)
+            case "TUPLE":
+                push(tuple(self._above_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(name[-1])
+                self.stack[-count:] = [tuple(self.stack[-count:])]
+            case "EMPTY_TUPLE":
+                push(())
+            case "NONE":
+                push(None)
+            case "NEWTRUE" | "NEWFALSE":
+                push(name == "NEWTRUE")
+            case "EMPTY_LIST" | "EMPTY_SET":
+                push([])
+            case "LIST" | "FROZENSET":
+                push(self._above_mark())
+            case "APPEND":
+                self._extend([pop()])
+            case "APPENDS" | "ADDITEMS":
+                self._extend(self._above_mark())
+            case "EMPTY_DICT":
+                push({})
+            case "DICT":
+                items = self._above_mark()
+                push({})
+                self._set(items)
+            case "SETITEM":
+                value, key = pop(), pop()
+                self._set([key, value])
+            case "SETITEMS":
+                self._set(self._above_mark())
+            case "GLOBAL":
+                push(self._named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                attribute, module = pop(), pop()
+                push(self._named(module, attribute))
+            case "EXT1" | "EXT2" | "EXT4":
+                push(Inert(f"extension {argument}"))
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                if name == "NEWOBJ_EX":
+                    pop()  # arguments by name
+                arguments, function = pop(), pop()
+                push(self._called(function, arguments))
+            case "INST":
+                arguments = tuple(self._above_mark())
+                push(self._called(self._named(*argument.split(" ", 1)), arguments))
+            case "OBJ":
+                function, *given = self._above_mark()
+                push(self._called(function, tuple(given)))
+            case "BUILD":
+                state = pop()
+                fill = getattr(self.stack[-1], "fill", None)
+                if fill is not None:
+                    fill(state)
+            case "PERSID" | "BINPERSID":
+                identity = pop() if name == "BINPERSID" else argument
+                if self.persistent is None:
+                    raise pickle.UnpicklingError("it refers to objects outside itself")
+                push(self.persistent(identity))
+            case "POP":
+                pop()
+            case "POP_MARK":
+                self._above_mark()
+            case "DUP":
+                push(self.stack[-1])
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case _:
+                raise pickle.UnpicklingError(f"it has the instruction {name}")
 
     def _count(self, items: int = 0, size: int = 0) -> None:
         """Keeps account of what was done and made."""
@@ -155,147 +226,46 @@ class _Machine:
         if self.items > MOST_INSTRUCTIONS or self.bytes > MOST_BYTES:
             raise pickle.UnpicklingError(f"more than {MOST_INSTRUCTIONS:,} instructions")
 
-    def _top(self) -> list[Any]:
-        """Pops everything above the last mark."""
-        i = len(self.stack) - 1
-        while self.stack[i] is not _MARK:
-            i -= 1
-            if i < 0:
-                raise pickle.UnpicklingError("a mark is missing")
-        items = self.stack[i + 1 :]
-        del self.stack[i:]
-        return items
-
-    # ---- stack and memo
-    def _mark(self, _: Any) -> None:
-        self.stack.append(_MARK)
-
-    def _pop(self, _: Any) -> None:
-        self.stack.pop()
-
-    def _pop_mark(self, _: Any) -> None:
-        self._top()
-
-    def _dup(self, _: Any) -> None:
-        self.stack.append(self.stack[-1])
-
-    def _put(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
-
-    def _get(self, index: int) -> None:
-        self.stack.append(self.memo[index])
-
-    def _memoize(self, _: Any) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    _binput = _long_binput = _put
-    _binget = _long_binget = _get
-
-    # ---- containers
-    def _empty_list(self, _: Any) -> None:
-        self.stack.append([])
-
-    def _empty_dict(self, _: Any) -> None:
-        self.stack.append({})
-
-    _empty_set = _empty_list
-
-    def _list(self, _: Any) -> None:
-        self.stack.append(self._top())
-
-    _frozenset = _list
-
-    def _tuple(self, _: Any) -> None:
-        self.stack.append(tuple(self._top()))
-
-    def _dict(self, _: Any) -> None:
-        self._setitems_of({}, self._top(), push=True)
-
-    def _tuple1(self, _: Any) -> None:
-        self.stack[-1:] = [tuple(self.stack[-1:])]
-
-    def _tuple2(self, _: Any) -> None:
-        self.stack[-2:] = [tuple(self.stack[-2:])]
-
-    def _tuple3(self, _: Any) -> None:
-        self.stack[-3:] = [tuple(self.stack[-3:])]
-
-    def _append(self, _: Any) -> None:
-        self._extend([self.stack.pop()])
-
-    def _appends(self, _: Any) -> None:
-        self._extend(self._top())
-
-    _additems = _appends
+    def _above_mark(self) -> list[Any]:
+        """Pops everything above the last mark, and the mark."""
+        for i in range(len(self.stack) - 1, -1, -1):
+            if self.stack[i] is _MARK:
+                items = self.stack[i + 1 :]
+                del self.stack[i:]
+                return items
+        raise pickle.UnpicklingError("a mark is missing")
 
     def _extend(self, items: list[Any]) -> None:
+        """Adds items to the list on top."""
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, Inert):
             raise pickle.UnpicklingError(f"items for a {type(target).__name__}")
 
-    def _setitem(self, _: Any) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._setitems_of(self.stack[-1], [key, value])
-
-    def _setitems(self, _: Any) -> None:
-        items = self._top()
-        self._setitems_of(self.stack[-1], items)
-
-    def _setitems_of(self, target: Any, items: list[Any], push: bool = False) -> None:
+    def _set(self, items: list[Any]) -> None:
+        """Adds keys and values to the dictionary on top."""
+        target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
                 target[checked_key(key)] = value
         elif not isinstance(target, Inert):
             raise pickle.UnpicklingError(f"keys for a {type(target).__name__}")
-        if push:
-            self.stack.append(target)
 
-    # ---- globals and calls
-    def _global(self, names: str) -> None:
-        self.stack.append(self._named(".".join(names.split(" ", 1))))
-
-    def _stack_global(self, _: Any) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        if not isinstance(name, str) or not isinstance(module, str):
+    def _named(self, module: Any, attribute: Any) -> Inert:
+        """The stand-in for a global, which is never imported."""
+        if not isinstance(module, str) or not isinstance(attribute, str):
             raise pickle.UnpicklingError("a global without a name")
-        self.stack.append(self._named(f"{module}.{name}"))
-
-    def _named(self, name: str) -> Inert:
-        """The global of that name, never imported."""
-        known = name in self.functions
-        if not known and (name in HOSTILE or name.partition(".")[0] in HOSTILE):
-            raise pickle.UnpicklingError(f"it names {name}, which no file of data needs")
-        if not known and self.strict:
-            raise pickle.UnpicklingError(f"it names {name}")
+        name = f"{module}.{attribute}"
+        if name not in self.functions:
+            if name in HOSTILE or name.partition(".")[0] in HOSTILE:
+                raise pickle.UnpicklingError(f"it names {name}, which no file of data needs")
+            if self.strict:
+                raise pickle.UnpicklingError(f"it names {name}")
         return Inert(name)
 
-    def _ext1(self, code: int) -> None:
-        self.stack.append(Inert(f"extension {code}"))
-
-    _ext2 = _ext4 = _ext1
-
-    def _reduce(self, _: Any) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(self._called(function, arguments))
-
-    _newobj = _reduce
-
-    def _newobj_ex(self, _: Any) -> None:
-        self.stack.pop()
-        self._reduce(None)
-
-    def _inst(self, names: str) -> None:
-        arguments = tuple(self._top())
-        self._global(names)
-        self.stack.append(self._called(self.stack.pop(), arguments))
-
-    def _obj(self, _: Any) -> None:
-        function, *arguments = self._top()
-        self.stack.append(self._called(function, tuple(arguments)))
-
     def _called(self, function: Any, arguments: Any) -> Any:
+        """What the table's function gives, or a stand-in for it."""
         if not isinstance(function, Inert) or not isinstance(arguments, tuple):
             raise pickle.UnpicklingError(f"a call of a {type(function).__name__}")
         known = self.functions.get(function.name)
@@ -308,28 +278,13 @@ class _Machine:
                 self._count(items=len(argument))
         return known(*arguments)
 
-    def _build(self, _: Any) -> None:
-        state = self.stack.pop()
-        fill = getattr(self.stack[-1], "fill", None)
-        if fill is not None:
-            fill(state)
 
-    def _persid(self, identity: Any) -> None:
-        if self.persistent is None:
-            raise pickle.UnpicklingError("it refers to objects outside itself")
-        self.stack.append(self.persistent(identity))
-
-    def _binpersid(self, _: Any) -> None:
-        self._persid(self.stack.pop())
-
-
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _LITERALS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
     "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
 }  # fmt: skip
-_SKIPPED = {"PROTO", "FRAME", "STOP"}
+"""Instructions that push their argument, which ``pickletools`` has decoded."""
 
 
 def checked_key(key: Any) -> Any:

@@ -22,7 +22,12 @@ from tdquant.layers import QuantLayer
 from tdquant.quantization import quantize
 from tdquant.storage.description import describe
 from tdquant.storage.incremental import awaiting, code_weight, complete, quantize_empty
-from tdquant.storage.rebuilding import build_skeleton, settle, state_names, unpack_tensors
+from tdquant.storage.rebuilding import (
+    build_skeleton,
+    finalize_weights,
+    state_names,
+    unpack_tensors,
+)
 from tdquant.storage.stored import pack_tensors
 from tdquant.support.memory import page_out
 
@@ -149,7 +154,7 @@ class TDQQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config = self.quantization_config
         if self.pre_quantized:
-            return settle(model, config.compact)
+            return finalize_weights(model, config.compact)
         if config.frozen_weights:
             complete(model)
             if is_frozen(model):  # no activation waits for calibration

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tdquant.calls.from_pipeline import denoisers, quietly, record
+from tdquant.calls.from_pipeline import denoisers, quietly, record_pipeline
 from tdquant.errors import ExportError
 
 PROMPT = "a photograph"
@@ -78,7 +78,7 @@ def _arguments(pipe: Any, example: Mapping[str, Any] | None) -> dict[str, Any]:
     if "prompt" in taken and "prompt_embeds" not in run:
         run.setdefault("prompt", PROMPT)
     # Some schedulers take no fewer than two steps.
-    return next(record(pipe, [run], steps=2, progress=False).arguments())
+    return next(record_pipeline(pipe, [run], steps=2, progress=False).arguments())
 
 
 def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

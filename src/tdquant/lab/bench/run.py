@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdquant.calls.from_denoiser import trajectories
+from tdquant.calls import record_denoiser
 from tdquant.errors import BackendError
 from tdquant.files.documents import write_json
 from tdquant.lab.bench.subject import Subject
@@ -207,7 +207,7 @@ class _Exact:
         self.folder = subject.folder
         model = subject.float_model()
         self.disk = sum(p.numel() * p.element_size() for p in model.state_dict().values()) / 1e6
-        paths = trajectories(
+        paths = record_denoiser(
             model, subject.scheduler, 4, subject.shape, steps=checked, batch=4, seed=seed + 2
         )
         self.calls = list(paths)

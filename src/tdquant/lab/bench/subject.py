@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from tdquant.calibration import calibrate
-from tdquant.calls.from_denoiser import trajectories
+from tdquant.calls import record_denoiser
 from tdquant.clock import remove_clock
 from tdquant.errors import ModelError
 from tdquant.freezing import freeze
@@ -74,7 +74,7 @@ def subject_from_embedded(
     """
     pipe = load_embedded(name)
     model = quantize(pipe.unet, recipe)
-    calls = trajectories(
+    calls = record_denoiser(
         load_embedded(name).unet,
         pipe.scheduler,
         16,

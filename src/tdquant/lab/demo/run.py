@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calibration import Observations, calibrate, observe
-from tdquant.calls.from_denoiser import trajectories
+from tdquant.calls import record_denoiser
 from tdquant.diffusion import sample
 from tdquant.diffusion.sampling import stream_of
 from tdquant.files.documents import write_json
@@ -130,7 +130,7 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
     started = time.perf_counter()
     pipe = load_embedded("cats-ddpm")
     distance = FrechetDistance()
-    calls = trajectories(
+    calls = record_denoiser(
         pipe.unet,
         pipe.scheduler,
         settings.calibration,
@@ -156,7 +156,7 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
         model = compile(frozen, "onednn", example=timed)
         running.append(model)
         found = images[bits, label] = _sample(model, pipe, settings, f"{bits} {label}", progress)
-        checks = trajectories(
+        checks = record_denoiser(
             pipe.unet,
             pipe.scheduler,
             8,

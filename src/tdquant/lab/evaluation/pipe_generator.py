@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tdquant.calls.from_denoiser import trajectories
+from tdquant.calls import record_denoiser
 from tdquant.lab.evaluation.config import EvaluationConfig
 from tdquant.lab.evaluation.generator import Generator, Sampling
-from tdquant.lab.evaluation.subject import digest_of, frozen_of, running
+from tdquant.lab.evaluation.subject import (
+    digest_of,
+    frozen_of,
+    running,
+)
 from tdquant.lab.runs.pictures import sample_pictures
 from tdquant.lowering.backends import time_calls
 from tdquant.models import Pipe
@@ -80,7 +84,7 @@ class PipeGenerator(Generator):
 
     def calls(self, count: int, steps: int, seed: int) -> Any:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        return trajectories(
+        return record_denoiser(
             self.model,
             self.pipe.scheduler,
             count,

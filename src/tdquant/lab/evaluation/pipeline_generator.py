@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.calls import denoisers
-from tdquant.calls.from_pipeline import Recording, quietly, record
+from tdquant.calls import Recording, denoisers, record_pipeline
+from tdquant.calls.from_pipeline import quietly
 from tdquant.calls.prompts import COUNT, FIRST
 from tdquant.clock import is_quantized
 from tdquant.diffusion.pictures import save_png, to_uint8
@@ -130,7 +130,9 @@ class PipelineGenerator(Generator):
         prompts: Any = count
         if self.prompts is not None:
             prompts = [self.prompts[i % len(self.prompts)] for i in range(count)]
-        return record(self.pipeline, prompts, steps=steps, seed=seed, progress=False, **options)
+        return record_pipeline(
+            self.pipeline, prompts, steps=steps, seed=seed, progress=False, **options
+        )
 
     @contextlib.contextmanager
     def _lowered(self, sampling: Sampling) -> Iterator[None]:

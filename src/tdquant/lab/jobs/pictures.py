@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdquant.calls.from_pipeline import quietly, record
+from tdquant.calls.from_pipeline import quietly, record_pipeline
 from tdquant.diffusion.pictures import save_png, to_uint8
 
 GAP = 2
@@ -25,7 +25,8 @@ def render(pipe: Any, prompts: Any, **options: Any) -> Tensor | None:
         prompts: As for ``tdq.trajectories``, and so are the options.
     """
     drawn = []
-    recording = record(pipe, prompts, progress=False, **{"output_type": "np", **options})
+    options = {"output_type": "np", **options}
+    recording = record_pipeline(pipe, prompts, progress=False, **options)
     with torch.no_grad(), quietly(pipe):
         for arguments in recording.arguments():
             out = pipe(**arguments, return_dict=False)[0]

@@ -23,9 +23,7 @@ from typing import Any
 from torch import nn
 
 from tdquant.calibration import calibrate, observe
-from tdquant.calls import Recording, denoisers
-from tdquant.calls.from_pipeline import record
-from tdquant.calls.shards import Shards, read_shards
+from tdquant.calls import Recording, Shards, denoisers, read_shards, record_pipeline
 from tdquant.errors import MissingDependencyError, ModelError, StorageError
 from tdquant.files.writing import check_folder, replacing_folder
 from tdquant.freezing import freeze
@@ -287,7 +285,7 @@ def _shown(job: Job) -> Any:
 
 def _recording(pipe: Any, job: Job) -> Recording:
     """What the pipeline, as it is now, will be seen to do."""
-    recording = record(
+    recording = record_pipeline(
         pipe,
         job.prompts,
         steps=job.steps,
@@ -305,6 +303,6 @@ def _calls(recording: Recording, folder: Path) -> Shards:
     """The recorded calls, taken from an earlier try of the same job if it got so far."""
     with contextlib.suppress(StorageError):
         earlier = read_shards(folder)
-        if dict(earlier.index["made_by"]) == dict(recording.made_by):
+        if dict(earlier.made_by) == dict(recording.made_by):
             return earlier
     return recording.save(folder)

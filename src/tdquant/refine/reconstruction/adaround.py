@@ -2,10 +2,10 @@ r"""Learns the rounding of a block so that its quantized output meets the float 
 
     L = mean_t w(t) |B_hat(x_hat, t) - B(x, t)|^2
 
-with B the float block on its float input, B_hat the quantized one on what the quantized layers
-before it give, and w(t) by ``tdquant.calibration.timing``. So a block also makes up for errors
-that were made before it. Beside the rounding learn the steps of weights, biases, and the laws of
-activation scales: a temporal scale's network by samples that are each at its own timestep. The
+with B the float block on its float input, B_hat the quantized one on the output of the quantized
+layers before it, and w(t) by ``tdquant.calibration.timing``. So a block also makes up for earlier
+errors. Besides the rounding, the steps of weights, biases and the parameters of activation scales
+are learned, the networks of temporal scales from samples that are each at its own timestep. The
 learning rates fall to zero by half a cosine.
 
 References:
@@ -18,7 +18,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calibration.timing import TimeBins
-from tdquant.layers import QuantLayer
-from tdquant.quantizers import (
-    ActivationQuantizer,
-    LearnedRounding,
-    WeightQuantizer,
-    activation_quantizers,
-)
+from tdquant.quantizers import LearnedRounding, WeightQuantizer
 from tdquant.quantizers.rounding import nearest
-from tdquant.refine.reconstruction.batches import Batches
-from tdquant.refine.reconstruction.capture import TIME, Part
-from tdquant.refine.reconstruction.samples import Record
+from tdquant.refine.reconstruction.capture import TIME, Block
+from tdquant.refine.reconstruction.processes import Processes
+from tdquant.refine.reconstruction.samples import Batches, Record
 from tdquant.scales import TemporalScale
 
 
@@ -59,71 +53,65 @@ class Rates:
     step: float = 2e-3
 
 
-class Learning:
-    """A block that learns, from rounding to nearest.
+class AdaRound:
+    """Learned rounding of a block, from rounding to nearest.
 
     Arguments:
-        part: The block.
-        layers: Its quantized layers by path.
+        block: The block.
         batches: Its samples.
-        times: The bins of all times that occur.
+        times: Bins of all times that occur.
         iterations: Updates in all.
         rates: Learning rates.
-        reduce: Adds a tensor up over all processes.
-        world: Number of processes.
+        world: The processes.
+
+    Attributes:
+        done: Updates so far.
+        nearest_error: Mean squared error of the output with rounding to nearest.
     """
 
     def __init__(
         self,
-        part: Part,
-        layers: dict[str, QuantLayer],
+        block: Block,
         batches: Batches,
         times: TimeBins,
         iterations: int,
         rates: Rates,
-        reduce: Callable[[Tensor], Tensor],
-        world: int = 1,
+        world: Processes,
     ) -> None:
-        self.part, self.layers, self.batches, self.times = part, layers, batches, times
-        self.iterations, self.rates = iterations, rates
-        self.reduce, self.world = reduce, world
+        self.block, self.batches, self.times = block, batches, times
+        self.iterations, self.rates, self.world = iterations, rates, world
         self.done = 0
-        self.start = {
-            path: nearest(_weight_quantizer(layer), layer.weight) for path, layer in layers.items()
-        }
-        self.install(self.start)
-        sums = self.errors()
-        self.plain = float(sums[0].sum() / sums[1].sum())
+        self._start = {}
+        for path, layer in block.layers.items():
+            assert isinstance(layer.weight_quantizer, WeightQuantizer)
+            self._start[path] = nearest(layer.weight_quantizer, layer.weight)
+        self._install(self._start)
+        sums = self._errors()
+        self.nearest_error = float(sums[0].sum() / sums[1].sum())
         times.balance(sums)
-        self.rounding = {
-            path: LearnedRounding(q.grid, q.step.detach(), layers[path].weight)
-            for path, q in self.start.items()
+        self._rounding = {
+            path: LearnedRounding(q.grid, q.step.detach(), block.layers[path].weight)
+            for path, q in self._start.items()
         }
-        self.install(self.rounding)
-        self._before = {
-            name: parameter.detach().clone()
-            for name, parameter in self.parameters().items()
-            if not name.endswith(("|choice", "|growth"))
-        }
-        self.optimizer = torch.optim.Adam(self._groups(), eps=1e-12)
+        self._install(self._rounding)
+        self._before = {n: p.detach().clone() for n, p in block.parameters().items()}
+        self._optimizer = torch.optim.Adam(self._groups(), eps=1e-12)
 
-    def install(self, quantizers: dict[str, Any]) -> None:
-        """Puts quantizers of weights into their layers."""
+    def _install(self, quantizers: Mapping[str, WeightQuantizer]) -> None:
         for path, quantizer in quantizers.items():
-            self.layers[path].weight_quantizer = quantizer
+            self.block.layers[path].weight_quantizer = quantizer
 
     @torch.no_grad()
-    def errors(self) -> Tensor:
+    def _errors(self) -> Tensor:
         """Sums of the squared error of all samples' outputs, and their number, by bins of time."""
-        nothing = torch.zeros(0)
-        total = self.times.sums(nothing, nothing)
+        total = self.times.sums(torch.zeros(0), torch.zeros(0))
         for inputs, targets in self.batches.all():
-            total += self.times.sums(inputs[TIME], self._by_row(inputs, targets))
-        return self.reduce(total)
+            total += self.times.sums(inputs[TIME], self._row_errors(inputs, targets))
+        return self.world.sum(total)
 
-    def _by_row(self, inputs: Record, targets: Record) -> Tensor:
+    def _row_errors(self, inputs: Record, targets: Record) -> Tensor:
         """Mean squared error of the block's output for each row ``(B,)``."""
-        found = self.part(inputs)
+        found = self.block(inputs)
         elements = sum(y[0].numel() for y in found.values())
         squares = [
             (y.float() - targets[name].float()).square().flatten(1).sum(1)
@@ -131,38 +119,25 @@ class Learning:
         ]
         return torch.stack(squares).sum(0) / elements
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that learns, by name."""
-        found = {}
-        for path, layer in self.layers.items():
-            quantizer = self.rounding[path]
-            found[f"{path}|choice"] = quantizer.choice
-            found[f"{path}|growth"] = quantizer.growth
-            if layer.bias is not None:
-                found[f"{path}|bias"] = layer.bias
-        for path, activation in self.activations().items():
-            for name, parameter in activation.scale.named_parameters():
-                found[f"{path}|scale.{name}"] = parameter
-        return found
-
-    def activations(self) -> dict[str, ActivationQuantizer]:
-        """The block's activation quantizers by path in the model."""
-        prefix = f"{self.part.path}." if self.part.path else ""
-        return {prefix + n if n else n: q for n, q in activation_quantizers(self.part.module)}
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that is learned, by name."""
+        found = {f"{path}|choice": q.choice for path, q in self._rounding.items()}
+        found |= {f"{path}|growth": q.growth for path, q in self._rounding.items()}
+        return found | self.block.parameters()
 
     def _groups(self) -> list[dict[str, Any]]:
         rates = self.rates
-        networks = {
-            f"{path}|scale.{name}"
-            for path, quantizer in self.activations().items()
-            if isinstance(quantizer.scale, TemporalScale)
-            for name, _ in quantizer.scale.named_parameters()
-        }
         groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.parameters().items():
+        networks = {
+            id(parameter)
+            for quantizer in self.block.activations().values()
+            if isinstance(quantizer.scale, TemporalScale)
+            for parameter in quantizer.scale.parameters()
+        }
+        for name, parameter in self._parameters().items():
             kind = name.rpartition("|")[2]
             size = float(parameter.detach().float().square().mean().sqrt())
-            if name in networks:
+            if id(parameter) in networks:
                 rate = rates.network
             elif kind == "bias":
                 rate = rates.bias * max(size, 1e-3)
@@ -173,9 +148,9 @@ class Learning:
             groups.setdefault(rate, []).append(parameter)
         return [{"params": found, "lr": rate, "base": rate} for rate, found in groups.items()]
 
-    def run(self, told: Callable[[int, float], None]) -> None:
-        """Learns to the end; ``told`` hears of every iteration and the loss of its batch."""
-        parameters = list(self.parameters().values())
+    def run(self, on_update: Callable[[int, float], None]) -> None:
+        """Learns to the end; calls ``on_update(done, loss)`` after every update."""
+        parameters = list(self._parameters().values())
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:
@@ -183,66 +158,60 @@ class Learning:
                 while self.done < self.iterations:
                     loss = self._update(parameters)
                     self.done += 1
-                    told(self.done, loss)
+                    on_update(self.done, loss)
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(False)
 
     def _update(self, parameters: list[nn.Parameter]) -> float:
         share = self.done / self.iterations
-        for group in self.optimizer.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * 0.5 * (1 + math.cos(math.pi * share))
-        self.optimizer.zero_grad()
+        self._optimizer.zero_grad()
         drawn = self.batches.draw(self.done)
         loss = torch.zeros((), device=parameters[0].device)
         if drawn is not None:
             inputs, targets, part = drawn
-            weights = self.times.of(inputs[TIME])
-            loss = part * (self._by_row(inputs, targets) * weights).mean()
+            weights = self.times.weight(inputs[TIME])
+            loss = part * (self._row_errors(inputs, targets) * weights).mean()
         if loss.requires_grad:
             loss.backward()
-        self._reduce_gradients(parameters)
-        self.optimizer.step()
-        return float(loss.detach())
-
-    def _reduce_gradients(self, parameters: list[nn.Parameter]) -> None:
-        if self.world > 1:
+        if self.world.count > 1:
             for parameter in parameters:
-                gradient = (
-                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                )
-                parameter.grad = self.reduce(gradient)
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.world.sum(own)
+        self._optimizer.step()
+        return float(loss.detach())
 
     def finish(self) -> float:
         """Installs what was learned, or rounding to nearest where that is better.
 
         Returns:
-            The error of what was installed, by the weights of time, as a share of that of rounding
-            to nearest: not over 1.
+            The error of what was installed, weighted over time, as a share of that of rounding to
+            nearest: at most 1.
         """
-        self.install({path: quantizer.rounded() for path, quantizer in self.rounding.items()})
-        error = self.times.error(self.errors())
+        self._install({path: quantizer.rounded() for path, quantizer in self._rounding.items()})
+        error = self.times.error(self._errors())
         if error <= 1:
             return error
         with torch.no_grad():
-            parameters = self.parameters()
-            for name, value in self._before.items():
-                parameters[name].copy_(value)
-        self.install(self.start)
+            for name, parameter in self.block.parameters().items():
+                parameter.copy_(self._before[name])
+        self._install(self._start)
         return 1.0
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a learning that goes on later has to know, beside ``done``."""
-        found = {f"value|{n}": p.detach() for n, p in self.parameters().items()}
-        for name, parameter in self.parameters().items():
-            for entry, value in self.optimizer.state.get(parameter, {}).items():
+        """All that ``resume`` needs, except ``done``."""
+        found = {f"value|{n}": p.detach() for n, p in self._parameters().items()}
+        for name, parameter in self._parameters().items():
+            for entry, value in self._optimizer.state.get(parameter, {}).items():
                 found[f"adam|{name}|{entry}"] = torch.as_tensor(value)
         return found
 
     @torch.no_grad()
-    def resume(self, tensors: dict[str, Tensor], done: int) -> None:
-        """Goes on from what ``tensors`` gave after ``done`` iterations."""
-        parameters = self.parameters()
+    def resume(self, tensors: Mapping[str, Tensor], done: int) -> None:
+        """Restores what ``tensors`` gave after ``done`` updates."""
+        parameters = self._parameters()
         for key, value in tensors.items():
             kind, _, name = key.partition("|")
             if kind == "value":
@@ -251,10 +220,5 @@ class Learning:
                 name, _, entry = name.rpartition("|")
                 parameter = parameters[name]
                 kept = value if entry == "step" else value.to(parameter.device)
-                self.optimizer.state[parameter][entry] = kept
+                self._optimizer.state[parameter][entry] = kept
         self.done = done
-
-
-def _weight_quantizer(layer: QuantLayer) -> WeightQuantizer:
-    assert isinstance(layer.weight_quantizer, WeightQuantizer)
-    return layer.weight_quantizer

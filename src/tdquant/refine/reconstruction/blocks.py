@@ -1,9 +1,9 @@
-"""Blocks: the parts of a model that are reconstructed one after the other.
+"""Finds the blocks of a model, which are reconstructed one after the other.
 
-A block is a smallest module that the model calls with a tensor and that holds two quantized layers
-or more, such as a residual block, attention, or a transformer's feed-forward part. A quantized
-layer outside of all of these is a block of its own. No family has to be known: one call of the
-model tells what is called, and in which order.
+A block is a smallest module that the model calls with a tensor and that holds two or more
+quantized layers, such as a residual block, attention, or a transformer's feed-forward part. A
+quantized layer outside of these is a block by itself. One call of the model shows what is called,
+and in which order; the model's family plays no part.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def find_blocks(model: nn.Module, call: Call, scope: str = "block") -> list[str]
         model: A quantized model.
         call: One call of it.
         scope: ``"block"``, ``"layer"`` for every quantized layer alone, or ``"model"`` for the
-            whole model as one block, whose path is empty.
+            whole model, whose path is empty.
     """
     layers = dict(learned_layers(model))
     if scope == "model":

@@ -1,13 +1,13 @@
-r"""GPTQ: rounds the columns of a weight one after the other, and lets the columns that are left
-make up for the error.
+r"""GPTQ: rounds the columns of a weight one after the other, and compensates the error in the
+remaining columns.
 
     E = (W_hat - W) H (W_hat - W)^T,    H = X_hat^T X_hat
 
 is the error of a layer on its quantized inputs. With U the upper Cholesky factor of H^-1, rounding
-column j to q adds an error e = (w_j - q) / U_jj, and the columns k > j take on ``w_k - e U_jk``. A
-convolution is a product of unfolded patches, and one of G groups is G products.
+column j to q leaves an error e = (w_j - q) / U_jj, and the columns k > j become ``w_k - e U_jk``.
+A convolution is a product with unfolded patches, and one of G groups is G products.
 
-Where a row (an output channel) comes out worse than rounded to nearest, it is rounded to nearest.
+A row (an output channel) that would be worse than rounded to nearest is rounded to nearest.
 
 References:
     Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
@@ -28,14 +28,14 @@ DAMPING = 0.01
 """Share of the mean diagonal of H that is added to it."""
 
 ROWS = 128
-"""Rows of inputs for each column of H that are enough; of more, every n-th is taken."""
+"""Rows of inputs for each column of H that suffice; of more, every n-th is taken."""
 
 _COLUMNS = 128
-"""Columns whose effect on all columns after them is one product."""
+"""Columns whose effect on all later columns is one product."""
 
 
 def patches(layer: QuantLayer, x: Tensor) -> Tensor:
-    """The rows that each group of a layer multiplies its weight with, ``(G, N, K)``."""
+    """The rows that each group of a layer multiplies by its weight, ``(G, N, K)``."""
     if not isinstance(layer, (QuantConv1d, QuantConv2d)):
         return x.reshape(1, -1, x.shape[-1])
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -54,7 +54,7 @@ class Hessian:
     """The sum of ``X^T X`` over calls.
 
     Arguments:
-        layer: Whose inputs are summed up.
+        layer: The layer.
         limit: Rows to take of one call, or None for all.
     """
 
@@ -69,10 +69,10 @@ class Hessian:
 
     @torch.no_grad()
     def add(self, x: Tensor, call: int = 0) -> None:
-        """Adds inputs of the layer, as they come out of its quantizer in the call of a number."""
+        """Adds inputs of the layer, quantized, from the call of a number."""
         rows = patches(self.layer, x.float())
         if self.limit is not None and rows.shape[1] > self.limit:
-            # Places are spread over all rows, and are others in every call.
+            # Spread over all rows, and different in every call.
             places = torch.linspace(0, rows.shape[1] - 1, self.limit, device=x.device).long()
             rows = rows[:, (places + call) % rows.shape[1]]
         self.total += (rows.mT @ rows).double()

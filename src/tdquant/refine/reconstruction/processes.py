@@ -1,4 +1,4 @@
-"""The processes of one reconstruction: they meet in sums, and one of them writes."""
+"""The processes of one reconstruction."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from tdquant.support.optional import require
 
 
 class Processes:
-    """The processes that work together, one or several.
-
-    Arguments:
-        accelerator: Accelerate's, or None for one process.
-    """
+    """The processes that work together: those of ``accelerator``, or one if it is None."""
 
     def __init__(self, accelerator: Any = None) -> None:
         self.rank = accelerator.process_index if accelerator is not None else 0
@@ -30,7 +26,7 @@ class Processes:
         return self._accelerator.reduce(tensor.to(place), "sum").to(tensor.device)
 
     def wait(self) -> None:
-        """Until all of them are here."""
+        """Waits for all of them."""
         if self.count > 1:
             self._accelerator.wait_for_everyone()
 

@@ -1,10 +1,9 @@
-"""What a reconstruction leaves on disk, so that it can go on: a file for each finished block, and
-one of the block in work.
+"""Checkpoints of a reconstruction: a file for each finished block, and one of the block in work.
 
-    FOLDER/block-00003.safetensors      codes, steps, biases and laws of scales of a finished block
+    FOLDER/block-00003.safetensors      codes, steps, biases and scales of a finished block
     FOLDER/learning.safetensors         variables and optimizer of the block in work
 
-Each is written whole or not at all, and names the job that it belongs to.
+Each is written as a whole or not at all, and names the job that it belongs to.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,12 +20,24 @@ from torch import Tensor, nn
 
 from tdquant.calls.call import Call
 from tdquant.errors import StorageError
-from tdquant.files.documents import check_version
+from tdquant.files.documents import Document
 from tdquant.files.writing import replacing, write_tensors
 from tdquant.training.structure import describe
 
-FORMAT = "tdquant-reconstruction"
-VERSION = 1
+
+class Header(Document):
+    """The metadata of a file.
+
+    Attributes:
+        job: Digest of the job.
+        facts: Facts beside the tensors.
+    """
+
+    FORMAT: ClassVar = "tdquant-reconstruction"
+    VERSION: ClassVar = 1
+
+    job: str
+    facts: dict[str, Any]
 
 
 def job_digest(model: nn.Module, calls: list[Call], options: dict[str, Any]) -> str:
@@ -59,23 +70,25 @@ def _add(digest: Any, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file that was read: its tensors and facts."""
+    """Tensors and facts of one file."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
 class Folder:
     """The files of one job.
 
     Arguments:
-        path: Where they are.
-        job: Its digest.
-        writing: Whether this process writes; of several one does.
+        path: The folder.
+        job: Digest of the job.
+        writing: Whether this process writes; of several processes one does.
     """
 
-    def __init__(self, path: Path, job: str, writing: bool = True) -> None:
-        self.path, self.job, self.writing = path, job, writing
+    path: Path
+    job: str
+    writing: bool = True
 
     def block(self, number: int) -> Path:
         """The file of a finished block."""
@@ -90,45 +103,40 @@ class Folder:
         """Writes one file."""
         if not self.writing:
             return
-        metadata = {
-            "format": FORMAT, "version": str(VERSION), "job": self.job, "facts": json.dumps(facts)
-        }  # fmt: skip
+        header = {"format": Header.FORMAT, "version": str(Header.VERSION), "job": self.job}
         plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         with replacing(file) as fresh:
-            write_tensors(plain, fresh, metadata=metadata)
+            write_tensors(plain, fresh, metadata={**header, "facts": json.dumps(facts)})
 
     def read(self, file: Path) -> Entry | None:
-        """One file, or None if it is not there.
+        """Reads one file; None if it is not there.
 
         Raises:
             StorageError: It is damaged, foreign, newer, or of another job.
         """
         if not file.exists():
             return None
+        fix = "remove it, and its block is done again"
         try:
             with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
+                content: dict[str, Any] = dict(opened.metadata() or {})
                 tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"format {metadata.get('format')!r}")
-            version = int(metadata["version"])
-            facts, job = json.loads(metadata["facts"]), metadata["job"]
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            for key in {"version", "facts"} & content.keys():
+                content[key] = json.loads(content[key])
+        except (SafetensorError, OSError, ValueError) as error:
+            why = f"{type(error).__name__}: {error}"
             raise StorageError(
-                "a file that a reconstruction did not write, or a damaged one",
-                where=str(file),
-                why=f"{type(error).__name__}: {error}",
-                fix="remove it, and its block is done again",
+                "a damaged checkpoint", where=str(file), why=why, fix=fix
             ) from error
-        check_version(version, VERSION, str(file))
-        if job != self.job:
+        header = Header.from_dict(content, "the checkpoint", str(file), fix)
+        if header.job != self.job:
             raise StorageError(
                 "the checkpoint belongs to another reconstruction",
                 where=str(file),
                 why="model, recipe, calibration, batches, seed or options differ",
                 fix="start it as it was started, or give another folder",
             )
-        return Entry(tensors, facts)
+        return Entry(tensors, header.facts)
 
     def forget_learning(self) -> None:
         """Removes the file of the block in work."""

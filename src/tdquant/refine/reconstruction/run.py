@@ -1,4 +1,4 @@
-"""``reconstruct``: rounding of weights by what blocks compute, block after block."""
+"""``reconstruct``: rounds weights by the output of blocks, block after block."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from tdquant.freezing import check_calibrated
 from tdquant.quantizers import RoundedWeight, WeightQuantizer, activation_quantizers
 from tdquant.refine.reconstruction.adaround import Rates
 from tdquant.refine.reconstruction.blocks import SCOPES, find_blocks, learned_layers
-from tdquant.refine.reconstruction.capture import each_time
+from tdquant.refine.reconstruction.capture import with_times
 from tdquant.refine.reconstruction.job import BlockReport, Job
 from tdquant.refine.reconstruction.processes import Processes, launched
 from tdquant.refine.reconstruction.record import Folder, job_digest
 from tdquant.state import note, state_of
 from tdquant.support.progress import Bar
+from tdquant.support.tables import text_table
 
 METHODS = ("adaround", "gptq")
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What ``reconstruct`` did. ``str()`` gives a table.
+    """The report of ``reconstruct``. ``str()`` gives a table.
 
     Attributes:
-        blocks: One report a block, in the order in which they were done.
-        method: How.
-        seconds: Wall time of this run; blocks that a checkpoint had took none of it.
+        blocks: One report a block, in the order of the work.
+        method: The method.
+        seconds: Wall time of this run, without the blocks that a checkpoint had.
     """
 
     blocks: list[BlockReport]
@@ -45,13 +46,12 @@ class Reconstruction:
     seconds: float
 
     def __str__(self) -> str:
-        names = [block.path or "(the model)" for block in self.blocks]
-        width = max(map(len, names), default=0)
-        lines = [f"{self.method}: {len(names)} blocks in {self.seconds:.0f} s"]
-        for name, block in zip(names, self.blocks, strict=True):
+        rows = []
+        for block in self.blocks:
             ratio = block.after / block.before if block.before else 1.0
-            lines.append(f"  {name:<{width}}  error {block.before:.3g} -> {ratio:.2f} of it")
-        return "\n".join(lines)
+            rows.append([block.path or "(the model)", f"{block.before:.3g}", f"{ratio:.2f}"])
+        table = text_table(rows, ["block", "error", "left of it"], right=[1, 2])
+        return f"{self.method}: {len(rows)} blocks in {self.seconds:.0f} s\n{table}"
 
 
 def reconstruct(
@@ -70,42 +70,42 @@ def reconstruct(
     progress: bool = True,
     accelerator: Any = None,
 ) -> nn.Module:
-    """Chooses the codes of all weights by what blocks compute with them, in place.
+    """Chooses the codes of all weights by the output of blocks, in place.
 
-    Blocks are done in the order in which the model calls them. Each learns on inputs that the
-    quantized blocks before it give, at the timestep of each sample, towards what the float model's
-    block gives. Afterwards every weight lies on its grid: ``freeze`` finds the codes that were
-    learned, and training can go on from them.
+    Blocks follow each other in the order in which the model calls them. Each learns from the
+    output of the quantized blocks before it, at the timestep of each sample, towards the output of
+    the float model's block. Afterwards every weight lies on its grid: ``freeze`` finds the learned
+    codes, and training can continue from them.
 
-    On several processes (``accelerate launch script.py``) each keeps every n-th call, and all
-    decide the same, up to rounding as one process does. All of them give the same batches.
+    On several processes (``accelerate launch script.py``) each keeps every n-th of the calls,
+    which are the same for all, and the result is that of one process up to rounding.
 
     Arguments:
         model: A quantized and calibrated model.
-        batches: Calls, as for ``calibrate``. They are kept in memory; what blocks get and give is
-            kept for one block at a time.
+        batches: Calls, as for ``calibrate``. They are kept in memory, inputs and outputs of
+            blocks for one block at a time.
         method: ``"adaround"`` learns rounding, steps, biases and activation scales by gradients;
             ``"gptq"`` chooses codes layer by layer in closed form, many times faster.
-        scope: What learns at once: every ``"layer"``, every ``"block"``, or the whole
-            ``"model"``, whose output is then all that counts: the best where the model can be
-            trained on this machine. The memory of a block is that of training it alone.
-        iterations: Updates for each block; the whole model wants 300 or more.
+        scope: What learns at once: each ``"layer"``, each ``"block"``, or the whole ``"model"``
+            towards its output, the best where the model can be trained on this machine. A block
+            takes the memory of training it alone.
+        iterations: Updates for each block; the whole model needs 300 or more.
         batch: Samples of an update, over all processes.
         rates: Learning rates.
-        checkpoint: A folder. A run that was stopped goes on there, to the same bits.
+        checkpoint: A folder, from which a stopped run continues to the same bits.
         save_every: Updates after which a block that learns is written to it.
-        memory: Bytes of a block's inputs and outputs that may stay in memory; the rest is on disk.
+        memory: Bytes of a block's inputs and outputs to keep in memory; the rest is on disk.
         seed: Seed of all draws.
         progress: Draw a bar.
         accelerator: An ``accelerate.Accelerator``, or None for the one that ``accelerate launch``
             describes.
 
     Returns:
-        The model. What was done to each block is ``model.tdq.reconstruction``.
+        The model. ``model.tdq.reconstruction`` is the report on each block.
 
     Raises:
         CalibrationError: No batches, scales that are not calibrated, no weights to round, or an
-            argument that cannot be. Whatever is raised, the model is left as it was.
+            invalid argument. Whatever is raised, the model is left as it was.
         ConversionError: The model is not quantized.
         StorageError: The checkpoint is damaged or of another job.
     """
@@ -129,7 +129,7 @@ def reconstruct(
         folder = Folder(Path(checkpoint), job_digest(model, calls, options), world.rank == 0)
     with _restoring(model) as keep:
         model.eval()
-        paths = find_blocks(model, each_time(model, calls[0]), scope)
+        paths = find_blocks(model, with_times(model, calls[0])[0], scope)
         learns = method == "adaround"
         bar = Bar(
             f"reconstructing ({method})",
@@ -151,7 +151,7 @@ def reconstruct(
             bar=bar,
         )
         try:
-            reports = [job.block(number, path) for number, path in enumerate(paths)]
+            reports = [job.reconstruct(number, path) for number, path in enumerate(paths)]
         finally:
             bar.close()
         keep()
@@ -174,14 +174,14 @@ def _check(model: nn.Module, method: str, scope: str, iterations: int, batch: in
         mistakes.append("no layer has weights to round: quantize with weights below 32 bits")
     if mistakes:
         raise CalibrationError(
-            "\n  - ".join(["it cannot be done:", *mistakes]), where="reconstruct"
+            "\n  - ".join(["invalid arguments:", *mistakes]), where="reconstruct"
         )
     check_calibrated(model, "tdq.reconstruct(model, batches)")
 
 
 @contextlib.contextmanager
 def _restoring(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Puts everything back unless the function that it gives was called, which writes the learned
+    """Restores the model, unless the function that it yields was called, which writes the learned
     numbers into the weights.
     """
     layers = dict(learned_layers(model))
@@ -199,7 +199,7 @@ def _restoring(model: nn.Module) -> Iterator[Callable[[], None]]:
         for name, layer in layers.items():
             rounded, before = layer.weight_quantizer, quantizers[name]
             if not isinstance(rounded, RoundedWeight):
-                continue  # no call reaches it: rounding to nearest is as good as any
+                continue  # no call reached it
             assert isinstance(before, WeightQuantizer)
             layer.weight.copy_(rounded(layer.weight))
             before.step.copy_(rounded.step)

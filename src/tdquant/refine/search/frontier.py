@@ -1,9 +1,9 @@
-r"""The best trade-off of a sum: one option for each item, least total error at every total size.
+r"""The Pareto frontier of a sum: one option for each item, least total error at every total size.
 
     min sum_l e_l(o_l)  subject to  sum_l c_l(o_l) <= C,    for every C at once
 
-Items are taken in one after the other, and only totals are kept that no smaller one betters. That
-is exact; where they become too many, the best of each of ``LIMIT`` even ranges of size is kept.
+Items are added one after the other, keeping the totals that no smaller one betters. That is exact;
+where there are too many totals, the best of each of ``LIMIT`` even ranges of size is kept.
 
 References:
     Nemhauser, Ullmann: Discrete Dynamic Programming and Capital Allocation, Management Science
@@ -23,7 +23,7 @@ LIMIT = 8192
 
 @dataclass(frozen=True)
 class Frontier:
-    """Totals that nothing betters, by increasing size and decreasing error.
+    """Pareto-optimal totals, by increasing size and decreasing error.
 
     Attributes:
         sizes: ``(P,)``.
@@ -46,7 +46,7 @@ class Frontier:
         return index if index < len(self.errors) else None
 
     def options(self, index: int) -> list[int]:
-        """The option of every item that makes up a total."""
+        """The options of all items that make up a total."""
         chosen = []
         for parents, options in reversed(self.steps):
             chosen.append(int(options[index]))
@@ -71,8 +71,8 @@ def find_frontier(
         all_sizes = (size[:, None] + np.asarray(item_sizes, np.int64)).ravel()
         all_errors = (error[:, None] + np.asarray(item_errors, np.float64)).ravel()
         order = np.lexsort((all_errors, all_sizes))
-        ahead = np.minimum.accumulate(np.r_[np.inf, all_errors[order][:-1]])
-        kept = _thinned(order[all_errors[order] < ahead], all_sizes, limit)
+        before = np.minimum.accumulate(np.r_[np.inf, all_errors[order][:-1]])
+        kept = _thinned(order[all_errors[order] < before], all_sizes, limit)
         size, error = all_sizes[kept], all_errors[kept]
         steps.append((kept // count, kept % count))
     return Frontier(size, error, steps)

@@ -1,25 +1,21 @@
-r"""Measuring sensitivity: all layers, operands, widths and kinds of scale in one pass over calls.
+r"""Measures sensitivity: all layers, operands, widths and kinds of scale in one pass over calls.
 
 Rounding a weight W changes its layer's output by ``dy = layer(x, W_hat) - layer(x, W)``, rounding
-an input x changes it by ``dx = x_hat - x``. With r a random normal projection of the model's
-output, one backward pass gives ``J^T r`` at the inputs and outputs of all layers, and
-
-    E_r[(r^T J dx)^2] = |J dx|^2,    E_r[(r^T J dy)^2] = |J dy|^2
-
-are the squared output errors, sample by sample (see ``tdquant.calibration.judge``).
+an input x changes it by ``dx = x_hat - x``. The squared output errors that these cause come from
+projections of the model's output, sample by sample: see ``tdquant.calibration.projections``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from tdquant.calibration.candidates import Candidate, choose_grid, make_candidates
-from tdquant.calibration.concatenations import SUFFIX, Concatenation, splittable, with_parts
-from tdquant.calibration.judge import InputAt, LayerAt, input_effects, pieces, project
+from tdquant.calibration.concatenations import SUFFIX, splittable, with_parts
 from tdquant.calibration.observe import Observations, observed
+from tdquant.calibration.projections import Changes, Effects, LayerAt, project
 from tdquant.calls.call import Call
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError, RecipeError
@@ -28,16 +24,13 @@ from tdquant.layers import QUANTIZED, QuantLayer, SplitLayer, quantized_layers, 
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import MAX_BITS, MIN_BITS, Grid
 from tdquant.quantization import edges
-from tdquant.quantizers import ActivationQuantizer, WeightQuantizer, activation_quantizers
+from tdquant.quantizers import WeightQuantizer, activation_quantizers
 from tdquant.quantizers.weight import along_channels, mse_step
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.refine.search.sensitivity import ATTENTION, EDGE, KINDS, TIME, LayerFacts, Sensitivity
 from tdquant.state import recipe_of
 from tdquant.support.patterns import matching
 from tdquant.support.progress import track
-
-Weighted = tuple[QuantLayer, WeightQuantizer]
-"""A layer, and the quantizer of its weight."""
 
 TIMES = 16
 """Ranges of time that are kept apart."""
@@ -56,32 +49,31 @@ def sensitivity(
     The model runs in float, forwards and backwards, over the calls that were kept for judging.
 
     Arguments:
-        model: What ``quantize`` returned, calibrated or not, of any widths: what is quantized in
-            it is measured.
-        batches: Calls as ``calibrate`` takes them, or what ``observe`` returned.
-        bits: Widths to measure, beside those that the model has.
+        model: A model that ``quantize`` returned, calibrated or not, at any widths; what is
+            quantized in it is measured.
+        batches: Calls, as for ``calibrate``, or what ``observe`` returned.
+        bits: Widths to measure, beside those of the model.
         seed: Seed of all draws.
         progress: Draw bars.
 
     Raises:
-        CalibrationError: As ``calibrate``; or nothing in the model can be measured, as in one that
-            is frozen.
+        CalibrationError: As ``calibrate``; or nothing in the model can be measured, as in a frozen
+            one.
         ConversionError: The model is not quantized.
         RecipeError: Widths out of range.
     """
     clock_of(model)
-    wrong = [b for b in bits if not MIN_BITS <= b <= MAX_BITS]
-    if wrong or not bits:
-        raise RecipeError(
-            f"widths {list(bits)}", where="bits", fix=f"from {MIN_BITS} to {MAX_BITS} bits"
-        )
-    layers = {
-        path: (layer, layer.weight_quantizer)
-        for path, layer in quantized_layers(model)
+    if not bits or not all(MIN_BITS <= b <= MAX_BITS for b in bits):
+        fix = f"from {MIN_BITS} to {MAX_BITS} bits"
+        raise RecipeError(f"widths {list(bits)}", where="bits", fix=fix)
+    layers = dict(quantized_layers(model))
+    weights = {
+        path: layer.weight_quantizer
+        for path, layer in layers.items()
         if isinstance(layer.weight_quantizer, WeightQuantizer)
     }
     quantizers = dict(activation_quantizers(model))
-    if not layers and not quantizers:
+    if not weights and not quantizers:
         raise CalibrationError(
             "nothing to measure",
             where=type(model).__name__,
@@ -89,163 +81,113 @@ def sensitivity(
             fix="tdq.quantize(model, recipe), and sensitivity before tdq.freeze",
         )
     batches = observed(model, batches, seed, progress)
-    has = [weight.grid.bits for _, weight in layers.values()]
-    has += [q.grid.bits for q in quantizers.values()]
+    has = [w.grid.bits for w in weights.values()] + [q.grid.bits for q in quantizers.values()]
     widths = tuple(sorted({*bits, *has}))
     parts = splittable(model, quantizers, batches.parts)
-    curves = _Curves(quantizers, batches, parts, widths, progress)
-    weights = _Weights(layers, widths)
+    owners = with_parts(quantizers, parts)
+    candidates = {}
+    for name, q in track(owners.items(), "making curves", len(owners), progress):
+        seen = batches.seen[name]
+        grids = [choose_grid(seen, Grid.signed(b), q.symmetric) for b in widths]
+        candidates[name] = [c for grid in grids for c in make_candidates(seen, grid, "auto")]
+    roundings = {
+        path: [
+            (grid, mse_step(layers[path].weight, grid, quantizer.step.ndim > 0, path))
+            for grid in (Grid.signed(b, narrow=True) for b in widths)
+        ]
+        for path, quantizer in weights.items()
+    }
+    of_inputs = Effects({name: len(found) for name, found in candidates.items()})
+    of_weights = Effects({path: len(widths) for path in roundings})
     macs: dict[str, int] = {}
     times: list[Tensor] = []
-    calls = track(batches.calls, "measuring layers", len(batches.calls), progress)
-    for projection in project(model, quantizers, calls, seed, dict(quantized_layers(model))):
-        size = projection.size**0.5
-        curves.update(projection.inputs, len(projection.timestep), size)
-        weights.update(projection.outputs, len(projection.timestep), size)
+    calls = track(batches.calls, "measuring layers", show=progress)
+    for projection in project(model, quantizers, calls, seed, layers):
+        of_inputs.add(projection, projection.input_changes(candidates, parts))
+        of_weights.add(projection, _weight_changes(projection.outputs, roundings))
         if not times:
             for path, layer, _, y, _ in projection.outputs:
                 macs[path] = macs.get(path, 0) + y[0].numel() * layer.weight[0].numel()
-        times.append(projection.timestep)
-    if not times:
-        raise CalibrationError("no calls to measure by", where="batches")
-    return _summed(
-        model, layers, quantizers, widths, torch.cat(times), weights.effects(), curves, macs
-    )
+        times.append(projection.times)
+    by_input, by_weight = of_inputs.table(), of_weights.table()
 
-
-class _Weights:
-    """Effects of rounded weights, ``(S, W)`` by layer."""
-
-    def __init__(self, layers: Mapping[str, Weighted], widths: tuple[int, ...]) -> None:
-        self._steps = {
-            path: [
-                (grid, mse_step(layer.weight, grid, weight.step.ndim > 0, path))
-                for grid in (Grid.signed(b, narrow=True) for b in widths)
-            ]
-            for path, (layer, weight) in layers.items()
-        }
-        self._rows: dict[str, list[Tensor]] = {path: [] for path in layers}
-
-    @torch.no_grad()
-    def update(self, outputs: Sequence[LayerAt], batch: int, size: float) -> None:
-        total = {p: torch.zeros(batch, len(steps)) for p, steps in self._steps.items()}
-        for path, layer, x, y, g in outputs:
-            for i, (grid, step) in enumerate(self._steps.get(path, ())):
-                scale = along_channels(step, layer.weight)
-                rounded = fake_quantize(layer.weight, scale, grid.low, grid.high)
-                change = layer.combine(x, rounded).sub_(y).mul_(g)
-                total[path][:, i] += change.reshape(batch, -1).sum(1).float().cpu()
-        for path, effect in total.items():
-            self._rows[path].append(effect / size)
-
-    def effects(self) -> dict[str, Tensor]:
-        return {path: torch.cat(rows) for path, rows in self._rows.items()}
-
-
-class _Curves:
-    """Effects of rounded inputs under every candidate curve, ``(S, C)`` by width and place."""
-
-    def __init__(
-        self,
-        quantizers: Mapping[str, ActivationQuantizer],
-        observations: Observations,
-        parts: dict[str, Concatenation],
-        widths: tuple[int, ...],
-        progress: bool,
-    ) -> None:
-        self._parts = parts
-        owners = with_parts(quantizers, parts)
-        self._curves: dict[str, list[tuple[Grid, list[Candidate]]]] = {}
-        self._rows: dict[str, list[list[Tensor]]] = {}
-        for name, q in track(owners.items(), "making curves", len(owners), progress):
-            seen = observations.seen[name]
-            grids = [choose_grid(seen, Grid.signed(b), q.symmetric) for b in widths]
-            self._curves[name] = [(grid, make_candidates(seen, grid, "auto")) for grid in grids]
-            self._rows[name] = [[] for _ in widths]
-
-    def update(self, inputs: Sequence[InputAt], batch: int, size: float) -> None:
-        total = {
-            name: [torch.zeros(len(cs), batch) for _, cs in by_width]
-            for name, by_width in self._curves.items()
-        }
-        for name, x, t, g in inputs:
-            for place, piece, slope in pieces(name, x, g, self._parts):
-                for i, (grid, candidates) in enumerate(self._curves[place]):
-                    total[place][i] += input_effects(piece, slope, t, grid, candidates, batch)
-        for name, found in total.items():
-            for rows, effect in zip(self._rows[name], found, strict=True):
-                rows.append(effect.T / size)
-
-    def effect(self, name: str, width: int, kind: str) -> Tensor:
-        """The least effect of the quantizer at the width of that index, ``(S,)``: of the whole
-        input, or of its parts where that is less.
+    def least(name: str, bits: int, kind: str) -> Tensor:
+        """The least effect of a quantizer, ``(S,)``: of the whole input, or of its parts where
+        that is less.
         """
-        whole = self._best(name, width, kind)
-        if name in self._parts:
-            places = self._parts[name].names(name)
-            apart = torch.stack([self._best(p, width, kind) for p in places]).sum(0)
-            if apart.square().mean() < whole.square().mean():
-                return apart
-        return whole
+        options = [[name], *([parts[name].names(name)] if name in parts else [])]
+        found = [_least_effect(candidates, by_input, places, bits, kind) for places in options]
+        return min(found, key=lambda effect: float(effect.square().mean()))
 
-    def _best(self, name: str, width: int, kind: str) -> Tensor:
-        _, candidates = self._curves[name][width]
-        effects = torch.cat(self._rows[name][width])
-        allowed = [i for i, c in enumerate(candidates) if kind in ("temporal", c.kind)]
-        return effects[:, min(allowed, key=lambda i: float(effects[:, i].square().mean()))]
-
-
-def _summed(
-    model: nn.Module,
-    layers: Mapping[str, Weighted],
-    quantizers: Mapping[str, ActivationQuantizer],
-    widths: tuple[int, ...],
-    times: Tensor,
-    weights: Mapping[str, Tensor],
-    curves: _Curves,
-    macs: Mapping[str, int],
-) -> Sensitivity:
-    """Everything by the layer of the float model that it belongs to, over ranges of time."""
-    # A split layer is one of the float model; a balanced one has one inside.
-    owners = [path for path, layer in structured_layers(model) if isinstance(layer, SplitLayer)]
+    # A split layer is one of the float model.
+    splits = [path for path, layer in structured_layers(model) if isinstance(layer, SplitLayer)]
 
     def owner(path: str) -> str:
-        return next((o for o in owners if path.startswith(f"{o}.")), path)
+        return next((split for split in splits if path.startswith(f"{split}.")), path)
 
-    places = {path: owner(path) for path in layers}
-    inputs = {name: owner(name.removesuffix(SUFFIX)) for name in quantizers}
-    middles, counts, share = _time_ranges(times)
+    middles, counts, share = _time_ranges(torch.cat(times))
 
-    def by_time(effects: list[Tensor]) -> Tensor:
+    def over_time(effects: Iterable[Tensor]) -> Tensor:
         """``(W, K)`` from effects ``(S,)`` at each width."""
         return torch.stack([share @ e.square() for e in effects])
 
     facts: dict[str, LayerFacts] = {}
-    by_weight: dict[str, Tensor] = {}
+    errors: dict[str, Tensor] = {}
     activations: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
     roles = _roles(model)
-    for path in dict.fromkeys([*places.values(), *inputs.values()]):
-        own = [p for p, o in places.items() if o == path]
-        quantized = [n for n, o in inputs.items() if o == path]
+    reached = [owner(p) for p in weights] + [owner(n.removesuffix(SUFFIX)) for n in quantizers]
+    for path in dict.fromkeys(reached):
+        own = [p for p in weights if owner(p) == path]
+        names = [n for n in quantizers if owner(n.removesuffix(SUFFIX)) == path]
         if own:
-            total = torch.stack([weights[p] for p in own]).sum(0)
-            by_weight[path] = by_time(list(total.unbind(1)))
-        for kind in KINDS if quantized else ():
-            activations[kind][path] = by_time(
-                [
-                    torch.stack([curves.effect(n, i, kind) for n in quantized]).sum(0)
-                    for i in range(len(widths))
-                ]
+            errors[path] = over_time(torch.stack([by_weight[p] for p in own]).sum(0).unbind(1))
+        for kind in KINDS if names else ():
+            activations[kind][path] = over_time(
+                torch.stack([least(n, b, kind) for n in names]).sum(0) for b in widths
             )
         facts[path] = LayerFacts(
-            sum(layers[p][0].weight.numel() for p in own),
-            sum(macs.get(p, 0) for p in macs if owner(p) == path),
-            layers[own[0]][1].grid.bits if own else FLOAT,
-            quantizers[quantized[0]].grid.bits if quantized else FLOAT,
-            roles.get(path, ATTENTION if path in quantizers else ""),
+            weights=sum(layers[p].weight.numel() for p in own),
+            macs=sum(count for p, count in macs.items() if owner(p) == path),
+            weight_bits=weights[own[0]].grid.bits if own else FLOAT,
+            activation_bits=quantizers[names[0]].grid.bits if names else FLOAT,
+            role=roles.get(path, ATTENTION if path in quantizers else ""),
         )
     recipe = recipe_of(model) or Recipe()
-    return Sensitivity(widths, middles, counts, facts, by_weight, activations, recipe)
+    return Sensitivity(widths, middles, counts, facts, errors, activations, recipe)
+
+
+def _weight_changes(
+    outputs: Iterable[LayerAt], roundings: Mapping[str, list[tuple[Grid, Tensor]]]
+) -> Iterator[Changes]:
+    """What rounding a weight at every width changes in its layer's output."""
+
+    def change(layer: QuantLayer, x: Tensor, y: Tensor, grid: Grid, step: Tensor) -> Tensor:
+        scale = along_channels(step, layer.weight)
+        return layer.combine(x, fake_quantize(layer.weight, scale, grid.low, grid.high)).sub_(y)
+
+    for path, layer, x, y, g in outputs:
+        if path in roundings:
+            yield path, (change(layer, x, y, grid, step) for grid, step in roundings[path]), g
+
+
+def _least_effect(
+    candidates: Mapping[str, list[Candidate]],
+    effects: Mapping[str, Tensor],
+    places: Sequence[str],
+    bits: int,
+    kind: str,
+) -> Tensor:
+    """The effect of the best candidates of a width and kind at all of ``places``, ``(S,)``."""
+
+    def best(place: str) -> Tensor:
+        found = [
+            effect
+            for c, effect in zip(candidates[place], effects[place].T, strict=True)
+            if c.grid.bits == bits and kind in ("temporal", c.kind)
+        ]
+        return min(found, key=lambda effect: float(effect.square().mean()))
+
+    return torch.stack([best(place) for place in places]).sum(0)
 
 
 def _time_ranges(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,7 +208,7 @@ def _time_ranges(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _roles(model: nn.Module) -> dict[str, str]:
-    """What the recipe sets apart: the time path, and the first and last layers."""
+    """Layers that the recipe sets apart: the time path, and the first and last layers."""
     family = family_of(model)
     paths = [
         path
@@ -274,6 +216,5 @@ def _roles(model: nn.Module) -> dict[str, str]:
         if path and (isinstance(m, QuantLayer) or type(m) in QUANTIZED)
     ]
     first, last = edges(model, paths, family)
-    roles = dict.fromkeys(first | last, EDGE)
     timed = [p for p in paths if matching(p, family.time_path)]
-    return roles | dict.fromkeys(timed, TIME)
+    return dict.fromkeys(first | last, EDGE) | dict.fromkeys(timed, TIME)

@@ -1,4 +1,4 @@
-"""Pictures of a sensitivity and of a search."""
+"""Plots of a sensitivity and of a search."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tdquant.support.optional import require
 def draw_heat_map(
     path: Path, rows: Mapping[str, Tensor], times: Sequence[float], title: str
 ) -> None:
-    """Layers from top to bottom, time from left to right, colour by the logarithm of the error.
+    """Draws layers from top to bottom, time from left to right, the log of the error as colour.
 
     Arguments:
-        path: The picture; its suffix says the format.
+        path: The image file; its suffix gives the format.
         rows: Layer -> error in each range of time, ``(K,)``.
         times: Middle of each, K of them.
-        title: What is shown.
+        title: The title.
     """
     require("matplotlib", "demo")
     colors = require("matplotlib.colors", "demo")
@@ -48,10 +48,10 @@ def draw_trade_off(
     uniform: Sequence[tuple[float, float]],
     chosen: tuple[float, float],
 ) -> None:
-    """Predicted error over average bits, of searched and of uniform widths.
+    """Draws predicted error over average bits, of searched and of uniform widths.
 
     Arguments:
-        path: The picture; its suffix says the format.
+        path: The image file; its suffix gives the format.
         curve: Average bits and error of searched assignments.
         uniform: Those of the same width everywhere.
         chosen: Those of the recipe.

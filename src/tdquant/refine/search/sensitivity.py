@@ -1,39 +1,41 @@
-"""Layer sensitivity: what quantizing each layer does to the model's output, by width and time."""
+"""Layer sensitivity: the output error that quantizing each layer causes, by width and time."""
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tdquant.errors import CalibrationError, StorageError
-from tdquant.files.documents import check_version
-from tdquant.files.writing import replacing
+from tdquant.errors import CalibrationError
+from tdquant.files.documents import Document, Gap, Section
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.scales import SCALES, DynamicScale
+from tdquant.support.tables import text_table
 
-FORMAT, VERSION = "tdquant-sensitivity", 1
 KINDS = ("static", "temporal")
 EDGE, TIME, ATTENTION = "edge", "time path", "attention"
 _WORST = 12
 
+Tables = dict[str, list[list[Gap]]]
+"""path -> error by width and range of time."""
 
-@dataclass(frozen=True)
-class LayerFacts:
-    """What a layer is.
+
+class LayerFacts(Section):
+    """Size, bits and role of a layer.
 
     Attributes:
         weights: Number of its weights.
         macs: Multiply-accumulates for one sample.
-        weight_bits: Bits of its weight in the model that was measured; 32 is float.
-        activation_bits: Those of its input.
-        role: ``""``, or ``"edge"``, ``"time path"`` or ``"attention"``: what a recipe sets apart.
+        weight_bits: Bits of its weight in the measured model; 32 is float.
+        activation_bits: Bits of its input.
+        role: ``""``, or ``"edge"``, ``"time path"`` or ``"attention"``: layers that a recipe
+            treats separately.
     """
 
     weights: int
@@ -46,18 +48,17 @@ class LayerFacts:
 @dataclass(frozen=True)
 class Sensitivity:
     """Mean squared output error, per element, that rounding one operand of one layer causes alone.
-
-    Errors of different layers and operands add up: ``predict``. ``str()`` gives the worst layers.
+    Errors of different layers and operands add up: ``predict``. ``str()`` shows the worst layers.
 
     Attributes:
-        bits: Widths that were measured, increasing, ``W`` of them.
+        bits: The W measured widths, increasing.
         times: Middle of each of K ranges of time.
-        counts: How much each counts in means, ``(K,)``: the samples in it.
-        layers: What the layers are, by path.
+        counts: Weight of each in means, ``(K,)``: the samples in it.
+        layers: Facts of the layers, by path.
         weights: path -> error of the weight, ``(W, K)``.
         activations: kind of scale -> path -> error of the input, ``(W, K)``. A temporal scale may
             be flat, so that it is never worse than a static one.
-        recipe: The recipe of the model that was measured.
+        recipe: Recipe of the measured model.
     """
 
     bits: tuple[int, ...]
@@ -69,7 +70,7 @@ class Sensitivity:
     recipe: Recipe
 
     def over_time(self, path: str, operand: str, bits: int, kind: str = "temporal") -> Tensor:
-        """The error in each range of time, ``(K,)``; none for an operand in float.
+        """The error in each range of time, ``(K,)``; 0 for an operand in float.
 
         Arguments:
             path: The layer.
@@ -93,7 +94,7 @@ class Sensitivity:
         return table[path][self.bits.index(bits)]
 
     def error(self, path: str, operand: str, bits: int, kind: str = "temporal") -> float:
-        """The error over all samples. Arguments and errors as of ``over_time``."""
+        """The mean error over all samples. Arguments and errors are those of ``over_time``."""
         return self._mean(self.over_time(path, operand, bits, kind))
 
     def predict(
@@ -102,7 +103,7 @@ class Sensitivity:
         """The model's output error: the sum over the layers.
 
         Arguments:
-            weights: path -> bits of the weight; what is missing is as it was measured.
+            weights: path -> bits of the weight; of missing layers those of the measured model.
             activations: path -> bits of the input and kind of its scale; the same.
         """
         total = 0.0
@@ -120,18 +121,18 @@ class Sensitivity:
         """
         scale = scale or self.recipe.scale
         if scale != "auto":
-            law = SCALES[scale]
-            return "temporal" if law.timed or law is DynamicScale else "static"
+            known = SCALES[scale]
+            return "temporal" if known.timed or known is DynamicScale else "static"
         bits = self.layers[path].activation_bits if bits is None else bits
         static, temporal = (self.error(path, "activations", bits, k) for k in KINDS)
         return "temporal" if temporal < (1 - margin) * static else "static"
 
     def balanced(self) -> Sensitivity:
-        """The same errors, with every range of time counting by the inverse of its error.
+        """The same errors, with every range of time weighted by the inverse of its error.
 
         Often a few timesteps near the image have most of the squared error, and a search would
-        spend its bits on them alone. After this all times have the same share of the error of the
-        model that was measured. Means, and so predicted errors, are then over these weights.
+        spend its bits on them alone. With these weights all times have the same share of the
+        measured model's error; means and predicted errors are then weighted, too.
         """
         total = torch.zeros_like(self.times)
         for path, layer in self.layers.items():
@@ -143,93 +144,71 @@ class Sensitivity:
         return replace(self, counts=share)
 
     def __str__(self) -> str:
-        rows = sorted((self._row(path) for path in self.layers), key=lambda row: -row.total)
-        everything = sum(row.total for row in rows) or 1.0
-        width = max([len(row.path) for row in rows[:_WORST]], default=5)
-        lines = [
-            f"output error {everything:.3g}, by layer (of {len(rows)}):",
-            f"{'layer':<{width}}  {'bits':<8} share  weights   static    temporal  worst at",
-        ]
-        for row in rows[:_WORST]:
-            errors = "  ".join(f"{error:<8.2g}" for error in row.errors)
-            share = f"{row.total / everything:>5.1%}"
-            lines.append(
-                f"{row.path:<{width}}  {row.widths:<8} {share}  {errors}  t = {row.worst:g}"
-            )
-        return "\n".join(lines)
-
-    def _row(self, path: str) -> _Row:
-        layer, kind = self.layers[path], self.kind(path)
-        weight = self.over_time(path, "weights", layer.weight_bits)
-        inputs = {k: self.over_time(path, "activations", layer.activation_bits, k) for k in KINDS}
-        both = weight + inputs[kind]
-        widths = f"{_width('W', layer.weight_bits)} {_width('A', layer.activation_bits)}"
-        errors = tuple(self._mean(e) for e in (weight, *inputs.values()))
-        return _Row(path, widths, self._mean(both), errors, float(self.times[int(both.argmax())]))
+        rows: list[tuple[float, list[str]]] = []
+        for path, layer in self.layers.items():
+            weight = self.over_time(path, "weights", layer.weight_bits)
+            bits = layer.activation_bits
+            inputs = {kind: self.over_time(path, "activations", bits, kind) for kind in KINDS}
+            both = weight + inputs[self.kind(path)]
+            widths = f"{_width('W', layer.weight_bits)} {_width('A', bits)}"
+            errors = [f"{self._mean(error):.2g}" for error in (weight, *inputs.values())]
+            worst = f"t = {float(self.times[int(both.argmax())]):g}"
+            rows.append((self._mean(both), [path, widths, *errors, worst]))
+        rows.sort(key=lambda row: -row[0])
+        everything = sum(total for total, _ in rows) or 1.0
+        table = text_table(
+            [[f"{total / everything:.1%}", *cells] for total, cells in rows[:_WORST]],
+            ["share", "layer", "bits", "weights", *KINDS, "worst at"],
+            right=[0],
+        )
+        return f"output error {everything:.3g}, by layer (of {len(rows)}):\n{table}"
 
     def _mean(self, over_time: Tensor) -> float:
         return float((over_time * self.counts).sum() / self.counts.sum())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it as JSON."""
+        """Writes a JSON file.
 
-        def lists(tables: Mapping[str, Tensor]) -> dict[str, Any]:
-            return {name: table.tolist() for name, table in tables.items()}
-
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "bits": list(self.bits),
-            "times": self.times.tolist(),
-            "counts": self.counts.tolist(),
-            "layers": {name: asdict(layer) for name, layer in self.layers.items()},
-            "weights": lists(self.weights),
-            "activations": {kind: lists(tables) for kind, tables in self.activations.items()},
-            "recipe": self.recipe.to_dict(),
-        }
-        with replacing(Path(path)) as fresh:
-            fresh.write_text(json.dumps(content))
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        _File(
+            bits=list(self.bits),
+            times=self.times.tolist(),
+            counts=self.counts.tolist(),
+            layers=self.layers,
+            weights={name: table.tolist() for name, table in self.weights.items()},
+            activations={
+                kind: {name: table.tolist() for name, table in tables.items()}
+                for kind, tables in self.activations.items()
+            },
+            recipe=self.recipe.to_dict(),
+        ).write(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
-        """What ``save`` wrote.
+        """Reads a file that ``save`` wrote.
 
         Raises:
             StorageError: The file is missing, damaged, foreign or of a newer format.
+            RecipeError: Its recipe is invalid.
         """
-        try:
-            content = json.loads(Path(path).read_text())
-        except OSError as error:
-            raise StorageError("no such file", where=str(path), why=str(error)) from error
-        except ValueError as error:
-            raise StorageError("not JSON", where=str(path), why=str(error)) from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise StorageError(
-                "a foreign format", where=str(path), fix="a file that Sensitivity.save wrote"
-            )
-        check_version(content.get("version"), VERSION, str(path))
-
-        def tensors(tables: Mapping[str, Any]) -> dict[str, Tensor]:
-            return {name: torch.tensor(table) for name, table in tables.items()}
-
-        try:
-            return cls(
-                tuple(content["bits"]),
-                torch.tensor(content["times"]),
-                torch.tensor(content["counts"]),
-                {name: LayerFacts(**facts) for name, facts in content["layers"].items()},
-                tensors(content["weights"]),
-                {kind: tensors(tables) for kind, tables in content["activations"].items()},
-                Recipe.from_dict(content["recipe"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StorageError("damaged", where=str(path), why=repr(error)) from error
+        file = _File.read(path, "the sensitivity", fix="a file that Sensitivity.save wrote")
+        return cls(
+            tuple(file.bits),
+            torch.tensor(file.times),
+            torch.tensor(file.counts),
+            file.layers,
+            _tensors(file.weights),
+            {kind: _tensors(tables) for kind, tables in file.activations.items()},
+            Recipe.from_dict(file.recipe),
+        )
 
     def plot(self, path: str | os.PathLike[str], operand: str = "activations") -> None:
         """Draws a heat map of the error of every layer over time, as measured.
 
         Arguments:
-            path: The picture, such as ``"sensitivity.png"``.
+            path: The image file, such as ``"sensitivity.png"``.
             operand: ``"weights"`` or ``"activations"``.
 
         Raises:
@@ -248,15 +227,26 @@ class Sensitivity:
         draw_heat_map(Path(path), rows, self.times.tolist(), f"output error of {operand}")
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A layer as it was measured: error of weight, static and temporal input."""
+class _File(Document):
+    """A saved sensitivity."""
 
-    path: str
-    widths: str
-    total: float
-    errors: tuple[float, ...]
-    worst: float
+    FORMAT: ClassVar = "tdquant-sensitivity"
+    VERSION: ClassVar = 1
+
+    bits: list[int]
+    times: list[float]
+    counts: list[float]
+    layers: dict[str, LayerFacts]
+    weights: Tables
+    activations: dict[str, Tables]
+    recipe: dict[str, Any]
+
+
+def _tensors(tables: Tables) -> dict[str, Tensor]:
+    return {
+        name: torch.tensor([[math.nan if e is None else e for e in row] for row in rows])
+        for name, rows in tables.items()
+    }
 
 
 def _width(letter: str, bits: int) -> str:

@@ -1,0 +1,169 @@
+r"""What roundings inside a model do to random projections of its output.
+
+Rounding an activation x changes the output y by about J dx, with J the Jacobian of y at x. For a
+random normal projection r of the output,
+
+    E_r[(r^T J dx)^2] = |J dx|^2
+
+and one backward pass gives ``g = J^T r`` at all layers. So one forward and one backward pass of
+the float model per call, and then elementwise work, measure every rounding of every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calibration.candidates import Candidate
+from tdquant.calibration.concatenations import Concatenation
+from tdquant.calls.call import Call, run
+from tdquant.calls.observing import observing, watching
+from tdquant.clock import clock_of
+from tdquant.errors import CalibrationError
+from tdquant.layers import QuantLayer
+from tdquant.quantizers import ActivationQuantizer
+
+InputAt = tuple[str, Tensor, Tensor, Tensor]
+"""Path of a quantizer, its input x, the timestep as given, and ``J^T r`` there."""
+
+LayerAt = tuple[str, QuantLayer, Tensor, Tensor, Tensor]
+"""A layer by path and module, its input, its output, and ``J^T r`` there."""
+
+Changes = tuple[str, Iterable[Tensor], Tensor]
+"""A place, what each of its roundings adds there, and ``J^T r`` there."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One call of the float model, and the gradient of a random projection of its output.
+
+    Attributes:
+        times: Timestep of every sample, ``(B,)``.
+        size: Elements of one sample of the output.
+        inputs: Inputs of the quantizers, in order.
+        outputs: Outputs of the requested layers, in order.
+    """
+
+    times: Tensor
+    size: int
+    inputs: list[InputAt]
+    outputs: list[LayerAt]
+
+    def input_changes(
+        self,
+        candidates: Mapping[str, list[Candidate]],
+        parts: Mapping[str, Concatenation],
+    ) -> Iterator[Changes]:
+        """What rounding by each candidate changes at every input, and at each of its parts."""
+
+        def changes(place: str, x: Tensor, t: Tensor, g: Tensor) -> Changes:
+            return place, (c.quantize(x, t).sub_(x) for c in candidates[place]), g
+
+        for name, x, t, g in self.inputs:
+            yield changes(name, x, t, g)
+            if name in parts:
+                places, split = parts[name].names(name), parts[name].pieces
+                for place, piece, slope in zip(places, split(x), split(g), strict=True):
+                    yield changes(place, piece, t, slope)
+
+
+class Effects:
+    """Effects of several roundings at each place, ``r^T J dx / sqrt(elements of the output)``,
+    collected call by call.
+
+    Arguments:
+        counts: Place -> number of roundings there.
+    """
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = counts
+        self._rows: dict[str, list[Tensor]] = {place: [] for place in counts}
+
+    @torch.no_grad()
+    def add(self, projection: Projection, changes: Iterable[Changes]) -> None:
+        """Adds the changes that one call makes."""
+        batch = len(projection.times)
+        # A place that one call reaches several times counts with the sum of its effects.
+        total = {place: torch.zeros(count, batch) for place, count in self._counts.items()}
+        for place, found, g in changes:
+            each = [change.mul_(g).reshape(batch, -1).sum(1).float().cpu() for change in found]
+            total[place] += torch.stack(each)
+        for place, effect in total.items():
+            self._rows[place].append(effect.T / projection.size**0.5)
+
+    def table(self) -> dict[str, Tensor]:
+        """Place -> effects by sample, ``(S, count)``."""
+        return {place: torch.cat(rows) for place, rows in self._rows.items()}
+
+
+def project(
+    model: nn.Module,
+    quantizers: Mapping[str, ActivationQuantizer],
+    calls: Iterable[Call],
+    seed: int = 0,
+    layers: Mapping[str, QuantLayer] | None = None,
+) -> Iterator[Projection]:
+    """Runs the float model forwards and backwards, with one projection of the output per sample.
+
+    Draws belong to samples, not to calls: the division of samples into calls plays no part.
+
+    Arguments:
+        model: The quantized model; it runs in float while the generator is open.
+        quantizers: Its activation quantizers by path.
+        calls: Calls of the model.
+        seed: Seed of the projections.
+        layers: Layers whose outputs are requested, by path.
+
+    Raises:
+        CalibrationError: There are no calls.
+    """
+    inputs: list[tuple[str, Tensor, Tensor]] = []
+    outputs: list[tuple[str, QuantLayer, Tensor, Tensor]] = []
+
+    def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
+        x = _leaf(x)
+        inputs.append((name, x, timestep))
+        return x
+
+    def see(name: str, layer: QuantLayer, x: Tensor, y: Tensor) -> Tensor:
+        y = _leaf(y)
+        outputs.append((name, layer, x, y))
+        return y.clone()  # the model may change it in place
+
+    samples = 0
+    with watching(layers or {}, see), observing(model, quantizers, look):
+        for call in calls:
+            inputs.clear()
+            outputs.clear()
+            with torch.enable_grad():
+                y = run(model, call)
+                r = torch.stack([_draw(y[0], seed, samples + i) for i in range(len(y))])
+                samples += len(y)
+                wanted = [x for _, x, _ in inputs] + [out for *_, out in outputs]
+                found = torch.autograd.grad((y.float() * r).sum(), wanted, allow_unused=True)
+            at_inputs = zip(inputs, found[: len(inputs)], strict=True)
+            at_outputs = zip(outputs, found[len(inputs) :], strict=True)
+            yield Projection(
+                clock_of(model).last.detach().float().cpu().expand(len(y)),
+                max(y[0].numel(), 1),
+                [(n, x.detach(), t, g) for (n, x, t), g in at_inputs if g is not None],
+                [
+                    (n, layer, x.detach(), out.detach(), g)
+                    for (n, layer, x, out), g in at_outputs
+                    if g is not None
+                ],
+            )
+    if not samples:
+        raise CalibrationError("no calls to measure by", where="batches")
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x if x.requires_grad else x.detach().requires_grad_()
+
+
+def _draw(like: Tensor, seed: int, sample: int) -> Tensor:
+    rng = torch.Generator().manual_seed(seed * 1_000_003 + sample)
+    return torch.randn(like.shape, generator=rng).to(like.device)

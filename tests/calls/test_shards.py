@@ -1,0 +1,62 @@
+"""Files of recorded calls, those of earlier versions included."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tdquant as tdq
+from tdquant.errors import StorageError
+
+INDEX = {
+    "format": "tdquant-calls",
+    "version": 1,
+    "made_by": {"pipeline": "Some", "steps": 2},
+    "denoisers": {"unet": {"calls": 1, "shards": ["unet-00000.safetensors"]}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """As version 0.1 wrote it."""
+    calls = [
+        {"sample": {"__tensor__": "t0"}, "timestep": 3, "added": [{"__tensor__": "t0"}, None]}
+    ]
+    save_file({"t0": torch.ones(1, 2)}, tmp_path / "unet-00000.safetensors",
+              metadata={"calls": json.dumps(calls)})  # fmt: skip
+    (tmp_path / "calls.json").write_text(json.dumps(INDEX, indent=1) + "\n")
+    return tmp_path
+
+
+def test_a_folder_of_version_0_1_is_read(folder):
+    found = tdq.trajectories(folder)
+    assert len(found) == 1
+    assert found.made_by == INDEX["made_by"]
+    (call,) = found["unet"]
+    assert call["sample"].tolist() == [[1, 1]]
+    assert call["timestep"] == 3
+    assert call["added"][0] is call["sample"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"denoisers": {"unet": {"calls": "1", "shards": []}}},
+            "unet.calls is not a whole number",
+        ),
+        ({"denoisers": None}, "denoisers is not an object"),
+        ({"format": "tdquant-index"}, "a foreign format"),
+        ({"version": 2}, "newer"),
+    ],
+)
+def test_an_index_that_does_not_fit(folder, change, words):
+    (folder / "calls.json").write_text(json.dumps(INDEX | change))
+    with pytest.raises(StorageError, match=words):
+        tdq.trajectories(folder)
+
+
+def test_a_denoiser_that_is_not_there(folder):
+    with pytest.raises(StorageError, match="no calls of 'vae'"):
+        tdq.trajectories(folder)["vae"]
