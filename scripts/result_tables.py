@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from tdquant.lab.demo.run import DemoRow
-from tdquant.lab.demo.table import markdown_table
+from tdquant.lab.demo.table import HEAD, cells
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -125,9 +125,9 @@ def published_size(found: dict) -> str:
 
 def demo(found: dict) -> str:
     """What ``make demo`` printed, and where."""
-    settings, rows = found["settings"], [DemoRow(**row) for row in found["rows"]]
+    settings, rows = found["settings"], [list(cells(DemoRow(**row))) for row in found["rows"]]
     return (
-        f"{markdown_table(rows)}\n\n`make demo` on {where(found)}, "
+        f"{markdown(list(HEAD), rows, slice(2, None))}\n\n`make demo` on {where(found)}, "
         f"{found['machine']['threads']} threads: {found['seconds']:.0f} s, {settings['images']} "
         f"images a model, {settings['steps']} DDIM steps."
     )

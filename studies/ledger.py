@@ -25,7 +25,7 @@ import torch
 
 from tdquant.files.documents import json_safe
 from tdquant.files.writing import replacing
-from tdquant.lab.report.reading import STUDY_FORMAT, VERSION
+from tdquant.lab.report.formats import StudyFile
 from tdquant.support.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -143,8 +143,8 @@ class Ledger:
 
     def _write(self, study: Mapping[str, Any]) -> None:
         self.kept |= {
-            "format": STUDY_FORMAT,
-            "version": VERSION,
+            "format": StudyFile.FORMAT,
+            "version": StudyFile.VERSION,
             "study": self.name,
             "settings": self.settings,
             "machine": self.machine,

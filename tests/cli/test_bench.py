@@ -19,8 +19,8 @@ def saved(tmp_path_factory):
 class Pretended:
     """A worker without a process."""
 
-    def __init__(self, job):
-        self.job = job
+    def __init__(self, config):
+        self.config = config
         self.about = {"build_seconds": 1.0, "kernels": {"int8": 3}, "choice": "why not"}
 
     def seconds(self):

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
 def _result(path: Path) -> str | None:
     """What an evaluation or a study came to; None of anything else."""
     from tdquant.lab.evaluation.record import PROGRESS, RECORD, Record
-    from tdquant.lab.report.reading import STUDY_FORMAT
+    from tdquant.lab.report.formats import StudyFile
 
     if path.name in (RECORD, PROGRESS) and path.is_file():
         path = path.parent
@@ -59,7 +59,7 @@ def _result(path: Path) -> str | None:
     format = _format(path)
     if format == Record.FORMAT:
         return _evaluation(path)
-    return _study(path) if format == STUDY_FORMAT else None
+    return _study(path) if format == StudyFile.FORMAT else None
 
 
 def _format(file: Path) -> str | None:
@@ -80,13 +80,13 @@ def _evaluation(file: Path) -> str:
 
 
 def _unfinished(folder: Path) -> str:
-    from tdquant.lab.report.reading import read_progress
+    from tdquant.lab.report.reading import read_unfinished
 
-    progress = read_progress(folder).progress
-    text = f"an evaluation that is still being written, or was stopped: {progress['stage']}"
-    if progress["of"]:
-        text += f", {progress['done']} of {progress['of']}"
-    return text + (f", at {progress['updated']}" if progress.get("updated") else "")
+    progress = read_unfinished(folder).progress
+    text = f"an evaluation that is still being written, or was stopped: {progress.stage}"
+    if progress.of:
+        text += f", {progress.done} of {progress.of}"
+    return text + (f", at {progress.updated}" if progress.updated else "")
 
 
 def _study(file: Path) -> str:

@@ -15,7 +15,7 @@ from tdquant.lab.bench import subject_from_embedded, subject_from_folder
 from tdquant.lab.bench.run import BenchResult, BenchRow, run_bench
 from tdquant.lab.bench.subject import float_model, sample_shape
 from tdquant.lab.bench.table import text_table
-from tdquant.lab.bench.worker import Job, Worker, is_exported
+from tdquant.lab.bench.worker import Worker, WorkerConfig, is_exported
 from tdquant.lowering import BACKENDS
 from tdquant.models import load_embedded
 from tdquant.quantizers import activation_quantizers
@@ -44,16 +44,16 @@ class Pretended:
 
     said: ClassVar[list] = []
 
-    def __init__(self, job):
-        if job.backend == "openvino":
+    def __init__(self, config):
+        if config.backend == "openvino":
             raise BackendError("the package 'openvino' cannot be imported")
-        self.job, self.turns = job, 0
+        self.config, self.turns = config, 0
         self.about = {"build_seconds": 1.0, "kernels": {}, "choice": ""}
 
     def seconds(self):
-        self.said.append(self.job.backend)
+        self.said.append(self.config.backend)
         self.turns += 1
-        if self.job.backend == "cpu" and self.turns == 2:
+        if self.config.backend == "cpu" and self.turns == 2:
             raise BackendError("its process ended with status -9")
         return 0.01 * self.turns
 
@@ -64,7 +64,7 @@ class Pretended:
         return {"bare": 100.0, "building": 300.0, "running": 150.0}
 
     def close(self):
-        self.said.append(f"{self.job.backend} closed")
+        self.said.append(f"{self.config.backend} closed")
 
 
 def test_rows_hold_what_was_measured(subject, result):
@@ -124,7 +124,7 @@ def test_json_has_medians_and_the_machine(result, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_ends_is_explained(subject):
     threads = os.environ.get("OMP_NUM_THREADS")
-    worker = Worker(Job("frozen", subject.source, subject.folder, subject.shape, 1, 1))
+    worker = Worker(WorkerConfig("frozen", subject.source, subject.folder, subject.shape, 1, 1))
     try:
         assert worker.output(torch.zeros(1, *subject.shape), torch.tensor(3)).shape[0] == 1
         worker._process.kill()

@@ -186,7 +186,7 @@ def test_a_plot_is_read_by_pointer_and_by_keyboard(visit):
 def test_the_heat_map_is_read_and_chooses_layers(visit):
     layers = visit().locator(".layers").first
     heat, output = layers.locator(".heat"), layers.locator(".heat .readout")
-    legend = layers.locator(".curves .legend li")
+    legend = layers.locator(".curves .legend li:visible")
     assert legend.count() == 4
     row = heat.get_by_label("Layer of the heat map")
     row.focus()
@@ -200,7 +200,7 @@ def test_the_heat_map_is_read_and_chooses_layers(visit):
     assert "down_blocks.0.resnets.0.conv1" not in before
     row.press("Enter")
     assert legend.all_inner_texts() == [*before, "down_blocks.0.resnets.0.conv1"]
-    assert layers.locator(".curves .lines .stroke").count() == 5
+    assert layers.locator(".curves .drawing .line:not(.off)").count() == 5
     tick = layers.get_by_label("down_blocks.0.resnets.0.conv1", exact=True)
     assert tick.is_checked()
     tick.uncheck()
@@ -222,10 +222,10 @@ def test_drawn_curves_lie_where_their_axis_says(visit):
         "ticks => ticks.filter(tick => tick.checked).map(tick => tick.dataset.layer)"
     ):
         layers.locator(f"input[data-layer='{index}']").uncheck()
-    assert layers.locator(".curves .lines .stroke").count() == 0
+    assert layers.locator(".curves .drawing .line:not(.off)").count() == 0
     layers.locator("input[data-layer]").first.check()
     inside = layers.evaluate(
-        """root => [...root.querySelectorAll('.curves .lines .stroke')].every(path => {
+        """root => [...root.querySelectorAll('.drawing .line:not(.off) path')].every(path => {
           const box = path.getBBox();
           return box.y >= 33 && box.y + box.height <= 257 && box.x >= 51 && box.width > 400;
         })"""
@@ -353,11 +353,15 @@ def test_the_neutral_line_is_grey_in_its_readout_too(visit):
 
 def test_chosen_curves_keep_marks_to_tell_them_by(visit):
     layers = visit().locator(".layers").first
-    marks = "paths => new Set(paths.map(p => p.getAttribute('d').replace(/^M[^m]*/, ''))).size"
-    assert layers.locator(".curves .lines .mark").evaluate_all(marks) == 4
+    marks = "uses => new Set(uses.map(use => use.getAttribute('href'))).size"
+    places = (".curves .drawing .line:not(.off) use", ".curves .legend li:not([hidden]) use")
+    for place in places:
+        assert layers.locator(place).evaluate_all(marks) == 4
     layers.locator("input[data-layer]:not(:checked)").first.check()
-    for place in (".curves .lines .mark", ".curves .legend .mark"):
+    for place in places:
         assert layers.locator(place).evaluate_all(marks) == 5
+    seen = "use => { const box = use.getBBox(); return box.width > 5 && box.height > 2; }"
+    assert layers.locator(places[0]).first.evaluate(seen)
 
 
 def test_paper_has_small_tables_and_nothing_to_press(visit):

@@ -14,7 +14,7 @@ from PIL import Image
 from tdquant.errors import StorageError
 from tdquant.lab.report import page as pages
 from tdquant.lab.report import report
-from tdquant.lab.report.markup import VOID
+from tdquant.lab.report.drawing import symbol
 from tdquant.lab.report.pictures import Pictures, encode
 from tests.lab.report.made_up import (
     MODELS,
@@ -24,6 +24,8 @@ from tests.lab.report.made_up import (
     write_run,
     write_study,
 )
+
+VOID = {"img", "input", "link", "meta", "br"}
 
 
 class Outline(HTMLParser):
@@ -85,6 +87,16 @@ def test_the_policy_knows_style_and_script(everything):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
     assert "unsafe" not in policy
+
+
+def test_every_mark_of_a_plot_is_on_the_page(everything):
+    elements = Outline(everything).elements
+    shapes = {f["id"]: f["d"] for _, f in elements if f.get("id", "").startswith("mark-")}
+    assert set(shapes) == {symbol(hue) for hue in range(-1, 20)}
+    assert len(set(shapes.values())) == len(shapes)
+    used = {found["href"][1:] for name, found in elements if name == "use"}
+    assert len(used) >= 4
+    assert used <= set(shapes)
 
 
 def test_ids_are_unique_and_links_lead_somewhere(everything):
@@ -182,7 +194,7 @@ def test_pictures_are_encoded_without_loss(colours):
 def test_small_tiles_keep_their_pixels(tmp_path):
     strip = np.random.default_rng(0).integers(0, 256, (32, 96, 3), dtype=np.uint8)
     Image.fromarray(strip).save(tmp_path / "s.png")
-    made = Pictures(0.25).strip(tmp_path / "s.png", 32, "alt")
-    found = Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]*)', made)[1])))
+    made = Pictures(0.25).strip(tmp_path / "s.png", 32)
+    found = Image.open(io.BytesIO(base64.b64decode(made.src.partition("base64,")[2])))
     assert (np.asarray(found) == strip).all()
-    assert 'width="192" height="64"' in made
+    assert (made.width, made.height) == (192, 64)

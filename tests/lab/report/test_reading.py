@@ -59,8 +59,8 @@ def test_nothing_is_no_report():
     [
         ({"version": 2}, "newer than 1"),
         ({"version": "x"}, "format version 'x'"),
-        ({"format": "other"}, "no tdquant-study"),
-        ({"verdict": "maybe"}, "verdict is none of"),
+        ({"format": "other"}, "not tdquant-study"),
+        ({"verdict": "maybe"}, "verdict input should be 'holds'"),
         ({"title": 3}, "title is not text"),
         ({"tables": [{"title": "x", "columns": []}]}, r"tables\[0\].rows is missing"),
         (
@@ -87,7 +87,7 @@ def test_nothing_is_no_report():
         ({"figures": [{"file": "x.png", "title": "", "alt": ""}]}, "there is no x.png"),
         (
             {"layers": [{**layers(2), "title": "x", "times": [1]}]},
-            "steps is not at most 1 positive",
+            "steps that are not at most 1 positive",
         ),
     ],
 )  # fmt: skip
@@ -119,9 +119,9 @@ def test_a_damaged_run_is_named(tmp_path):
 
 def test_progress_that_is_half_written_is_progress(tmp_path):
     folder = write_progress(tmp_path / "run")
-    assert read_inputs([folder]).unfinished[0].progress["done"] == 1280
+    assert read_inputs([folder]).unfinished[0].progress.done == 1280
     (folder / "progress.json").write_text('{"stage": "samp')
-    assert read_inputs([folder]).unfinished[0].progress["stage"] == "starting"
+    assert read_inputs([folder]).unfinished[0].progress.stage == "starting"
 
 
 def test_a_folder_of_studies_may_hold_other_json(tmp_path):

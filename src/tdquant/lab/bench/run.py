@@ -1,10 +1,9 @@
-"""The benchmark: all backends take turns, so that what disturbs the machine meets all alike."""
+"""The benchmark: backends take turns, so that disturbances affect all alike."""
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,20 @@ from torch import Tensor
 
 from tdquant.calls import record_denoiser
 from tdquant.errors import BackendError
-from tdquant.files.writing import replacing
+from tdquant.files.documents import write_json
 from tdquant.lab.bench.subject import Subject
-from tdquant.lab.bench.worker import FLOAT, FROZEN, Job, Worker, is_exported
+from tdquant.lab.bench.worker import FLOAT, FROZEN, Worker, WorkerConfig, is_exported
 from tdquant.lab.metrics.sqnr import mean_sqnr, sqnr_over_time
 from tdquant.lowering.backends import ALIASES, BACKENDS
 from tdquant.support.machine import machine
 from tdquant.support.progress import Bar
 
+NAN = float("nan")
+
 
 @dataclass
 class BenchRow:
-    """What was found of one backend.
+    """The measurements of one backend.
 
     Attributes:
         backend: Its name.
@@ -35,7 +36,7 @@ class BenchRow:
         batch: Images in a call.
         megabytes: Resident memory of the process: its peak ``running``, its peak ``building``,
             and ``bare``, with all packages and no model.
-        disk: Size of what is stored, megabytes.
+        disk: Size of the stored files, megabytes.
         mse: Mean squared error of the output against the float model's.
         sqnr: Mean over timesteps of the SQNR of the output, dB.
         build_seconds: Time to load and compile.
@@ -49,10 +50,10 @@ class BenchRow:
     steps: int = 1
     batch: int = 1
     megabytes: dict[str, float] = field(default_factory=dict)
-    disk: float = float("nan")
-    mse: float = float("nan")
-    sqnr: float = float("nan")
-    build_seconds: float = float("nan")
+    disk: float = NAN
+    mse: float = NAN
+    sqnr: float = NAN
+    build_seconds: float = NAN
     kernels: dict[str, int] = field(default_factory=dict)
     choice: str = ""
 
@@ -65,24 +66,32 @@ class BenchRow:
     def spread(self) -> float:
         """Half the distance between the quartiles, as a share of the median."""
         if len(self.milliseconds) < 2:
-            return float("nan")
+            return NAN
         low, _, high = statistics.quantiles(self.milliseconds, n=4, method="inclusive")
         return (high - low) / 2 / self.median
 
     @property
     def images_per_second(self) -> float:
-        """Images a second in the denoiser alone."""
+        """Images per second, counting the denoiser only."""
         return 1000 * self.batch / (self.median * self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All measurements, with medians."""
+        record = asdict(self)
+        if self.milliseconds:
+            record["median_milliseconds"] = self.median
+            record["images_per_second"] = self.images_per_second
+        return record
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Everything that was found.
+    """The measurements of all backends.
 
     Attributes:
         rows: One for each backend, in the order asked for.
-        settings: What was asked for.
-        machine: Where.
+        settings: The arguments.
+        machine: The machine.
     """
 
     rows: list[BenchRow]
@@ -91,18 +100,8 @@ class BenchResult:
 
     def write_json(self, path: Path) -> None:
         """Writes everything, with medians."""
-        rows = []
-        for row in self.rows:
-            record = asdict(row)
-            if row.milliseconds:
-                record |= {
-                    "median_milliseconds": row.median,
-                    "images_per_second": row.images_per_second,
-                }
-            rows.append({k: None if v != v else v for k, v in record.items()})
-        record = {"settings": self.settings, "machine": self.machine, "rows": rows}
-        with replacing(path) as fresh:
-            fresh.write_text(json.dumps(record, indent=1) + "\n")
+        rows = [row.to_dict() for row in self.rows]
+        write_json(path, {"settings": self.settings, "machine": self.machine, "rows": rows})
 
 
 def run_bench(
@@ -137,29 +136,35 @@ def run_bench(
         BackendError: Unknown names; all are listed.
     """
     check_backends(backends)
-    jobs = [
-        Job(name, subject.source, subject.folder, subject.shape, batch, threads, device)
-        for name in dict.fromkeys(backends)
-    ]
-    rows = {job.backend: BenchRow(job.backend, steps=steps, batch=batch) for job in jobs}
+    rows = {name: BenchRow(name, steps=steps, batch=batch) for name in backends}
     workers: dict[str, Worker] = {}
-    bar = Bar("bench", len(jobs) * (runs + 2), show=progress)
+    bar = Bar("bench", len(rows) * (runs + 2), show=progress)
+
+    def take_turns(act: Callable[[BenchRow, Worker], None], word: str = "") -> None:
+        """Lets every worker act; one that fails takes no more turns, and its row says why."""
+        for name, worker in list(workers.items()):
+            try:
+                act(rows[name], worker)
+            except BackendError as error:
+                rows[name].problem = error.what
+                workers.pop(name).close()
+            bar.advance(f"{name}{word}")
+
     try:
         exact = _Exact(subject, checked, seed)
-        for job in jobs:
+        for name, row in rows.items():
             try:
-                workers[job.backend] = Worker(job)
+                workers[name] = Worker(
+                    WorkerConfig(
+                        name, subject.source, subject.folder, subject.shape, batch, threads, device
+                    )
+                )
             except BackendError as error:
-                rows[job.backend].problem = error.what
-            bar.advance(f"{job.backend} built")
+                row.problem = error.what
+            bar.advance(f"{name} built")
         for _ in range(runs):
-            for name, worker in list(workers.items()):
-                _within(rows[name], workers, lambda row, worker=worker: _time(row, worker))
-                bar.advance(name)
-        for name, worker in list(workers.items()):
-            _within(rows[name], workers, lambda row, worker=worker: exact.judge(row, worker))
-            rows[name].disk = exact.disk if name == FLOAT else _size(name, subject.folder)
-            bar.advance(f"{name} judged")
+            take_turns(lambda row, worker: row.milliseconds.append(1000 * worker.seconds()))
+        take_turns(exact.judge, " judged")
     finally:
         bar.close()
         for worker in workers.values():
@@ -180,7 +185,7 @@ def run_bench(
 
 
 def check_backends(names: Sequence[str]) -> None:
-    """Refuses unknown names.
+    """Checks the names of backends.
 
     Raises:
         BackendError: Some names are unknown, or there are none.
@@ -199,6 +204,7 @@ class _Exact:
     """The float model's outputs on its own trajectories."""
 
     def __init__(self, subject: Subject, checked: int, seed: int) -> None:
+        self.folder = subject.folder
         model = subject.float_model()
         self.disk = sum(p.numel() * p.element_size() for p in model.state_dict().values()) / 1e6
         paths = record_denoiser(
@@ -206,37 +212,22 @@ class _Exact:
         )
         self.calls = list(paths)
         with torch.no_grad():
-            self.outputs = [_tensor(model(x, t)) for x, t in self.calls]
+            outputs = [model(x, t) for x, t in self.calls]
+        self.outputs: list[Tensor] = [getattr(output, "sample", output) for output in outputs]
 
     def judge(self, row: BenchRow, worker: Worker) -> None:
-        """Fills in the errors and the memory of a backend."""
+        """Fills in the errors, sizes and kernels of a backend."""
         row.megabytes = worker.memory()
         row.build_seconds = worker.about["build_seconds"]
         row.kernels, row.choice = worker.about["kernels"], worker.about["choice"]
         outputs = [worker.output(x, t) for x, t in self.calls]
-        pairs = list(zip(outputs, self.outputs, strict=True))
+        pairs = zip(outputs, self.outputs, strict=True)
         row.mse = float(torch.stack([(a - b).square().mean() for a, b in pairs]).mean())
         given, exact = iter(outputs), iter(self.outputs)
         row.sqnr = mean_sqnr(
             sqnr_over_time(lambda x, t: next(given), lambda x, t: next(exact), self.calls)
         )
-
-
-def _tensor(output: Any) -> Tensor:
-    return getattr(output, "sample", output)
-
-
-def _time(row: BenchRow, worker: Worker) -> None:
-    row.milliseconds.append(1000 * worker.seconds())
-
-
-def _within(row: BenchRow, workers: dict[str, Worker], do: Any) -> None:
-    """Does something with a worker; if that fails, its row says why and it takes no more turns."""
-    try:
-        do(row)
-    except BackendError as error:
-        row.problem = error.what
-        workers.pop(row.backend).close()
+        row.disk = self.disk if row.backend == FLOAT else _size(row.backend, self.folder)
 
 
 def _size(backend: str, folder: Path) -> float:

@@ -60,6 +60,7 @@ def float_model(source: str, folder: Path) -> nn.Module:
             for operand in OPERANDS:
                 setattr(module, f"{operand}_quantizer", nn.Identity())
     remove_clock(model)
+    vars(model).pop("tdq", None)  # the rest of the state describes the quantized model
     return model
 
 

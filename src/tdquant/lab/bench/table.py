@@ -7,6 +7,7 @@ import math
 from tdquant.lab.bench.run import BenchResult, BenchRow
 from tdquant.lab.bench.worker import FLOAT
 from tdquant.lowering.backends import ALIASES
+from tdquant.support import tables
 
 HEAD = (
     "backend", "ms a call", "+-", "x float", "images/s",
@@ -15,12 +16,11 @@ HEAD = (
 
 
 def text_table(result: BenchResult) -> str:
-    """Columns aligned for a terminal, then what did not run, kernels and the machine."""
+    """The table, then what did not run, kernels and the machine."""
     rows = [row for row in result.rows if not row.problem]
     base = next((row.median for row in rows if row.backend == FLOAT), None)
-    cells = [HEAD, *(_cells(row, base) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEAD))]
-    lines = ["  ".join(_aligned(line, widths)) for line in cells]
+    cells = [_cells(row, base) for row in rows]
+    lines = tables.text_table([HEAD, *cells], right=range(1, len(HEAD))).splitlines()
     lines.insert(1, "-" * len(lines[0]))
     lines += [f"{row.backend}: not run: {row.problem}" for row in result.rows if row.problem]
     for row in rows:
@@ -40,22 +40,17 @@ def text_table(result: BenchResult) -> str:
     return "\n".join(lines)
 
 
-def _aligned(line: tuple[str, ...], widths: list[int]) -> list[str]:
-    """The name to the left, numbers to the right."""
-    numbers = zip(line[1:], widths[1:], strict=True)
-    return [line[0].ljust(widths[0]), *(number.rjust(width) for number, width in numbers)]
-
-
 def _cells(row: BenchRow, base: float | None) -> tuple[str, ...]:
     exact = row.backend == FLOAT
+    running = row.megabytes["running"]
     return (
         row.backend,
         f"{row.median:.2f}",
         "-" if math.isnan(row.spread) else f"{100 * row.spread:.0f}%",
         f"{base / row.median:.2f}" if base else "-",
         f"{row.images_per_second:.2f}",
-        f"{row.megabytes['running']:.0f}",
-        f"{row.megabytes['running'] - row.megabytes['bare']:.0f}",
+        f"{running:.0f}",
+        f"{running - row.megabytes['bare']:.0f}",
         f"{row.disk:.2f}",
         "-" if exact else f"{row.mse:.2e}",
         "-" if exact or math.isinf(row.sqnr) else f"{row.sqnr:.1f}",

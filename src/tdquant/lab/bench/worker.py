@@ -1,18 +1,18 @@
-"""A process that runs one backend, and what it is asked over a connection.
+"""A process that runs one backend and answers over a connection.
 
-Each backend has a process of its own: so its peak memory is its own, and an engine that ends the
-process ends nothing else. The process waits between calls, and the parent lets all take turns.
+Each backend has a process of its own, so that its peak memory is its own and a crash of its engine
+ends nothing else. The process waits between calls, and the parent lets all take turns.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,12 +27,13 @@ from tdquant.lowering import compile
 from tdquant.lowering.session import open_session
 from tdquant.model_summary import summary
 from tdquant.storage import load
+from tdquant.support.memory import trim_heap
 
 FLOAT, FROZEN = "float", "frozen"
 """The float model, and the frozen one in simulated arithmetic, both in eager PyTorch."""
 
 PAUSE = 0.02
-"""Seconds before a timed call, in which the threads of other processes fall asleep."""
+"""Seconds before a timed call, in which threads of other processes go to sleep."""
 
 
 def is_exported(backend: str) -> bool:
@@ -41,8 +42,8 @@ def is_exported(backend: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker is to run.
+class WorkerConfig:
+    """What a worker runs.
 
     Attributes:
         backend: ``float``, ``frozen``, the name of a backend, or an exported file.
@@ -70,12 +71,12 @@ class Worker:
         BackendError: The process could not build it, with the words of its error.
     """
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
-        with _environment(OMP_NUM_THREADS=str(job.threads)):
+        self._process = context.Process(target=_serve, args=(theirs, config), daemon=True)
+        with _environment(OMP_NUM_THREADS=str(config.threads)):
             self._process.start()
         theirs.close()
         try:
@@ -107,7 +108,7 @@ class Worker:
             self._process.join()
 
     def _ask(self, question: Any) -> Any:
-        with contextlib.suppress(OSError):  # then the answer is that it has ended
+        with contextlib.suppress(OSError):  # the answer then says that the process ended
             self._connection.send(question)
         return self._answer()
 
@@ -118,29 +119,29 @@ class Worker:
             self._process.join(5)
             raise BackendError(
                 f"its process ended with status {self._process.exitcode}",
-                where=self.job.backend,
+                where=self.config.backend,
                 why="the engine crashed, or the machine ran out of memory",
             ) from error
         if not good:
-            raise BackendError(value, where=self.job.backend)
+            raise BackendError(value, where=self.config.backend)
         return value
 
 
-def _serve(connection: Connection, job: Job) -> None:
+def _serve(connection: Connection, config: WorkerConfig) -> None:
     """The worker's end."""
     try:
-        _limit(job.threads)
-        load(job.folder)  # imports what the model needs, and is dropped
+        _limit(config.threads)
+        load(config.folder)  # imports what the model needs, and is dropped
         bare = _resident()
-        x = torch.randn(job.batch, *job.shape, generator=torch.Generator().manual_seed(0))
-        t = torch.full((job.batch,), 500)
+        x = torch.randn(config.batch, *config.shape, generator=torch.Generator().manual_seed(0))
+        t = torch.full((config.batch,), 500)
         began = time.perf_counter()
-        model = _build(job, (x, t[0]))
+        model = _build(config, (x, t[0]))
         took = time.perf_counter() - began
         run = _Runner(model)
         run(x, t[0])
         building = _peak()
-        _forget_peak()
+        _reset_peak()
         connection.send((True, {"build_seconds": took} | _about(model)))
         while True:
             question = connection.recv()
@@ -156,7 +157,7 @@ def _serve(connection: Connection, job: Job) -> None:
                 answer = run(*map(torch.from_numpy, question)).float().numpy()
             connection.send((True, answer))
     except (EOFError, KeyboardInterrupt):
-        pass  # the parent has what it wants
+        pass  # the parent has finished
     except TDQError as error:
         connection.send((False, error.what + (f"; {error.fix}" if error.fix else "")))
     except Exception as error:
@@ -177,29 +178,27 @@ class _Runner:
         return getattr(output, "sample", output).cpu()
 
 
-def _build(job: Job, example: tuple[Tensor, Tensor]) -> Any:
-    if job.backend == FLOAT:
-        model = float_model(job.source, job.folder).to(job.device).requires_grad_(False)
+def _build(config: WorkerConfig, example: tuple[Tensor, Tensor]) -> Any:
+    if config.backend == FLOAT:
+        model = float_model(config.source, config.folder).to(config.device).requires_grad_(False)
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if is_exported(job.backend):
-        return open_session(job.backend, threads=job.threads)
-    frozen = load(job.folder).to(job.device)
-    if job.backend == FROZEN:
+    if is_exported(config.backend):
+        return open_session(config.backend, threads=config.threads)
+    frozen = load(config.folder).to(config.device)
+    if config.backend == FROZEN:
         return frozen
-    return compile(frozen, job.backend, example)
+    return compile(frozen, config.backend, example)
 
 
 def _about(model: Any) -> dict[str, Any]:
     """Which kernels run how many layers, and why this backend."""
-    kernels: dict[str, int] = {}
-    for row in summary(model) if isinstance(model, nn.Module) else []:
-        if row.kernel:
-            kernels[row.kernel] = kernels.get(row.kernel, 0) + 1
-    return {"kernels": kernels, "choice": str(getattr(model, "tdq_backend", ""))}
+    rows = summary(model) if isinstance(model, nn.Module) else []
+    kernels = Counter(row.kernel for row in rows if row.kernel)
+    return {"kernels": dict(kernels), "choice": str(getattr(model, "tdq_backend", ""))}
 
 
 def _limit(threads: int) -> None:
-    """Holds every engine to that many threads: those that ask nobody see no more cores."""
+    """Limits every engine to that many threads, by the cores that it sees."""
     torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
@@ -207,7 +206,7 @@ def _limit(threads: int) -> None:
 
 
 def _status(key: str) -> float:
-    """A line of Linux' account of this process, in megabytes."""
+    """A line of ``/proc/self/status``, in megabytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):
             return float(line.split()[1]) * 1024 / 1e6
@@ -215,7 +214,9 @@ def _status(key: str) -> float:
 
 
 def _resident() -> float:
-    _trim_heap()
+    """Resident memory without freed heap, megabytes; the peak where it is unknown."""
+    gc.collect()
+    trim_heap()
     try:
         return _status("VmRSS")
     except OSError:
@@ -223,7 +224,7 @@ def _resident() -> float:
 
 
 def _peak() -> float:
-    """Peak resident memory since the start or the last ``_forget_peak``, megabytes."""
+    """Peak resident memory since the start or the last ``_reset_peak``, megabytes."""
     try:
         return _status("VmHWM")
     except OSError:
@@ -235,20 +236,13 @@ def _peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def _forget_peak() -> None:
-    """Starts measuring the peak anew, with what building left behind given back; without Linux the
-    peak stays that of building.
+def _reset_peak() -> None:
+    """Starts measuring the peak anew, without the heap that building left behind; on systems other
+    than Linux the peak stays that of building.
     """
-    _trim_heap()
+    _resident()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _trim_heap() -> None:
-    """Returns freed memory to the system, so that it does not count."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -30,18 +30,15 @@ def draw(result: DemoResult, path: Path) -> None:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    require("matplotlib", "demo").use("Agg")
-    plt = require("matplotlib.pyplot", "demo")
-    figure = plt.figure(figsize=(10, 9.2), dpi=130, layout="constrained")
+    figure_type = require("matplotlib.figure", "demo").Figure
+    figure = figure_type(figsize=(10, 9.2), dpi=130, layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[len(ROWS), 4.2])
     top.suptitle("The same noise through every model (cats-ddpm, 32x32)", fontsize=11)
-    axes = top.subplots(len(ROWS), 1)
-    for axis, key in zip(axes, ROWS, strict=True):
-        axis.imshow(strip(result.images[key]), interpolation="nearest", aspect="equal")
-        axis.set_xticks([])
-        axis.set_yticks([])
+    for axis, (bits, scale) in zip(top.subplots(len(ROWS), 1), ROWS, strict=True):
+        axis.imshow(strip(result.images[bits, scale]), interpolation="nearest", aspect="equal")
+        axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-        title = key[0] + (f"\n{key[1]}" if key[1] else "")
+        title = "\n".join(filter(None, (bits, scale)))
         axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
     axis = bottom.subplots()
     for name, (times, steps) in result.curves.items():
@@ -55,7 +52,6 @@ def draw(result: DemoResult, path: Path) -> None:
     figure.text(0.995, 0.003, ATTRIBUTION, ha="right", va="bottom", fontsize=6.5, color="0.4")
     with replacing(path) as fresh:
         figure.savefig(fresh, format="png")
-    plt.close(figure)
 
 
 def strip(images: Tensor, columns: int = COLUMNS) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import itertools
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +16,7 @@ from tdquant.calibration import Observations, calibrate, observe
 from tdquant.calls import record_denoiser
 from tdquant.diffusion import sample
 from tdquant.diffusion.sampling import stream_of
-from tdquant.files.documents import json_safe
+from tdquant.files.documents import write_json
 from tdquant.freezing import freeze
 from tdquant.lab.metrics import FrechetDistance, mse, sqnr_over_time
 from tdquant.lab.metrics.sqnr import mean_sqnr
@@ -70,7 +70,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One model: its bits and scales, what its samples are like, and its size.
+    """One model: its bits and scales, the quality of its samples, and its cost.
 
     Attributes:
         bits: Such as ``"W4A4"``.
@@ -95,10 +95,10 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Everything the demonstration found.
+    """The results of the demonstration.
 
     Attributes:
-        rows: The table, the float model first.
+        rows: One for each model, the float one first.
         images: ``(bits, scale)`` -> samples ``(N, 3, 32, 32)``.
         curves: Layer -> times and steps of its temporal scale, for the layers that move most.
         seconds: How long it took.
@@ -117,7 +117,7 @@ class DemoResult:
             "seconds": round(self.seconds, 1),
             "rows": [asdict(row) for row in self.rows],
         }
-        path.write_text(json.dumps(json_safe(record), indent=2, allow_nan=False) + "\n")
+        write_json(path, record)
 
 
 def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
@@ -142,44 +142,47 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
     observations = observe(
         probe, calls, calls=settings.judged, seed=settings.seed, progress=progress
     )
-
-    images = {("float", ""): _sample(pipe.unet, pipe, settings, "float", progress)}
-    exact = images["float", ""]
-    rows = [DemoRow("float", "", distance(exact), 0.0, float("inf"), _megabytes_float(pipe.unet))]
+    exact = _sample(pipe.unet, pipe, settings, "float", progress)
+    size = sum(p.numel() * 4 for p in pipe.unet.state_dict().values()) / 1e6
+    rows = [DemoRow("float", "", distance(exact), 0.0, float("inf"), size)]
+    images = {("float", ""): exact}
     curves: dict[str, tuple[Tensor, Tensor]] = {}
     running: list[nn.Module] = [channels_last(pipe.unet)]
-    for weights, activations in WIDTHS:
-        for scale in SCALES:
-            recipe = Recipe(weights=weights, activations=activations, scale=scale)
-            title = f"W{weights}A{activations} {LABELS[scale]}"
-            frozen = _quantized(pipe, recipe, observations, settings, progress)
-            model = compile(frozen, "onednn", example=_timed_call(pipe))
-            running.append(model)
-            found = _sample(model, pipe, settings, title, progress)
-            key = (f"W{weights}A{activations}", LABELS[scale])
-            images[key] = found
-            checks = record_denoiser(
-                pipe.unet,
-                pipe.scheduler,
-                8,
-                pipe.shape,
-                steps=settings.checked,
-                batch=8,
-                seed=settings.seed + 2,
-            )
-            sqnr = mean_sqnr(sqnr_over_time(model, pipe.unet, checks))
-            error = float(mse(found, exact).mean())
-            rows.append(DemoRow(*key, distance(found), error, sqnr, _megabytes(frozen)))
-            if scale == "auto":
-                curves = moving_curves(frozen)
-    rows = _with_costs(rows, running, _timed_call(pipe))
+    timed = torch.zeros(TIMED, *pipe.shape).normal_(generator=stream_of(0, 0)), torch.tensor(500)
+    for (weights, activations), scale in itertools.product(WIDTHS, SCALES):
+        bits, label = f"W{weights}A{activations}", LABELS[scale]
+        recipe = Recipe(weights=weights, activations=activations, scale=scale)
+        frozen = _quantized(pipe, recipe, observations, settings, progress)
+        model = compile(frozen, "onednn", example=timed)
+        running.append(model)
+        found = images[bits, label] = _sample(model, pipe, settings, f"{bits} {label}", progress)
+        checks = record_denoiser(
+            pipe.unet,
+            pipe.scheduler,
+            8,
+            pipe.shape,
+            steps=settings.checked,
+            batch=8,
+            seed=settings.seed + 2,
+        )
+        sqnr = mean_sqnr(sqnr_over_time(model, pipe.unet, checks))
+        error = float(mse(found, exact).mean())
+        rows.append(DemoRow(bits, label, distance(found), error, sqnr, _megabytes(frozen)))
+        if scale == "auto":
+            curves = moving_curves(frozen)
+    # Models are timed in turns, so that disturbances affect all alike.
+    seconds = time_calls({str(i): m for i, m in enumerate(running)}, timed, runs=9)
+    rows = [
+        replace(row, milliseconds=1e3 * seconds[str(i)], resident=resident_bytes(model) / 1e6)
+        for i, (row, model) in enumerate(zip(rows, running, strict=True))
+    ]
     return DemoResult(rows, images, curves, time.perf_counter() - started)
 
 
 def _quantized(
     pipe: Pipe, recipe: Recipe, observations: Observations, settings: Settings, progress: bool
 ) -> nn.Module:
-    """The frozen model by a recipe."""
+    """The model, quantized by a recipe, calibrated and frozen."""
     model = quantize(copy.deepcopy(pipe.unet), recipe)
     count, steps = settings.trial
 
@@ -215,32 +218,11 @@ def _sample(
     )
 
 
-def _timed_call(pipe: Pipe) -> tuple[Tensor, Tensor]:
-    """The call by which models are timed."""
-    return torch.zeros(TIMED, *pipe.shape).normal_(generator=stream_of(0, 0)), torch.tensor(500)
-
-
-def _with_costs(
-    rows: list[DemoRow], models: list[nn.Module], call: tuple[Tensor, Tensor]
-) -> list[DemoRow]:
-    """The rows with time, taken in turns so that whatever else runs disturbs all alike, and
-    memory.
-    """
-    seconds = time_calls({str(i): m for i, m in enumerate(models)}, call, runs=9)
-    return [
-        replace(row, milliseconds=1e3 * seconds[str(i)], resident=resident_bytes(model) / 1e6)
-        for i, (row, model) in enumerate(zip(rows, models, strict=True))
-    ]
-
-
 def _megabytes(model: nn.Module) -> float:
+    """Size of the saved model."""
     with tempfile.TemporaryDirectory() as folder:
         path = save(model, Path(folder) / "model")
         return sum(file.stat().st_size for file in path.iterdir()) / 1e6
-
-
-def _megabytes_float(model: nn.Module) -> float:
-    return sum(p.numel() * 4 for p in model.state_dict().values()) / 1e6
 
 
 def moving_curves(model: nn.Module, count: int = 6) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""What to call runs, and their order: by what differs among them and nothing else."""
+"""Names of runs, by the facts in which they differ, and their order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FLOAT_BITS = 32
 
 
 def label_runs(runs: Sequence[Run]) -> list[str]:
-    """A name for each run, no two the same.
+    """A unique name for each run.
 
-    Bits and scale always; model, steps, sampler, backend and seed where they differ; the folder
-    where nothing else does.
+    It has bits and scale; model, steps, sampler, backend and seed if they differ; the folder if
+    nothing else does.
     """
     facts = [_facts(run) for run in runs]
     differing = [len(set(values)) > 1 for values in zip(*facts, strict=True)]
@@ -33,7 +33,7 @@ def label_runs(runs: Sequence[Run]) -> list[str]:
 
 
 def _place(run: Run, alike: Sequence[Run]) -> str:
-    """As much of the end of a run's path as tells it from the others."""
+    """The shortest end of a run's path that differs from the others'."""
     parts = run.path.resolve().parts
     others = [r.path.resolve().parts for r in alike if r is not run]
     count = 1
@@ -63,7 +63,7 @@ def _facts(run: Run) -> list[str]:
 
 
 def bits_of(bits: str) -> tuple[float, float]:
-    """Bits of weights and activations of ``"W4A8"``; 32 for float; what is mixed lies below 8."""
+    """Bits of weights and activations of ``"W4A8"``; 32 for float, 7.5 for mixed ones."""
     found = re.fullmatch(r"W(\d+)A(\d+)", bits)
     if found:
         return float(found[1]), float(found[2])
@@ -71,7 +71,7 @@ def bits_of(bits: str) -> tuple[float, float]:
 
 
 def in_order(runs: Sequence[Run]) -> list[Run]:
-    """Runs from the most bits to the fewest; those of the same bits from the most steps on."""
+    """Runs by decreasing bits, then by decreasing sampler steps."""
 
     def key(run: Run) -> tuple[float, float, float]:
         weights, activations = bits_of(str(run.record.model.get("bits")))

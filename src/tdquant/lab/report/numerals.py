@@ -1,15 +1,15 @@
-"""Numbers as a reader wants them."""
+"""Numbers as text."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 NONE = "–"
 
 
-def is_number(value: Any) -> bool:
-    """A finite number, and no truth value."""
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether the value is a finite number, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -17,7 +17,7 @@ def numeral(value: Any, digits: int | None = None) -> str:
     """A number as text, with a true minus sign; a dash for None and what is not finite.
 
     Arguments:
-        value: The number. What is no number is text already.
+        value: The number. Anything else is converted by ``str``.
         digits: Places after the point; four significant ones if None, three beside a power of
             ten, without zeros at the end.
     """
@@ -35,7 +35,7 @@ def numeral(value: Any, digits: int | None = None) -> str:
     else:
         text = f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     if not text.strip("-0.,"):
-        text = text.removeprefix("-")  # what is rounded to zero has no sign
+        text = text.removeprefix("-")  # a number that rounds to zero has no sign
     return text.replace(",", "\u202f").replace("-", "−")
 
 

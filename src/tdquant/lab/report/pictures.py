@@ -1,4 +1,4 @@
-"""Pictures inside the page: PNGs as data, encoded as small as it goes without loss."""
+"""Pictures inside the page: PNGs as data, encoded as small as possible without loss."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import io
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tdquant.errors import StorageError
-from tdquant.lab.report.markup import Markup, tag
+from tdquant.lab.report.templating import EXTRA
 from tdquant.support.optional import require
 
 PALETTE = 256
@@ -20,6 +22,15 @@ LARGEST_FIGURE = 1400
 LARGEST_TILE = 256
 SMALL = 64
 FEWEST = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and the size at which it is shown."""
+
+    src: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -34,36 +45,27 @@ class Pictures:
 
     shrink: float = 1.0
 
-    def figure(self, path: Path, alt: str) -> Markup:
+    def figure(self, path: Path) -> Picture:
         """A drawing, as wide as it is."""
         image = _open(path)
-        factor = min(self.shrink, LARGEST_FIGURE / image.width)
-        return _element(_resized(image, factor), alt, class_="drawn")
+        return _picture(_resized(image, min(self.shrink, LARGEST_FIGURE / image.width)))
 
-    def strip(self, path: Path, tile: int, alt: str) -> Markup:
-        """A row of tiles, each ``tile`` pixels wide, shown at twice that or at about 64 pixels.
-
-        Arguments:
-            path: The file.
-            tile: Width and height of a tile.
-            alt: What is seen.
-        """
+    def strip(self, path: Path, tile: int) -> Picture:
+        """A row of tiles, each ``tile`` pixels wide, shown at twice that or at about 64 pixels."""
         image = _open(path)
         count = self.count(max(1, image.width // tile), tile)
         image = image.crop((0, 0, min(image.width, count * tile), image.height))
         shown = min(tile * max(1, 64 // tile), 128)
         width = max(1, image.width // tile) * shown
-        return _element(self._smaller(image, tile), alt, width=width,
-                        height=max(1, width * image.height // image.width),
-                        class_="tiles")  # fmt: skip
+        height = max(1, width * image.height // image.width)
+        return replace(_picture(self._smaller(image, tile)), width=width, height=height)
 
-    def sheet(self, paths: Sequence[Path], columns: int, alt: str) -> Markup:
+    def sheet(self, paths: Sequence[Path], columns: int) -> Picture:
         """Pictures of one size side by side, row after row.
 
         Arguments:
             paths: The files, at least one.
             columns: Pictures in a row.
-            alt: What is seen.
 
         Raises:
             StorageError: They are of different sizes.
@@ -77,22 +79,15 @@ class Pictures:
         width, height = images[0].size
         columns = min(columns, len(images))
         rows = -(-len(images) // columns)
-        whole = require("PIL.Image", "data").new("RGB", (columns * width, rows * height), "white")
+        whole = require("PIL.Image", EXTRA).new("RGB", (columns * width, rows * height), "white")
         for i, image in enumerate(images):
             whole.paste(image.convert("RGB"), (i % columns * width, i // columns * height))
-        return _element(self._smaller(whole, width), alt, class_="tiles")
+        return _picture(self._smaller(whole, width))
 
-    def grid(self, path: Path, count: int, alt: str) -> Markup:
-        """The ``grid.png`` of a run.
-
-        Arguments:
-            path: The file.
-            count: How many pictures are in it, nearly as many in a row as there are rows.
-            alt: What is seen.
-        """
+    def grid(self, path: Path, count: int) -> Picture:
+        """The ``grid.png`` of a run: ``count`` images, nearly as many in a row as rows."""
         image = _open(path)
-        tile = image.width // math.ceil(count**0.5)
-        return _element(self._smaller(image, tile), alt, class_="tiles")
+        return _picture(self._smaller(image, image.width // math.ceil(count**0.5)))
 
     def width(self, path: Path) -> int:
         """Width of a picture, in its own pixels."""
@@ -108,18 +103,18 @@ class Pictures:
         return _resized(image, min(1.0, LARGEST_TILE / tile) * self.shrink)
 
 
-def element_of(codes: Any, colours: Sequence[tuple[int, int, int]], **attributes: Any) -> Markup:
-    """A picture of codes ``(H, W)``, uint8, in given colours, with no words of its own."""
-    image = require("PIL.Image", "data").fromarray(codes, "P")
-    image.putpalette([part for colour in colours for part in colour])
-    return _element(image, "", **attributes)
+def coloured(codes: np.ndarray, colours: np.ndarray) -> Picture:
+    """A picture of codes ``(H, W)`` in given colours ``(N, 3 or 4)``, at most 256, of 0..255."""
+    image = require("PIL.Image", EXTRA).fromarray(codes.astype(np.uint8), "P")
+    image.putpalette(colours[:, :3].tobytes())
+    return _picture(image)
 
 
 def _open(path: Path) -> Any:
-    library = require("PIL.Image", "data")
+    library = require("PIL.Image", EXTRA)
     try:
         with warnings.catch_warnings():
-            # A picture of a few kilobytes that unfolds to gigabytes is no picture of a run.
+            # A file of a few kilobytes that unfolds to gigabytes is not from a run.
             warnings.simplefilter("error", library.DecompressionBombWarning)
             with library.open(path) as image:
                 image.load()
@@ -134,13 +129,12 @@ def _resized(image: Any, factor: float) -> Any:
     if factor >= 1:
         return image
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(size, require("PIL.Image", "data").Resampling.LANCZOS)
+    return image.resize(size, require("PIL.Image", EXTRA).Resampling.LANCZOS)
 
 
-def _element(image: Any, alt: str, **attributes: Any) -> Markup:
-    attributes = {"width": image.width, "height": image.height, **attributes}
-    return tag("img", src=f"data:image/png;base64,{base64.b64encode(encode(image)).decode()}",
-               alt=alt, decoding="async", **attributes)  # fmt: skip
+def _picture(image: Any) -> Picture:
+    data = base64.b64encode(encode(image)).decode()
+    return Picture(f"data:image/png;base64,{data}", image.width, image.height)
 
 
 def encode(image: Any) -> bytes:

@@ -1,39 +1,36 @@
-"""The inputs of a report: run folders, study files, folders of either. Plain JSON, looked through
-before anything is shown, with every mistake in every file told at once.
+"""Reads the inputs of a report: run folders, study files, and folders that hold some of these.
+
+All files are checked before anything is shown, and all mistakes are reported at once.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from tdquant.errors import StorageError
-from tdquant.files.documents import check_version
-from tdquant.files.shapes import mistakes, refuse
-from tdquant.lab.evaluation.layers import FORMAT as LAYERS_FORMAT
-from tdquant.lab.evaluation.record import PROGRESS, RECORD, Record
-from tdquant.lab.report import formats
+from tdquant.errors import StorageError, raise_collected
+from tdquant.files.documents import MOST_SHOWN, read_json
+from tdquant.lab.evaluation.record import (
+    PROGRESS,
+    RECORD,
+    ProgressState,
+    Record,
+    read_progress,
+)
+from tdquant.lab.report.formats import Layers, LayersFile, StudyFile
 
 LAYERS = "layers.json"
-STUDY_FORMAT, VERSION = "tdquant-study", 1
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study file.
-
-    Attributes:
-        path: The file.
-        content: What is in it, of the shape that the format says.
-    """
+    """A study file and its content."""
 
     path: Path
-    content: dict[str, Any]
+    content: StudyFile
 
     def file(self, name: str) -> Path:
         """A file that the study names, relative to its own folder."""
@@ -47,36 +44,32 @@ class Run:
     Attributes:
         path: The folder.
         record: Its record.
-        layers: Content of ``layers.json``, if there is one.
+        layers: Content of ``layers.json`` without layers that have no steps; None if nothing is
+            left.
     """
 
     path: Path
     record: Record
-    layers: dict[str, Any] | None
+    layers: Layers | None
 
     @property
     def pictures(self) -> list[Path]:
-        """Its pictures in order, so that the same place is the same noise."""
+        """Its images in order: the same place is the same noise."""
         return sorted((self.path / "images").glob("*.png"))
 
     @property
     def grid(self) -> Path | None:
-        """One picture of its first images: of images made elsewhere, all that is kept."""
+        """The overview of its first images: all that is kept of images made elsewhere."""
         file = self.path / "grid.png"
         return file if file.is_file() else None
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The folder of an evaluation that still runs, or was stopped.
-
-    Attributes:
-        path: The folder.
-        progress: Its ``stage``, what is ``done`` ``of`` how much, and when that was ``updated``.
-    """
+    """The folder of an evaluation that still runs, or was stopped."""
 
     path: Path
-    progress: dict[str, Any]
+    progress: ProgressState
 
 
 @dataclass
@@ -84,8 +77,7 @@ class Inputs:
     """What was found.
 
     Attributes:
-        studies: By their position; those of one in the order of the arguments, by name within a
-            folder.
+        studies: By their position, then in the order of the arguments and by name within a folder.
         runs: In the order of the arguments, by name within a folder.
         unfinished: The same.
     """
@@ -106,8 +98,7 @@ def read_inputs(inputs: Sequence[str | os.PathLike[str]]) -> Inputs:
             all such files are named.
     """
     found, wrong = Inputs(), []
-    for each in inputs:
-        path = Path(each)
+    for path in map(Path, inputs):
         readers = list(_readers(path, found))
         if not readers:
             what = "has no run and no study" if path.exists() else "there is no such file"
@@ -130,124 +121,77 @@ def read_inputs(inputs: Sequence[str | os.PathLike[str]]) -> Inputs:
 
 
 def _position(study: Study) -> float:
-    position = study.content.get("position")
+    position = study.content.position
     return math.inf if position is None else position
 
 
-def _readers(path: Path, found: Inputs, deeper: bool = True) -> list[Callable[[], None]]:
-    """What reads each input that a path stands for."""
+def _readers(path: Path, found: Inputs, deeper: bool = True) -> Iterator[Callable[[], None]]:
+    """A function for each input at a path, which reads it into ``found``."""
     if path.is_file() and path.name == RECORD:
         path = path.parent
     if path.is_file():
-        return [lambda: found.studies.append(read_study(path))]
-    if (path / RECORD).is_file():
-        return [lambda: found.runs.append(read_run(path))]
-    if (path / PROGRESS).is_file():
-        return [lambda: found.unfinished.append(read_progress(path))]
-    if not path.is_dir():
-        return []
-    studies = [each for each in sorted(path.glob("*.json")) if _is_study(each)]
-    readers = [reader for each in studies for reader in _readers(each, found)]
-    if deeper:
-        for folder in sorted(each for each in path.iterdir() if each.is_dir()):
-            readers += _readers(folder, found, deeper=False)
-    return readers
+        yield lambda: found.studies.append(read_study(path))
+    elif (path / RECORD).is_file():
+        yield lambda: found.runs.append(read_run(path))
+    elif (path / PROGRESS).is_file():
+        yield lambda: found.unfinished.append(read_unfinished(path))
+    elif path.is_dir():
+        for file in filter(_may_be_study, sorted(path.glob("*.json"))):
+            yield from _readers(file, found)
+        for folder in sorted(each for each in path.iterdir() if each.is_dir() and deeper):
+            yield from _readers(folder, found, deeper=False)
 
 
-def _is_study(path: Path) -> bool:
-    """False only for JSON that is whole and of another format: a damaged file is told of."""
+def _may_be_study(path: Path) -> bool:
+    """False for intact JSON of another format only: a damaged file must be reported."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = read_json(path, "the file")
+    except StorageError:
         return True
-    return isinstance(content, dict) and content.get("format") == STUDY_FORMAT
+    return isinstance(content, dict) and content.get("format") == StudyFile.FORMAT
 
 
 def read_study(path: Path) -> Study:
-    """A study file, with the pictures that it names in place.
+    """Reads a study file and checks that the pictures that it names exist.
 
     Raises:
-        StorageError: It is damaged, of a newer version, or names a picture that is not there.
+        StorageError: It is damaged, of a newer version, or names a picture that is missing or
+            outside its folder.
     """
-    content = _read(path, STUDY_FORMAT, formats.STUDY)
-    wrong = []
-    if content["verdict"] not in formats.VERDICTS:
-        wrong.append(f"verdict is none of {', '.join(formats.VERDICTS)}")
-    names = [(f"figures[{i}]", f["file"]) for i, f in enumerate(content.get("figures") or [])]
-    for i, sample in enumerate(content.get("samples") or []):
-        for j, row in enumerate(sample["rows"]):
-            names += [(f"samples[{i}].rows[{j}]", str(n)) for n in row["files"].values()]
-        if sample["tile"] < 1:
-            wrong.append(f"samples[{i}].tile is less than 1")
-    folder = path.parent.resolve()
+    content = StudyFile.read(path, "the file")
+    names = [(f"figures[{i}]", f.file) for i, f in enumerate(content.figures or ())]
+    for i, samples in enumerate(content.samples or ()):
+        for j, row in enumerate(samples.rows):
+            names += [(f"samples[{i}].rows[{j}]", name) for name in row.files.values()]
+    folder, wrong = path.parent.resolve(), []
     for place, name in names:
         file = (folder / name).resolve()
         if not file.is_relative_to(folder):
             wrong.append(f"{place}: {name} lies outside the study's folder")
         elif not file.is_file():
             wrong.append(f"{place}: there is no {name}")
-    for i, drawn in enumerate(content.get("plots") or []):
-        for j, line in enumerate(drawn["lines"]):
-            sizes = {len(line[key]) for key in ("x", "y", "low", "high") if line.get(key)}
-            if len(sizes) > 1:
-                wrong.append(f"plots[{i}].lines[{j}] has lists of different lengths")
-            words = drawn["x"].get("words")
-            if words and not set(line["x"]) <= set(range(len(words))):
-                wrong.append(f"plots[{i}].lines[{j}] has an x that is no place of a word")
-    for each in content.get("layers") or []:
-        wrong += _ragged(each)
-    refuse(wrong, "the file", str(path))
+    raise_collected(StorageError, wrong, "the pictures", MOST_SHOWN, where=str(path))
     return Study(path, content)
 
 
 def read_run(folder: Path) -> Run:
-    """The folder of an evaluated model.
+    """Reads the folder of an evaluated model.
 
     Raises:
         StorageError: The record or ``layers.json`` is damaged or of a newer version.
     """
     record = Record.read(folder / RECORD)
     file = folder / LAYERS
-    layers = _read(file, LAYERS_FORMAT, formats.LAYERS) if file.is_file() else None
-    if layers is not None:
-        # A layer whose input stays in float has no steps.
-        layers["layers"] = [layer for layer in layers["layers"] if layer["steps"]]
-        refuse(_ragged(layers), "the file", str(file))
-    if layers is not None and not layers["layers"]:
-        layers = None
-    return Run(folder, record, layers)
+    if not file.is_file():
+        return Run(folder, record, None)
+    layers = LayersFile.read(file, "the file")
+    kept = [layer for layer in layers.layers if layer.steps]
+    return Run(folder, record, layers.model_copy(update={"layers": kept}) if kept else None)
 
 
-def read_progress(folder: Path) -> Unfinished:
-    """An evaluation that is not finished. Its file may be caught half written: it says nothing
-    then.
-    """
+def read_unfinished(folder: Path) -> Unfinished:
+    """Reads how far an evaluation is; ``starting`` if its file is caught half written."""
     try:
-        progress = json.loads((folder / PROGRESS).read_text())
-    except (OSError, ValueError):
-        progress = {}
-    if mistakes(progress, formats.PROGRESS):
-        progress = {"stage": "starting", "done": 0, "of": 0}
-    return Unfinished(folder, progress)
-
-
-def _read(path: Path, format: str, shape: dict[str, Any]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StorageError("the file is damaged", where=str(path), why=str(error)) from error
-    if not isinstance(content, dict) or content.get("format") != format:
-        raise StorageError(f"the file is no {format}", where=str(path))
-    check_version(content.get("version"), VERSION, str(path))
-    refuse(mistakes(content, shape), "the file", str(path))
-    return content
-
-
-def _ragged(layers: dict[str, Any]) -> list[str]:
-    """Layers whose steps are no steps, or more than there are times."""
-    times = len(layers["times"])
-    return [
-        f"layers[{i}].steps is not at most {times} positive numbers"
-        for i, layer in enumerate(layers["layers"])
-        if len(layer["steps"]) > times or not all(step > 0 for step in layer["steps"])
-    ]
+        return Unfinished(folder, read_progress(folder))
+    except StorageError:
+        return Unfinished(folder, ProgressState(stage="starting", done=0, of=0))

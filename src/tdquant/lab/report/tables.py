@@ -4,38 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tdquant.lab.report.markup import Markup, tag
+from tdquant.files.documents import Section
 from tdquant.lab.report.numerals import interval, is_number, numeral, resolution
+from tdquant.lab.report.templating import render
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 DIRECTIONS = {"lower": "lower is better", "higher": "higher is better"}
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
+class Column(Section):
+    """A column of a table, which may come from a study file.
 
     Attributes:
-        key: Where a row has it; ``KEY_low`` and ``KEY_high`` hold its interval.
+        key: Key of its values in a row; ``KEY_low`` and ``KEY_high`` hold their intervals.
         label: Its head.
         better: ``"lower"``, ``"higher"`` or nothing.
         digits: Places after the point; four significant ones if None.
-        unit: Under the head.
+        unit: Shown under the head.
     """
 
     key: str
     label: str
-    better: str = ""
+    better: str | None = None
     digits: int | None = None
-    unit: str = ""
+    unit: str | None = None
+
+    @property
+    def hint(self) -> str:
+        """Unit and direction."""
+        return ", ".join(filter(None, (self.unit, DIRECTIONS.get(self.better or ""))))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value of a table.
+
+    Attributes:
+        text: The value.
+        interval: Its interval, or empty.
+        best: Whether it is the best of its group.
+        numeric: Whether it is a number, or stands for a missing one.
+        sort_key: The number by which rows are sorted, or empty.
+    """
+
+    text: str
+    interval: str = ""
+    best: bool = False
+    numeric: bool = False
+    sort_key: str = ""
+
+    @property
+    def classes(self) -> str:
+        """Its classes of the style sheet."""
+        return " ".join(["number"] * self.numeric + ["best"] * self.best)
 
 
 def best(rows: Sequence[dict[str, Any]], column: Column) -> set[int]:
-    """Indices of the best rows as they are printed; none where nothing is compared.
+    """Indices of the best rows; none where nothing is compared.
 
-    Rows that print the same share the mark. A ``baseline`` is what others are measured against,
-    and takes no part.
+    Rows that print the same number are best alike. A row with ``baseline`` takes no part.
     """
     values = {
         i: row[column.key]
@@ -65,9 +96,23 @@ def groups(
     """Rows that agree in ``keys``, in the order in which groups appear first."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        name = " · ".join(numeral(row[key]) for key in keys if row.get(key) not in (None, ""))
-        found.setdefault(name, []).append(row)
+        found.setdefault(_joined(row, keys), []).append(row)
     return list(found.items())
+
+
+def cell(row: dict[str, Any], column: Column, marked: bool = False) -> Cell:
+    """A row's value in a column."""
+    value = row.get(column.key)
+    low: Any = row.get(f"{column.key}_low")
+    high: Any = row.get(f"{column.key}_high")
+    digits = _digits(row, column)
+    return Cell(
+        numeral(value, digits),
+        interval(low, high, digits) if is_number(low) and is_number(high) else "",
+        marked,
+        value is None or is_number(value),
+        f"{value:.6g}" if is_number(value) else "",
+    )
 
 
 def table(
@@ -88,90 +133,25 @@ def table(
         note: A line under the caption.
     """
     columns = [column for column in columns if column.key not in group] or list(columns)
-    commands = any(row.get("command") for row in rows)
-    heads = [head(column) for column in columns]
-    if commands:
-        heads.append(tag("th", "Command", scope="col", class_="act"))
     bodies = []
     for name, members in groups(rows, group):
         marked = [best(members, column) for column in columns]
         lines = [
-            _row(row, columns, [i in found for found in marked], commands)
+            {
+                "cells": [cell(row, column, i in found)
+                          for column, found in zip(columns, marked, strict=True)],
+                "command": row.get("command"),
+            }
             for i, row in enumerate(members)
-        ]
-        if name:
-            title_row = tag(
-                "tr", tag("th", name, scope="rowgroup", colspan=len(heads)), class_="group"
-            )
-            lines.insert(0, title_row)
-        bodies.append(tag("tbody", *lines))
-    caption = tag(
-        "caption", tag("span", title, class_="title"), tag("span", note) if note else None
-    )
-    whole = tag("table", caption, tag("thead", tag("tr", *heads)), *bodies, class_="sortable")
-    region = tag("div", whole, class_="scroller", tabindex=0, role="region", aria_label=title)
-    return tag("div", region, _commands(columns, rows, group) if commands else None,
-               class_="tabular")  # fmt: skip
+        ]  # fmt: skip
+        bodies.append((name, lines))
+    commands = [
+        (_joined(row, [*group, columns[0].key]), row["command"])
+        for row in rows if row.get("command")
+    ]  # fmt: skip
+    return render("table", title=title, note=note, columns=columns, bodies=bodies,
+                  commands=commands)  # fmt: skip
 
 
-def command_block(command: str) -> Markup:
-    """A command, and a button that copies it."""
-    return tag("div", tag("code", command), _copy(command, "Copy the command"), class_="command")
-
-
-def head(column: Column, sort: str | None = None) -> Markup:
-    """The head of a column: text, around which the script puts a button."""
-    note = DIRECTIONS.get(column.better)
-    small = ", ".join(word for word in (column.unit, note) if word)
-    return tag("th", tag("span", column.label, class_="label"),
-               tag("small", small) if small else None, scope="col", aria_sort=sort)  # fmt: skip
-
-
-def cell(row: dict[str, Any], column: Column, marked: bool = False, name: str = "td") -> Markup:
-    """One value with its interval, and what it is sorted by."""
-    value = row.get(column.key)
-    low: Any = row.get(f"{column.key}_low")
-    high: Any = row.get(f"{column.key}_high")
-    spread = is_number(low) and is_number(high)
-    digits = _digits(row, column)
-    shown: list[str] = [numeral(value, digits)]
-    if marked:
-        shown = [tag("b", *shown), tag("span", " (best)", class_="unseen")]
-    if spread:
-        shown.append(tag("small", interval(low, high, digits)))
-    number = is_number(value)
-    kinds = " ".join(["number"] * (number or value is None) + ["best"] * marked)
-    return tag(name, *shown, scope="row" if name == "th" else None, class_=kinds or None,
-               data_value=f"{value:.6g}" if number else None)  # fmt: skip
-
-
-def _row(
-    row: dict[str, Any], columns: Sequence[Column], marked: Sequence[bool], commands: bool
-) -> Markup:
-    cells = [
-        cell(row, column, is_best, "td" if k else "th")
-        for k, (column, is_best) in enumerate(zip(columns, marked, strict=True))
-    ]
-    if commands:
-        command = row.get("command")
-        name = f"Copy the command of {numeral(row.get(columns[0].key))}"
-        cells.append(tag("td", _copy(command, name) if command else None, class_="act"))
-    return tag("tr", *cells)
-
-
-def _copy(command: str, name: str) -> Markup:
-    """A button that only the script makes seen, as it can do nothing without."""
-    return tag("button", "Copy", type="button", class_="copy", data_copy=command, title=command,
-               aria_label=name, hidden=True)  # fmt: skip
-
-
-def _commands(
-    columns: Sequence[Column], rows: Sequence[dict[str, Any]], group: Sequence[str]
-) -> Markup:
-    entries = []
-    for row in rows:
-        if row.get("command"):
-            keys = [*group, columns[0].key]
-            name = " · ".join(numeral(row[key]) for key in keys if row.get(key) is not None)
-            entries += [tag("dt", name), tag("dd", tag("code", str(row["command"])))]
-    return tag("details", tag("summary", "Commands of these rows"), tag("dl", *entries))
+def _joined(row: dict[str, Any], keys: Sequence[str]) -> str:
+    return " · ".join(numeral(row[key]) for key in keys if row.get(key) not in (None, ""))

@@ -2,9 +2,7 @@
 // The page is whole without this script, which adds sorting, filters, sliders, readouts and themes.
 // It asks for nothing, and keeps nothing but the theme.
 
-const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 8;
-const SPARSE = 8; // marks of a line: see marks.py
 const KEY = "tdquant-theme";
 
 // The style sheet hides what sliders will choose from, before it is drawn.
@@ -30,13 +28,6 @@ function make(name, words = "", classes = "") {
   const element = document.createElement(name);
   element.textContent = words;
   if (classes) element.className = classes;
-  return element;
-}
-
-function path(d, classes) {
-  const element = document.createElementNS(SVG, "path");
-  element.setAttribute("d", d);
-  element.setAttribute("class", classes);
   return element;
 }
 
@@ -179,9 +170,8 @@ function setUpPlot(figure) {
   const reader = show(drawing.querySelector(".reader"));
   const cursor = svg.querySelector(".cursor");
   const output = figure.querySelector(".readout");
-  const plot = content(figure);
+  const plot = { figure, rows: content(figure) };
   hint(output, "Point at the plot, or go to it with Tab and press arrow keys, to read values.");
-  plot.figure = figure;
   const read = () => {
     const row = plot.rows[reader.value];
     if (!row) return;
@@ -225,10 +215,14 @@ class Layers {
       const mean = steps.reduce((sum, step) => sum + Math.log(step), 0) / steps.length;
       return steps.map((step) => step / Math.exp(mean));
     });
+    const curves = all(".drawing .line", this.plot.figure);
+    this.curves = new Map(curves.map((curve, i) => [this.data.order[i], curve]));
+    this.mark = this.plot.figure.querySelector(".drawing use");
+    this.entry = this.plot.figure.querySelector(".legend li");
     this.ticks = new Map(all("input[data-layer]", root).map((tick) => [Number(tick.dataset.layer), show(tick)]));
     for (const [layer, tick] of this.ticks) tick.addEventListener("change", () => this.toggle(layer));
     this.setUpHeat();
-    this.mark();
+    this.check();
   }
 
   toggle(layer) {
@@ -236,95 +230,58 @@ class Layers {
     if (at >= 0) this.chosen.splice(at, 1);
     else this.chosen.push(layer);
     if (this.chosen.length > COLOURS) this.chosen.shift();
-    this.mark();
+    this.check();
     this.draw();
   }
 
-  mark() {
+  check() {
     for (const [layer, tick] of this.ticks) tick.checked = this.chosen.includes(layer);
     this.names.forEach((name, layer) => name.classList.toggle("chosen", this.chosen.includes(layer)));
   }
 
+  // About eight marks of a curve that the page had hidden, beside those of the other colours.
+  addMarks(curve, k) {
+    const points = curve.querySelector("path").getAttribute("d").match(/[\d.]+ [\d.]+/g);
+    const stride = Math.ceil(points.length / COLOURS);
+    for (let i = Math.floor(k * stride / COLOURS); i < points.length; i += stride) {
+      const mark = this.mark.cloneNode();
+      const [x, y] = points[i].split(" ");
+      mark.setAttribute("x", x);
+      mark.setAttribute("y", y);
+      curve.append(mark);
+    }
+  }
+
   draw() {
-    const { figure, axes, box: [left, right, top, bottom] } = this.plot;
+    const { figure } = this.plot;
     const { times, paths } = this.data;
-    // The axis grows with what is chosen, in the script as in the page: see axes.py.
-    const ends = this.chosen.flatMap((layer) => this.relative[layer]);
-    const place = (value, [low, high, log], start, end) => {
-      const f = log ? Math.log : Number;
-      return start + (f(value) - f(low)) / (f(high) - f(low)) * (end - start);
+    const paint = (line, k) => {
+      line.setAttribute("class", `line c${k}`);
+      for (const mark of all("use", line)) mark.setAttribute("href", `#mark-${k}`);
     };
-    const low = Math.min(0.9, ...ends) / 1.05;
-    const high = Math.max(1.1, ...ends) * 1.05;
-    axes.y = [low, high, true];
-    this.rules([left, right, top, bottom], (value) => place(value, axes.y, bottom, top), low, high);
-    const at = times.map((time) => Number(place(time, axes.x, left, right).toFixed(1)));
-    const stride = Math.ceil(times.length / SPARSE);
-    const several = this.chosen.length > 1;
-    const mark = (k, point) => path(`M${point}${this.data.marks[k]}`, `mark c${k}`);
-    const lines = this.chosen.flatMap((layer, k) => {
-      const points = this.relative[layer].map((v, i) => `${at[i]} ${place(v, axes.y, bottom, top).toFixed(1)}`);
-      const start = Math.floor(k * stride / this.chosen.length);
-      const marked = points.filter((_, i) => several && i >= start && (i - start) % stride === 0);
-      return [path(`M${points.join("L")}`, `stroke c${k}`), ...marked.map((point) => mark(k, point))];
-    });
-    figure.querySelector(".lines").replaceChildren(...lines);
-    const svg = figure.querySelector(".drawing svg");
-    const names = this.chosen.map((layer) => paths[layer]).join(", ");
-    svg.setAttribute("aria-label", svg.getAttribute("aria-label").replace(/, for .*$/s, `, for ${names}.`));
+    for (const curve of this.curves.values()) curve.setAttribute("class", "off");
     figure.querySelector(".legend").replaceChildren(...this.chosen.map((layer, k) => {
-      const entry = make("li");
-      const swatch = document.createElementNS(SVG, "svg");
-      swatch.setAttribute("viewBox", "0 0 26 14");
-      swatch.setAttribute("aria-hidden", "true");
-      swatch.append(path("M1 7H25", `stroke c${k}`), ...(several ? [mark(k, "13 7")] : []));
-      entry.append(swatch, paths[layer]);
+      const curve = this.curves.get(layer);
+      if (this.mark && !curve.querySelector("use")) this.addMarks(curve, k); // one curve alone has none
+      paint(curve, k);
+      const entry = this.entry.cloneNode(true);
+      paint(entry.querySelector(".line"), k);
+      entry.lastChild.textContent = paths[layer];
       return entry;
     }));
-    this.plot.rows = times.map((time, i) => ({
-      at: at[i],
-      head: `timestep ${numeral(time)}`,
-      items: this.chosen.map((layer, k) => [k, `${paths[layer]}: ${numeral(this.relative[layer][i])}`]),
-    }));
-    this.tabulate();
-  }
-
-  rules([left, right], place, low, high) {
-    const svg = this.plot.figure.querySelector(".drawing svg");
-    for (const old of all(".rule, .tick.end", svg)) old.remove();
-    let values = [];
-    for (const mantissas of [[1, 1.5, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
-      values = [];
-      for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power += 1) {
-        for (const m of mantissas) values.push(m * 10 ** power);
-      }
-      values = values.filter((value) => value >= low && value <= high);
-      if (values.length <= 6) break;
-    }
-    for (const value of values) {
-      const y = place(value).toFixed(1);
-      const rule = path(`M${left} ${y}H${right}`, "rule");
-      const tick = document.createElementNS(SVG, "text");
-      tick.setAttribute("x", left - 7);
-      tick.setAttribute("y", Number(y) + 4);
-      tick.setAttribute("class", "tick end");
-      tick.textContent = numeral(value);
-      svg.prepend(rule, tick);
-    }
-  }
-
-  tabulate() {
-    const table = this.plot.figure.querySelector("details table");
-    const head = make("tr");
-    const heads = ["timestep", ...this.chosen.map((layer) => this.data.paths[layer])].map((name) => make("th", name));
-    for (const each of heads) each.scope = "col";
-    head.append(...heads);
-    table.tHead.replaceChildren(head);
-    table.tBodies[0].replaceChildren(...this.data.times.map((time, i) => {
+    const svg = figure.querySelector(".drawing svg");
+    const names = this.chosen.map((layer) => paths[layer]);
+    svg.setAttribute("aria-label", svg.getAttribute("aria-label").replace(/, for .*$/s, `, for ${names.join(", ")}.`));
+    this.plot.rows.forEach((row, i) => {
+      row.items = this.chosen.map((layer, k) => [k, `${paths[layer]}: ${numeral(this.relative[layer][i])}`]);
+    });
+    const table = figure.querySelector("details table");
+    const heads = ["timestep", ...names].map((name) => Object.assign(make("th", name), { scope: "col" }));
+    table.tHead.rows[0].replaceChildren(...heads);
+    table.tBodies[0].replaceChildren(...times.map((time, i) => {
       const row = make("tr");
-      const first = make("th", numeral(time));
-      first.scope = "row";
-      row.append(first, ...this.chosen.map((layer) => make("td", numeral(this.relative[layer][i]))));
+      row.append(Object.assign(make("th", numeral(time)), { scope: "row" }),
+        ...this.chosen.map((layer) => make("td", numeral(this.relative[layer][i]))));
       return row;
     }));
   }
