@@ -11,10 +11,10 @@ import pytest
 
 from tdquant.cli import launch
 from tdquant.cli.launch import choose_devices, device_ids, run_together, spread
-from tdquant.cli.switches import overrides_among, truth
+from tdquant.cli.options import split_overrides, truth
 from tdquant.cli.train import learning_rate
 from tdquant.errors import TDQError
-from tdquant.lab.runs import RunFolder
+from tdquant.lab.run_folder import RunFolder
 from tests.lab.runs.tiny import workspace
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_truth():
 def test_overrides_are_told_from_files(tmp_path):
     file = tmp_path / "a=b.yaml"
     file.touch()
-    assert overrides_among(["c.yaml", "x.y=3", str(file)]) == (["c.yaml", str(file)], ["x.y=3"])
+    assert split_overrides(["c.yaml", "x.y=3", str(file)]) == (["c.yaml", str(file)], ["x.y=3"])
 
 
 def test_learning_rates(monkeypatch):

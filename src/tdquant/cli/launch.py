@@ -16,10 +16,7 @@ import time
 import traceback
 from types import FrameType
 
-import torch
-
 from tdquant.errors import TDQError
-from tdquant.training.signals import REPEAT, put_back, take_over
 
 INTERRUPTED = 130
 """Exit status of a run that a signal stopped in good order."""
@@ -52,6 +49,11 @@ def device_ids(gpus: str | None) -> list[int]:
     if any(i < 0 for i in ids) or len(set(ids)) != len(ids):
         raise TDQError(f"gpus={gpus!r}", where="--gpus", fix="device numbers, such as 0 or 0,1")
     return ids
+
+
+def own_share() -> tuple[int, int]:
+    """Rank of this process, and the number of processes that share its work."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def spread(gpus: str | None, arguments: list[str]) -> int | None:
@@ -117,11 +119,15 @@ def choose_devices(ids: list[int]) -> bool:
 
 def _count() -> int:
     """How many GPUs this process can use."""
+    import torch
+
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _count_afresh(visible: str | None) -> int:
     """How many GPUs a new process can use under a value of CUDA_VISIBLE_DEVICES."""
+    import torch
+
     if not torch.backends.cuda.is_built():
         return 0
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
@@ -140,6 +146,8 @@ def leave_group() -> None:
 
     Call it where the training is over, or while its error is handled.
     """
+    import torch
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # A DistributedDataParallel that outlives the group, kept by the frames of an error, joins
         # the group's threads with the interpreter's lock held, and those wait for the lock.
@@ -167,6 +175,8 @@ def run_together(command: list[str], count: int) -> int:
         0 if all did their work, 130 if they were stopped by a signal in good order, otherwise the
         status of the one that failed first: 128 + n if signal n ended it.
     """
+    from tdquant.training.signals import put_back, take_over
+
     group = _Group()
     before = take_over(group.note)
     try:
@@ -238,6 +248,8 @@ class _Group:
             self._asked = now
             self._send(number)
         elif now - self._asked >= PRESS and not self._stopped:
+            from tdquant.training.signals import REPEAT
+
             # Not earlier than the processes take it for another one.
             self._stop_at = min(self._stop_at, max(now, self._asked + REPEAT + 0.5))
 

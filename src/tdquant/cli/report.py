@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tdquant.cli.options import shared
+
 
 def add(commands: Any) -> None:
     """Adds the command."""
@@ -15,14 +17,14 @@ def add(commands: Any) -> None:
         description="Writes one HTML page, with everything in it, about runs of tdquant evaluate "
         "and about studies: tables, plots, samples from the same noise, layers. Runs that are "
         "still being written are shown as such.",
+        parents=[shared(out=Path("report.html"))],
     )
     flag = parser.add_argument
     flag("inputs", nargs="+", metavar="INPUT", help="a run folder, a study file, or a folder that "
          "holds some of these")  # fmt: skip
-    flag("-o", "--out", type=Path, default=Path("report.html"), help="the file (report.html)")
-    flag("--title", help="title of the page (default: told from the inputs)")
+    flag("--title", help="title of the page (default: made from the inputs)")
     flag("--open", action="store_true", help="open it in the browser")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser, takes_overrides=False)
 
 
 def run(options: argparse.Namespace) -> None:

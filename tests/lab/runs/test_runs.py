@@ -12,7 +12,9 @@ import tdquant as tdq
 from tdquant.cli import main
 from tdquant.errors import StorageError
 from tdquant.freezing import is_frozen
-from tdquant.lab.runs import RunFolder, open_pipe, sample_pictures
+from tdquant.lab.opening import open_model
+from tdquant.lab.run_folder import RunFolder
+from tdquant.lab.runs import sample_pictures
 from tdquant.layers.gain import gain_of
 from tests.lab.runs.tiny import CONFIG, workspace
 from tests.models.compvis.examples import checkpoint, published, read, weights, write
@@ -93,7 +95,7 @@ def test_a_run_whose_layers_were_split_goes_on(place, tmp_path):
     assert folder.checkpoints.latest().state["structure"]["splits"]
     assert train(place, tmp_path, *wide, "3") == 0
     assert folder.checkpoints.latest().step == 3
-    assert is_frozen(open_pipe(tmp_path / "run").unet)
+    assert is_frozen(open_model(tmp_path / "run").model.unet)
 
 
 def test_correcting_at_the_end_or_later(place, tmp_path):
@@ -121,10 +123,10 @@ def test_going_on_ends_like_one_run(place, trained, tmp_path):
 
 def test_a_run_samples_from_frozen_checkpoint_or_step(trained):
     x, t = torch.randn(2, 4, 4, 4), torch.tensor([3, 700])
-    from_run = open_pipe(trained)
+    from_run = open_model(trained).model
     step = _last(trained)
-    live = open_pipe(step)
-    raw = open_pipe(step, ema=False)
+    live = open_model(step).model
+    raw = open_model(step, ema=False).model
     assert is_frozen(from_run.unet)
     with torch.no_grad():
         assert torch.equal(from_run.unet(x, t), live.unet(x, t))
@@ -135,7 +137,7 @@ def test_a_run_samples_from_frozen_checkpoint_or_step(trained):
 
 
 def test_samples_are_exactly_as_many_and_the_same_however_split(trained, tmp_path):
-    pipe = open_pipe(trained)
+    pipe = open_model(trained).model
     common = {"steps": 5, "batch": 3, "seed": 1, "progress": False}
     assert sample_pictures(pipe, tmp_path / "a", 7, **common) == 7
     whole = digests(tmp_path / "a")
@@ -153,7 +155,7 @@ def test_samples_are_exactly_as_many_and_the_same_however_split(trained, tmp_pat
 
 
 def test_a_folder_of_other_settings_is_refused(trained, tmp_path):
-    pipe = open_pipe(trained)
+    pipe = open_model(trained).model
     sample_pictures(pipe, tmp_path, 1, steps=2, progress=False)
     with pytest.raises(StorageError, match="steps: 2, now 3"):
         sample_pictures(pipe, tmp_path, 1, steps=3, progress=False)
@@ -196,12 +198,12 @@ def test_two_processes_sample_together(trained, tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "error", "word"),
-    [("nothing.ckpt", StorageError, "no such checkpoint"), (".", StorageError, "neither a run")],
+    [("nothing.ckpt", StorageError, "no such model"), (".", StorageError, "nor a run")],
 )
 def test_what_is_no_model_says_so(tmp_path, monkeypatch, source, error, word):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=word):
-        open_pipe(source)
+        open_model(source)
 
 
 def test_embedded_models_sample_by_name(tmp_path):
@@ -238,7 +240,7 @@ def test_a_float_run_is_a_start_for_a_quantized_one(place, tmp_path, capsys):
     assert main([*base, *start, "--name", "float"]) == 0
     assert not (tmp_path / "float" / "frozen").exists()
     assert main([*base, "--ckpt", str(tmp_path / "float"), "--name", "w8"]) == 0
-    assert is_frozen(open_pipe(tmp_path / "w8").unet)
+    assert is_frozen(open_model(tmp_path / "w8").model.unet)
     other = "model.params.unet_config.params.num_heads=1"
     assert main([*base, "--ckpt", str(tmp_path / "float"), "--name", "w", other]) == 1
     assert "another model" in capsys.readouterr().err
@@ -256,7 +258,7 @@ def test_a_published_quantized_checkpoint_trains_on(place, tmp_path):
     run = tmp_path / "t"
     x, t = torch.randn(2, 4, 4, 4), torch.tensor([3, 700])
     with torch.no_grad():
-        frozen, live = (open_pipe(p).unet(x, t) for p in (run, _last(run)))
+        frozen, live = (open_model(p).model.unet(x, t) for p in (run, _last(run)))
     assert torch.allclose(frozen, live, rtol=1e-4, atol=1e-5)
 
 
@@ -305,7 +307,7 @@ def test_resuming_takes_no_other_flags(trained, capsys):
     assert main(["train", "--resume", str(trained), "--n_bit_w", "4", "--use_dynamic"]) == 1
     assert "--n_bit_w, --use_dynamic" in capsys.readouterr().err
     assert main(["train", "--resume", str(trained / "last.ckpt")]) == 1
-    assert "not the folder of a run" in capsys.readouterr().err
+    assert "the index of a run is missing" in capsys.readouterr().err
 
 
 def test_fresh_weights_depend_on_the_seed_alone(place, tmp_path):

@@ -1,0 +1,305 @@
+"""What a job quantizes: the denoisers of a diffusers pipeline, or the one of a latent-diffusion
+checkpoint, which has no pipeline around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calls import Recording, denoisers, trajectories
+from tdquant.calls.from_pipeline import record
+from tdquant.calls.shards import read_shards
+from tdquant.clock import is_quantized
+from tdquant.diffusion import Condition, sample
+from tdquant.errors import ModelError, StorageError
+from tdquant.files.config import read_config
+from tdquant.lab.jobs.options import QuantizeOptions
+from tdquant.lab.jobs.pictures import render
+from tdquant.lab.opening import kind_of, open_model
+from tdquant.lab.run_folder import RunFolder
+from tdquant.models import Pipe
+from tdquant.models.compvis.text import GUIDANCE
+from tdquant.storage import save
+
+PART = "unet"
+_REFUSED = {
+    "embedded": "tdquant bench or tdq.quantize: it has no configuration to save beside it",
+    "saved": "the float model that it was made from",
+    "exported": "the float model that it was made from",
+}
+
+
+class Target(Protocol):
+    """A float model that becomes quantized part by part.
+
+    Attributes:
+        denoisers: Name -> denoiser, float or quantized by now.
+    """
+
+    denoisers: dict[str, nn.Module]
+
+    def record(self, folder: Path) -> Any:
+        """Denoiser -> its calls while the float model samples, kept in a folder if need be."""
+        ...
+
+    def replace(self, name: str, model: nn.Module) -> None:
+        """Puts a quantized denoiser into its place."""
+        ...
+
+    def own_calls(self, name: str) -> Any:
+        """Calls of a denoiser while the model, as it is now, samples."""
+        ...
+
+    def draw(self) -> Tensor | None:
+        """Pictures in [-1, 1], ``(N, 3, H, W)``, from noise that calibration has not seen; None
+        if the model gives none.
+        """
+        ...
+
+    def save(self, folder: Path) -> dict[str, Path]:
+        """Writes the quantized model; gives the folder of each denoiser."""
+        ...
+
+
+def open_target(options: QuantizeOptions) -> Target:
+    """The float model of a job, on its device.
+
+    Raises:
+        ModelError: It cannot be opened, is quantized already, lacks a denoiser that was asked for,
+            or does not go with the options.
+        StorageError: There is no such model, or it is damaged.
+    """
+    if kind_of(options.model, _REFUSED) == "pipeline":
+        return PipelineTarget(options)
+    return CheckpointTarget(options)
+
+
+class PipelineTarget:
+    """A diffusers pipeline."""
+
+    def __init__(self, options: QuantizeOptions) -> None:
+        self.options = options
+        if options.config or options.overrides:
+            raise ModelError(
+                f"a configuration ({', '.join(map(str, options.config or options.overrides))}) "
+                "for a pipeline",
+                where=options.model,
+                fix="leave it out; it belongs to a checkpoint file",
+            )
+        pipe = open_model(
+            options.model, dtype=options.dtype, text_encoder=options.text_encoder
+        ).model
+        found = denoisers(pipe)
+        done = [n for n, m in found.items() if getattr(m, "is_quantized", False)]
+        if done:
+            raise ModelError(
+                f"{', '.join(done)} of it is quantized already",
+                where=options.model,
+                fix="start from the float pipeline",
+            )
+        unknown = [name for name in options.parts if name not in found]
+        if unknown:
+            raise ModelError(
+                f"no denoiser {', '.join(unknown)}",
+                where=options.model,
+                fix=f"of {', '.join(found)}",
+            )
+        self.pipe = pipe.to(options.device)
+        self.denoisers = {name: found[name] for name in options.parts or found}
+
+    def record(self, folder: Path) -> Any:
+        recording = self._recording()
+        with contextlib.suppress(StorageError):  # an earlier try of the same job got so far
+            earlier = read_shards(folder)
+            if dict(earlier.index["made_by"]) == dict(recording.made_by):
+                return earlier
+        return recording.save(folder)
+
+    def replace(self, name: str, model: nn.Module) -> None:
+        self.denoisers[name] = model
+        setattr(self.pipe, name, model)
+
+    def own_calls(self, name: str) -> Any:
+        return self._recording()[name]
+
+    def draw(self) -> Tensor | None:
+        given, seed = self.options.prompts, self.options.seed + 1
+        shown = self.options.pictures
+        prompts = min(given, shown) if isinstance(given, int) else list(given)[:shown]
+        return render(self.pipe, prompts, **self._sampling() | {"seed": seed})
+
+    def save(self, folder: Path) -> dict[str, Path]:
+        self.pipe.save_pretrained(folder)
+        return {name: folder / name for name in self.denoisers}
+
+    def _sampling(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "steps": options.steps,
+            "batch": options.batch,
+            "seed": options.seed,
+            **options.call,
+        }
+
+    def _recording(self) -> Recording:
+        """A recording of the pipeline as it is now."""
+        options = self.options
+        recording = record(
+            self.pipe, options.prompts, progress=options.progress, **self._sampling()
+        )
+        digest = hashlib.sha256(repr(recording.runs).encode()).hexdigest()[:16]
+        origin = {"model": options.model, "digest of arguments": digest}
+        return replace(recording, made_by={**recording.made_by, **origin})
+
+
+class CheckpointTarget:
+    """A latent-diffusion checkpoint file, or a float training run.
+
+    The folder written is that of a run without training: ``sample.py`` and ``tdquant evaluate``
+    take it, and ``frozen/`` in it is the quantized model as ``tdq.save`` writes it.
+    """
+
+    def __init__(self, options: QuantizeOptions) -> None:
+        _check(options)
+        self.options = options
+        self.pipe: Pipe = open_model(
+            options.model,
+            config=options.config,
+            overrides=options.overrides,
+            ema=options.ema,
+            text_encoder=options.text_encoder,
+        ).model
+        source = Path(options.model)
+        files = [RunFolder.around(source).config] if source.is_dir() else options.config
+        self.config = read_config(files or (), options.overrides)
+        if is_quantized(self.pipe.unet):
+            raise ModelError(
+                "the checkpoint is of a quantized model",
+                where=options.model,
+                why="it has grids and scales of its own",
+                fix="the float checkpoint; or sample.py, which freezes and samples this one",
+            )
+        self.pipe.unet.to(options.device)
+        if self.pipe.vae is not None:
+            self.pipe.vae.to(options.device)
+        self.denoisers = {PART: self.pipe.unet}
+        prompts = options.prompts
+        self.count = prompts if isinstance(prompts, int) else len(prompts)
+        self.condition = _condition(self.pipe, options)
+
+    def record(self, folder: Path) -> Any:
+        # Sampled anew in every pass, by a copy: the model itself is quantized in place.
+        return {PART: self._calls(copy.deepcopy(self.pipe.unet))}
+
+    def replace(self, name: str, model: nn.Module) -> None:
+        self.denoisers[name] = model
+
+    def own_calls(self, name: str) -> Any:
+        return self._calls(self.denoisers[name])
+
+    def draw(self) -> Tensor | None:
+        options = self.options
+        samples = sample(
+            self.denoisers[PART],
+            self.pipe.scheduler,
+            min(self.count, options.pictures),
+            self.pipe.shape,
+            seed=options.seed + 1,
+            progress=options.progress,
+            **self._sampling(),
+        )
+        with torch.no_grad():
+            return self.pipe.decode(samples.to(options.device)).clamp(-1, 1).cpu()
+
+    def save(self, folder: Path) -> dict[str, Path]:
+        run, asked = RunFolder(folder), {"checkpoint": self.options.model, "options": {}}
+        run.begin(self.pipe, dict(self.config), {"made by": "tdquant quantize", **asked})
+        save(self.denoisers[PART].cpu(), run.frozen)
+        return {PART: run.frozen}
+
+    def _sampling(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "steps": options.steps,
+            "batch": options.batch,
+            "condition": self.condition,
+            "device": options.device,
+        }
+
+    def _calls(self, unet: nn.Module) -> Any:
+        return trajectories(
+            unet,
+            self.pipe.scheduler,
+            self.count,
+            self.pipe.shape,
+            seed=self.options.seed,
+            **self._sampling(),
+        )
+
+
+def _check(options: QuantizeOptions) -> None:
+    """Refuses what a job on a checkpoint file would ignore.
+
+    Raises:
+        ModelError: There are such options; all are listed.
+    """
+    known = set() if isinstance(options.prompts, int) else {"guidance_scale"}
+    useless = [f"{key}=" for key in options.call if key not in known]
+    useless += [f"--part {name}" for name in options.parts if name != PART]
+    useless += ["--dtype"] if options.dtype is not None else []
+    if useless:
+        raise ModelError(
+            f"{', '.join(useless)} for a checkpoint file",
+            where=options.model,
+            why="that is for pipelines",
+            fix="leave it out; guidance_scale= goes with --prompts",
+        )
+
+
+def _condition(pipe: Pipe, options: QuantizeOptions) -> Condition | None:
+    """Prompts as embeddings, or None for an unconditional model.
+
+    Raises:
+        ModelError: Prompts and model do not go together.
+    """
+    takes = pipe.unet.config["context_dim"] is not None  # type: ignore[index]
+    if isinstance(options.prompts, int):
+        prompts = None
+    else:
+        prompts = [_text(prompt) for prompt in options.prompts]
+    if takes != (prompts is not None) or (takes and pipe.text_encoder is None):
+        raise ModelError(
+            "the model takes prompts" if takes else "the model takes no prompts",
+            where=options.model,
+            fix="--prompts FILE and --text-encoder FOLDER" if takes else "--samples N",
+        )
+    if prompts is None:
+        return None
+    guidance = options.call.get("guidance_scale", GUIDANCE)
+    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)):
+        raise ModelError(f"guidance_scale={guidance!r}", fix="a number")
+    return pipe.text_encoder.condition(prompts, float(guidance))
+
+
+def _text(prompt: Any) -> str:
+    """The prompt of a line, text or arguments of a pipeline.
+
+    Raises:
+        ModelError: It has arguments that only a pipeline takes.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if set(prompt) != {"prompt"} or not isinstance(prompt["prompt"], str):
+        raise ModelError(
+            f"arguments {', '.join(map(str, prompt))} for a checkpoint",
+            fix="lines of text, or of objects with a prompt alone",
+        )
+    return prompt["prompt"]
