@@ -1,9 +1,10 @@
-"""Waiting for a module to be imported: importing diffusers takes seconds, and a program that never
-does must not pay for it.
+"""Extending other libraries once they are imported: importing diffusers takes seconds, which a
+program that does not need it must not pay.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
@@ -54,3 +55,17 @@ def when_imported(name: str, callback: Callable[[], object]) -> None:
     _WAITING.setdefault(name, []).append(callback)
     if _WATCH not in sys.meta_path:
         sys.meta_path.insert(0, _WATCH)
+
+
+def wrap_method(cls: type, name: str, around: Callable[..., Any]) -> None:
+    """Replaces a method by ``around(method, self, ...)``; a second call changes nothing."""
+    method = getattr(cls, name)
+    if getattr(method, "tdquant", False):
+        return
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(method, *args, **kwargs)
+
+    wrapped.tdquant = True  # type: ignore[attr-defined]
+    setattr(cls, name, wrapped)

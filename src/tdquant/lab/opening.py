@@ -17,6 +17,7 @@ from tdquant.clock import is_quantized
 from tdquant.diffusion import make_scheduler
 from tdquant.errors import ModelError, StorageError
 from tdquant.freezing import freeze, is_frozen
+from tdquant.integrations.pipelines.folder import load_pipeline
 from tdquant.lab.run_folder import RunFolder
 from tdquant.lowering import open_session
 from tdquant.models import EMBEDDED, Pipe, build, load_compvis, load_embedded
@@ -158,15 +159,12 @@ def open_model(
             where=str(source),
             fix="leave it out: it belongs to a text-to-image checkpoint file",
         )
-    if overrides and kind in ("embedded", "pipeline", "exported"):
-        raise ModelError(
-            f"{source} has no configuration to change by {', '.join(overrides)}",
-            where=str(source),
-        )
+    if kind in ("pipeline", "exported") or (alone and kind == "saved"):
+        _check_overrides(source, overrides)
     given: dict[str, Any] = {"config": config, "ema": ema, "overrides": overrides}
     model: Any
     if kind == "pipeline":
-        model = _pipeline(source, dtype)
+        model = load_pipeline(source, dtype)
     elif kind == "exported":
         model = open_session(path)
     elif kind == "saved" and alone:
@@ -183,6 +181,14 @@ def open_model(
     return Opened(kind, str(source), model, twin)
 
 
+def _check_overrides(source: str | Path, overrides: Sequence[str]) -> None:
+    if overrides:
+        raise ModelError(
+            f"{source} has no configuration to change by {', '.join(overrides)}",
+            where=str(source),
+        )
+
+
 def _pipe(
     source: str | Path,
     kind: str,
@@ -194,6 +200,7 @@ def _pipe(
     """The Pipe of an embedded model, a run or a checkpoint file."""
     path = Path(source)
     if kind == "embedded":
+        _check_overrides(source, overrides)
         return load_embedded(str(source))
     if kind == "run":
         folder = RunFolder.around(path)
@@ -215,19 +222,6 @@ def _pipe(
     return replace(pipe, name=path.resolve().name)
 
 
-def _pipeline(source: str | Path, dtype: torch.dtype | None) -> Any:
-    pipeline = require("diffusers", "pipelines").DiffusionPipeline
-    try:
-        return pipeline.from_pretrained(source, **({} if dtype is None else {"dtype": dtype}))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            "no pipeline can be opened",
-            where=str(source),
-            why=str(error).strip().splitlines()[0],
-            fix="a folder with model_index.json, or a name on the hub",
-        ) from error
-
-
 def _saved(
     folder: Path, parts: str | Path | None, shape: tuple[int, ...] | None, given: dict[str, Any]
 ) -> tuple[Pipe, str | None]:
@@ -235,6 +229,8 @@ def _saved(
     model, name = load(folder), folder.resolve().name
     around = _run_of(folder) if parts is None else parts
     twin = _twin(folder) if around is None else None
+    if around is None:
+        _check_overrides(folder, given["overrides"])
     if around is None and twin is None:
         warnings.warn(
             f"{folder}: the model's noise schedule and prediction are not known; it is sampled by "
