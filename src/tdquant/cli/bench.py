@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tdquant.cli.options import positive, shared
+from tdquant.cli.options import add_command, picked, positive, shared
 
 _REFUSED = {
     "pipeline": "the folder of its quantized denoiser, such as PIPELINE/unet",
@@ -18,8 +18,10 @@ _REFUSED = {
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "bench",
+    parser = add_command(
+        commands,
+        run,
+        overrides=True,
         help="time, memory, size and error of a model on several backends",
         description="Measures a quantized model on several backends, each in a process of its "
         "own, taking turns. An embedded model is quantized and calibrated first.",
@@ -38,7 +40,6 @@ def add(commands: Any) -> None:
          "no GPU and are no reference)")  # fmt: skip
     flag("--runs", type=positive, default=20, help="timed calls of each backend (default: 20)")
     flag("--checked", type=positive, default=5, help="timesteps at which errors are measured (5)")
-    parser.set_defaults(run=run, parser=parser, takes_overrides=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -57,14 +58,8 @@ def run(options: argparse.Namespace) -> None:
         result = run_bench(
             _subject(options, stack),
             backends,
-            batch=options.batch,
             threads=torch.get_num_threads(),
-            steps=options.steps,
-            runs=options.runs,
-            checked=options.checked,
-            device=options.device,
-            seed=options.seed,
-            progress=options.progress,
+            **picked(options, "batch", "steps", "runs", "checked", "device", "seed", "progress"),
         )
     print(text_table(result))
     if options.out:
@@ -85,12 +80,9 @@ def _subject(options: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
         return stack.enter_context(made)
     opened = open_model(
         options.model,
-        config=options.config,
-        ema=options.ema,
-        overrides=options.overrides,
         alone=True,
-        shape=options.shape,
         refused=_REFUSED,
+        **picked(options, "config", "ema", "overrides", "shape"),
     )
     folder = Path(options.model)
     if opened.kind != "saved":

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tdquant.cli.options import positive, shared
+from tdquant.cli.options import add_command, picked, positive, shared
 
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "demo",
+    parser = add_command(
+        commands,
+        run,
         help="quantize the embedded model nine ways; print a table, draw a picture",
         description="Quantizes the embedded cat model at W8A8, W8A5 and W4A4 with static, "
         "input-dynamic and temporal activation scales, samples from each with the same noise, "
@@ -28,7 +29,6 @@ def add(commands: Any) -> None:
         help="fewer images and steps: under 90 s on two cores",
     )
     flag("--images", type=positive, help="images of each model")
-    parser.set_defaults(run=run, parser=parser, takes_overrides=False)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     from tdquant.lab.demo.table import text_table
 
     settings = Settings.quick(options.seed) if options.quick else Settings(seed=options.seed)
-    given = {"images": options.images, "steps": options.steps}
+    given = picked(options, "images", "steps")
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
     options.out.mkdir(parents=True, exist_ok=True)
     print(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.cli.launch import own_share, spread
-from tdquant.cli.options import call_arguments, changed_flags, shared
+from tdquant.cli.options import add_command, call_arguments, changed_flags, picked, shared
 
 USUAL = {
     "images": 5000,
@@ -34,8 +34,10 @@ _REFUSED = {"exported": "the model that it was exported from, with --backend ope
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "evaluate",
+    parser = add_command(
+        commands,
+        run,
+        overrides=True,
         help="sample a model and judge its images; compare records",
         description="Samples images, measures them against a reference set with confidence "
         "intervals, compares them with the float model's from the same noise, and writes all of "
@@ -93,7 +95,6 @@ def add(commands: Any) -> None:
     flag("--no-paired", action="store_true", help="compare with no other model")
     flag("--lpips", nargs="?", const=True, default=False, metavar="FILE", help="compare by LPIPS "
          "too, with AlexNet's weights from FILE or from a cache")  # fmt: skip
-    parser.set_defaults(run=run, parser=parser, takes_overrides=True)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -206,12 +207,10 @@ def _judging(options: argparse.Namespace) -> dict[str, Any]:
         "metrics": metrics or None,
         "network": load_network(name, weights, download=options.download),
         "resamples": _setting(options, "resamples"),
-        "resize": options.resize,
-        "clip": options.clip,
         "rank": rank,
         "world": world,
         "command": shlex.join(["tdquant", *options.words]),
-        "progress": options.progress,
+        **picked(options, "resize", "clip", "progress"),
     }
 
 
@@ -220,15 +219,8 @@ def _evaluate(model: str, out: Path, options: argparse.Namespace, judging: dict[
     from tdquant.lab.opening import kind_of, open_model
 
     pipeline = kind_of(model, _REFUSED) == "pipeline"
-    how = {
-        "config": options.config,
-        "ema": options.ema,
-        "parts": options.pipe,
-        "shape": options.shape,
-        "scheduler": options.scheduler,
-        "dtype": options.dtype,
-        "refused": _REFUSED,
-    }
+    how = picked(options, "config", "ema", "shape", "scheduler", "dtype")
+    how |= {"parts": options.pipe, "refused": _REFUSED}
     opened = open_model(model, overrides=[] if pipeline else options.overrides, **how)
     other = None if options.no_paired else options.against or opened.twin
     return evaluate(
@@ -236,15 +228,10 @@ def _evaluate(model: str, out: Path, options: argparse.Namespace, judging: dict[
         out,
         images=int(_setting(options, "images")),
         steps=_setting(options, "steps"),
-        seed=options.seed,
-        batch=options.batch,
-        eta=options.eta,
         against=None if other is None else open_model(other, **how).model,
         paired=_setting(options, "paired"),
-        lpips=options.lpips,
-        backend=options.backend,
         call=call_arguments(options.overrides) if pipeline else None,
         source=str(Path(model).resolve()) if Path(model).exists() else model,
-        device=options.device,
+        **picked(options, "seed", "batch", "eta", "lpips", "backend", "device"),
         **judging,
     )

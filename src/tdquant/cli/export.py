@@ -6,15 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tdquant.cli.options import call_arguments, changed_flags, shared
+from tdquant.cli.options import add_command, call_arguments, changed_flags, picked, shared
 
 _REFUSED = {"exported": "the model that it was exported from"}
 
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "export",
+    parser = add_command(
+        commands,
+        run,
+        overrides=True,
         help="write a quantized model or pipeline for OpenVINO or ONNX Runtime",
         description="Writes a frozen model as a graph of another engine, its timestep an input: "
         "one file, .xml (OpenVINO) or .onnx, serves every scheduler and number of steps. Of a "
@@ -35,7 +37,6 @@ def add(commands: Any) -> None:
     )
     flag("--weights-8bit", action="store_true", help="8-bit weights for text encoders and "
          "autoencoder of a pipeline")  # fmt: skip
-    parser.set_defaults(run=run, parser=parser, takes_overrides=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -65,8 +66,7 @@ def _export_pipeline(options: argparse.Namespace) -> Path:
         open_model(options.model, dtype=options.dtype).model,
         options.out,
         example=call_arguments(options.overrides) or None,
-        weights_8bit=options.weights_8bit,
-        progress=options.progress,
+        **picked(options, "weights_8bit", "progress"),
     )
 
 
@@ -77,12 +77,7 @@ def _export_model(options: argparse.Namespace) -> Path:
     from tdquant.lowering import export
 
     opened = open_model(
-        options.model,
-        config=options.config,
-        ema=options.ema,
-        overrides=options.overrides,
-        alone=True,
-        shape=options.shape,
+        options.model, alone=True, **picked(options, "config", "ema", "overrides", "shape")
     )
     example = (torch.zeros(1, *opened.model.shape), 0)
     return export(opened.frozen(), options.out, example, portable=options.portable)

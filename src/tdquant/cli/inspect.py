@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tdquant.cli.options import add_command
+
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "inspect",
+    parser = add_command(
+        commands,
+        run,
         help="what is in a saved model, a run, a study or a file of tensors",
         description="Prints what every layer of a saved model is: bits, zero point, size, and its "
         "scale over time as a line of bars, as wide as the terminal. Describes training runs, "
@@ -26,7 +29,6 @@ def add(commands: Any) -> None:
         help="folder of tdq.save, save_pretrained, training or tdquant evaluate; a file; or an "
         "embedded model's name",
     )
-    parser.set_defaults(run=run, parser=parser, takes_overrides=False)
 
 
 def run(options: argparse.Namespace) -> None:

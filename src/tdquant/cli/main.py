@@ -108,7 +108,7 @@ def _set_up(options: argparse.Namespace) -> None:
     """Applies ``--threads``, checks ``--device`` and turns ``--dtype`` into a type.
 
     Raises:
-        TDQError: There is no such device.
+        TDQError: There is no such device, or ``--gpus`` chooses it.
     """
     threads, device, dtype = (getattr(options, n, None) for n in ("threads", "device", "dtype"))
     if threads is device is dtype is None:
@@ -120,6 +120,8 @@ def _set_up(options: argparse.Namespace) -> None:
     if dtype is not None:
         options.dtype = getattr(torch, dtype)
     if device is not None:
+        if getattr(options, "gpus", None):  # which must choose before CUDA starts
+            raise TDQError("--gpus with --device", fix="one of them")
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts

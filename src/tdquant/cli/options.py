@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,30 @@ def shared(*names: str, required: Sequence[str] = (), **defaults: Any) -> argpar
             }
         parent.add_argument(*flags, **(settings | own))
     return parent
+
+
+def add_command(
+    commands: Any,
+    run: Callable[[argparse.Namespace], int | None],
+    overrides: bool = False,
+    **settings: Any,
+) -> argparse.ArgumentParser:
+    """Adds a command that is named like the module of its ``run``.
+
+    Arguments:
+        commands: Where to.
+        run: Runs it; returns the exit status, None for 0.
+        overrides: Whether it takes ``KEY=VALUE`` words.
+        settings: Further arguments of its parser.
+    """
+    parser = commands.add_parser(run.__module__.rpartition(".")[2], **settings)
+    parser.set_defaults(run=run, parser=parser, takes_overrides=overrides)
+    return parser
+
+
+def picked(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Some options as keyword arguments: commands and functions share their names."""
+    return {name: getattr(options, name) for name in names}
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,13 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tdquant.cli.options import call_arguments, shared
+from tdquant.cli.options import add_command, call_arguments, picked, shared
 
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "quantize",
+    parser = add_command(
+        commands,
+        run,
+        overrides=True,
         help="quantize a diffusers pipeline or a latent-diffusion checkpoint",
         description="Records what the pipeline's denoisers get while it samples, quantizes and "
         "calibrates them, compares pictures with the float pipeline's, and saves an ordinary "
@@ -54,7 +56,6 @@ def add(commands: Any) -> None:
          "on the quantized model's own samples: less grain at few bits")  # fmt: skip
     flag("--pictures", type=int, default=4, help="samples to compare with float (default: 4)")
     flag("--layers", action="store_true", help="print the layer table")
-    parser.set_defaults(run=run, parser=parser, takes_overrides=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -65,11 +66,12 @@ def run(options: argparse.Namespace) -> None:
     from tdquant.lab.jobs import QuantizeOptions, run_job
 
     changes = [word for word in options.overrides if "." in word.partition("=")[0]]
-    same = (
-        "model", "out", "steps", "batch", "seed", "balance", "target_bits", "max_error",
-        "reconstruct", "iterations", "correct", "pictures", "dtype", "device", "progress",
-        "config", "ema", "text_encoder",
-    )  # fmt: skip
+    same = picked(
+        options,
+        *("model", "out", "steps", "batch", "seed", "balance", "target_bits", "max_error"),
+        *("reconstruct", "iterations", "correct", "pictures", "dtype", "device", "progress"),
+        *("config", "ema", "text_encoder"),
+    )
     outcome = run_job(
         QuantizeOptions(
             recipe=_recipe(options),
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
             call=call_arguments(word for word in options.overrides if word not in changes),
             overrides=changes,
             parts=tuple(options.part),
-            **{name: getattr(options, name) for name in same},
+            **same,
         ),
         report=print,
     )

@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tdquant.cli.options import shared
+from tdquant.cli.options import add_command, shared
 
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "report",
+    parser = add_command(
+        commands,
+        run,
         help="one HTML page of evaluated runs and studies",
         description="Writes one HTML page, with everything in it, about runs of tdquant evaluate "
         "and about studies: tables, plots, samples from the same noise, layers. Runs that are "
@@ -24,7 +25,6 @@ def add(commands: Any) -> None:
          "holds some of these")  # fmt: skip
     flag("--title", help="title of the page (default: made from the inputs)")
     flag("--open", action="store_true", help="open it in the browser")
-    parser.set_defaults(run=run, parser=parser, takes_overrides=False)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.cli.launch import own_share, spread
-from tdquant.cli.options import shared, unicode_text
+from tdquant.cli.options import add_command, picked, shared, unicode_text
 from tdquant.cli.published import add_sample_flags
 
 _REFUSED = {
@@ -20,8 +20,10 @@ _REFUSED = {
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "sample",
+    parser = add_command(
+        commands,
+        run,
+        overrides=True,
         help="sample PNGs from a checkpoint, a run, a saved or an embedded model",
         description="Samples images into OUT/000000.png and so on, exactly as many as asked. "
         "Image i depends on the seed and on i alone; run again, the command goes on where it "
@@ -32,7 +34,6 @@ def add(commands: Any) -> None:
         parents=[_own_flags()],
     )
     add_sample_flags(parser, hidden=True)
-    parser.set_defaults(run=run, parser=parser, takes_overrides=True)
 
 
 def published_parser() -> argparse.ArgumentParser:
@@ -93,14 +94,10 @@ def run(options: argparse.Namespace) -> int:
     rank, world = own_share()
     opened = open_model(
         options.model,
-        config=options.config,
-        ema=options.ema,
-        overrides=options.overrides,
-        text_encoder=options.text_encoder,
         parts=options.pipe,
-        shape=options.shape,
         scheduler="ddpm" if options.vanilla else options.scheduler,
         refused=_REFUSED,
+        **picked(options, "config", "ema", "overrides", "text_encoder", "shape"),
     )
     pipe = _ready(opened, options)
     steps = len(pipe.scheduler.alphas_cumprod) if options.vanilla else options.steps
@@ -111,10 +108,6 @@ def run(options: argparse.Namespace) -> int:
         folder,
         options.images,
         steps=steps,
-        batch=options.batch,
-        seed=options.seed,
-        start=options.start,
-        eta=options.eta,
         condition=_condition(pipe, options),
         settings={
             "ckpt": str(source.resolve()) if source.exists() else options.model,
@@ -125,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
         rank=rank,
         world=world,
         device=options.device or default_device(),
-        progress=options.progress,
+        **picked(options, "batch", "seed", "start", "eta", "progress"),
     )
     took = time.perf_counter() - began
     speed = f", {written / took:.2f} images/s" if written else ": they were there already"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.cli.launch import INTERRUPTED, leave_group, own_share, spread
-from tdquant.cli.options import changed_flags, shared, truth
+from tdquant.cli.options import add_command, changed_flags, picked, shared, truth
 from tdquant.cli.published import add_train_flags
 
 _FIXED = (
@@ -19,8 +19,10 @@ _FIXED = (
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "train",
+    parser = add_command(
+        commands,
+        run,
+        overrides=True,
         help="quantization-aware training from a configuration",
         description="Quantizes the model of a latent-diffusion configuration, calibrates its "
         "scales on noised training images and trains it, in a folder of its own. Run again, the "
@@ -32,7 +34,6 @@ def add(commands: Any) -> None:
         parents=[_own_flags()],
     )
     add_train_flags(parser, hidden=True)
-    parser.set_defaults(run=run, parser=parser, takes_overrides=True)
 
 
 def published_parser() -> argparse.ArgumentParser:
@@ -100,11 +101,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         trained = run_training(
             **job,
-            recompute=options.recompute,
             train_scales=options.train,
             workers=workers,
-            progress=options.progress,
             report=print,
+            **picked(options, "recompute", "progress"),
         )
     finally:
         leave_group()
@@ -122,8 +122,8 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
     where = " + ".join(options.base)
     config = read_config(options.base, options.overrides)
     check_latent_diffusion(config, where)
-    names = ("seed", "steps", "rates", "scheme", "scale", "correct")
-    given = {n: v for n in names if (v := getattr(options, n)) is not None}
+    given = picked(options, "seed", "steps", "rates", "scheme", "scale", "correct")
+    given = {name: value for name, value in given.items() if value is not None}
     settings = training_options(config | {"tdquant": (config.get("tdquant") or {}) | given}, where)
     base = settings["rate"] or config["model"].get("base_learning_rate")
     if base is None:

@@ -16,7 +16,7 @@ _WAITING: dict[str, list[Callable[[], object]]] = {}
 
 
 class _Watch(MetaPathFinder):
-    """Finds nothing itself; has the loader of an awaited module report that it ran."""
+    """Finds nothing itself; has the loader of an awaited module report when it has run."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> Any:
         if name not in _WAITING:
@@ -48,7 +48,7 @@ _WATCH = _Watch()
 
 
 def when_imported(name: str, callback: Callable[[], object]) -> None:
-    """Calls back once the module ``name`` has been imported: now, if it has been."""
+    """Calls back when the module ``name`` is imported: now, if it is already."""
     if name in sys.modules:
         callback()
         return

@@ -83,31 +83,25 @@ def kind_of(source: str | Path, refused: Mapping[str, str] | None = None) -> str
         StorageError: There is no such thing.
         ModelError: The kind is refused.
     """
-    path, kind = Path(source), _kind(source)
-    if kind is None:
+    path, name = Path(source), str(source)
+    if path.is_dir():
+        saved = (path / INDEX).exists() or read_config(path) is not None
+        kind = "pipeline" if (path / PIPELINE).exists() else "saved" if saved else "run"
+    elif path.exists():
+        kind = "exported" if path.suffix in (".xml", ".onnx") else "checkpoint"
+    elif name in EMBEDDED:
+        kind = "embedded"
+    elif _HUB.fullmatch(name) and path.suffix not in _FILES:
+        kind = "pipeline"
+    else:
         raise StorageError(
             "no such model",
-            where=str(source),
-            fix=f"the path of {', '.join(words for k, words in KINDS.items() if k != 'embedded')}"
-            f"; one of {', '.join(EMBEDDED)}; or OWNER/NAME of a pipeline on the hub",
+            where=name,
+            fix=f"a path, one of {', '.join(EMBEDDED)}, or OWNER/NAME of a pipeline on the hub",
         )
     if refused and kind in refused:
-        raise ModelError(f"{KINDS[kind]} is not taken here", where=str(path), fix=refused[kind])
+        raise ModelError(f"{KINDS[kind]} is not taken here", where=name, fix=refused[kind])
     return kind
-
-
-def _kind(source: str | Path) -> str | None:
-    path = Path(source)
-    if path.is_dir():
-        if (path / PIPELINE).exists():
-            return "pipeline"
-        return "saved" if (path / INDEX).exists() or read_config(path) is not None else "run"
-    if path.exists():
-        return "exported" if path.suffix in (".xml", ".onnx") else "checkpoint"
-    if str(source) in EMBEDDED:
-        return "embedded"
-    on_hub = _HUB.fullmatch(str(source)) and path.suffix not in _FILES
-    return "pipeline" if on_hub else None
 
 
 def open_model(
@@ -288,8 +282,7 @@ def _shape(model: nn.Module, folder: Path, shape: tuple[int, ...] | None) -> tup
             "the shape of a sample is not known",
             where=str(folder),
             why="the model's configuration does not have it",
-            fix="--shape, such as 3,32,32; for sampling also --pipe with the model that it was "
-            "made from",
+            fix="--shape, such as 3,32,32, or --pipe with the model that it was made from",
         )
     return found
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,8 @@ from tdquant.errors import StorageError
 from tdquant.freezing import is_frozen
 from tdquant.lab.opening import open_model
 from tdquant.lab.run_folder import RunFolder
-from tdquant.lab.runs import sample_pictures
+from tdquant.lab.runs import pictures, sample_pictures
+from tdquant.lab.runs.pictures import claim_folder
 from tdquant.layers.gain import gain_of
 from tests.lab.runs.tiny import CONFIG, workspace
 from tests.models.compvis.examples import checkpoint, published, read, weights, write
@@ -161,6 +163,53 @@ def test_a_folder_of_other_settings_is_refused(trained, tmp_path):
         sample_pictures(pipe, tmp_path, 1, steps=3, progress=False)
 
 
+def test_a_failure_before_the_first_image_leaves_nothing(tmp_path, monkeypatch):
+    pipe = open_model("tiny").model
+    monkeypatch.setattr(pictures, "to_uint8", lambda images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample_pictures(pipe, tmp_path / "new", 1, steps=1, progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failure_leaves_the_settings_of_a_process_that_shares_the_folder(tmp_path, monkeypatch):
+    pipe = open_model("tiny").model
+    sample_pictures(pipe, tmp_path / "a", 1, steps=1, progress=False)
+    settings = (tmp_path / "a" / "samples.json").read_text()
+
+    def fail(images):  # while the other process has claimed the folder, but written no image yet
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "samples.json").write_text(settings)
+        raise MemoryError
+
+    monkeypatch.setattr(pictures, "to_uint8", fail)
+    with pytest.raises(MemoryError):
+        sample_pictures(pipe, tmp_path / "b", 1, steps=1, progress=False)
+    assert (tmp_path / "b" / "samples.json").read_text() == settings
+
+
+def test_of_two_that_claim_a_folder_at_once_one_wins(tmp_path, monkeypatch):
+    free = pictures._is_claimed
+    claim_folder(tmp_path / "folder", {"seed": 1})
+    seen = iter([False])  # the second looked before the first wrote
+    monkeypatch.setattr(
+        pictures, "_is_claimed", lambda *a: False if next(seen, None) is False else free(*a)
+    )
+    with pytest.raises(StorageError, match="seed: 1, now 2"):
+        claim_folder(tmp_path / "folder", {"seed": 2})
+    assert json.loads((tmp_path / "folder" / "samples.json").read_text()) == {"seed": 1}
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["samples.json"]
+    claim_folder(tmp_path / "folder", {"seed": 1})
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    def link(*args):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", link)
+    claim_folder(tmp_path / "folder", {"seed": 1})
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["samples.json"]
+
+
 @pytest.mark.parametrize("steps", ["1", "7", "1000"])
 def test_the_published_sampling_command(place, trained, tmp_path, steps):
     count = "1" if steps == "1000" else "3"
@@ -206,6 +255,65 @@ def test_what_is_no_model_says_so(tmp_path, monkeypatch, source, error, word):
         open_model(source)
 
 
+def test_every_timestep_is_ddpm(tmp_path, capsys):
+    arguments = ["sample", "--model", "tiny", "--logdir", str(tmp_path), "-n", "1", "--quiet"]
+    assert main([*arguments, "-v", "--scheduler", "euler"]) == 1
+    assert "--vanilla with --scheduler euler" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_our_flags_and_the_published_ones_sample_alike(tmp_path):
+    ours = ["--out", str(tmp_path / "a"), "--images", "2", "--steps", "2", "--batch", "2"]
+    theirs = ["--logdir", str(tmp_path), "--name", "b", "--n_samples", "2", "--custom_steps", "2"]
+    for flags in (ours, [*theirs, "--batch_size", "2"]):
+        assert main(["sample", "--model", "tiny", "--quiet", *flags]) == 0
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_a_run_is_exported_inspected_and_sampled_from_its_frozen_folder(trained, tmp_path, capsys):
+    out = tmp_path / "model.onnx"
+    assert main(["export", "--model", str(trained), "--out", str(out), "--quiet"]) == 0
+    session, frozen = tdq.open_session(out), open_model(trained).frozen()
+    x, t = torch.randn(2, 4, 4, 4), torch.tensor([3, 700])
+    with torch.no_grad():
+        exact = frozen(x, t)
+    assert (session(x, t) - exact).abs().mean() <= 1e-2 * exact.abs().max()
+    words = ["-n", "1", "--steps", "2", "--quiet"]
+    for name, source in (("run", trained), ("saved", trained / "frozen")):
+        more = ["--model", str(source), "--out", str(tmp_path / name)]
+        assert main(["sample", *more, *words]) == 0
+    assert digests(tmp_path / "run") == digests(tmp_path / "saved")
+    for source, said in (("tiny", "an embedded model"), (trained, "a training run")):
+        capsys.readouterr()
+        assert main(["inspect", str(source)]) == 0
+        assert said in capsys.readouterr().out
+    for source, said in ((out, "an exported file is not taken"), ("a/b", "a pipeline on the hub")):
+        assert main(["inspect", str(source)]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_what_commands_refuse_of_models_that_they_cannot_use(place, tmp_path, capsys):
+    (tmp_path / "model.xml").touch()
+    file = str(tmp_path / "model.xml")
+    float_file = [str(place / "model.safetensors"), "--config", str(place / "config.yaml")]
+    for words, said in (
+        (["bench", "--model", file], "in --backends"),
+        (["bench", "--model", *float_file], "the model is not quantized"),
+        (
+            ["export", "--model", "tiny", "--out", f"{tmp_path}/m.xml"],
+            "the model is not quantized",
+        ),
+        (["export", "--model", file, "--out", f"{tmp_path}/m.xml"], "exported from"),
+        (["quantize", "--model", "tiny", "--out", f"{tmp_path}/m"], "no configuration to save"),
+        (["quantize", "--model", file, "--out", f"{tmp_path}/m"], "the float model"),
+        (["sample", "--model", file, "--out", f"{tmp_path}/m"], "exported from"),
+        (["evaluate", file, "--out", f"{tmp_path}/m"], "exported from"),
+    ):
+        assert main(words) == 1
+        assert said in capsys.readouterr().err, words
+    assert [path.name for path in tmp_path.iterdir()] == ["model.xml"]
+
+
 def test_embedded_models_sample_by_name(tmp_path):
     arguments = ["sample", "--model", "tiny", "--logdir", str(tmp_path), "-n", "2", "-c", "2"]
     assert main([*arguments, "--quiet"]) == 0
@@ -244,6 +352,17 @@ def test_a_float_run_is_a_start_for_a_quantized_one(place, tmp_path, capsys):
     other = "model.params.unet_config.params.num_heads=1"
     assert main([*base, "--ckpt", str(tmp_path / "float"), "--name", "w", other]) == 1
     assert "another model" in capsys.readouterr().err
+
+
+def test_a_float_run_is_quantized_without_training(place, tmp_path):
+    base = ["train", "--base", str(place / "config.yaml"), "--logdir", str(tmp_path), "--quiet"]
+    start = ["--ckpt", str(place / "model.safetensors"), "--weights", "0", "--activations", "0"]
+    assert main([*base, *start, "--name", "float"]) == 0
+    words = ["--steps", "2", "--samples", "2", "--pictures", "1", "--scale", "static", "--quiet"]
+    out = tmp_path / "w4a8"
+    assert main(["quantize", "--model", str(tmp_path / "float"), "--out", str(out), *words]) == 0
+    assert is_frozen(open_model(out).model.unet)
+    assert open_model(out).model.scale_factor == open_model(tmp_path / "float").model.scale_factor
 
 
 def test_a_published_quantized_checkpoint_trains_on(place, tmp_path):

@@ -34,7 +34,7 @@ def export_pipeline(
 ) -> Path:
     """Writes a quantized pipeline as a folder of OpenVINO graphs.
 
-    The denoisers are those of ``tdq.export``: their scale tables are inside, so the folder serves
+    The denoisers are exported as by ``tdq.export``, with scale tables inside: the folder serves
     every scheduler and number of steps. Text encoders and autoencoder are float32 graphs, or have
     8-bit weights.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,39 +38,7 @@ _REFUSED = {
 }
 
 
-class Target(Protocol):
-    """A float model that becomes quantized part by part.
-
-    Attributes:
-        denoisers: Name -> denoiser, float or quantized by now.
-    """
-
-    denoisers: dict[str, nn.Module]
-
-    def record(self, folder: Path) -> Any:
-        """Denoiser -> its calls while the float model samples, kept in a folder if need be."""
-        ...
-
-    def replace(self, name: str, model: nn.Module) -> None:
-        """Puts a quantized denoiser into its place."""
-        ...
-
-    def own_calls(self, name: str) -> Any:
-        """Calls of a denoiser while the model, as it is now, samples."""
-        ...
-
-    def draw(self) -> Tensor | None:
-        """Pictures in [-1, 1], ``(N, 3, H, W)``, from noise that calibration has not seen; None
-        if the model gives none.
-        """
-        ...
-
-    def save(self, folder: Path) -> dict[str, Path]:
-        """Writes the quantized model; gives the folder of each denoiser."""
-        ...
-
-
-def open_target(options: QuantizeOptions) -> Target:
+def open_target(options: QuantizeOptions) -> PipelineTarget | CheckpointTarget:
     """The float model of a job, on its device.
 
     Raises:
@@ -83,7 +52,11 @@ def open_target(options: QuantizeOptions) -> Target:
 
 
 class PipelineTarget:
-    """A diffusers pipeline."""
+    """A diffusers pipeline.
+
+    Attributes:
+        denoisers: Name -> denoiser, float or quantized by now.
+    """
 
     def __init__(self, options: QuantizeOptions) -> None:
         self.options = options
@@ -116,6 +89,7 @@ class PipelineTarget:
         self.denoisers = {name: found[name] for name in options.parts or found}
 
     def record(self, folder: Path) -> Any:
+        """Denoiser -> its calls while the float model samples, kept in a folder if need be."""
         recording = self._recording()
         with contextlib.suppress(StorageError):  # an earlier try of the same job got so far
             earlier = read_shards(folder)
@@ -124,36 +98,36 @@ class PipelineTarget:
         return recording.save(folder)
 
     def replace(self, name: str, model: nn.Module) -> None:
+        """Puts a quantized denoiser into its place."""
         self.denoisers[name] = model
         setattr(self.pipe, name, model)
 
     def own_calls(self, name: str) -> Any:
+        """Calls of a denoiser while the model, as it is now, samples."""
         return self._recording()[name]
 
     def draw(self) -> Tensor | None:
-        given, seed = self.options.prompts, self.options.seed + 1
-        shown = self.options.pictures
+        """Pictures in [-1, 1], ``(N, 3, H, W)``, from noise that calibration has not seen; None
+        if the model gives none.
+        """
+        given, shown = self.options.prompts, self.options.pictures
         prompts = min(given, shown) if isinstance(given, int) else list(given)[:shown]
-        return render(self.pipe, prompts, **self._sampling() | {"seed": seed})
+        return render(self.pipe, prompts, **self._sampling(self.options.seed + 1))
 
     def save(self, folder: Path) -> dict[str, Path]:
+        """Writes the quantized model; returns the folder of each denoiser."""
         self.pipe.save_pretrained(folder)
         return {name: folder / name for name in self.denoisers}
 
-    def _sampling(self) -> dict[str, Any]:
+    def _sampling(self, seed: int) -> dict[str, Any]:
         options = self.options
-        return {
-            "steps": options.steps,
-            "batch": options.batch,
-            "seed": options.seed,
-            **options.call,
-        }
+        return {"steps": options.steps, "batch": options.batch, "seed": seed, **options.call}
 
     def _recording(self) -> Recording:
         """A recording of the pipeline as it is now."""
         options = self.options
         recording = record(
-            self.pipe, options.prompts, progress=options.progress, **self._sampling()
+            self.pipe, options.prompts, progress=options.progress, **self._sampling(options.seed)
         )
         digest = hashlib.sha256(repr(recording.runs).encode()).hexdigest()[:16]
         origin = {"model": options.model, "digest of arguments": digest}
@@ -161,7 +135,7 @@ class PipelineTarget:
 
 
 class CheckpointTarget:
-    """A latent-diffusion checkpoint file, or a float training run.
+    """A latent-diffusion checkpoint file, or a float training run, used like PipelineTarget.
 
     The folder written is that of a run without training: ``sample.py`` and ``tdquant evaluate``
     take it, and ``frozen/`` in it is the quantized model as ``tdq.save`` writes it.
@@ -206,16 +180,9 @@ class CheckpointTarget:
         return self._calls(self.denoisers[name])
 
     def draw(self) -> Tensor | None:
-        options = self.options
-        samples = sample(
-            self.denoisers[PART],
-            self.pipe.scheduler,
-            min(self.count, options.pictures),
-            self.pipe.shape,
-            seed=options.seed + 1,
-            progress=options.progress,
-            **self._sampling(),
-        )
+        shown, options = min(self.count, self.options.pictures), self.options
+        unet = self.denoisers[PART]
+        samples = self._over(sample, unet, shown, seed=options.seed + 1, progress=options.progress)
         with torch.no_grad():
             return self.pipe.decode(samples.to(options.device)).clamp(-1, 1).cpu()
 
@@ -225,23 +192,22 @@ class CheckpointTarget:
         save(self.denoisers[PART].cpu(), run.frozen)
         return {PART: run.frozen}
 
-    def _sampling(self) -> dict[str, Any]:
-        options = self.options
-        return {
-            "steps": options.steps,
-            "batch": options.batch,
-            "condition": self.condition,
-            "device": options.device,
-        }
-
     def _calls(self, unet: nn.Module) -> Any:
-        return trajectories(
+        return self._over(trajectories, unet, self.count, seed=self.options.seed)
+
+    def _over(self, what: Callable[..., Any], unet: nn.Module, count: int, **more: Any) -> Any:
+        """``sample`` or ``trajectories`` of a denoiser with the options of the job."""
+        options = self.options
+        return what(
             unet,
             self.pipe.scheduler,
-            self.count,
+            count,
             self.pipe.shape,
-            seed=self.options.seed,
-            **self._sampling(),
+            steps=options.steps,
+            batch=options.batch,
+            condition=self.condition,
+            device=options.device,
+            **more,
         )
 
 
