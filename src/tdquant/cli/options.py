@@ -112,10 +112,8 @@ def shared(*names: str, required: Sequence[str] = (), **defaults: Any) -> argpar
         flags, settings = _OPTIONS[name]
         own: dict[str, Any] = {"required": True} if name in required else {}
         if name in defaults:
-            own = {
-                "default": defaults[name],
-                "help": f"{settings['help']} (default: {defaults[name]})",
-            }
+            words = settings["help"].partition(" (default")[0]
+            own = {"default": defaults[name], "help": f"{words} (default: {defaults[name]})"}
         parent.add_argument(*flags, **(settings | own))
     return parent
 

@@ -28,8 +28,8 @@ def add(commands: Any) -> None:
         description="Samples images into OUT/000000.png and so on, exactly as many as asked. "
         "Image i depends on the seed and on i alone; run again, the command goes on where it "
         "stopped.",
-        epilog="Further arguments KEY.PATH=VALUE change the configuration. The flags of the "
-        "published sample.py are understood too.",
+        epilog="Without --out images go to samples/_. Further arguments KEY.PATH=VALUE change the "
+        "configuration. The flags of the published sample.py are understood too.",
         allow_abbrev=False,
         parents=[_own_flags()],
     )
