@@ -47,9 +47,9 @@ COMPILED = """
 import sys, time
 import torch
 import tdquant as tdq
-from tdquant.runs import open_pipe
+from tdquant.lab.opening import open_model
 torch.set_num_threads(int(sys.argv[2]))
-pipe = open_pipe(sys.argv[1])
+pipe = open_model(sys.argv[1]).model
 begun = time.perf_counter()
 fast = tdq.compile(pipe.unet, "openvino", example=(torch.randn(2, *pipe.shape), torch.tensor(5)))
 print("compile", time.perf_counter() - begun)

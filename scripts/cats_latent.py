@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from tdquant.files.config import read_config
 from tdquant.lab.data.cats import ATTRIBUTION
-from tdquant.lab.runs import RunFolder, open_pipe
+from tdquant.lab.opening import open_model
+from tdquant.lab.run_folder import RunFolder
 from tdquant.models import load_compvis, save_compvis
 
 CONFIG = Path("configs/cats-ldm.yaml")
@@ -38,7 +39,7 @@ def stage(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     folder = RunFolder(args.run)
-    pipe = open_pipe(args.run)
+    pipe = open_model(args.run).model
     file = save_compvis(pipe, WEIGHTS / "cats-ldm.safetensors")
     tensors = load_file(file)
     half = {k: v.half() if v.is_floating_point() and v.ndim else v for k, v in tensors.items()}

@@ -10,8 +10,8 @@ from tdquant.cli import main
 from tdquant.diffusion.pictures import save_png
 from tdquant.errors import ModelError, StorageError
 from tdquant.lab.evaluation import Record
-from tdquant.lab.evaluation.opening import open_subject
 from tdquant.lab.metrics import NETWORKS
+from tdquant.lab.opening import Opened, open_model
 from tests.conftest import quantized
 from tests.lab.evaluation import small
 
@@ -101,14 +101,14 @@ def test_a_shape_is_also_that_of_the_model_to_compare_with(monkeypatch, tmp_path
         opened.append((source, options["shape"]))
         if len(opened) == 2:
             raise ModelError("both are open")
-        return None, None
+        return Opened("saved", source, None)
 
-    opening = import_module("tdquant.lab.evaluation.opening")
-    monkeypatch.setattr(opening, "open_subject", open_one)
-    words = ["a", "--against", "b", "--shape", "3,8,8", "--out", tmp_path / "run"]
+    opening = import_module("tdquant.lab.opening")
+    monkeypatch.setattr(opening, "open_model", open_one)
+    words = ["tiny", "--against", "b", "--shape", "3,8,8", "--out", tmp_path / "run"]
     assert evaluate(*words) == 1
     assert "both are open" in capsys.readouterr().err
-    assert opened == [("a", (3, 8, 8)), ("b", (3, 8, 8))]
+    assert opened == [("tiny", (3, 8, 8)), ("b", (3, 8, 8))]
 
 
 def test_damaged_records_are_not_compared(saved, tmp_path, capsys):
@@ -128,6 +128,26 @@ def test_damaged_records_are_not_compared(saved, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["MODEL", "a=5", "--out", "r"],
+        ["a=5", "MODEL", "--out", "r"],
+        ["a=5", "--out", "r", "MODEL"],
+        ["MODEL", "--out", "r", "a=5"],
+        ["--out", "r", "MODEL", "a=5"],
+    ],
+)
+def test_a_word_with_an_equals_sign_is_an_override_wherever_it_stands(words, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        import_module("tdquant.cli.evaluate"), "_check", lambda o, g: seen.append(o)
+    )
+    monkeypatch.setattr(import_module("tdquant.cli.evaluate"), "spread", lambda gpus, words: 0)
+    assert main(["evaluate", *words]) == 0
+    assert (seen[0].models, seen[0].overrides) == (["MODEL"], ["a=5"])
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "nothing to evaluate"),
@@ -135,7 +155,7 @@ def test_damaged_records_are_not_compared(saved, tmp_path, capsys):
         (["tiny"], "no folder to write"),
         (["tiny", "--images", "somewhere", "--out", "r"], "one of them"),
         (["tiny", "--compare", "r"], "--compare"),
-        (["nomodel", "--out", "r", "--network", "random"], "no such checkpoint"),
+        (["nomodel", "--out", "r", "--network", "random"], "no such model"),
         (["tiny", "--out", "r", "--network", "vgg"], "no feature network"),
         (["tiny", "--out", "r", "--network", "random", "--metrics", "fud"], "no metric 'fud'"),
         (["tiny", "tiny", "--out", "r", "--network", "random"], "models of one name"),
@@ -164,10 +184,11 @@ def test_help(capsys):
 
 
 def test_a_saved_model_takes_the_parts_of_its_pipe(saved):
-    pipe, twin = open_subject(saved)
-    assert (twin, pipe.name, pipe.shape) == ("tiny", "tiny-w4a4", (3, 16, 16))
+    opened = open_model(saved)
+    assert (opened.kind, opened.twin) == ("saved", "tiny")
+    assert (opened.model.name, opened.model.shape) == ("tiny-w4a4", (3, 16, 16))
     with pytest.raises(ModelError, match="--pipe"):
-        open_subject(saved, parts="cats-ddpm")
+        open_model(saved, parts="cats-ddpm")
 
 
 def test_downloading_means_inception(monkeypatch, tmp_path, capsys):
@@ -184,9 +205,9 @@ def test_downloading_means_inception(monkeypatch, tmp_path, capsys):
 def test_a_saved_model_of_no_known_architecture(tmp_path):
     path = tdq.save(tdq.freeze(quantized()), tmp_path / "mixed")
     with pytest.raises(ModelError):
-        open_subject(path)
-    with pytest.raises(StorageError, match="neither a run"):
-        open_subject(tmp_path)
+        open_model(path)
+    with pytest.raises(StorageError, match="nor a run"):
+        open_model(tmp_path)
 
 
 def test_a_diffusers_pipeline_by_its_folder(tmp_path):

@@ -34,15 +34,18 @@ def test_a_saved_pipeline_to_a_folder_that_draws_the_same(source, tmp_path, caps
 def test_what_cannot_be_exported_is_explained(source, tmp_path, capsys):
     out = tmp_path / "out"
     for name, words, said in (
-        ("nowhere", (), "no pipeline"),
+        ("nowhere", (), "no such model"),
         ("float", (), "unet is not quantized"),
         ("ddim", ("depth=3",), "takes no depth"),
-        ("ddim", ("--portable",), "--portable with --pipeline"),
+        ("ddim", ("--portable",), "--portable with a diffusers pipeline"),
     ):
         assert run(source, name, out, *words) == 1
         assert said in capsys.readouterr().err
-    assert main(["export", "--model", str(out), "--out", str(out), "height=8"]) == 1
-    assert "height=8 with --model" in capsys.readouterr().err
+    unet = str(source[0] / "ddim" / "unet")
+    assert main(["export", "--model", unet, "--out", f"{out}.xml", "height=8"]) == 1
+    assert "no configuration to change by height=8" in capsys.readouterr().err
+    assert main(["export", "--model", unet, "--out", f"{out}.xml", "--weights-8bit"]) == 1
+    assert "--weights-8bit with a folder of tdq.save" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["export", "--out", str(out)])
     assert not list(tmp_path.iterdir())

@@ -8,13 +8,15 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from tdquant.cli import launch
 from tdquant.cli.launch import choose_devices, device_ids, run_together, spread
-from tdquant.cli.switches import overrides_among, truth
+from tdquant.cli.options import split_overrides, truth
 from tdquant.cli.train import learning_rate
 from tdquant.errors import TDQError
-from tdquant.lab.runs import RunFolder
+from tdquant.lab.run_folder import RunFolder
+from tdquant.training import signals
 from tests.lab.runs.tiny import workspace
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +54,7 @@ def test_truth():
 def test_overrides_are_told_from_files(tmp_path):
     file = tmp_path / "a=b.yaml"
     file.touch()
-    assert overrides_among(["c.yaml", "x.y=3", str(file)]) == (["c.yaml", str(file)], ["x.y=3"])
+    assert split_overrides(["c.yaml", "x.y=3", str(file)]) == (["c.yaml", str(file)], ["x.y=3"])
 
 
 def test_learning_rates(monkeypatch):
@@ -153,7 +155,7 @@ def test_without_gpus_a_number_is_a_process(gpus, physical, visible, capsys):
 
 def test_devices_are_counted_by_another_process(monkeypatch):
     """Whose torch is another here: it sees as many as are named."""
-    monkeypatch.setattr(launch.torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     told = "print('devices', len(os.environ.get('CUDA_VISIBLE_DEVICES', '1,2').split(',')))"
     monkeypatch.setattr(launch, "_COUNT", "import os; print('hello'); " + told)
@@ -193,7 +195,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "GRACE", 0.5)
     monkeypatch.setattr(launch, "PRESS", 0.1)
-    monkeypatch.setattr(launch, "REPEAT", 0.0)
+    monkeypatch.setattr(signals, "REPEAT", 0.0)
     return tmp_path
 
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import tdquant as tdq
-from tdquant.cli import main
+from tdquant.cli import main, published_main
 from tdquant.files.config import read_config
-from tdquant.lab.runs import open_pipe
+from tdquant.lab.opening import open_model
 from tests.files.checkpoints.lightning import write_lightning
 from tests.models.compvis.emulation import UNet
 from tests.models.compvis.examples import checkpoint, published, read
@@ -115,10 +115,10 @@ def test_both_commands_on_a_lightning_file(place):
     assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(10)]
     # The file's model is the embedded one, to the bit.
     embedded = tdq.models.load_embedded("cats-ldm")
-    loaded = open_pipe(
+    loaded = open_model(
         place / "models/ldm/lsun_churches256/model.ckpt",
-        place / "configs/lsun_churches-ldm-kl-8.yaml",
-    )
+        config=place / "configs/lsun_churches-ldm-kl-8.yaml",
+    ).model
     x, t = torch.randn(2, *embedded.shape), torch.tensor([10, 900])
     with torch.no_grad():
         assert torch.equal(loaded.unet(x, t), embedded.unet(x, t))
@@ -155,10 +155,10 @@ def test_both_commands_on_the_authors_format(place, kind, monkeypatch, capsys):
     name = kind.replace(" ", "_")
     file = write_lightning(place / f"{name}.ckpt", state)
     sampling = words(SAMPLE.replace("--name test", f"--name {name}"), ckpt=file.name)
-    assert main(["sample", *sampling[2:], "--quiet"], published=True) == 0
+    assert published_main("sample", [*sampling[2:], "--quiet"]) == 0
     assert len(list((place / "samples" / name).glob("*.png"))) == 10
     # What was sampled is the published arithmetic.
-    pipe = open_pipe(file, place / "configs/lsun_churches-ldm-kl-8.yaml")
+    pipe = open_model(file, config=place / "configs/lsun_churches-ldm-kl-8.yaml").model
     x, t = torch.randn(2, *pipe.shape), torch.tensor([10, 900])
     with torch.no_grad():
         found, expected = pipe.unet(x, t), UNet(conf, layers)(x, t)
@@ -167,7 +167,7 @@ def test_both_commands_on_the_authors_format(place, kind, monkeypatch, capsys):
     training = words(TRAIN, w_bit=KINDS[kind][0], a_bit=KINDS[kind][1])
     training[training.index("--ckpt") + 1] = file.name
     training[training.index("--name") + 1] = name
-    assert main(["train", *training[2:], "--quiet"], published=True) == 0
+    assert published_main("train", [*training[2:], "--quiet"]) == 0
     written = read(place / "logs" / name / "published.ckpt")
     missing = {k for k in state if k not in written}
     assert {k for k in missing if "tdq_module" not in k} == set()
@@ -195,13 +195,13 @@ def test_the_wrong_configuration_is_refused_and_not_grey(place, capsys):
     assert not (place / "none").exists()
     # CompVis's own file has the factor, and its configuration needs none.
     own = str(place / "models/ldm/lsun_churches256/model.ckpt")
-    assert open_pipe(own, compvis).scale_factor == 1.0
+    assert open_model(own, config=compvis).model.scale_factor == 1.0
 
 
 def test_without_train_main_py_only_calibrates(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     command = words(TRAIN.replace("--train True", ""), w_bit=8, a_bit=8)[2:]
-    assert main(["train", *command, "--quiet"], published=True) == 0
+    assert published_main("train", [*command, "--quiet"]) == 0
     assert "without training" in capsys.readouterr().out
     folder = place / "logs" / "churches_W8A8_TDQ"
     assert (folder / "frozen").is_dir()
@@ -213,7 +213,7 @@ def test_training_as_published_from_a_float_checkpoint(place, monkeypatch, capsy
     command = words(TRAIN, w_bit=4, a_bit=4)[2:]
     command[command.index("--name") + 1] = "published"
     options = ["--scheme", "published", "--quiet", "tdquant.calibration_batches=3"]
-    assert main(["train", *command, *options], published=True) == 0
+    assert published_main("train", [*command, *options]) == 0
     run_folder = place / "logs" / "published"
     asked = json.loads((run_folder / "run.json").read_text())["asked"]
     assert asked["recipe"]["grid"] == "published"
@@ -222,10 +222,10 @@ def test_training_as_published_from_a_float_checkpoint(place, monkeypatch, capsy
     # A killed run goes on: the folder knows its quantizers.
     assert main(["train", "--resume", str(run_folder), "--max_steps", "3", "--quiet"]) == 0
     config = place / "configs/lsun_churches-ldm-kl-8.yaml"
-    written = open_pipe(run_folder / "published.ckpt", config)
+    written = open_model(run_folder / "published.ckpt", config=config).model
     x, t = torch.randn(2, *written.shape), torch.tensor([10, 900])
     with torch.no_grad():
-        frozen = open_pipe(run_folder).unet(x, t)
+        frozen = open_model(run_folder).model.unet(x, t)
         assert torch.equal(tdq.freeze(written.unet)(x, t), frozen)
 
 
@@ -233,7 +233,7 @@ def test_options_that_contradict_the_published_scheme(place, monkeypatch, capsys
     monkeypatch.chdir(place)
     command = words(TRAIN, w_bit=4, a_bit=4)[2:]
     options = ["--scheme", "published", "tdquant.dropout=0.1", "--scale", "table"]
-    assert main(["train", *command, *options], published=True) == 1
+    assert published_main("train", [*command, *options]) == 1
     said = capsys.readouterr().err
     assert "tdquant.dropout=0.1" in said
     assert "static or temporal" in said
@@ -253,7 +253,7 @@ def test_the_factor_is_measured_on_the_first_batch_and_stored(place, capsys):
     assert f"latents times {factor:.5f}" in said
     # The latents of that model have a standard deviation of about 1.4.
     assert factor == pytest.approx(1 / 1.4, rel=0.15)
-    pipe = open_pipe(place / "fresh" / "a")
+    pipe = open_model(place / "fresh" / "a").model
     assert pipe.scale_factor == factor
     cats = tdq.data.Cats("train", count=64)
     images = torch.stack([cats[i] for i in range(64)])
@@ -279,7 +279,7 @@ def test_post_training_quantization_of_a_checkpoint(place, monkeypatch, capsys):
     frozen = tdq.load(place / "w4a8" / "frozen")
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
     with torch.no_grad():
-        assert torch.equal(open_pipe(place / "w4a8").unet(x, t), frozen(x, t))
+        assert torch.equal(open_model(place / "w4a8").model.unet(x, t), frozen(x, t))
     # The folder is this command's own: it may be written again, and nothing else trains into it.
     assert main(["quantize", "--model", ckpt, *words, "--scale", "static"]) == 0
     assert main(["train", "--resume", "w4a8"]) == 1
@@ -294,7 +294,7 @@ def test_what_quantize_refuses_of_checkpoints(place, monkeypatch, capsys):
     (place / "prompts.txt").write_text("a cat\n")
     cases = {
         ("--model", ckpt): "without its configuration",
-        ("--model", "configs", "--config", config): "--config without a checkpoint file",
+        ("--model", "configs", "--config", config): "nor a run or a checkpoint",
         ("--model", ckpt, "--config", config, "--prompts", "prompts.txt"): "takes no prompts",
         ("--model", "theirs.ckpt", "--config", "configs/lsun_churches-ldm-kl-8.yaml"): (
             "of a quantized model"
@@ -312,11 +312,11 @@ def test_without_train_a_trained_run_stays_what_it_is(place, monkeypatch, capsys
     command = words(TRAIN, w_bit=4, a_bit=4)[2:]
     command[command.index("--name") + 1] = "kept"
     command += ["--scheme", "published", "--quiet", "tdquant.calibration_batches=2"]
-    assert main(["train", *command], published=True) == 0
+    assert published_main("train", [*command]) == 0
     folder = place / "logs" / "kept"
     before = {k: v.clone() for k, v in tdq.load(folder / "frozen").state_dict().items()}
     untrained = [w for w in command if w not in ("--train", "True")]
-    assert main(["train", *untrained], published=True) == 0
+    assert published_main("train", [*untrained]) == 0
     assert "the average of step 2 is frozen" in capsys.readouterr().out
     after = tdq.load(folder / "frozen").state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items())

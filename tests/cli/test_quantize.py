@@ -86,14 +86,14 @@ def test_half_precision(source, tmp_path):
 
 def test_a_stopped_job_takes_the_calls_that_it_recorded(source, tmp_path, monkeypatch):
     from tdquant.calls import from_pipeline as recording
-    from tdquant.lab.jobs import workflow
+    from tdquant.lab.jobs import run as stages
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
     words = ("--samples", 2, "--scale", "static", "--pictures", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(workflow, "calibrate", stop)
+        patch.setattr(stages, "calibrate", stop)
         assert run(source, "ddim", tmp_path / "out", *words) == 130
     assert (tmp_path / "out.work" / "calls" / "calls.json").exists()
     assert not (tmp_path / "out").exists()
@@ -131,7 +131,7 @@ def test_folders_that_cannot_be(source, tmp_path, capsys):
     assert "something else" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "words"
     assert run(source, "nowhere", tmp_path / "out", "--samples", 1) == 1
-    assert "no pipeline can be opened" in capsys.readouterr().err
+    assert "no such model" in capsys.readouterr().err
     done = ("--samples", 1, "--pictures", 0, "--scale", "static")
     assert run(source, "ddim", tmp_path / "out", *done) == 0
     assert run(tmp_path, "out", tmp_path / "twice", *done) == 1
@@ -165,7 +165,7 @@ def test_prompts_and_recipes_that_are_no_json(source, tmp_path, capsys):
     (tmp_path / "p.txt").write_text('{"prompt": "a"\n')
     (tmp_path / "r.json").write_text('{"overrides": []}')
     assert run(source, "sd", tmp_path / "out", "--prompts", tmp_path / "p.txt") == 1
-    assert "no JSON objects" in capsys.readouterr().err
+    assert "not JSON objects" in capsys.readouterr().err
     assert (
         run(source, "sd", tmp_path / "out", "--samples", 1, "--recipe", tmp_path / "r.json") == 1
     )

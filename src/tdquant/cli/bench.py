@@ -3,85 +3,89 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from tdquant.cli.options import add_command, picked, positive, shared
+
+_REFUSED = {
+    "pipeline": "the folder of its quantized denoiser, such as PIPELINE/unet",
+    "exported": "the saved model that it was made from, and the file in --backends",
+}
 
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "bench",
+    parser = add_command(
+        commands,
+        run,
+        overrides=True,
         help="time, memory, size and error of a model on several backends",
         description="Measures a quantized model on several backends, each in a process of its "
-        "own, taking turns. An embedded model is quantized and calibrated first; a saved one is "
-        "taken as it is.",
-    )
+        "own, taking turns. An embedded model is quantized and calibrated first.",
+        parents=[
+            shared(
+                "config", "ema", "threads", "shape", "out", "quiet",
+                weights=4, activations=8, batch=1, steps=50, device="cpu", seed=0,
+            )
+        ],
+    )  # fmt: skip
     flag = parser.add_argument
-    flag("--model", default="cats-ddpm", help="an embedded model's name (default: cats-ddpm), or "
-         "a folder that tdq.save wrote")  # fmt: skip
-    flag("--backends", help="names with commas between: float, frozen (simulated), auto, "
-         "cpu, openvino, onednn, reference, ..., or files of tdquant export (default: all that "
-         "need no GPU and are no reference)")  # fmt: skip
-    flag("--weights", type=int, default=4, help="bits of an embedded model's weights (default: 4)")
-    flag("--activations", type=int, default=8, help="and of its activations (default: 8)")
-    flag("--batch", type=int, default=1, help="images in a call (default: 1)")
-    flag("--threads", type=int, help="threads of every backend (default: torch's own choice)")
-    flag("--steps", type=int, default=50, help="denoising steps of an image (default: 50)")
-    flag("--runs", type=int, default=20, help="timed calls of each backend (default: 20)")
-    flag("--checked", type=int, default=5, help="timesteps at which errors are measured (5)")
-    flag("--shape", help="shape of a sample, such as 3,32,32, where the model does not tell")
-    flag("--device", default="cpu", help="where the models are first: cpu or cuda (default: cpu)")
-    flag("--seed", type=int, default=0, help="seed of all noise (default: 0)")
-    flag("--out", type=Path, help="JSON file for the results")
-    flag("--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=run)
+    flag("--model", default="cats-ddpm", help="an embedded model's name, a folder of tdq.save or "
+         "of a run, or a quantized checkpoint file (default: cats-ddpm)")  # fmt: skip
+    flag("--backends", help="names with commas between: float, frozen (simulated), auto, cpu, "
+         "openvino, onednn, reference, ..., or files of tdquant export (default: all that need "
+         "no GPU and are no reference)")  # fmt: skip
+    flag("--runs", type=positive, default=20, help="timed calls of each backend (default: 20)")
+    flag("--checked", type=positive, default=5, help="timesteps at which errors are measured (5)")
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     import torch
 
-    from tdquant.cli.switches import shape_of
-    from tdquant.errors import TDQError
-    from tdquant.lab.bench import run_bench, subject_from_embedded, subject_from_folder
-    from tdquant.lab.bench.run import check_backends
+    from tdquant.lab.bench.run import check_backends, run_bench
     from tdquant.lab.bench.table import text_table
     from tdquant.lowering import BACKENDS
-    from tdquant.models import EMBEDDED
-    from tdquant.recipe import Recipe
 
-    numbers = ("batch", "threads", "steps", "runs", "checked")
-    wrong = [f"--{n} {v}" for n in numbers if (v := getattr(options, n)) is not None and v < 1]
-    if wrong:
-        raise TDQError(", ".join(wrong), where="bench", fix="at least 1")
     slow = {"reference"} | (set() if torch.cuda.is_available() else {"cuda"})
     usual = ["float", "frozen", *(name for name in sorted(BACKENDS) if name not in slow)]
     backends = options.backends.split(",") if options.backends else usual
     check_backends(backends)
-    shape = shape_of(options.shape)
-    threads = options.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    if options.model in EMBEDDED and not Path(options.model).exists():
-        recipe = Recipe(weights=options.weights, activations=options.activations)
-        opened = subject_from_embedded(
-            options.model, recipe, options.seed, progress=not options.quiet
-        )
-    else:
-        opened = subject_from_folder(Path(options.model), shape)
-    with opened as subject:
+    with contextlib.ExitStack() as stack:
         result = run_bench(
-            subject,
+            _subject(options, stack),
             backends,
-            batch=options.batch,
-            threads=threads,
-            steps=options.steps,
-            runs=options.runs,
-            checked=options.checked,
-            device=options.device,
-            seed=options.seed,
-            progress=not options.quiet,
+            threads=torch.get_num_threads(),
+            **picked(options, "batch", "steps", "runs", "checked", "device", "seed", "progress"),
         )
     print(text_table(result))
     if options.out:
         result.write_json(options.out)
         print(f"wrote {options.out}")
+
+
+def _subject(options: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
+    """The model to measure, which lasts as long as the stack."""
+    from tdquant.lab.bench import subject_from_embedded, subject_from_folder
+    from tdquant.lab.opening import kind_of, open_model
+    from tdquant.recipe import Recipe
+    from tdquant.storage import save
+
+    if kind_of(options.model) == "embedded":
+        recipe = Recipe(weights=options.weights, activations=options.activations)
+        made = subject_from_embedded(options.model, recipe, options.seed, options.progress)
+        return stack.enter_context(made)
+    opened = open_model(
+        options.model,
+        alone=True,
+        refused=_REFUSED,
+        **picked(options, "config", "ema", "overrides", "shape"),
+    )
+    folder = Path(options.model)
+    if opened.kind != "saved":
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        folder = save(opened.frozen(), Path(scratch) / opened.model.name)
+    return stack.enter_context(subject_from_folder(folder, opened.model.shape))

@@ -1,4 +1,4 @@
-"""``tdquant export``: a saved model, or a whole pipeline, as files of another engine."""
+"""``tdquant export``: a quantized model, or a whole pipeline, as files of another engine."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tdquant.cli.switches import argument_of, changed_flags
+from tdquant.cli.options import add_command, call_arguments, changed_flags, picked, shared
+
+_REFUSED = {"exported": "the model that it was exported from"}
 
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "export",
-        help="write a saved model or pipeline for OpenVINO or ONNX Runtime",
+    parser = add_command(
+        commands,
+        run,
+        overrides=True,
+        help="write a quantized model or pipeline for OpenVINO or ONNX Runtime",
         description="Writes a frozen model as a graph of another engine, its timestep an input: "
-        "one file serves every scheduler and number of steps. Of a pipeline it writes a folder "
-        "that optimum-intel and tdq.open_pipeline read.",
+        "one file, .xml (OpenVINO) or .onnx, serves every scheduler and number of steps. Of a "
+        "pipeline it writes a folder that optimum-intel and tdq.open_pipeline read.",
         epilog="KEY=VALUE are arguments of the run of the pipeline whose first call is the "
-        "example, the value JSON or a word: height=512 width=512.",
+        "example, the value JSON or a word: height=512 width=512; of other models they change "
+        "the configuration.",
+        parents=[shared("config", "ema", "shape", "dtype", "quiet", required=["out"])],
     )
     flag = parser.add_argument
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", type=Path, help="folder that tdq.save wrote")
-    what.add_argument("--pipeline", type=Path, metavar="DIR", help="folder that tdquant quantize "
-                      "wrote")  # fmt: skip
-    flag("--out", type=Path, required=True, help="file to write: .xml (OpenVINO) or .onnx; of a "
-         "pipeline the folder")  # fmt: skip
-    flag("--shape", help="shape of a sample, such as 3,32,32, where the model does not tell")
+    flag("--model", "--pipeline", required=True, help="a folder of tdq.save, a run, a quantized "
+         "checkpoint file; or the folder of a pipeline, as tdquant quantize writes it, or its "
+         "name on the hub")  # fmt: skip
     flag(
         "--portable",
         action="store_true",
@@ -35,55 +37,47 @@ def add(commands: Any) -> None:
     )
     flag("--weights-8bit", action="store_true", help="8-bit weights for text encoders and "
          "autoencoder of a pipeline")  # fmt: skip
-    flag("--quiet", action="store_true", help="no progress bars")
-    parser.set_defaults(run=run, overridden=parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from tdquant.errors import TDQError
+    from tdquant.lab.opening import KINDS, kind_of
 
-    others = ("shape", "portable") if options.pipeline else ("weights-8bit", "quiet")
-    strange = changed_flags(options, others)
-    if not options.pipeline:
-        strange += options.overrides
-    if strange:
-        kind = "--pipeline" if options.pipeline else "--model"
-        raise TDQError(f"{' '.join(strange)} with {kind}", fix="tdquant export --help")
-    file = _pipeline(options) if options.pipeline else _model(options)
-    files = file.rglob("*") if options.pipeline else {file, file.with_suffix(".bin")}
+    kind = kind_of(options.model, _REFUSED)
+    whole = kind == "pipeline"
+    useless = changed_flags(
+        options,
+        ("shape", "portable", "config", "ema") if whole else ("weights_8bit", "dtype"),
+    )
+    if useless:
+        raise TDQError(f"{' '.join(useless)} with {KINDS[kind]}", fix="tdquant export --help")
+    file = _export_pipeline(options) if whole else _export_model(options)
+    files = file.rglob("*") if whole else {file, file.with_suffix(".bin")}
     size = sum(f.stat().st_size for f in files if f.is_file())
     print(f"wrote {file}, {size / 1e6:.2f} MB")
 
 
-def _pipeline(options: argparse.Namespace) -> Path:
+def _export_pipeline(options: argparse.Namespace) -> Path:
     from tdquant.integrations.pipelines import export_pipeline
+    from tdquant.lab.opening import open_model
 
     return export_pipeline(
-        options.pipeline,
+        open_model(options.model, dtype=options.dtype).model,
         options.out,
-        example=dict(argument_of(word) for word in options.overrides) or None,
-        weights_8bit=options.weights_8bit,
-        progress=not options.quiet,
+        example=call_arguments(options.overrides) or None,
+        **picked(options, "weights_8bit", "progress"),
     )
 
 
-def _model(options: argparse.Namespace) -> Path:
+def _export_model(options: argparse.Namespace) -> Path:
     import torch
 
-    from tdquant.cli.switches import shape_of
-    from tdquant.errors import ModelError
-    from tdquant.lab.bench.subject import sample_shape
+    from tdquant.lab.opening import open_model
     from tdquant.lowering import export
-    from tdquant.storage import load
 
-    shape = shape_of(options.shape)
-    frozen = load(options.model)
-    shape = shape or sample_shape(frozen)
-    if shape is None:
-        raise ModelError(
-            "the shape of a sample is not known",
-            where=str(options.model),
-            fix="--shape, such as 3,32,32",
-        )
-    return export(frozen, options.out, (torch.zeros(1, *shape), 0), portable=options.portable)
+    opened = open_model(
+        options.model, alone=True, **picked(options, "config", "ema", "overrides", "shape")
+    )
+    example = (torch.zeros(1, *opened.model.shape), 0)
+    return export(opened.frozen(), options.out, example, portable=options.portable)

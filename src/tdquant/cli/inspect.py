@@ -5,44 +5,54 @@ pickle.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-_STUDY = {"study": str, "title": str, "verdict": str, "measured": str, "question?": str,
-          "runs?": list, "command?": str}  # fmt: skip
-"""What is told of a study."""
+from tdquant.cli.options import add_command
 
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "inspect",
+    parser = add_command(
+        commands,
+        run,
         help="what is in a saved model, a run, a study or a file of tensors",
         description="Prints what every layer of a saved model is: bits, zero point, size, and its "
-        "scale over time as a line of bars, as wide as the terminal. Tells training runs, "
-        "checkpoints, evaluations, studies and files of tensors too. Nothing that a pickle names "
-        "is run.",
+        "scale over time as a line of bars, as wide as the terminal. Describes training runs, "
+        "checkpoints, evaluations, studies, embedded models and files of tensors too. Nothing "
+        "that a pickle names is run.",
     )
     parser.add_argument(
         "model",
-        type=Path,
-        help="folder of tdq.save, save_pretrained, training or tdquant evaluate; or a file",
+        help="folder of tdq.save, save_pretrained, training or tdquant evaluate; a file; or an "
+        "embedded model's name",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    from tdquant.storage import inspect_saved
-
     # What goes to a file or another program stays whole.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    text = _result(options.model) or inspect_saved(options.model, width)
+    text = _result(Path(options.model)) or _model(options.model, width)
     encoding = sys.stdout.encoding or "ascii"  # a terminal without the bars shows question marks
     print(text.encode(encoding, errors="replace").decode(encoding))
+
+
+def _model(source: str, width: int | None) -> str:
+    from tdquant.errors import ModelError
+    from tdquant.lab.opening import kind_of, open_model
+    from tdquant.model_summary import summary
+    from tdquant.storage import inspect_saved
+
+    fix = "the folder of the model that it was exported from; or tdq.open_session(file).about"
+    kind = kind_of(source, {"exported": fix})
+    if kind == "embedded":
+        return f"an embedded model, in float\n{summary(open_model(source).model.unet)}"
+    if not Path(source).exists():
+        raise ModelError("a pipeline on the hub", where=source, fix="download it, then its folder")
+    return inspect_saved(source, width)
 
 
 def _result(path: Path) -> str | None:
@@ -63,10 +73,15 @@ def _result(path: Path) -> str | None:
 
 
 def _format(file: Path) -> str | None:
-    """The format that a file of JSON says it is of."""
+    """The format that a JSON file gives itself."""
+    from tdquant.errors import StorageError
+    from tdquant.files.documents import read_json
+
+    if file.suffix != ".json":
+        return None
     try:
-        content = json.loads(file.read_text()) if file.suffix == ".json" else None
-    except (OSError, ValueError):
+        content = read_json(file, "the file")
+    except StorageError:
         return None
     return content.get("format") if isinstance(content, dict) else None
 
@@ -90,14 +105,22 @@ def _unfinished(folder: Path) -> str:
 
 
 def _study(file: Path) -> str:
-    from tdquant.files.shapes import mistakes, refuse
+    from tdquant.files.documents import Section, checked, read_json
 
-    study = json.loads(file.read_text())
+    class Study(Section):
+        study: str
+        title: str
+        verdict: str
+        measured: str
+        question: str | None = None
+        runs: list[Any] | None = None
+        command: str | None = None
+
     fix = "run the study again: it makes what is missing"
-    refuse(mistakes(study, _STUDY), "the study", str(file), fix)
-    lines = [f"the study {study['study']}: {study['title']}"]
-    lines += [f"{key}: {study[key]}" for key in ("question", "measured", "verdict")
-              if study.get(key)]  # fmt: skip
-    if study.get("runs"):
-        lines.append(f"runs: {len(study['runs'])}")
-    return "\n".join([*lines, *([study["command"]] if study.get("command") else [])])
+    study = checked(Study, read_json(file, "the study"), "the study", str(file), fix)
+    lines = [f"the study {study.study}: {study.title}"]
+    facts = {"question": study.question, "measured": study.measured, "verdict": study.verdict}
+    lines += [f"{name}: {fact}" for name, fact in facts.items() if fact]
+    if study.runs:
+        lines.append(f"runs: {len(study.runs)}")
+    return "\n".join([*lines, *([study.command] if study.command else [])])

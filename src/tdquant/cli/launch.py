@@ -16,19 +16,16 @@ import time
 import traceback
 from types import FrameType
 
-import torch
-
 from tdquant.errors import TDQError
-from tdquant.training.signals import REPEAT, put_back, take_over
 
 INTERRUPTED = 130
 """Exit status of a run that a signal stopped in good order."""
 
 PRESS = 1.0
-"""Seconds for which further signals count as the first: nobody presses Ctrl-C twice as fast."""
+"""Seconds in which further signals count as the first: nobody presses Ctrl-C that fast."""
 
 GRACE = 10.0
-"""Seconds that processes have to end by themselves before they are killed."""
+"""Seconds before processes that do not end are killed."""
 
 _TICK = 0.05
 _PARENT = "TDQUANT_LAUNCHER"
@@ -52,6 +49,11 @@ def device_ids(gpus: str | None) -> list[int]:
     if any(i < 0 for i in ids) or len(set(ids)) != len(ids):
         raise TDQError(f"gpus={gpus!r}", where="--gpus", fix="device numbers, such as 0 or 0,1")
     return ids
+
+
+def own_share() -> tuple[int, int]:
+    """Rank of this process, and the number of processes that share its work."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def spread(gpus: str | None, arguments: list[str]) -> int | None:
@@ -92,9 +94,8 @@ def choose_devices(ids: list[int]) -> bool:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = None if visible is None else [n.strip() for n in visible.split(",") if n.strip()]
     chosen = [str(i) for i in ids] if names is None else [names[i] for i in ids if i < len(names)]
-    # CUDA reads the variable once, when it is first asked for devices, and torch may have to ask
-    # it to count them. So the choice comes first, and if it falls short, how many there were
-    # before it is counted by another process.
+    # CUDA reads the variable once, when it is first asked for devices, and counting them may ask
+    # it. So the choice comes first; if it falls short, another process counts without it.
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     if _count() == len(ids):
         return True
@@ -117,29 +118,33 @@ def choose_devices(ids: list[int]) -> bool:
 
 def _count() -> int:
     """How many GPUs this process can use."""
+    import torch
+
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _count_afresh(visible: str | None) -> int:
     """How many GPUs a new process can use under a value of CUDA_VISIBLE_DEVICES."""
+    import torch
+
     if not torch.backends.cuda.is_built():
         return 0
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     if visible is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", _COUNT], env=environment, stdout=subprocess.PIPE, text=True
     ).stdout
-    counts = [line.split()[1] for line in told.splitlines() if line.startswith("devices ")]
+    counts = [line.split()[1] for line in output.splitlines() if line.startswith("devices ")]
     return int(counts[0]) if counts else 0
 
 
 def leave_group() -> None:
-    """Ends this process's part in a group of processes, if it is in one. Threads of the group that
-    still run when the interpreter ends can abort it.
-
-    Call it where the training is over, or while its error is handled.
+    """Leaves the group of processes, if this is in one: its threads can abort an interpreter that
+    ends. Call it after training, or while its error is handled.
     """
+    import torch
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # A DistributedDataParallel that outlives the group, kept by the frames of an error, joins
         # the group's threads with the interpreter's lock held, and those wait for the lock.
@@ -154,19 +159,21 @@ def run_together(command: list[str], count: int) -> int:
     The first SIGINT or SIGTERM is passed on to every process, once; another one, later, stops
     them at once. If one process fails, the others are ended.
 
-    This is not torchrun because a run that is stopped has to end with a checkpoint and status
-    130. torchrun passes every signal on, so that one which reaches it twice, from the terminal
-    and from here, stops its processes at once; it kills those that take longer than 30 seconds
-    for their step and checkpoint; and its own status is 1 whatever theirs are.
+    torchrun does not do because a stopped run has to end with a checkpoint and status 130:
+    torchrun passes every signal on, so that one that arrives twice, from the terminal and from
+    here, stops its processes at once; it kills those that need more than 30 seconds for step and
+    checkpoint; and its status is always 1.
 
     Arguments:
         command: The program and its arguments.
         count: Number of processes.
 
     Returns:
-        0 if all did their work, 130 if they were stopped by a signal in good order, otherwise the
-        status of the one that failed first: 128 + n if signal n ended it.
+        0 if all did their work, 130 if a signal stopped them in good order, else the status of
+        the first that failed: 128 + n if signal n ended it.
     """
+    from tdquant.training.signals import put_back, take_over
+
     group = _Group()
     before = take_over(group.note)
     try:
@@ -189,8 +196,8 @@ class _Group:
         self._stopped = False
 
     def start(self, command: list[str], count: int) -> None:
-        """Starts the processes, in a session of its own each: what the terminal sends to its
-        foreground processes reaches only this one, which decides what to pass on.
+        """Starts the processes, each in its own session: signals of the terminal reach only this
+        process, which decides what to pass on.
         """
         common = os.environ | {
             "WORLD_SIZE": str(count),
@@ -205,11 +212,11 @@ class _Group:
             self.processes.append(subprocess.Popen(command, env=own, start_new_session=True))
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handler of both signals: ``wait`` does what follows, where it cannot be interrupted."""
+        """Handles both signals: ``wait`` acts on them."""
         self._noted.append(number)
 
     def wait(self) -> int:
-        """Waits until all have ended; gives the status."""
+        """Waits until all have ended; returns the status."""
         while None in [process.poll() for process in self.processes]:  # asks every one
             now = time.monotonic()
             while self._noted:
@@ -227,7 +234,7 @@ class _Group:
         return INTERRUPTED if any(process.returncode for process in self.processes) else 0
 
     def kill(self) -> None:
-        """Kills those that live, and what they have started."""
+        """Kills those that run, and their children."""
         for process in self.processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -238,6 +245,8 @@ class _Group:
             self._asked = now
             self._send(number)
         elif now - self._asked >= PRESS and not self._stopped:
+            from tdquant.training.signals import REPEAT
+
             # Not earlier than the processes take it for another one.
             self._stop_at = min(self._stop_at, max(now, self._asked + REPEAT + 0.5))
 
@@ -247,7 +256,7 @@ class _Group:
         self._send(signal.SIGINT)
 
     def _notice_failure(self, now: float) -> None:
-        """Ends the others if one has failed: they would wait for it, some of them forever."""
+        """Ends the others if one has failed: some would wait for it forever."""
         if self.failed is not None or self._stopped:
             return
         good = {None, 0, INTERRUPTED}
@@ -271,8 +280,8 @@ def _free_port() -> int:
 
 
 def _end_with_launcher() -> None:
-    """Has the kernel send SIGTERM to this process when the one that launched it is gone, such as
-    by SIGKILL; on Linux only.
+    """Has the kernel (Linux only) send SIGTERM to this process when its launcher is gone, such as
+    by SIGKILL.
     """
     parent = os.environ.pop(_PARENT, None)  # not for what this process starts itself
     if parent is None or sys.platform != "linux":

@@ -1,5 +1,6 @@
-"""``tdquant COMMAND``: parses the arguments and runs one command. Each command is one module with
-``add``.
+"""``tdquant COMMAND``: parses the arguments and runs one command.
+
+Each command is a module with ``add(commands)``. Modules import torch when they run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import tdquant
 from tdquant.cli import bench, demo, evaluate, export, inspect, quantize, report, sample, train
+from tdquant.cli.options import split_overrides
 from tdquant.errors import TDQError
 
 
@@ -21,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tdquant",
         description="Temporal Dynamic Quantization for diffusion models.",
-        epilog="'tdquant COMMAND --help' tells what a command takes.",
+        epilog="'tdquant COMMAND --help' shows the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"tdquant {tdquant.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -30,30 +32,41 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, published: bool = False) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; 0 if all went well, 1 for an error that is explained on stderr.
 
     Arguments:
         arguments: Words after the program's name; those of the process if None.
-        published: The words are those of ``main.py`` or ``sample.py``, which ``published_main``
-            completes by the command.
     """
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    overridden = getattr(options, "overridden", None)  # the command that takes KEY.PATH=VALUE
-    strange = [word for word in rest if overridden is None or not _overrides(word)]
-    if strange:
-        (overridden or parser).error(f"unrecognized arguments: {' '.join(strange)}")
-    options.overrides, options.published = rest, published
-    options.words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return _run(build_parser(), words, words)
+
+
+def published_main(command: str, arguments: Sequence[str] | None = None) -> int:
+    """Runs ``main.py`` or ``sample.py`` of the published implementation.
+
+    Arguments:
+        command: The command that does it, ``"train"`` or ``"sample"``.
+        arguments: As for ``main``.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = {"train": train, "sample": sample}[command].published_parser()
+    return _run(parser, words, [command, *words])
+
+
+def _run(parser: argparse.ArgumentParser, words: list[str], as_command: list[str]) -> int:
+    options, rest = parser.parse_known_args(words)
+    options.words = as_command
+    _sort_words(options, rest)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _say_warning  # type: ignore[assignment]
+            warnings.showwarning = _print_warning  # type: ignore[assignment]
+            _set_up(options)
             return options.run(options) or 0
     except TDQError as error:
         print(f"tdquant: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read, such as head, has enough
+    except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -64,17 +77,58 @@ def main(arguments: Sequence[str] | None = None, published: bool = False) -> int
         return 130
 
 
-def _overrides(word: str) -> bool:
+def _sort_words(options: argparse.Namespace, rest: list[str]) -> None:
+    """Collects ``KEY=VALUE`` words, wherever they stand, in ``options.overrides``; ends the
+    program for words that the command does not take.
+    """
+    options.overrides = []
+    strange = rest
+    if options.takes_overrides:
+        for name in ("models", "base", "config"):
+            kept, changes = split_overrides(getattr(options, name, None) or [])
+            options.overrides += changes
+            if changes:
+                setattr(options, name, kept)
+        options.overrides += [word for word in rest if _is_override(word)]
+        strange = [word for word in rest if not _is_override(word)]
+        if hasattr(options, "models"):
+            options.models += [word for word in strange if not word.startswith("-")]
+            strange = [word for word in strange if word.startswith("-")]
+    if strange:
+        options.parser.error(f"unrecognized arguments: {' '.join(strange)}")
+
+
+def _is_override(word: str) -> bool:
     """Whether a word is ``KEY.PATH=VALUE``, and no misspelt flag with a value."""
     key, equals, _ = word.partition("=")
     return bool(equals) and (not key.startswith("-") or "." in key)
 
 
-def published_main(command: str) -> int:
-    """``main.py`` and ``sample.py`` of the published implementation, over ``tdquant COMMAND``."""
-    return main([command, *sys.argv[1:]], published=True)
+def _set_up(options: argparse.Namespace) -> None:
+    """Applies ``--threads``, checks ``--device`` and turns ``--dtype`` into a type.
+
+    Raises:
+        TDQError: There is no such device, or ``--gpus`` chooses it.
+    """
+    threads, device, dtype = (getattr(options, n, None) for n in ("threads", "device", "dtype"))
+    if threads is device is dtype is None:
+        return
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if dtype is not None:
+        options.dtype = getattr(torch, dtype)
+    if device is not None:
+        if getattr(options, "gpus", None):  # which must choose before CUDA starts
+            raise TDQError("--gpus with --device", fix="one of them")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            why = str(error).splitlines()[0]
+            raise TDQError(f"no device {device}", where="--device", why=why, fix="cpu") from error
 
 
-def _say_warning(message: Warning | str, *rest: Any) -> None:
-    """A warning as a line for a user, who has no use for the source line it came from."""
+def _print_warning(message: Warning | str, *rest: Any) -> None:
+    """A warning as one line, without the source line it came from."""
     print(f"tdquant: {message}", file=sys.stderr)

@@ -6,23 +6,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tdquant.cli.options import add_command, shared
+
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "report",
+    parser = add_command(
+        commands,
+        run,
         help="one HTML page of evaluated runs and studies",
         description="Writes one HTML page, with everything in it, about runs of tdquant evaluate "
         "and about studies: tables, plots, samples from the same noise, layers. Runs that are "
         "still being written are shown as such.",
+        parents=[shared(out=Path("report.html"))],
     )
     flag = parser.add_argument
     flag("inputs", nargs="+", metavar="INPUT", help="a run folder, a study file, or a folder that "
          "holds some of these")  # fmt: skip
-    flag("-o", "--out", type=Path, default=Path("report.html"), help="the file (report.html)")
-    flag("--title", help="title of the page (default: told from the inputs)")
+    flag("--title", help="title of the page (default: made from the inputs)")
     flag("--open", action="store_true", help="open it in the browser")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

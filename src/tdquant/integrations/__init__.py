@@ -1,5 +1,5 @@
-"""tdquant inside other libraries. Importing this imports none of them: each integration waits for
-its library to be imported by somebody else, before or after.
+"""tdquant inside other libraries. Importing this imports none of them: each integration is set up
+when its library is imported, be it before or after.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from importlib import import_module
 
 from tdquant.integrations.importing import when_imported
 
-_HERE = {
+_EXTENSIONS = {
     "diffusers.quantizers.auto": ("tdquant.integrations.diffusers.registering", "register"),
     "diffusers.models.modeling_utils": ("tdquant.integrations.diffusers.card", "give_cards"),
     "diffusers.pipelines.pipeline_utils": (
@@ -19,12 +19,12 @@ _HERE = {
     ),
     "peft.tuners.lora.model": ("tdquant.integrations.peft", "register"),
 }
-"""Module of a library -> what to call here once it has been imported."""
+"""Module of a library -> module and function that extend it."""
 
 
 def register() -> None:
-    """Makes every integration ready for the moment at which its library is imported."""
-    for library, (module, function) in _HERE.items():
+    """Sets up every integration whose library is imported, and the others when theirs is."""
+    for library, (module, function) in _EXTENSIONS.items():
         when_imported(library, partial(_call, module, function))
 
 

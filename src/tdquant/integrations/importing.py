@@ -1,9 +1,10 @@
-"""Waiting for a module to be imported: importing diffusers takes seconds, and a program that never
-does must not pay for it.
+"""Extending other libraries once they are imported: importing diffusers takes seconds, which a
+program that does not need it must not pay.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
@@ -15,7 +16,7 @@ _WAITING: dict[str, list[Callable[[], object]]] = {}
 
 
 class _Watch(MetaPathFinder):
-    """Finds nothing itself; has the loader of an awaited module report that it ran."""
+    """Finds nothing itself; has the loader of an awaited module report when it has run."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> Any:
         if name not in _WAITING:
@@ -47,10 +48,24 @@ _WATCH = _Watch()
 
 
 def when_imported(name: str, callback: Callable[[], object]) -> None:
-    """Calls back once the module ``name`` has been imported: now, if it has been."""
+    """Calls back when the module ``name`` is imported: now, if it is already."""
     if name in sys.modules:
         callback()
         return
     _WAITING.setdefault(name, []).append(callback)
     if _WATCH not in sys.meta_path:
         sys.meta_path.insert(0, _WATCH)
+
+
+def wrap_method(cls: type, name: str, around: Callable[..., Any]) -> None:
+    """Replaces a method by ``around(method, self, ...)``; a second call changes nothing."""
+    method = getattr(cls, name)
+    if getattr(method, "tdquant", False):
+        return
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(method, *args, **kwargs)
+
+    wrapped.tdquant = True  # type: ignore[attr-defined]
+    setattr(cls, name, wrapped)

@@ -1,9 +1,8 @@
-"""Adapters of peft on quantized layers: a float side branch while they are loaded, new codes when
-they are fused.
+"""Adapters of peft on quantized layers: a float side branch when loaded, new codes when fused.
 
-peft adds a fused adapter to ``weight`` in place. On a live model that is right, for its quantizer
-rounds the weight at every call. A frozen layer has to get its codes and steps anew, and, when the
-adapter is taken out again, the very ones it had.
+peft adds a fused adapter to ``weight`` in place. That suits a live model, which rounds the weight
+at every call. A frozen layer needs new codes and steps, and its old ones when the adapter is taken
+out again.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from tdquant.quantizers import FrozenWeight
 
 
 class Requantizing:
-    """Mixin before a LoRA layer of peft whose base layer is a quantized one."""
+    """Mixin for a LoRA layer of peft with a quantized base layer."""
 
     _before: tuple[dict[str, Any], nn.Module] | None = None
     get_base_layer: Any
     merged: bool
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Adds the active adapters to the weight and rounds the sum, with steps that fit it."""
+        """Adds the active adapters to the weight and rounds the sum, with new steps."""
         base: QuantLayer = self.get_base_layer()
         if not isinstance(base.weight_quantizer, FrozenWeight):
             super().merge(safe_merge=safe_merge, adapter_names=adapter_names)  # type: ignore[misc]
@@ -84,7 +83,7 @@ ADAPTERS: dict[type[nn.Module], Any] = {
 
 
 def register() -> None:
-    """Has peft put adapters of quantized layers into classes that know how to fuse them."""
+    """Has peft take the classes above for adapters of quantized layers."""
     default = lora.dispatch_default
     if getattr(default, "tdquant", False):
         return
@@ -96,13 +95,13 @@ def register() -> None:
             raise ConversionError(
                 f"an adapter for a layer that was rewritten ({base.structure})",
                 where=str(kwargs.get("current_key", type(base).__name__)),
-                why="its weight is in several layers now, and the adapter is for the one",
+                why="its weight is in several layers now, and the adapter is for one",
                 fix="tdq.calibrate(..., split=False), and no tdq.balance of this layer",
             )
         adapter = ADAPTERS.get(type(base))
         if adapter is None or kwargs.get("parameter_name") is not None:
             return default(target, adapter_name, config=config, **kwargs)
-        if config.use_dora:  # its formula reads the weight itself, which must be no codes
+        if config.use_dora:  # its formula reads the weight
             base.hold_numbers()
         kwargs.pop("parameter_name", None)
         return adapter(target, adapter_name, config=config, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -20,3 +21,10 @@ def device_of(model: Any) -> torch.device:
             return torch.device(device)
     tensors = [*model.parameters(), *model.buffers()]
     return next((t.device for t in tensors if t.device.type != "meta"), torch.device("cpu"))
+
+
+def default_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")

@@ -258,7 +258,7 @@ def test_8_bit_weights(tmp_path):
 
 def test_what_is_no_quantized_pipeline(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(ModelError, match="it has no model_index"):
+    with pytest.raises(ModelError, match=r"no pipeline can be opened[\s\S]*model_index.json"):
         tdq.export_pipeline(tmp_path, out)
     with pytest.raises(ModelError, match="is no pipeline"):
         tdq.export_pipeline(object(), out)

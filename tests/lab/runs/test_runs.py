@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -12,7 +13,10 @@ import tdquant as tdq
 from tdquant.cli import main
 from tdquant.errors import StorageError
 from tdquant.freezing import is_frozen
-from tdquant.lab.runs import RunFolder, open_pipe, sample_pictures
+from tdquant.lab.opening import open_model
+from tdquant.lab.run_folder import RunFolder
+from tdquant.lab.runs import pictures, sample_pictures
+from tdquant.lab.runs.pictures import claim_folder
 from tdquant.layers.gain import gain_of
 from tests.lab.runs.tiny import CONFIG, workspace
 from tests.models.compvis.examples import checkpoint, published, read, weights, write
@@ -93,7 +97,7 @@ def test_a_run_whose_layers_were_split_goes_on(place, tmp_path):
     assert folder.checkpoints.latest().state["structure"]["splits"]
     assert train(place, tmp_path, *wide, "3") == 0
     assert folder.checkpoints.latest().step == 3
-    assert is_frozen(open_pipe(tmp_path / "run").unet)
+    assert is_frozen(open_model(tmp_path / "run").model.unet)
 
 
 def test_correcting_at_the_end_or_later(place, tmp_path):
@@ -121,10 +125,10 @@ def test_going_on_ends_like_one_run(place, trained, tmp_path):
 
 def test_a_run_samples_from_frozen_checkpoint_or_step(trained):
     x, t = torch.randn(2, 4, 4, 4), torch.tensor([3, 700])
-    from_run = open_pipe(trained)
+    from_run = open_model(trained).model
     step = _last(trained)
-    live = open_pipe(step)
-    raw = open_pipe(step, ema=False)
+    live = open_model(step).model
+    raw = open_model(step, ema=False).model
     assert is_frozen(from_run.unet)
     with torch.no_grad():
         assert torch.equal(from_run.unet(x, t), live.unet(x, t))
@@ -135,7 +139,7 @@ def test_a_run_samples_from_frozen_checkpoint_or_step(trained):
 
 
 def test_samples_are_exactly_as_many_and_the_same_however_split(trained, tmp_path):
-    pipe = open_pipe(trained)
+    pipe = open_model(trained).model
     common = {"steps": 5, "batch": 3, "seed": 1, "progress": False}
     assert sample_pictures(pipe, tmp_path / "a", 7, **common) == 7
     whole = digests(tmp_path / "a")
@@ -153,10 +157,57 @@ def test_samples_are_exactly_as_many_and_the_same_however_split(trained, tmp_pat
 
 
 def test_a_folder_of_other_settings_is_refused(trained, tmp_path):
-    pipe = open_pipe(trained)
+    pipe = open_model(trained).model
     sample_pictures(pipe, tmp_path, 1, steps=2, progress=False)
     with pytest.raises(StorageError, match="steps: 2, now 3"):
         sample_pictures(pipe, tmp_path, 1, steps=3, progress=False)
+
+
+def test_a_failure_before_the_first_image_leaves_nothing(tmp_path, monkeypatch):
+    pipe = open_model("tiny").model
+    monkeypatch.setattr(pictures, "to_uint8", lambda images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample_pictures(pipe, tmp_path / "new", 1, steps=1, progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failure_leaves_the_settings_of_a_process_that_shares_the_folder(tmp_path, monkeypatch):
+    pipe = open_model("tiny").model
+    sample_pictures(pipe, tmp_path / "a", 1, steps=1, progress=False)
+    settings = (tmp_path / "a" / "samples.json").read_text()
+
+    def fail(images):  # while the other process has claimed the folder, but written no image yet
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "samples.json").write_text(settings)
+        raise MemoryError
+
+    monkeypatch.setattr(pictures, "to_uint8", fail)
+    with pytest.raises(MemoryError):
+        sample_pictures(pipe, tmp_path / "b", 1, steps=1, progress=False)
+    assert (tmp_path / "b" / "samples.json").read_text() == settings
+
+
+def test_of_two_that_claim_a_folder_at_once_one_wins(tmp_path, monkeypatch):
+    free = pictures._is_claimed
+    claim_folder(tmp_path / "folder", {"seed": 1})
+    seen = iter([False])  # the second looked before the first wrote
+    monkeypatch.setattr(
+        pictures, "_is_claimed", lambda *a: False if next(seen, None) is False else free(*a)
+    )
+    with pytest.raises(StorageError, match="seed: 1, now 2"):
+        claim_folder(tmp_path / "folder", {"seed": 2})
+    assert json.loads((tmp_path / "folder" / "samples.json").read_text()) == {"seed": 1}
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["samples.json"]
+    claim_folder(tmp_path / "folder", {"seed": 1})
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    def link(*args):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", link)
+    claim_folder(tmp_path / "folder", {"seed": 1})
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["samples.json"]
 
 
 @pytest.mark.parametrize("steps", ["1", "7", "1000"])
@@ -196,12 +247,71 @@ def test_two_processes_sample_together(trained, tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "error", "word"),
-    [("nothing.ckpt", StorageError, "no such checkpoint"), (".", StorageError, "neither a run")],
+    [("nothing.ckpt", StorageError, "no such model"), (".", StorageError, "nor a run")],
 )
 def test_what_is_no_model_says_so(tmp_path, monkeypatch, source, error, word):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=word):
-        open_pipe(source)
+        open_model(source)
+
+
+def test_every_timestep_is_ddpm(tmp_path, capsys):
+    arguments = ["sample", "--model", "tiny", "--logdir", str(tmp_path), "-n", "1", "--quiet"]
+    assert main([*arguments, "-v", "--scheduler", "euler"]) == 1
+    assert "--vanilla with --scheduler euler" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_our_flags_and_the_published_ones_sample_alike(tmp_path):
+    ours = ["--out", str(tmp_path / "a"), "--images", "2", "--steps", "2", "--batch", "2"]
+    theirs = ["--logdir", str(tmp_path), "--name", "b", "--n_samples", "2", "--custom_steps", "2"]
+    for flags in (ours, [*theirs, "--batch_size", "2"]):
+        assert main(["sample", "--model", "tiny", "--quiet", *flags]) == 0
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+def test_a_run_is_exported_inspected_and_sampled_from_its_frozen_folder(trained, tmp_path, capsys):
+    out = tmp_path / "model.onnx"
+    assert main(["export", "--model", str(trained), "--out", str(out), "--quiet"]) == 0
+    session, frozen = tdq.open_session(out), open_model(trained).frozen()
+    x, t = torch.randn(2, 4, 4, 4), torch.tensor([3, 700])
+    with torch.no_grad():
+        exact = frozen(x, t)
+    assert (session(x, t) - exact).abs().mean() <= 1e-2 * exact.abs().max()
+    words = ["-n", "1", "--steps", "2", "--quiet"]
+    for name, source in (("run", trained), ("saved", trained / "frozen")):
+        more = ["--model", str(source), "--out", str(tmp_path / name)]
+        assert main(["sample", *more, *words]) == 0
+    assert digests(tmp_path / "run") == digests(tmp_path / "saved")
+    for source, said in (("tiny", "an embedded model"), (trained, "a training run")):
+        capsys.readouterr()
+        assert main(["inspect", str(source)]) == 0
+        assert said in capsys.readouterr().out
+    for source, said in ((out, "an exported file is not taken"), ("a/b", "a pipeline on the hub")):
+        assert main(["inspect", str(source)]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_what_commands_refuse_of_models_that_they_cannot_use(place, tmp_path, capsys):
+    (tmp_path / "model.xml").touch()
+    file = str(tmp_path / "model.xml")
+    float_file = [str(place / "model.safetensors"), "--config", str(place / "config.yaml")]
+    for words, said in (
+        (["bench", "--model", file], "in --backends"),
+        (["bench", "--model", *float_file], "the model is not quantized"),
+        (
+            ["export", "--model", "tiny", "--out", f"{tmp_path}/m.xml"],
+            "the model is not quantized",
+        ),
+        (["export", "--model", file, "--out", f"{tmp_path}/m.xml"], "exported from"),
+        (["quantize", "--model", "tiny", "--out", f"{tmp_path}/m"], "no configuration to save"),
+        (["quantize", "--model", file, "--out", f"{tmp_path}/m"], "the float model"),
+        (["sample", "--model", file, "--out", f"{tmp_path}/m"], "exported from"),
+        (["evaluate", file, "--out", f"{tmp_path}/m"], "exported from"),
+    ):
+        assert main(words) == 1
+        assert said in capsys.readouterr().err, words
+    assert [path.name for path in tmp_path.iterdir()] == ["model.xml"]
 
 
 def test_embedded_models_sample_by_name(tmp_path):
@@ -238,10 +348,21 @@ def test_a_float_run_is_a_start_for_a_quantized_one(place, tmp_path, capsys):
     assert main([*base, *start, "--name", "float"]) == 0
     assert not (tmp_path / "float" / "frozen").exists()
     assert main([*base, "--ckpt", str(tmp_path / "float"), "--name", "w8"]) == 0
-    assert is_frozen(open_pipe(tmp_path / "w8").unet)
+    assert is_frozen(open_model(tmp_path / "w8").model.unet)
     other = "model.params.unet_config.params.num_heads=1"
     assert main([*base, "--ckpt", str(tmp_path / "float"), "--name", "w", other]) == 1
     assert "another model" in capsys.readouterr().err
+
+
+def test_a_float_run_is_quantized_without_training(place, tmp_path):
+    base = ["train", "--base", str(place / "config.yaml"), "--logdir", str(tmp_path), "--quiet"]
+    start = ["--ckpt", str(place / "model.safetensors"), "--weights", "0", "--activations", "0"]
+    assert main([*base, *start, "--name", "float"]) == 0
+    words = ["--steps", "2", "--samples", "2", "--pictures", "1", "--scale", "static", "--quiet"]
+    out = tmp_path / "w4a8"
+    assert main(["quantize", "--model", str(tmp_path / "float"), "--out", str(out), *words]) == 0
+    assert is_frozen(open_model(out).model.unet)
+    assert open_model(out).model.scale_factor == open_model(tmp_path / "float").model.scale_factor
 
 
 def test_a_published_quantized_checkpoint_trains_on(place, tmp_path):
@@ -256,7 +377,7 @@ def test_a_published_quantized_checkpoint_trains_on(place, tmp_path):
     run = tmp_path / "t"
     x, t = torch.randn(2, 4, 4, 4), torch.tensor([3, 700])
     with torch.no_grad():
-        frozen, live = (open_pipe(p).unet(x, t) for p in (run, _last(run)))
+        frozen, live = (open_model(p).model.unet(x, t) for p in (run, _last(run)))
     assert torch.allclose(frozen, live, rtol=1e-4, atol=1e-5)
 
 
@@ -305,7 +426,7 @@ def test_resuming_takes_no_other_flags(trained, capsys):
     assert main(["train", "--resume", str(trained), "--n_bit_w", "4", "--use_dynamic"]) == 1
     assert "--n_bit_w, --use_dynamic" in capsys.readouterr().err
     assert main(["train", "--resume", str(trained / "last.ckpt")]) == 1
-    assert "not the folder of a run" in capsys.readouterr().err
+    assert "the index of a run is missing" in capsys.readouterr().err
 
 
 def test_fresh_weights_depend_on_the_seed_alone(place, tmp_path):

@@ -6,16 +6,15 @@
     pipe.save_pretrained(out)                      # an ordinary diffusers folder
     pipe = DiffusionPipeline.from_pretrained(out)  # after ``import tdquant``, nothing else
 
-A quantized model saves and loads as every other one does: ``config.json`` has the recipe and what
-every layer is, the safetensors file has packed codes and scale tables.
+A quantized model saves and loads like any other: ``config.json`` describes recipe and layers, the
+safetensors file holds packed codes and scale tables.
 """
 
-# First of all: importing it calls back into this package, of which nothing may be half imported.
+# First: importing it calls back into this package, of which nothing may be half imported.
 import diffusers.quantizers.auto  # noqa: F401
 
 from tdquant.integrations.diffusers.config import TDQConfig
-from tdquant.integrations.diffusers.marking import mark
 from tdquant.integrations.diffusers.quantizer import TDQQuantizer
-from tdquant.integrations.diffusers.registering import register
+from tdquant.integrations.diffusers.registering import mark, register
 
 __all__ = ["TDQConfig", "TDQQuantizer", "mark", "register"]

@@ -1,8 +1,7 @@
-"""The model card of a quantized model: what it is, how to load it, what was done to it."""
+"""The model card of a quantized model: its layers, how to load it, its history."""
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tdquant.files.writing import replacing
 from tdquant.integrations.diffusers.config import METHOD
+from tdquant.integrations.importing import wrap_method
 from tdquant.numerics.grid import Grid
 from tdquant.storage.description import Description, activations
 
@@ -86,18 +86,18 @@ def card(name: str, config: Any, size: int) -> str:
 
 
 def _counts(found: Description) -> dict[str, int]:
-    """How many layers have which bits and scales."""
+    """Row of the table -> number of layers with such bits and scales."""
     weights = Counter(
         f"weights {spec['weight']['bits']} bits" if "weight" in spec else "weights float"
         for spec in found["layers"].values()
     )
     inputs: Counter[str] = Counter()
     for _, spec in activations(found):
-        law = "input-dynamic"
+        scale = "input-dynamic"
         if "knots" in spec:
-            law = "static" if spec["knots"] == 1 else f"temporal, a table of {spec['knots']}"
+            scale = "static" if spec["knots"] == 1 else f"temporal, a table of {spec['knots']}"
         codes = Grid(spec["bits"], spec["qmin"], spec["qmax"], spec["zero_point"]).codes
-        inputs[f"activations {spec['bits']} bits ({codes} codes), {law}"] += 1
+        inputs[f"activations {spec['bits']} bits ({codes} codes), {scale}"] += 1
     return dict(sorted(weights.items()) + sorted(inputs.items()))
 
 
@@ -112,33 +112,25 @@ def _shown(value: Any) -> str:
 
 
 def give_cards() -> None:
-    """Has ``save_pretrained`` and ``push_to_hub`` of diffusers write the card of tdquant's models
+    """Has ``save_pretrained`` and ``push_to_hub`` of diffusers write the cards of tdquant's models
     too.
     """
     from diffusers.models.modeling_utils import ModelMixin
 
-    save, upload = ModelMixin.save_pretrained, ModelMixin._upload_folder
-    if getattr(save, "tdquant", False):
-        return
-
-    @functools.wraps(save)
-    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        save: Any, self: Any, save_directory: Any, *args: Any, **kwargs: Any
+    ) -> None:
         save(self, save_directory, *args, **kwargs)
-        if getattr(self, "quantization_method", None) is METHOD and _first(args, kwargs):
+        # Of several processes, is_main_process of save_pretrained says which one writes.
+        writes = args[0] if args else kwargs.get("is_main_process", True)
+        if getattr(self, "quantization_method", None) is METHOD and writes:
             write_card(save_directory, self)
 
-    @functools.wraps(upload)
-    def _upload_folder(self: Any, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+    def upload_folder(upload: Any, self: Any, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
         # By now diffusers has put the card of the Hub, or one of its own, over that of the save.
         if getattr(self, "quantization_method", None) is METHOD:
             write_card(working_dir, self)
         return upload(self, working_dir, *args, **kwargs)
 
-    save_pretrained.tdquant = True  # type: ignore[attr-defined]
-    ModelMixin.save_pretrained = save_pretrained  # type: ignore[method-assign]
-    ModelMixin._upload_folder = _upload_folder  # type: ignore[method-assign]
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this process is the one that writes: ``is_main_process`` of ``save_pretrained``."""
-    return bool(args[0] if args else kwargs.get("is_main_process", True))
+    wrap_method(ModelMixin, "save_pretrained", save_pretrained)
+    wrap_method(ModelMixin, "_upload_folder", upload_folder)

@@ -1,4 +1,4 @@
-"""``TDQConfig``: what diffusers hands over as ``quantization_config`` and keeps in config.json."""
+"""``TDQConfig``: the ``quantization_config`` of diffusers, kept in config.json."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class TDQConfig(QuantizationConfigMixin):
     Arguments:
         recipe: A Recipe, or its dictionary.
         timestep: Name of the timestep argument of the model's forward, if it is unusual.
-        compact: Hold loaded weights as their codes, a quarter of the memory of float32; numbers
-            are formed at every use. If False they are formed once, at loading.
-        frozen_weights: Turn each weight of a float checkpoint into its codes as it is read, in the
+        compact: Hold loaded weights as codes, a quarter of the memory of float32, and form numbers
+            at every use. If False they are formed once, at loading.
+        frozen_weights: Turn each weight of a float checkpoint into codes as it is read, in the
             memory of the codes and one float weight. These weights cannot be trained or
-            reconstructed; activation scales wait for ``tdq.calibrate`` as ever.
+            reconstructed; activation scales need ``tdq.calibrate``.
         description: What every layer of a saved model is; written by ``save_pretrained``.
         version: Version of the saved format.
         quant_method: ``"tdquant"``; diffusers passes it.
@@ -79,7 +79,7 @@ class TDQConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-safe dictionary that ``from_dict`` reads back."""
-        # Of a saved model it says nothing, and older readers do not know it.
+        # It means nothing for a saved model, and older readers do not know it.
         asked = {"frozen_weights": True} if self.frozen_weights and not self.description else {}
         return {
             "quant_method": self.quant_method.value,
@@ -93,7 +93,7 @@ class TDQConfig(QuantizationConfigMixin):
         }
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The same: nothing is worth leaving out."""
+        """The same."""
         return self.to_dict()
 
     def __iter__(self) -> Any:

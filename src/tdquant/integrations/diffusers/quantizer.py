@@ -1,9 +1,8 @@
 """``TDQQuantizer``: how diffusers loads and saves tdquant's models.
 
 A saved model loads into a skeleton of frozen layers, whose weights stay codes and whose scales
-stay float32 whatever ``torch_dtype`` asks for. A float checkpoint loads in float and is then
-quantized, or with ``frozen_weights`` weight by weight as it loads. Its weights are ready, its
-activation scales wait for ``tdq.calibrate``.
+stay float32 whatever ``torch_dtype`` is. A float checkpoint is quantized after loading, or with
+``frozen_weights`` weight by weight while it loads; its activation scales need ``tdq.calibrate``.
 """
 
 from __future__ import annotations
@@ -125,12 +124,12 @@ class TDQQuantizer(DiffusersQuantizer):
     ) -> None:
         value = state_dict[param_name]
         if param_name in self._awaiting:
-            # What diffusers hands over has been cast to the type of codes.
+            # diffusers has cast param_value to the type of codes.
             layer, path = self._awaiting[param_name], param_name.removesuffix(".weight")
             code_weight(layer, value.to(target_device), path)
             page_out(value)
             return
-        # diffusers itself does without accelerate, and so does whoever loads no quantized model.
+        # Only quantized models need accelerate.
         from accelerate.utils import (  # type: ignore[import-untyped]
             set_module_tensor_to_device,
         )
@@ -173,23 +172,23 @@ class TDQQuantizer(DiffusersQuantizer):
 
     @property
     def is_serializable(self) -> bool:
-        """Whether the model is frozen; asking before that is a mistake.
+        """True.
 
         Raises:
-            FreezeError: It is not.
+            FreezeError: The model is not frozen.
         """
         if self.quantization_config.description is None:
             raise FreezeError(
                 "only a frozen model can be saved",
                 where="save_pretrained",
-                why="until then its scales can still learn, and are no tables",
+                why="until then its scales can still learn",
                 fix="tdq.calibrate if that is not done; pipe.unet = tdq.freeze(pipe.unet); save",
             )
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Whether scales and weights can learn: until the model is frozen."""
+        """Whether scales and weights can learn: the model is not frozen."""
         return self.quantization_config.description is None
 
     def get_state_dict_and_metadata(

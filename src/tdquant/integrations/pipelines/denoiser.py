@@ -20,13 +20,13 @@ from torch import nn
 
 from tdquant.errors import ExportError
 from tdquant.integrations.pipelines.layout import (
-    GRAPH,
     SEQUENCES,
     as_tensors,
     flat_name,
     flattened,
+    name_input,
+    part_folder,
 )
-from tdquant.integrations.pipelines.saving import saving, write_config
 from tdquant.lowering import Session, open_session
 from tdquant.lowering.calls import bound
 from tdquant.lowering.exporters import export
@@ -51,17 +51,15 @@ def write_denoiser(frozen: Any, call: Mapping[str, Any], folder: Path, flat: boo
     Raises:
         ExportError: It cannot be traced.
     """
-    folder.mkdir()
-    with saving(folder / GRAPH):
+    config = json.loads(frozen.to_json_string())
+    config.pop("quantization_config", None)  # diffusers must not look for packed codes
+    with part_folder(folder, config) as file:
         if flat:
             with tempfile.TemporaryDirectory(dir=folder) as room:
                 made = export(frozen, Path(room) / "denoiser.xml", as_tensors(call))
-                _rewrite(made, folder / GRAPH)
+                _rewrite(made, file)
         else:
-            export(frozen, folder / GRAPH, call)
-    config = json.loads(frozen.to_json_string())
-    config.pop("quantization_config", None)  # diffusers is not to look for packed codes
-    write_config(folder, config)
+            export(frozen, file, call)
 
 
 def _rewrite(source: Path, target: Path) -> None:
@@ -73,9 +71,7 @@ def _rewrite(source: Path, target: Path) -> None:
     if len(set(names)) < len(names):
         raise ExportError("two inputs of the denoiser would have one name", where=", ".join(names))
     for spec, name in zip(about["inputs"], names, strict=True):
-        port = graph.input(spec["name"])
-        port.get_tensor().set_names({name})
-        port.get_node().set_friendly_name(name)
+        name_input(graph.input(spec["name"]), name)
         spec["name"] = name
     _broadcast(graph, about["timestep"], about["sample"])
     _free_sequences(graph, about["inputs"])
@@ -88,7 +84,7 @@ def _rewrite(source: Path, target: Path) -> None:
 
 def _free_sequences(graph: Any, inputs: list[dict[str, Any]]) -> None:
     """Frees the number of tokens of sequences, in the graph and in its description, if the graph
-    takes others than those of the example.
+    allows other numbers than the example's.
     """
     free = []
     for spec in inputs:

@@ -1,4 +1,4 @@
-"""The first call that a pipeline makes of each of its denoisers: the example to export it with."""
+"""The first call of each denoiser of a pipeline: the example to export it with."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ class _Called(Exception):  # noqa: N818
 
 
 def first_calls(pipe: Any, example: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Denoiser -> arguments by name of the first call of it, which itself is not computed.
+    """Denoiser -> arguments by name of its first call, which is not computed.
 
-    Denoisers of one class are called alike, so the first call of one serves for all of them.
+    Denoisers of one class are called alike, so one call serves for all of them.
 
     Arguments:
         pipe: A diffusers pipeline.
-        example: Arguments of a run of it. A prompt is added where the pipeline takes one; all
-            else is left at its defaults.
+        example: Arguments of a run. A prompt is added where the pipeline takes one.
 
     Raises:
         ExportError: The pipeline cannot be run with these arguments, or ends before it calls a

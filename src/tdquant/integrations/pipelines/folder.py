@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tdquant.calls.from_pipeline import denoisers
@@ -33,7 +34,7 @@ def export_pipeline(
 ) -> Path:
     """Writes a quantized pipeline as a folder of OpenVINO graphs.
 
-    The denoisers are those of ``tdq.export``: their scale tables are inside, so the folder serves
+    The denoisers are exported as by ``tdq.export``, with scale tables inside: the folder serves
     every scheduler and number of steps. Text encoders and autoencoder are float32 graphs, or have
     8-bit weights.
 
@@ -68,7 +69,7 @@ def export_pipeline(
         require("nncf", "compress")
     target = Path(out)
     check_new_folder(target)  # before the work, and after it again
-    opened = _opened(pipe) if isinstance(pipe, (str, os.PathLike)) else pipe
+    opened = load_pipeline(pipe) if isinstance(pipe, (str, os.PathLike)) else pipe
     models = denoisers(opened)
     _check_frozen(opened, models)
     calls = first_calls(opened, example)
@@ -96,34 +97,32 @@ def _write_index(pipe: Any, file: Path, known: bool) -> None:
         file.write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _opened(folder: str | os.PathLike[str]) -> Any:
-    """The pipeline in a folder.
+def load_pipeline(source: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Any:
+    """A diffusers pipeline from its folder, or by its name on the hub.
+
+    Arguments:
+        source: Folder or name.
+        dtype: Type to load it in; None takes its own.
 
     Raises:
-        ModelError: There is none.
+        ModelError: There is none, or it is damaged.
+        MissingDependencyError: diffusers is not installed.
     """
-    from diffusers import DiffusionPipeline
-
-    path = Path(folder)
-    if not (path / INDEX).is_file():
-        raise ModelError(
-            "no pipeline",
-            where=str(path),
-            why=f"it has no {INDEX}",
-            fix="a folder that tdquant quantize or save_pretrained of a pipeline wrote",
-        )
+    pipeline = require("diffusers", "pipelines").DiffusionPipeline
     try:
-        return DiffusionPipeline.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        return pipeline.from_pretrained(source, **({} if dtype is None else {"dtype": dtype}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            "the pipeline cannot be opened",
-            where=str(path),
+            "no pipeline can be opened",
+            where=str(source),
             why=str(error).strip().splitlines()[0],
+            fix=f"a folder with {INDEX}, as tdquant quantize or save_pretrained of a pipeline "
+            "writes it, or a name on the hub",
         ) from error
 
 
 def _check_frozen(pipe: Any, models: Mapping[str, nn.Module]) -> None:
-    """Raises for denoisers that cannot be exported, before there is any work."""
+    """Raises ModelError or FreezeError for denoisers that cannot be exported."""
     for name, model in models.items():
         if not is_quantized(model):
             raise ModelError(

@@ -14,12 +14,16 @@ timestep for the whole batch, transformers one for each sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tdquant.errors import StorageError
 from tdquant.lowering.calls import leaves
 
 GRAPH = "openvino_model.xml"
@@ -27,9 +31,9 @@ CONFIG = "config.json"
 INDEX = "model_index.json"
 
 EXACT_RUN = {"INFERENCE_PRECISION_HINT": "f32"}
-"""What optimum-intel compiles the graphs with, unless its user says otherwise: it takes entries of
-``model_index.json`` for arguments of its pipeline. Without it processors that have bfloat16 would
-compute in that.
+"""Properties that optimum-intel compiles the graphs with by default: it takes entries of
+``model_index.json`` for arguments of its pipeline. Otherwise processors with bfloat16 compute in
+that.
 """
 
 SEQUENCES = {
@@ -59,8 +63,8 @@ def flat_name(name: str) -> str:
 
 
 def as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a denoiser with numbers and tuples of numbers as tensors; those that say how to
-    return the result, or nothing, are left out.
+    """Arguments of a denoiser with numbers and tuples of numbers as tensors, without
+    ``return_dict`` and without those that are None or empty.
     """
     found = {}
     for name, value in arguments.items():
@@ -86,3 +90,31 @@ def _is_number(value: Any) -> bool:
     # A scale of the rotary embedding may be a number in a tensor.
     scalar = isinstance(value, Tensor) and value.ndim == 0
     return scalar or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def name_input(port: Any, name: str) -> None:
+    """Names an input of an OpenVINO graph."""
+    port.get_tensor().set_names({name})
+    port.get_node().set_friendly_name(name)
+
+
+@contextlib.contextmanager
+def part_folder(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """The path for the graph of a part, in a new folder; its configuration is written afterwards.
+
+    Raises:
+        StorageError: OpenVINO cannot write the graph; it gives no reason.
+    """
+    folder.mkdir()
+    file = folder / GRAPH
+    try:
+        yield file
+    except RuntimeError as error:
+        raise StorageError(
+            "OpenVINO cannot write the graph",
+            where=str(file),
+            why=str(error).strip().splitlines()[-1],
+            fix="a disk with room, and a folder that may be written",
+        ) from error
+    text = json.dumps(dict(config), indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(text + "\n")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.errors import ModelError
+from tdquant.errors import ModelError, StorageError
+from tdquant.files.documents import read_json
 from tdquant.integrations.pipelines.denoiser import open_denoiser
 from tdquant.integrations.pipelines.layout import CONFIG, GRAPH, INDEX, READ_BY_OPTIMUM
 from tdquant.lowering import open_session
@@ -43,14 +44,14 @@ def open_pipeline(
     diffusers = require("diffusers", "pipelines")
     folder = Path(directory)
     try:
-        index = json.loads((folder / INDEX).read_text())
+        index = read_json(folder / INDEX, INDEX)
         cls = getattr(diffusers, index["_class_name"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (StorageError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
             "no pipeline",
             where=str(folder),
             why=f"{INDEX}: {error}",
-            fix="a folder that tdq.export_pipeline or tdquant export --pipeline wrote",
+            fix="a folder that tdq.export_pipeline or tdquant export wrote",
         ) from error
     open_graph = open_denoiser if index["_class_name"] in READ_BY_OPTIMUM else open_session
     run: dict[str, Any] = {"threads": threads or torch.get_num_threads(), "device": device}

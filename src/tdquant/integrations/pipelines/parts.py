@@ -1,8 +1,7 @@
 """Text encoders and autoencoders as OpenVINO graphs, in float32 or with 8-bit weights.
 
-optimum-intel has an exporter of its own, but it needs other versions of diffusers and transformers
-than those that read a quantized pipeline; so the graphs are traced here, under the names of its
-layout.
+optimum-intel's own exporter needs other versions of diffusers and transformers than those that
+read a quantized pipeline, so the graphs are traced here, with the names of its layout.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ExportError
-from tdquant.integrations.pipelines.layout import GRAPH
-from tdquant.integrations.pipelines.saving import saving, write_config
+from tdquant.integrations.pipelines.layout import name_input, part_folder
 from tdquant.lowering.openvino.exporter import quiet_tracing
 from tdquant.lowering.openvino.graph import EXACT
 from tdquant.support.optional import require
@@ -124,7 +122,7 @@ def write_autoencoder(vae: Any, folder: Path, weights_8bit: bool = False) -> Non
 
 
 def _facts(vae: Any) -> dict[str, Any]:
-    """What pipelines read of an autoencoder for videos beside its configuration."""
+    """Attributes of an autoencoder for videos that pipelines read beside its configuration."""
     ratios = ("spatial_compression_ratio", "temporal_compression_ratio")
     found: dict[str, Any] = {n: int(getattr(vae, n)) for n in ratios if hasattr(vae, n)}
     statistics = dict(vae.named_buffers(recurse=False))
@@ -143,15 +141,16 @@ def _in_float32(model: Any) -> Any:
 def _traced(
     module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str], free: Sequence[int]
 ) -> Any:
-    """The graph of a module, with these axes of its first input free, and the batch of others."""
+    """The graph of a module. The axes ``free`` of its first input, and the batch of others, are
+    free.
+    """
     ov = require("openvino", "openvino")
     try:
         with torch.no_grad(), quiet_tracing():
             graph = ov.convert_model(module, example_input=tuple(inputs.values()))
         shapes = {}
         for i, (port, (name, tensor)) in enumerate(zip(graph.inputs, inputs.items(), strict=True)):
-            port.get_tensor().set_names({name})
-            port.get_node().set_friendly_name(name)
+            name_input(port, name)
             axes = free if i == 0 else [0]
             shapes[port] = [-1 if axis in axes else n for axis, n in enumerate(tensor.shape)]
         graph.reshape(shapes)
@@ -175,8 +174,6 @@ def _write(
         graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
     for name, value in EXACT.items():
         graph.set_rt_info(value, ["runtime_options", name])
-    folder.mkdir()
-    # Weights that were float16 are so in the file: nothing is lost, and it is half the size.
-    with saving(folder / GRAPH):
-        ov.save_model(graph, folder / GRAPH, compress_to_fp16=dtype == torch.float16)
-    write_config(folder, config)
+    with part_folder(folder, config) as file:
+        # Weights that were float16 are so in the file: nothing is lost, and it is half the size.
+        ov.save_model(graph, file, compress_to_fp16=dtype == torch.float16)

@@ -16,6 +16,7 @@ from tdquant.calls import record_denoiser
 from tdquant.clock import remove_clock
 from tdquant.errors import ModelError
 from tdquant.freezing import freeze
+from tdquant.lab.opening import sample_shape
 from tdquant.layers import quantized_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.models import EMBEDDED, load_embedded
@@ -112,16 +113,3 @@ def subject_from_folder(folder: Path, shape: tuple[int, ...] | None = None) -> I
         )
     scheduler = require("diffusers", "diffusers").DDIMScheduler(clip_sample=False)
     yield Subject(str(folder), folder, shape, scheduler, "its own weights in float")
-
-
-def sample_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """The shape of one sample as the model's configuration tells it."""
-    config: dict[str, Any] = dict(getattr(model, "config", None) or {})
-    patch = int(config.get("patch", 1))
-    config = config.get("unet", config)
-    channels = config.get("in_channels")
-    side = config.get("sample_size", config.get("image_size"))
-    if channels is None or side is None:
-        return None
-    height, width = (side, side) if isinstance(side, int) else side
-    return channels // patch**2, height * patch, width * patch

@@ -2,15 +2,15 @@
 
 Image i is ``000123.png``, and its noise depends on the seed and on i alone. Kernels round a sample
 otherwise in another batch, so the batches are fixed too: batch k has the images ``k B .. (k+1) B -
-1``, whoever computes it and whichever of them are there already. Whatever the split over processes
-and restarts, the same bytes come out, and exactly as many images as were asked for.
+1``, whichever process computes it and whichever of them exist. However the work is split over
+processes and restarts, the same bytes come out, and exactly as many images as were asked for.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Callable, Iterator
+import os
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from tdquant.diffusion.pictures import save_png, to_uint8
 from tdquant.diffusion.sampling import generate, scheduled
 from tdquant.errors import ModelError, StorageError
 from tdquant.files.digests import hash_tensors
-from tdquant.files.writing import replacing
+from tdquant.files.documents import json_safe, read_json, write_json
+from tdquant.files.writing import disk_errors
 from tdquant.lab.runs.comparing import differences
 from tdquant.models import Pipe, UNetModel
+
+_SETTINGS = "samples.json"
 
 
 def picture_path(folder: Path, index: int) -> Path:
@@ -80,58 +83,44 @@ def sample_pictures(
     _check_condition(pipe, condition)
     if start < 0 or not 0 <= eta <= 1:
         raise ModelError(f"start={start}, eta={eta}", fix="start from 0, eta from 0 to 1")
-    scheduled(pipe.scheduler, steps)  # an error now, before the folder is claimed
+    scheduled(pipe.scheduler, steps)  # an error now, before the work
     if count < 1 or batch < 1:
         raise ModelError(f"{count} images in batches of {batch}", fix="both at least 1")
     made_with = {"model": _digest(pipe, condition), "seed": seed, "steps": steps, "eta": eta}
-    with _claimed(folder, {**made_with, **(settings or {})}):
-        size = min(batch, count)
-        asked = range(start, start + count)
-        missing = {i for i in asked if i % (size * world) // size == rank}
-        missing = {i for i in missing if not picture_path(folder, i).exists()}
-        numbers = sorted({i // size for i in missing})
-        pipe.unet.to(device).eval()
-        if pipe.vae is not None:
-            pipe.vae.to(device).eval()
-        batches = generate(
-            pipe.unet,
-            pipe.scheduler,
-            [range(k * size, (k + 1) * size) for k in numbers],
-            pipe.shape,
-            steps=steps,
-            seed=seed,
-            eta=eta,
-            condition=condition,
-            device=device,
-            progress=progress and rank == 0,
-        )
-        written = 0
-        for indices, samples in batches:
-            with torch.no_grad():
-                images = to_uint8(pipe.decode(samples.to(device))).cpu()
-            for index, image in zip(indices, images, strict=True):
-                if index in missing:
-                    save_png(image, picture_path(folder, index))
-                    written += 1
-            seen(written)
-        return written
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Claims a folder, and gives it up again if an error comes before the first image: settings
-    that failed must not stand in the way of others.
-    """
-    new, claimed = not folder.exists(), (folder / "samples.json").exists()
-    claim_folder(folder, settings)
-    try:
-        yield
-    except Exception:
-        if not claimed and not any(folder.glob("*.png")):
-            (folder / "samples.json").unlink(missing_ok=True)
-            if new and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
+    made_with |= settings or {}
+    _is_claimed(folder, made_with)
+    size = min(batch, count)
+    asked = range(start, start + count)
+    missing = {i for i in asked if i % (size * world) // size == rank}
+    missing = {i for i in missing if not picture_path(folder, i).exists()}
+    numbers = sorted({i // size for i in missing})
+    pipe.unet.to(device).eval()
+    if pipe.vae is not None:
+        pipe.vae.to(device).eval()
+    batches = generate(
+        pipe.unet,
+        pipe.scheduler,
+        [range(k * size, (k + 1) * size) for k in numbers],
+        pipe.shape,
+        steps=steps,
+        seed=seed,
+        eta=eta,
+        condition=condition,
+        device=device,
+        progress=progress and rank == 0,
+    )
+    written = 0
+    for indices, samples in batches:
+        with torch.no_grad():
+            images = to_uint8(pipe.decode(samples.to(device))).cpu()
+        # Not before there is an image: settings that fail leave the folder to others.
+        claim_folder(folder, made_with)
+        for index, image in zip(indices, images, strict=True):
+            if index in missing:
+                save_png(image, picture_path(folder, index))
+                written += 1
+        seen(written)
+    return written
 
 
 def _digest(pipe: Pipe, condition: Condition | None) -> str:
@@ -166,28 +155,46 @@ def _check_condition(pipe: Pipe, condition: Condition | None) -> None:
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Notes what the images of a folder are made with, or checks that it is the same.
+    """Writes down what the images of a folder are made with, or checks that it is the same.
+
+    Of processes that claim a folder at once, one writes and the others check.
 
     Raises:
         StorageError: The folder has images of other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "samples.json"
-    settings = json.loads(json.dumps(settings))
-    if file.exists():
-        try:
-            before = json.loads(file.read_text())
-        except ValueError as error:
-            raise StorageError(
-                "samples.json is damaged", where=str(file), why=str(error)
-            ) from error
-        changed = differences(before, settings)
-        if changed:
-            raise StorageError(
-                "the folder has images of other settings:\n  - " + "\n  - ".join(changed),
-                where=str(folder),
-                fix="another folder (--name, --out), or remove this one",
-            )
+    if _is_claimed(folder, settings):
         return
-    with replacing(file) as fresh:
-        fresh.write_text(json.dumps(settings, indent=1) + "\n")
+    file = folder / _SETTINGS
+    fresh = folder / f".{_SETTINGS}.{uuid.uuid4().hex[:8]}.new"
+    with disk_errors(file):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_json(fresh, settings)
+            try:
+                os.link(fresh, file)  # replaces nothing, unlike renaming
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                fresh.replace(file)
+        finally:
+            fresh.unlink(missing_ok=True)
+    _is_claimed(folder, settings)
+
+
+def _is_claimed(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a folder has settings of its images, which are these.
+
+    Raises:
+        StorageError: They are others.
+    """
+    file = folder / _SETTINGS
+    if not file.exists():
+        return False
+    changed = differences(read_json(file, _SETTINGS), json_safe(settings))
+    if changed:
+        raise StorageError(
+            "the folder has images of other settings:\n  - " + "\n  - ".join(changed),
+            where=str(folder),
+            fix="another folder (--name, --out), or remove this one",
+        )
+    return True

@@ -1,4 +1,4 @@
-"""What a quantizing job is told, and what comes of it."""
+"""Options and outcome of a quantizing job."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PICTURE = "comparison.png"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to do.
+class QuantizeOptions:
+    """Options of ``run_job``.
 
     Arguments:
-        model: Folder of a diffusers pipeline, or its name on the hub; or a latent-diffusion
-            checkpoint file.
+        model: Folder of a diffusers pipeline, or its name on the hub; a latent-diffusion
+            checkpoint file; or a training run of a float model.
         out: Folder to write.
         recipe: Bits and scales.
         prompts: Prompts, dictionaries of the pipeline's arguments, or a number of samples.
@@ -39,8 +39,9 @@ class Job:
         dtype: Type to load the pipeline in.
         device: Where to run it.
         progress: Draw bars.
-        config: Latent-diffusion configuration of a checkpoint file; None for a pipeline.
-        ema: Take the averaged parameters of a checkpoint file.
+        config: Latent-diffusion configuration files of a checkpoint file.
+        overrides: ``key.path=value`` changes to the configuration.
+        ema: Take the averaged parameters of a checkpoint file or run.
         text_encoder: Folder of the text encoder of a text-to-image checkpoint.
     """
 
@@ -63,20 +64,21 @@ class Job:
     dtype: torch.dtype | None = None
     device: str = "cpu"
     progress: bool = True
-    config: Mapping[str, Any] | None = None
+    config: Sequence[str | Path] | None = None
+    overrides: Sequence[str] = ()
     ema: bool = True
     text_encoder: str | Path | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job.
+    """Results of a job.
 
     Attributes:
-        out: The folder of the quantized pipeline.
+        out: The folder that was written.
         layers: Denoiser -> its layer table.
-        sizes: Denoiser -> bytes of its tensors, float and quantized.
-        errors: Mean squared error and PSNR of pictures against those of the float pipeline, in
+        sizes: Denoiser -> bytes of its tensors, float in memory and quantized on disk.
+        errors: Mean squared error and PSNR of pictures against those of the float model, in
             [0, 1]; None if none were compared.
         seconds: Wall time by stage.
     """

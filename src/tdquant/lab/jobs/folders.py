@@ -1,0 +1,77 @@
+"""Folders of a job: its output, and one beside it for what is not finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from tdquant.errors import StorageError
+from tdquant.files.documents import Document
+from tdquant.files.writing import check_folder
+
+MARK = "tdquant-job.json"
+"""Marks a folder that a job wrote, and lists its files. Such a folder may be replaced."""
+
+
+class Mark(Document):
+    """The content of ``MARK``.
+
+    Attributes:
+        files: Paths of all files of the job, relative to the folder.
+    """
+
+    FORMAT: ClassVar[str] = "tdquant-job"
+    VERSION: ClassVar[int] = 1
+    files: list[str]
+
+
+def write_mark(folder: Path) -> None:
+    """Lists what is in a job's folder."""
+    Mark(files=_files(folder)).write(folder / MARK)
+
+
+def check_out(out: Path, model: str) -> None:
+    """Checks that the output is new, or nothing but what an earlier job wrote.
+
+    Raises:
+        StorageError: It is something else, or the float model itself.
+    """
+    target = check_folder(out, MARK)
+    if Path(model).exists() and Path(model).resolve() == target:
+        raise StorageError(
+            "the output is the float model itself", where=str(target), fix="another --out"
+        )
+    if not (target / MARK).exists():
+        return
+    known = {MARK, *Mark.read(target / MARK, MARK, "another --out").files}
+    strange = sorted(set(_files(target)) - known)
+    if strange:
+        raise StorageError(
+            f"{len(strange)} files are not of the job that wrote the folder",
+            where=str(target),
+            why=f"such as {', '.join(strange[:3])}",
+            fix="move them away, or another --out",
+        )
+
+
+def work_folder(out: Path) -> Path:
+    """The folder beside the output for what is not finished, removed in the end.
+
+    Raises:
+        StorageError: There is one that no job made.
+    """
+    work = out.with_name(f"{out.name}.work")
+    if work.exists() and not (work / MARK).exists() and (work.is_file() or any(work.iterdir())):
+        raise StorageError(
+            "there is something else in the place for unfinished work",
+            where=str(work),
+            why=f"no job made it: it has no {MARK}",
+            fix="move it away, or another --out",
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    write_mark(work)
+    return work
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
