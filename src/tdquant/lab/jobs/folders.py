@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
 from tdquant.errors import StorageError
 from tdquant.files.documents import Document
+from tdquant.files.job_folder import JobFolder, open_job
 from tdquant.files.writing import check_folder
+from tdquant.lab.jobs.options import QuantizeOptions
 
 MARK = "tdquant-job.json"
 """Marks a folder that a job wrote, and lists its files. Such a folder may be replaced."""
@@ -54,23 +57,15 @@ def check_out(out: Path, model: str) -> None:
         )
 
 
-def work_folder(out: Path) -> Path:
-    """The folder beside the output for what is not finished, removed in the end.
+def work_folder(options: QuantizeOptions) -> AbstractContextManager[JobFolder]:
+    """Opens the folder beside the output for what is not finished; the job removes it in the end.
 
     Raises:
-        StorageError: There is one that no job made.
+        StorageError: There is one that no job made, or another process works there.
     """
-    work = out.with_name(f"{out.name}.work")
-    if work.exists() and not (work / MARK).exists() and (work.is_file() or any(work.iterdir())):
-        raise StorageError(
-            "there is something else in the place for unfinished work",
-            where=str(work),
-            why=f"no job made it: it has no {MARK}",
-            fix="move it away, or another --out",
-        )
-    work.mkdir(parents=True, exist_ok=True)
-    write_mark(work)
-    return work
+    asked = {"model": options.model, "out": str(options.out)}
+    work = options.out.with_name(f"{options.out.name}.work")
+    return open_job(work, "quantization", asked, restart=True)
 
 
 def _files(folder: Path) -> list[str]:

@@ -13,13 +13,13 @@ import copy
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from tdquant.calibration import calibrate, observe
 from tdquant.errors import MissingDependencyError
+from tdquant.files.job_folder import JobFolder
 from tdquant.files.writing import replacing_folder
 from tdquant.freezing import freeze
 from tdquant.lab.jobs.folders import MARK, check_out, work_folder, write_mark
@@ -57,45 +57,45 @@ def run_job(
     lap = Laps()
     target = open_target(options)
     lap("load")
-    work = work_folder(options.out)
-    calls = target.record(work / "calls")
-    lap("record")
-    exact = target.draw() if options.pictures else None
-    lap("pictures")
-    layers, before = {}, {}
-    teachers = {n: copy.deepcopy(m) for n, m in target.denoisers.items() if options.correct}
-    for name, model in list(target.denoisers.items()):
-        before[name] = resident_bytes(model)
-        frozen = freeze(_quantized(model, name, calls[name], options, work, lap, report))
-        layers[name] = str(summary(frozen))
-        target.replace(name, frozen)
-        lap("freeze")
-    for name, teacher in teachers.items():
-        # The calls that the quantized model makes, which are not those that were recorded.
-        own = target.own_calls(name)
-        corrected = correct(target.denoisers[name], teacher, own, progress=options.progress)
-        target.replace(name, corrected)
-        lap("correct")
-    del teachers
-    errors, drawn = None, None if exact is None else target.draw()
-    if exact is not None and drawn is not None:
-        errors = compare(drawn, exact)
-        for model in target.denoisers.values():
-            note(model, "compare", pictures=len(exact), **errors)
-            announce(model)  # its card and configuration show it
+    with work_folder(options) as work:
+        calls = target.record(work.claim("calls"))
+        lap("record")
+        exact = target.draw() if options.pictures else None
         lap("pictures")
-    with replacing_folder(options.out, MARK) as fresh:
-        folders = target.save(fresh)
+        layers, before = {}, {}
+        teachers = {n: copy.deepcopy(m) for n, m in target.denoisers.items() if options.correct}
+        for name, model in list(target.denoisers.items()):
+            before[name] = resident_bytes(model)
+            frozen = freeze(_quantized(model, name, calls[name], options, work, lap, report))
+            layers[name] = str(summary(frozen))
+            target.replace(name, frozen)
+            lap("freeze")
+        for name, teacher in teachers.items():
+            # The calls that the quantized model makes, which are not those that were recorded.
+            own = target.own_calls(name)
+            corrected = correct(target.denoisers[name], teacher, own, progress=options.progress)
+            target.replace(name, corrected)
+            lap("correct")
+        del teachers
+        errors, drawn = None, None if exact is None else target.draw()
         if exact is not None and drawn is not None:
-            draw_comparison(exact, drawn, fresh / PICTURE)
-        for curve in work.glob(CURVE.format("*")):
-            shutil.copy(curve, fresh)
-        after = {
-            name: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-            for name, folder in folders.items()
-        }
-        write_mark(fresh)
-    shutil.rmtree(work, ignore_errors=True)
+            errors = compare(drawn, exact)
+            for model in target.denoisers.values():
+                note(model, "compare", pictures=len(exact), **errors)
+                announce(model)  # its card and configuration show it
+            lap("pictures")
+        with replacing_folder(options.out, MARK) as fresh:
+            folders = target.save(fresh)
+            if exact is not None and drawn is not None:
+                draw_comparison(exact, drawn, fresh / PICTURE)
+            for curve in work.path.glob(CURVE.format("*")):
+                shutil.copy(curve, fresh)
+            after = {
+                name: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+                for name, folder in folders.items()
+            }
+            write_mark(fresh)
+        work.remove()
     lap("save")
     sizes = {name: (size, after[name]) for name, size in before.items()}
     return Outcome(options.out, layers, sizes, errors, lap.seconds)
@@ -123,7 +123,7 @@ def _quantized(
     name: str,
     calls: Any,
     options: QuantizeOptions,
-    work: Path,
+    work: JobFolder,
     lap: Laps,
     report: Callable[[str], object],
 ) -> nn.Module:
@@ -150,7 +150,7 @@ def _quantized(
         report(str(found))
         recipe = found.recipe
         try:
-            found.plot(work / CURVE.format(name))
+            found.plot(work.claim(CURVE.format(name)))
         except MissingDependencyError as error:
             report(f"no picture of the search: {error}")
         lap("search")
@@ -164,7 +164,7 @@ def _quantized(
             calls,
             method=options.reconstruct,
             iterations=options.iterations,
-            checkpoint=work / f"reconstruct-{name}",
+            checkpoint=work.claim(f"reconstruct-{name}"),
             **common,
         )
         lap("reconstruct")
