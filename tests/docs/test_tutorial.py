@@ -16,11 +16,6 @@ from tests.pipelines import PIPELINES, sample
 
 FEW = {"steps=20": "steps=4"}
 """Fewer steps than a reader would take."""
-FAST = {
-    "activations=8": 'activations=8, scale="static"',
-    ", calls)": ', calls, estimator="minmax")',
-}
-"""No networks to fit and no choices to try, as the tutorial does already."""
 
 
 @pytest.fixture(scope="module")

@@ -101,8 +101,9 @@ class JobFolder:
         if not self.writes:
             return
         metadata = {"job": self.index.digest, "facts": json.dumps(json_safe(facts))}
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         with replacing(self.claim(name + SUFFIX)) as fresh:
-            write_tensors(tensors, fresh, metadata)
+            write_tensors(plain, fresh, metadata)
 
     def read(self, name: str) -> Part | None:
         """Reads a part; None if there is none.

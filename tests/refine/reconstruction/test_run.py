@@ -1,5 +1,4 @@
 import copy
-import sys
 
 import pytest
 import torch
@@ -7,11 +6,13 @@ from torch import nn
 
 import tdquant as tdq
 from tdquant.errors import CalibrationError, ConversionError, StorageError
+from tdquant.files.job_folder import JobFolder
 from tdquant.lab.metrics import mse
 from tdquant.layers import quantized_layers
 from tdquant.quantizers import FrozenWeight, RoundedWeight, WeightQuantizer
 from tdquant.quantizers.rounding import nearest
 from tdquant.refine.reconstruction import Rates, reconstruct
+from tdquant.refine.reconstruction.record import part_of
 from tdquant.refine.reconstruction.run import METHODS
 from tests.conftest import quantized
 from tests.denoisers import Mixed, calls
@@ -129,23 +130,24 @@ def test_samples_on_disk_change_nothing(model):
     assert same(state(model), state(twin))
 
 
+WRITE = JobFolder.write
+
+
 class KilledError(Exception):
     pass
 
 
 def killed_after(blocks=None, updates=None):
-    """A Folder that dies when it has written so much."""
-    from tdquant.refine.reconstruction.record import Folder
+    """``JobFolder.write`` that dies when it has written so much."""
 
-    class Dying(Folder):
-        def write(self, file, tensors, facts):
-            super().write(file, tensors, facts)
-            if blocks is not None and file == self.block(blocks - 1):
-                raise KilledError
-            if updates is not None and facts.get("done") == updates:
-                raise KilledError
+    def write(self, name, tensors, facts):
+        WRITE(self, name, tensors, facts)
+        if blocks is not None and name == part_of(blocks - 1):
+            raise KilledError
+        if updates is not None and facts.get("done") == updates:
+            raise KilledError
 
-    return Dying
+    return write
 
 
 @pytest.mark.parametrize(
@@ -158,8 +160,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(model, method, death, tmp_path, m
     reconstruct(whole, calls(), **options)
     before = state(model)
     with monkeypatch.context() as patch:
-        module = sys.modules[reconstruct.__module__]  # the function has the package's name
-        patch.setattr(module, "Folder", killed_after(**death))
+        patch.setattr(JobFolder, "write", killed_after(**death))
         with pytest.raises(KilledError):
             reconstruct(model, calls(), checkpoint=tmp_path, **options)
     assert same(state(model), before)  # it was put back

@@ -12,6 +12,7 @@ from tdquant.calibration.timing import TimeBins
 from tdquant.calls.call import Call, batch_size
 from tdquant.calls.observing import watching
 from tdquant.files.documents import checked
+from tdquant.files.job_folder import JobFolder
 from tdquant.layers import QuantLayer
 from tdquant.quantizers import RoundedWeight, WeightQuantizer
 from tdquant.refine.reconstruction.adaround import AdaRound, Rates
@@ -19,7 +20,7 @@ from tdquant.refine.reconstruction.blocks import learned_layers
 from tdquant.refine.reconstruction.capture import Block, before_quantization, with_times
 from tdquant.refine.reconstruction.gptq import ROWS, Hessian, gptq
 from tdquant.refine.reconstruction.processes import Processes
-from tdquant.refine.reconstruction.record import Folder
+from tdquant.refine.reconstruction.record import LEARNING, part_of
 from tdquant.refine.reconstruction.samples import Batches, Samples
 from tdquant.support.progress import Bar
 
@@ -69,7 +70,7 @@ class Job:
     memory: int
     seed: int
     world: Processes
-    folder: Folder | None
+    folder: JobFolder | None
     save_every: int
     bar: Bar
 
@@ -86,9 +87,9 @@ class Job:
     def reconstruct(self, number: int, path: str) -> BlockReport:
         """Reconstructs one block, or takes it from the checkpoint."""
         block, folder = Block(self.model, path, number), self.folder
-        found = folder.read(folder.block(number)) if folder else None
+        found = folder.read(part_of(number)) if folder else None
         if folder and found is not None:
-            where = str(folder.block(number))
+            where = f"{folder.path}: {part_of(number)}"
             report = checked(BlockReport, found.facts, "the checkpoint", where)
             _restore(block, found.tensors)
             self._advance(path, self.iterations if self.learns else 1)
@@ -96,8 +97,8 @@ class Job:
         before, after = self._learn(block) if self.learns else self._gptq(block)
         report = BlockReport(path, list(block.layers), before, after)
         if folder:
-            folder.write(folder.block(number), _tensors(block), asdict(report))
-            folder.forget_learning()
+            folder.write(part_of(number), _tensors(block), asdict(report))
+            folder.forget(LEARNING)
             self.world.wait()
         return report
 
@@ -129,7 +130,7 @@ class Job:
             )
             times = TimeBins(self._times)
             learning = AdaRound(block, batches, times, self.iterations, self.rates, world)
-            found = folder.read(folder.learning) if folder else None
+            found = folder.read(LEARNING) if folder else None
             if found is not None and found.facts["block"] == block.number:
                 learning.resume(found.tensors, found.facts["done"])
                 self._advance(block.path, learning.done)
@@ -138,7 +139,7 @@ class Job:
                 self._advance(f"{block.path} {loss:.2f}")
                 if folder and done % self.save_every == 0 and done < self.iterations:
                     facts = {"block": block.number, "done": done}
-                    folder.write(folder.learning, learning.tensors(), facts)
+                    folder.write(LEARNING, learning.tensors(), facts)
 
             learning.run(on_update)
             return learning.nearest_error, learning.nearest_error * learning.finish()

@@ -16,6 +16,7 @@ from torch import nn
 from tdquant.calls.call import Call
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
+from tdquant.files.job_folder import JobFolder, open_job
 from tdquant.freezing import check_calibrated
 from tdquant.quantizers import RoundedWeight, WeightQuantizer, activation_quantizers
 from tdquant.refine.reconstruction.adaround import Rates
@@ -23,7 +24,7 @@ from tdquant.refine.reconstruction.blocks import SCOPES, find_blocks, learned_la
 from tdquant.refine.reconstruction.capture import with_times
 from tdquant.refine.reconstruction.job import BlockReport, Job
 from tdquant.refine.reconstruction.processes import Processes, launched
-from tdquant.refine.reconstruction.record import Folder, job_digest
+from tdquant.refine.reconstruction.record import job_digest
 from tdquant.state import note, state_of
 from tdquant.support.progress import Bar
 from tdquant.support.tables import text_table
@@ -124,10 +125,13 @@ def reconstruct(
         "method": method, "scope": scope, "iterations": iterations, "batch": batch, "seed": seed,
         "rates": asdict(rates),
     }  # fmt: skip
-    folder = None
-    if checkpoint is not None:
-        folder = Folder(Path(checkpoint), job_digest(model, calls, options), world.rank == 0)
-    with _restoring(model) as keep:
+    with contextlib.ExitStack() as stack:
+        folder: JobFolder | None = None
+        if checkpoint is not None:
+            asked = {"digest": job_digest(model, calls, options)}
+            job = open_job(Path(checkpoint), "reconstruction", asked, writes=world.rank == 0)
+            folder = stack.enter_context(job)
+        keep = stack.enter_context(_restoring(model))
         model.eval()
         paths = find_blocks(model, with_times(model, calls[0])[0], scope)
         learns = method == "adaround"
@@ -136,7 +140,7 @@ def reconstruct(
             len(paths) * (iterations if learns else 1),
             show=progress and world.rank == 0,
         )
-        job = Job(
+        work = Job(
             model,
             calls,
             learns=learns,
@@ -151,7 +155,7 @@ def reconstruct(
             bar=bar,
         )
         try:
-            reports = [job.reconstruct(number, path) for number, path in enumerate(paths)]
+            reports = [work.reconstruct(number, path) for number, path in enumerate(paths)]
         finally:
             bar.close()
         keep()
