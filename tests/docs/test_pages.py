@@ -11,14 +11,16 @@ import torch
 import tdquant as tdq
 from tdquant.families import FAMILIES
 from tdquant.lab import data, metrics
-from tdquant.lowering import BACKENDS
+from tdquant.lowering import BACKENDS, EXPORTERS
 from tdquant.quantizers import activation_quantizers
 from tdquant.scales import SCALES, Curves, TableScale
 from tests.contracts import test_scales as contract
 from tests.docs.programs import DOCS, README, programs, run, run_all, small_frozen, small_pipe
+from tests.integrations.pipelines.whole import quantized
 from tests.models.compvis import examples
+from tests.pipelines import sample
 
-REGISTRIES = (SCALES, BACKENDS, metrics.PAIRED, data.DATASETS)
+REGISTRIES = (SCALES, BACKENDS, EXPORTERS, metrics.PAIRED, data.DATASETS)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +55,6 @@ def test_first_quantization():
         "steps=50": "steps=4",
         "16, pipe.shape, steps=20": "2, pipe.shape, steps=2",
         "16, pipe.shape, steps=100": "2, pipe.shape, steps=4",
-        "fast, 16, pipe.shape, steps=20": "fast, 2, pipe.shape, steps=2",
         '"train")': '"train", 8)',
         "steps=2000, batch=32": "steps=1, batch=2",
     }
@@ -81,11 +82,19 @@ def test_training(capsys):
 
 def test_deploying():
     tdq.save(small_frozen(), "cats-w4a8")
-    first, second = programs(DOCS / "deploy.md")
+    first, _, second = programs(DOCS / "deploy.md")
     known = run(first)
     run(second, known)
     wanted = known["session"](known["x"], torch.tensor(500))
     assert torch.allclose(torch.as_tensor(known["y"]), wanted, atol=1e-4)
+
+
+def test_deploying_a_whole_pipeline():
+    pipe, call, _ = quantized("stable_diffusion_1")
+    pipe.save_pretrained("sdxl-w4a8")
+    _, program, _ = programs(DOCS / "deploy.md")
+    known = run(program, {"tdq": tdq, "call": call}, **{'{"height": 512, "width": 512}': "call"})
+    assert sample(known["pipe"], call).isfinite().all()
 
 
 def test_backends(monkeypatch, capsys):
@@ -152,7 +161,7 @@ def test_extending(capsys):
     with torch.no_grad():
         assert torch.allclose(found["fast"](x, t), found["frozen"](x, t), atol=1e-5)
     assert "my float" in str(tdq.summary(found["fast"]))
-    layers = [layer for _, layer in found["quantized_layers"](found["frozen"])]
+    layers = [layer for _, layer in tdq.layers.quantized_layers(found["frozen"])]
     steps = [layer.weight_quantizer.step for layer in layers]
     assert steps
     assert all(torch.equal(s, 2 ** s.log2().round()) for s in steps)
@@ -210,8 +219,13 @@ def test_readme_fits_two_screens():
 def test_evaluation(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TDQUANT_CACHE", str(tmp_path / "cache"))
     tdq.save(small_frozen(), "cats-w4a8")
-    few = 'images=4, steps=2, reference="cats:heldout:8", metrics=["kid"], resamples=2'
-    found = run_all(DOCS / "evaluation.md", {"images=1000, steps=20": few + ", progress=False"})
+    judged = 'reference="cats:heldout:8", metrics=["kid"], resamples=2, progress=False'
+    fewer = {
+        "images=1000, steps=20": f"images=4, steps=2, {judged}",
+        '"runs/judged")': f'"runs/judged", {judged})',
+    }
+    found = run_all(DOCS / "evaluation.md", fewer)
+    assert found["judged"].metrics["kid"] == found["exact"].metrics["kid"]
     assert re.search(r"^w4a8 +cats-w4a8 W4A8", capsys.readouterr().out, re.M)
     assert found["record"].paired["images"] == 4
     assert (tmp_path / "report.html").stat().st_size > 10_000
