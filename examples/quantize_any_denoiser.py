@@ -78,9 +78,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="hardly any training: to see it run")
     args = parser.parse_args()
     torch.manual_seed(0)
-    width, steps = (16, 20) if args.tiny else (96, 2000)
-    exact, calls = Points(width), []
-    train(exact, steps)
+    exact, calls = Points(16 if args.tiny else 96), []
+    train(exact, 20 if args.tiny else 2000)
     first, noise = torch.randn(2, 512, 2)
     draw(exact, first, calls)
     generate = functools.partial(draw, x=first)
@@ -88,12 +87,12 @@ def main() -> None:
         recipe = tdq.Recipe(weights=8, activations=args.bits, scale=scale)
         model = copy.deepcopy(exact)
         tdq.quantize(model, recipe, timestep="level")
-        print(tdq.summary(model))
         tdq.calibrate(model, calls, time_range=(0, 1), generate=generate, progress=False)
         tdq.save(tdq.freeze(model), args.out)
-        frozen = tdq.load(args.out, model=Points(width))
+        frozen = tdq.load(args.out, model=Points(len(exact.stem.weight)))
         error = (draw(frozen, noise) - draw(exact, noise)).square().sum(1)
         print(f"{scale:>7}: median {error.median():.1e}, mean {error.mean():.1e}")
+    print(tdq.summary(frozen))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def test_a_live_model_is_frozen_and_a_float_one_refused(place):
     with pytest.raises(ModelError, match="not quantized"):
         opened.frozen()
     pipe = load_embedded("tiny")
-    tdq.quantize(pipe.unet, tdq.Recipe(weights=8, activations=32), verbose=False)
+    tdq.quantize(pipe.unet, tdq.Recipe(weights=8, activations=32))
     assert is_frozen(type(opened)("embedded", "tiny", pipe).frozen())
 
 

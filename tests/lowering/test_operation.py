@@ -58,6 +58,15 @@ def test_a_code_of_one_everywhere(operation):
     assert torch.equal(found.expand_as(exact(operation, q)), exact(operation, torch.ones_like(q)))
 
 
+def test_sums_of_float_weights_are_no_whole_numbers():
+    weight = torch.tensor([[[0.25, -0.5]], [[1.75, 0.125]]])
+    floats = Operation(weight, None, None, None)
+    assert torch.equal(floats.channel_sums(), weight.sum(1).double())
+    codes = Operation((4 * weight).to(torch.int8), torch.ones(2), None, None)
+    assert codes.channel_sums().tolist() == [[1, -2], [7, 0]]
+    assert codes.channel_sums().dtype == torch.int32
+
+
 def test_the_border_is_wrapped_first_or_padded_at_once(operation):
     q, g = codes_for(operation), operation.geometry
     assert torch.equal(

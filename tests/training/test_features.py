@@ -5,7 +5,7 @@ import torch
 
 import tdquant as tdq
 from tdquant.errors import TrainingError
-from tdquant.training import Callback, DiffusionObjective
+from tdquant.training import Callback, DiffusionObjective, Optimization
 from tdquant.training.features import FeatureMatch
 from tests.denoisers import Mixed
 from tests.training.runs import Noise, run, scheduler
@@ -50,8 +50,8 @@ def test_training_with_features_brings_them_closer():
             seen.append(record["features"])
 
     tdq.train(
-        Mixed(seed=1), Noise(), objective=objective, steps=60, batch=8, rate=3e-3, warmup=0,
-        callbacks=[Keep()], progress=False,
+        Mixed(seed=1), Noise(), objective=objective, steps=60, batch=8, rate=3e-3,
+        optimization=Optimization(warmup=0), callbacks=[Keep()], progress=False,
     )  # fmt: skip
     assert sum(seen[-10:]) < 0.7 * sum(seen[:10])
 

@@ -318,8 +318,8 @@ class Operation:
         return step.to(self.weight.device).expand(self.outputs).contiguous()
 
     def channel_sums(self) -> Tensor:
-        """Weight codes ``(N, *k)``, int32, summed over input channels."""
-        return self.weight.sum(1, dtype=torch.int32)
+        """The weight summed over input channels, ``(N, *k)``: int32 of codes, else float64."""
+        return self.weight.sum(1, dtype=torch.float64 if self.step is None else torch.int32)
 
     def float_weight(self) -> Tensor:
         """The weight in float32, a new tensor if it is held as codes."""
