@@ -3,8 +3,8 @@
     python examples/quantize_any_denoiser.py --bits 4
 
 The network learns a spiral in a few seconds. Its timestep is a continuous time in [0, 1] under a
-name that no library knows, and no family lists the class. It is quantized with one step for each
-activation, and with steps that follow the time; saved, and loaded again.
+name that no library knows, and a family of its own names its layers. It is quantized with one
+step for each activation, and with steps that follow the time; saved, and loaded again.
 
 Printed are the layers, and for each kind of scale the squared distance between points of the
 quantized and of the float model from the same noise. The few that tip over to another arm of the

@@ -3,7 +3,7 @@
     python scripts/train_cats_autoencoder.py                 # the first stage
     python scripts/cats_latent.py stage                      # ... in latent-diffusion's names
     python main.py --base configs/cats-ldm.yaml --name cats-ldm --logdir runs --n_bit_w 0 \
-        --n_bit_a 0 --scale_lr False --ckpt runs/cats-ae/stage.safetensors
+        --n_bit_a 0 --train True --scale_lr False --ckpt runs/cats-ae/stage.safetensors
     python scripts/cats_latent.py export                     # averaged weights, float16
 
 ``stage`` writes an untrained UNet beside the trained autoencoder; ``export`` writes what ships in

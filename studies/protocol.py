@@ -129,7 +129,7 @@ class Subject:
             return torch.cat([self.pipe.decode(part) for part in samples.split(64)]).clamp(-1, 1)
 
     def corrected(self, frozen: nn.Module, trajectories: int, steps: int, seed: int) -> nn.Module:
-        """The frozen model with a gain that was fitted on samples of its own, in place."""
+        """The frozen model with a gain that was fitted on samples of its own."""
         own = tdq.trajectories(
             frozen, self.pipe.scheduler, trajectories, self.pipe.shape, batch=trajectories,
             steps=steps, seed=seed,

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import tdquant as tdq
+from tdquant.calls.shards import read_shards, write_shards
 from tdquant.errors import StorageError
 
 INDEX = {
@@ -60,3 +61,31 @@ def test_an_index_that_does_not_fit(folder, change, words):
 def test_a_denoiser_that_is_not_there(folder):
     with pytest.raises(StorageError, match="no calls of 'vae'"):
         tdq.trajectories(folder)["vae"]
+
+
+def test_what_the_user_put_there_stays(tmp_path):
+    place = tmp_path / "calls"
+    runs = [{"unet": [{"x": torch.ones(2)}]}, {"unet": [{"x": torch.zeros(2)}]}]
+    write_shards(place, iter(runs), ["unet"], {})
+    (place / "prompts.txt").write_text("a cat")
+    write_shards(place, iter(runs[:1]), ["unet"], {})
+    assert sorted(file.name for file in place.iterdir()) == [
+        "calls.json", "prompts.txt", "unet-00000.safetensors",
+    ]  # fmt: skip
+
+
+def test_reading_leaves_gradients_on(tmp_path):
+    runs = [{"unet": [{"x": torch.ones(2)}] * 2}]
+    calls = write_shards(tmp_path / "c", iter(runs), ["unet"], {})
+    states = [torch.is_grad_enabled() for _ in calls]
+    assert states == [True, True]
+
+
+def test_calls_of_a_writer_that_died_between_two_renames_come_back(tmp_path):
+    place = tmp_path / "calls"
+    write_shards(place, iter([{"unet": [{"x": torch.ones(2)}]}]), ["unet"], {})
+    workspace = tmp_path / ".calls.tdquant-0"
+    workspace.mkdir()
+    (workspace / "lock").touch()
+    place.rename(workspace / "old")
+    assert len(list(read_shards(place))) == 1

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -123,3 +124,37 @@ def test_damaged_parts_and_those_of_another_job(tmp_path):
         file.write_bytes(file.read_bytes()[:-3])
         with pytest.raises(StorageError, match="damaged"):
             one.read("a")
+
+
+def test_errors_of_the_work_are_not_those_of_the_folder(tmp_path):
+    with pytest.raises(OSError, match="image") as caught, open_job(tmp_path / "j", "trial", {}):
+        raise OSError(errno.EIO, "the disk of the image", "/data/image.png")
+    assert type(caught.value) is OSError
+
+
+def test_a_stopped_job_is_resumed_where_there_are_no_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr("tdquant.files.workspace.fcntl", None)
+    for _ in range(2):
+        with open_job(tmp_path / "j", "trial", {"seed": 0}) as job:
+            job.write("part", {"x": torch.ones(2)}, {})
+    assert (tmp_path / "j" / "part.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["../precious", "/precious", "..", "a/b", ""])
+def test_names_lead_nowhere_else(tmp_path, name):
+    with open_job(tmp_path / "j", "trial", {"seed": 0}):
+        pass
+    index = tmp_path / "j" / "job.json"
+    index.write_text(index.read_text().replace('"names": []', f'"names": ["{name}"]'))
+    with pytest.raises(StorageError, match="damaged"), open_job(tmp_path / "j", "trial", {}):
+        pass
+
+
+def test_a_process_that_does_not_write_refuses_another_job_too(tmp_path):
+    with open_job(tmp_path / "j", "trial", {"seed": 0}):
+        pass
+    with (
+        pytest.raises(StorageError, match="another trial"),
+        open_job(tmp_path / "j", "trial", {"seed": 1}, writes=False),
+    ):
+        pass

@@ -169,3 +169,13 @@ def test_what_cannot_be():
     with pytest.raises(ConversionError, match="quantized already") as error:
         balance(model, batches())
     assert "before tdq.quantize" in str(error.value)
+
+
+def test_balancing_twice_reports_both():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model.forward = lambda x, t: model[1](model[0](x))
+    given = [(torch.randn(3, 4), torch.tensor(1))]
+    tdq.balance(model, given, layers=["0"], progress=False)
+    tdq.balance(model, given, layers=["1"], progress=False)
+    assert set(model.tdq.balance) == {"0", "1"}
+    assert [step["step"] for step in model.tdq.history] == ["balance", "balance"]

@@ -172,6 +172,9 @@ def test_fewer_items_than_the_batch():
 def test_every_mistake_is_listed():
     for options, words in (
         ({"schedule": "square", "precision": "int4"}, ("square", "int4")),
+        ({"ema": 1.0, "clip": -1, "decay": -0.1}, ("ema=1", "clip=-1", "decay=-0.1")),
+        ({"warmup": -3}, ("warmup=-3",)),
+        ({"every": 0, "keep": 0}, ("every=0", "keep=0")),
         ({"steps": 0, "accumulate": 3}, ("steps=0", "batch=8")),
     ):
         with pytest.raises(TrainingError) as raised:

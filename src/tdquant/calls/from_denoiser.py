@@ -130,6 +130,8 @@ def record_denoiser(
     """
     if count < 1 or batch < 1:
         raise ModelError(f"{count=}, {batch=}", where="trajectories", fix="both at least 1")
+    if steps < 1:
+        raise ModelError(f"{steps} sampler steps", where="trajectories", fix="at least 1")
     if law not in DISTRIBUTIONS:
         fix = f"one of {', '.join(DISTRIBUTIONS)}"
         raise ModelError(f"unknown distribution {law=}", where="trajectories", fix=fix)

@@ -10,18 +10,18 @@ A tensor that every call of a run gets, such as a text embedding, is stored once
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdquant.errors import StorageError
 from tdquant.files.documents import Document, Section
-from tdquant.files.writing import replacing_folder, write_tensors
+from tdquant.files.writing import recover, replacing_folder, write_tensors
 
 INDEX = "calls.json"
 _TENSOR = "__tensor__"
@@ -103,7 +103,7 @@ def write_shards(
     """
     shards: dict[str, list[str]] = {name: [] for name in names}
     counts = dict.fromkeys(names, 0)
-    with replacing_folder(directory, INDEX) as fresh:
+    with replacing_folder(directory, INDEX, _is_own) as fresh:
         for number, run in enumerate(runs):
             for name, calls in run.items():
                 if calls:
@@ -124,8 +124,14 @@ def read_shards(directory: str | Path) -> Shards:
         StorageError: The index is missing, damaged, foreign or of a newer format.
     """
     folder = Path(directory)
+    recover(folder)
     index = Index.read(folder / INDEX, INDEX, fix="a folder that Recording.save wrote")
     return Shards(folder, index, tuple(index.denoisers))
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file of the folder is the recording's; others are the user's."""
+    return name == INDEX or re.fullmatch(r".+-\d{5,}\.safetensors", name) is not None
 
 
 def _write(file: Path, calls: Sequence[Mapping[str, Any]]) -> None:
@@ -178,6 +184,5 @@ def _read(file: Path) -> Iterator[dict[str, Any]]:
             return {k: full(v) for k, v in value.items()}
         return [full(v) for v in value] if isinstance(value, list) else value
 
-    with torch.no_grad():
-        for call in calls:
-            yield full(call)
+    for call in calls:
+        yield full(call)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tdquant.cli.options import add_command, picked, positive, shared
+from tdquant.cli.options import add_command, changed_flags, picked, positive, shared
 
 _REFUSED = {
     "pipeline": "the folder of its quantized denoiser, such as PIPELINE/unet",
@@ -69,12 +69,19 @@ def run(options: argparse.Namespace) -> None:
 
 def _subject(options: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
     """The model to measure, which lasts as long as the stack."""
+    from tdquant.errors import TDQError
     from tdquant.lab.bench import subject_from_embedded, subject_from_folder
     from tdquant.lab.opening import kind_of, open_model
     from tdquant.recipe import Recipe
     from tdquant.storage import save
 
-    if kind_of(options.model) == "embedded":
+    embedded = kind_of(options.model) == "embedded"
+    unused = ("config", "ema", "shape") if embedded else ("weights", "activations")
+    useless = changed_flags(options, unused) + (list(options.overrides) if embedded else [])
+    if useless:
+        what = "an embedded model" if embedded else "a model that is quantized already"
+        raise TDQError(f"{' '.join(useless)} with {what}", fix="tdquant bench --help")
+    if embedded:
         recipe = Recipe(weights=options.weights, activations=options.activations)
         made = subject_from_embedded(options.model, recipe, options.seed, options.progress)
         return stack.enter_context(made)
@@ -88,4 +95,5 @@ def _subject(options: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
     if opened.kind != "saved":
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         folder = save(opened.frozen(), Path(scratch) / opened.model.name)
-    return stack.enter_context(subject_from_folder(folder, opened.model.shape))
+    found = subject_from_folder(folder, opened.model.shape, opened.model.scheduler, options.model)
+    return stack.enter_context(found)

@@ -22,8 +22,9 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import AfterValidator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -35,6 +36,12 @@ from tdquant.files.writing import disk_errors, replacing, write_tensors
 INDEX, LOCK, SUFFIX = "job.json", "job.lock", ".safetensors"
 
 
+def _plain(name: str) -> str:
+    if name in ("", "..") or name != Path(name).name:
+        raise ValueError("is not the name of a file in the folder")
+    return name
+
+
 class JobIndex(Document):
     """``job.json``."""
 
@@ -44,7 +51,8 @@ class JobIndex(Document):
     kind: str
     asked: dict[str, Any]
     digest: str
-    names: list[str]
+    names: list[Annotated[str, AfterValidator(_plain)]]
+    """Files and folders right in the folder."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +143,15 @@ class JobFolder:
     def forget(self, name: str) -> None:
         """Removes a part if it exists."""
         if self.writes:
-            (self.path / (name + SUFFIX)).unlink(missing_ok=True)
+            with disk_errors(self.path):
+                (self.path / (name + SUFFIX)).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Removes everything that the job created, and the folder unless it holds other files."""
         if self.writes:
-            _remove_own(self.path, self.index)
-            (self.path / LOCK).unlink(missing_ok=True)
+            with disk_errors(self.path):
+                _remove_own(self.path, self.index)
+                (self.path / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # the user's files stay
                 self.path.rmdir()
 
@@ -174,24 +184,28 @@ def open_job(
     wanted = _index(kind, asked)
     found = _find(folder)
     if not writes:
+        if found is not None and found.digest != wanted.digest and not restart:
+            raise _another(found, wanted, folder)
         yield JobFolder(folder, wanted, writes=False)
         return
-    with disk_errors(folder), contextlib.ExitStack() as stack:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_file(folder / LOCK, new=found is None)
-        if lock is None:
-            raise StorageError(
-                f"another process works on this {kind}", where=str(folder), fix="wait for it"
-            )
-        stack.callback(lock.close)
-        found = _find(folder)  # another process may have changed it
-        if found is not None and found.digest != wanted.digest:
-            if not restart:
-                raise _another(found, wanted, folder)
-            _remove_own(folder, found)
-            found = None
-        if found is None:
-            wanted.write(folder / INDEX)
+    with contextlib.ExitStack() as stack:
+        # Errors of the disk alone: those of the job's own work are none of the folder.
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = lock_file(folder / LOCK, new=True)
+            if lock is None:
+                raise StorageError(
+                    f"another process works on this {kind}", where=str(folder), fix="wait for it"
+                )
+            stack.callback(lock.close)
+            found = _find(folder)  # another process may have changed it
+            if found is not None and found.digest != wanted.digest:
+                if not restart:
+                    raise _another(found, wanted, folder)
+                _remove_own(folder, found)
+                found = None
+            if found is None:
+                wanted.write(folder / INDEX)
         yield JobFolder(folder, found or wanted, writes=True)
 
 

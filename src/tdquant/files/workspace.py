@@ -121,8 +121,8 @@ def lock_file(path: Path, new: bool = False) -> BinaryIO | None:
 
     Arguments:
         path: The file.
-        new: Whether this process created the folder. It may then use it on a file system that has
-            no locks, too.
+        new: Whether the file may be taken on a file system that has no locks: nobody can tell then
+            whether another process has it.
 
     Returns:
         The open file, or None if another process holds the lock or has removed the file.

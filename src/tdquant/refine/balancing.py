@@ -33,7 +33,7 @@ from tdquant.layers.balance import BalancedLayer
 from tdquant.numerics.fake_quantize import FLOOR, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers.weight import mse_step
-from tdquant.state import state_of
+from tdquant.state import note, state_of
 from tdquant.support.patterns import matching, unmatched_patterns
 from tdquant.support.progress import track
 
@@ -98,7 +98,9 @@ def balance(
             new = BalancedLayer.balanced(layer, factors(most, layer.weight, best))
             replace_module(model, layer, new.train(layer.training))
             found[path] = best
-    state_of(model).balance = found
+    state = state_of(model)
+    state.balance = {**(state.balance or {}), **found}
+    note(model, "balance", layers=len(found))
     return model
 
 

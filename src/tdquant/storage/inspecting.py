@@ -45,7 +45,7 @@ def inspect_saved(path: str | os.PathLike[str], width: int | None = None) -> str
         return "\n\n".join(f"{part.name}: {inspect_saved(part, width)}" for part in parts)
     if (place / "state.json").exists():
         return _checkpoint(place)
-    if (place / "checkpoints").is_dir():
+    if (place / "checkpoints").is_dir() or (place / "run.json").exists():
         return _run(place, width)
     return _model(place, width)
 

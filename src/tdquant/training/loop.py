@@ -185,9 +185,9 @@ def train(
     accelerator.wait_for_everyone()
     learner.release()
     trained = learner.plain().eval()
-    state_of(trained).training = Training(
-        learner.averaged(), run.step, run.step >= steps, losses, run.seconds
-    )
+    done = Training(learner.averaged(), run.step, run.step >= steps, losses, run.seconds)
+    # A sharded model is returned as a whole copy; the one that was given tells of it, too.
+    state_of(model).training = state_of(trained).training = done
     return trained
 
 

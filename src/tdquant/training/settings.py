@@ -49,6 +49,13 @@ class Optimization:
         ]
         if self.accumulate < 1:
             found.append(f"accumulate={self.accumulate}: at least 1")
+        found += [
+            f"{name}={getattr(self, name)}: at least 0"
+            for name in ("warmup", "decay", "clip")
+            if (getattr(self, name) or 0) < 0
+        ]
+        if not 0 <= self.ema < 1:
+            found.append(f"ema={self.ema}: at least 0, below 1")
         raise_invalid(found)
 
 
@@ -62,7 +69,7 @@ class Checkpointing:
         resume: Continue from the newest undamaged checkpoint in the folder.
 
     Raises:
-        TrainingError: ``every`` is less than 1.
+        TrainingError: ``every`` or ``keep`` is less than 1.
     """
 
     every: int = 500
@@ -70,7 +77,8 @@ class Checkpointing:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        raise_invalid([f"every={self.every}: at least 1"] if self.every < 1 else [])
+        given = {"every": self.every, "keep": self.keep}
+        raise_invalid([f"{name}={n}: at least 1" for name, n in given.items() if n < 1])
 
 
 def raise_invalid(mistakes: list[str]) -> None:

@@ -124,7 +124,7 @@ def test_json_has_medians_and_the_machine(result, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_ends_is_explained(subject):
     threads = os.environ.get("OMP_NUM_THREADS")
-    worker = Worker(WorkerConfig("frozen", subject.source, subject.folder, subject.shape, 1, 1))
+    worker = Worker(WorkerConfig("frozen", subject.embedded, subject.folder, subject.shape, 1, 1))
     try:
         assert worker.output(torch.zeros(1, *subject.shape), torch.tensor(3)).shape[0] == 1
         worker._process.kill()
@@ -146,7 +146,7 @@ def test_unknown_backends_are_all_named(subject, tmp_path):
 
 
 def check_float_model(folder, shape):
-    frozen, plain = tdq.load(folder), float_model(str(folder), folder)
+    frozen, plain = tdq.load(folder), float_model(None, folder)
     assert not hasattr(plain, "tdq")
     assert not list(activation_quantizers(plain))
     x = torch.randn(2, *shape)

@@ -156,7 +156,13 @@ def run_bench(
             try:
                 workers[name] = Worker(
                     WorkerConfig(
-                        name, subject.source, subject.folder, subject.shape, batch, threads, device
+                        name,
+                        subject.embedded,
+                        subject.folder,
+                        subject.shape,
+                        batch,
+                        threads,
+                        device,
                     )
                 )
             except BackendError as error:

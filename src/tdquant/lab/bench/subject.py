@@ -19,7 +19,7 @@ from tdquant.freezing import freeze
 from tdquant.lab.opening import sample_shape
 from tdquant.layers import quantized_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
-from tdquant.models import EMBEDDED, load_embedded
+from tdquant.models import load_embedded
 from tdquant.quantization import quantize
 from tdquant.recipe import Recipe
 from tdquant.storage import load, save
@@ -31,11 +31,12 @@ class Subject:
     """A model to measure.
 
     Attributes:
-        source: An embedded model's name, or the folder itself.
+        source: What was given: an embedded model's name, a folder, a file.
         folder: Folder of the frozen model, as ``tdq.save`` wrote it.
         shape: Shape of one sample.
         scheduler: diffusers scheduler, whose trajectories of the float model are the test calls.
         against: In words, the float model that errors are measured against.
+        embedded: Name of the embedded model that was quantized, if it was one.
     """
 
     source: str
@@ -43,16 +44,17 @@ class Subject:
     shape: tuple[int, ...]
     scheduler: Any
     against: str
+    embedded: str | None = None
 
     def float_model(self) -> nn.Module:
         """The float model."""
-        return float_model(self.source, self.folder)
+        return float_model(self.embedded, self.folder)
 
 
-def float_model(source: str, folder: Path) -> nn.Module:
-    """The embedded model of that name, else the saved model without its quantizers."""
-    if source in EMBEDDED:
-        return load_embedded(source).unet
+def float_model(embedded: str | None, folder: Path) -> nn.Module:
+    """The embedded model of that name, or the saved model without its quantizers."""
+    if embedded is not None:
+        return load_embedded(embedded).unet
     model = load(folder)
     for _, layer in quantized_layers(model):
         layer.input_quantizer = layer.weight_quantizer = nn.Identity()
@@ -88,16 +90,23 @@ def subject_from_embedded(
     calibrate(model, calls, seed=seed, progress=progress)
     with tempfile.TemporaryDirectory() as scratch:
         folder = save(freeze(model), Path(scratch) / "frozen")
-        yield Subject(name, folder, pipe.shape, pipe.scheduler, f"{name} in float")
+        yield Subject(name, folder, pipe.shape, pipe.scheduler, f"{name} in float", name)
 
 
 @contextmanager
-def subject_from_folder(folder: Path, shape: tuple[int, ...] | None = None) -> Iterator[Subject]:
+def subject_from_folder(
+    folder: Path,
+    shape: tuple[int, ...] | None = None,
+    scheduler: Any = None,
+    source: str = "",
+) -> Iterator[Subject]:
     """A model that ``tdq.save`` wrote.
 
     Arguments:
         folder: Where it is.
         shape: Shape of one sample; None asks the model's configuration.
+        scheduler: Its noise schedule; DDIM's defaults if None.
+        source: What to call the model; the folder if empty.
 
     Raises:
         StorageError: The folder cannot be read.
@@ -111,5 +120,6 @@ def subject_from_folder(folder: Path, shape: tuple[int, ...] | None = None) -> I
             why="the model's configuration does not tell",
             fix="--shape, such as 3,32,32",
         )
-    scheduler = require("diffusers", "diffusers").DDIMScheduler(clip_sample=False)
-    yield Subject(str(folder), folder, shape, scheduler, "its own weights in float")
+    if scheduler is None:
+        scheduler = require("diffusers", "diffusers").DDIMScheduler(clip_sample=False)
+    yield Subject(source or str(folder), folder, shape, scheduler, "its own weights in float")

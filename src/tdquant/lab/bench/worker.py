@@ -47,7 +47,7 @@ class WorkerConfig:
 
     Attributes:
         backend: ``float``, ``frozen``, the name of a backend, or an exported file.
-        source: See ``Subject``.
+        embedded: See ``Subject``.
         folder: See ``Subject``.
         shape: Shape of one sample.
         batch: Samples in a timed call.
@@ -56,7 +56,7 @@ class WorkerConfig:
     """
 
     backend: str
-    source: str
+    embedded: str | None
     folder: Path
     shape: tuple[int, ...]
     batch: int
@@ -180,7 +180,7 @@ class _Runner:
 
 def _build(config: WorkerConfig, example: tuple[Tensor, Tensor]) -> Any:
     if config.backend == FLOAT:
-        model = float_model(config.source, config.folder).to(config.device).requires_grad_(False)
+        model = float_model(config.embedded, config.folder).to(config.device).requires_grad_(False)
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if is_exported(config.backend):
         return open_session(config.backend, threads=config.threads)

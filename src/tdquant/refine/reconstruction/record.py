@@ -10,10 +10,10 @@ import hashlib
 import json
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tdquant.calls.call import Call
+from tdquant.files.digests import tensor_bytes
 from tdquant.training.structure import describe
 
 LEARNING = "learning"
@@ -39,9 +39,8 @@ def job_digest(model: nn.Module, calls: list[Call], options: dict[str, Any]) -> 
 
 def _add(digest: Any, value: Any) -> None:
     if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(tensor_bytes(value))
     elif isinstance(value, dict):
         for key in value:
             digest.update(str(key).encode())
