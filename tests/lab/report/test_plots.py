@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdquant.lab.report.drawing import BOTTOM, LEFT, RIGHT, TOP, _ticks, draw
-from tdquant.lab.report.plots import Line, plot, readings
+from tdquant.lab.report.lines import Line
+from tdquant.lab.report.plots import plot, readings
 
 FINITE = st.floats(-1e6, 1e6).filter(lambda v: v == 0 or abs(v) > 1e-6)
 

@@ -8,8 +8,9 @@ import pytest
 
 from tdquant.errors import MissingDependencyError
 from tdquant.lab.report.formats import VERDICTS
+from tdquant.lab.report.lines import Line
 from tdquant.lab.report.numerals import duration, interval, numeral, resolution
-from tdquant.lab.report.plots import Line, plot
+from tdquant.lab.report.plots import plot
 from tdquant.lab.report.tables import Column, table
 from tdquant.lab.report.templating import _environment, render
 

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from tdquant.files.documents import Document, Section
 from tdquant.lab.evaluation.layers import FORMAT, VERSION
-from tdquant.lab.report.plots import Line
+from tdquant.lab.report.lines import Line
 from tdquant.lab.report.tables import Column
 
 Verdict = Literal["holds", "holds in part", "does not hold", "not finished"]

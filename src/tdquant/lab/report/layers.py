@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tdquant.lab.report.formats import Layer, Layers
+from tdquant.lab.report.lines import Line
 from tdquant.lab.report.numerals import numeral
 from tdquant.lab.report.pictures import Picture, coloured
-from tdquant.lab.report.plots import Line, plot
+from tdquant.lab.report.plots import plot
 from tdquant.lab.report.tables import Column, cell
 from tdquant.lab.report.templating import EXTRA, render
 from tdquant.support.optional import require

@@ -13,9 +13,10 @@ from tdquant.lab.evaluation.comparison import WARNING, incomparable
 from tdquant.lab.evaluation.folder import SHOWN as IN_GRID
 from tdquant.lab.report.labels import in_order, label_runs
 from tdquant.lab.report.layers import brief, explorer, moves
+from tdquant.lab.report.lines import Line
 from tdquant.lab.report.numerals import is_number, numeral
 from tdquant.lab.report.pictures import Pictures
-from tdquant.lab.report.plots import Line, plot
+from tdquant.lab.report.plots import plot
 from tdquant.lab.report.reading import Run
 from tdquant.lab.report.studies import machine_words
 from tdquant.lab.report.tables import Column, table
