@@ -15,7 +15,8 @@ from tdquant.layers import QUANTIZED
 from tdquant.lowering.cuda import lower_on
 from tdquant.lowering.cuda.backend import CudaLayer
 from tdquant.lowering.cuda.kernels import FloatProduct, MatrixProduct
-from tdquant.lowering.operation import Codes, Geometry, Operation
+from tdquant.lowering.geometry import Geometry
+from tdquant.lowering.operation import Codes, Operation
 from tdquant.lowering.products import ProductLayer
 from tdquant.lowering.reference import ExactProduct
 from tdquant.numerics.grid import Grid

@@ -42,11 +42,11 @@ def workspace(target: Path) -> Iterator[Path]:
     """
     clean_up(target)
     place, lock = _claim(target)
-    try:
-        yield place
-    finally:
-        _remove(place, target)
-        lock.close()
+    with lock:
+        try:
+            yield place
+        finally:
+            _remove(place, target)
 
 
 def clean_up(target: Path) -> None:
@@ -57,8 +57,8 @@ def clean_up(target: Path) -> None:
             with contextlib.suppress(OSError):
                 lock = lock_file(place / "lock")
                 if lock is not None:
-                    _remove(place, target)
-                    lock.close()
+                    with lock:
+                        _remove(place, target)
 
 
 def put(place: Path, target: Path, replace_folder: bool = False) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from tdquant.errors import StorageError
 from tdquant.files.digests import file_digest
 from tdquant.files.documents import check_version
+from tdquant.files.workspace import flush_entry
 from tdquant.files.writing import unshared, write_tensors
 
 FORMAT = "tdquant-training"
@@ -91,13 +92,13 @@ class Checkpoints:
                 file = fresh / f"{name}.safetensors"
                 write_tensors(unshared(content), file)
                 digests[file.name] = file_digest(file)
-                _flush(file)
+                flush_entry(file, folder=False)
             index = {"format": FORMAT, "version": VERSION, "step": step, **state}
             (fresh / "state.json").write_text(json.dumps(index | {"files": digests}, indent=1))
-            _flush(fresh / "state.json")
+            flush_entry(fresh / "state.json", folder=False)
             shutil.rmtree(target, ignore_errors=True)
             fresh.rename(target)
-            _flush(self.folder)
+            flush_entry(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(fresh, ignore_errors=True)
             warnings.warn(
@@ -173,12 +174,3 @@ def _lives(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return True
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file or folder is on the disk: a rename alone may outlive its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

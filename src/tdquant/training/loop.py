@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from tdquant.errors import StorageError, TrainingError
+from tdquant.errors import StorageError, TrainingError, raise_collected
 from tdquant.state import state_of
 from tdquant.support.optional import require
 from tdquant.training.callbacks import Callback, JsonLog, Run, ShowProgress
@@ -32,7 +32,7 @@ from tdquant.training.objective import DiffusionObjective
 from tdquant.training.optimizing import rate_factor
 from tdquant.training.order import loader
 from tdquant.training.recompute import recompute_blocks
-from tdquant.training.settings import Checkpointing, Optimization, raise_invalid
+from tdquant.training.settings import Checkpointing, Optimization
 from tdquant.training.signals import Interruptions
 from tdquant.training.structure import restore
 
@@ -241,7 +241,7 @@ def _check(steps: int, batch: int, accumulate: int, world: int) -> None:
         found.append(
             f"batch={batch}: a multiple of {world} processes times {accumulate} parts (accumulate)"
         )
-    raise_invalid(found)
+    raise_collected(TrainingError, found, "the settings of training")
 
 
 def _load(model: nn.Module, found: Checkpoint) -> None:

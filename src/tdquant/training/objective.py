@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.diffusion.sampling import stream_of
-from tdquant.errors import TrainingError
+from tdquant.errors import TrainingError, raise_collected
 from tdquant.training.features import FeatureMatch
 
 LOSSES = ("l2", "l1")
@@ -117,10 +117,7 @@ class DiffusionObjective(nn.Module):
             f"flip={flip}: a probability" if not 0 <= flip <= 1 else "",
             "features without a teacher" if features and teacher is None else "",
         ]
-        if any(mistakes):
-            raise TrainingError(
-                "invalid objective:\n  - " + "\n  - ".join(m for m in mistakes if m)
-            )
+        raise_collected(TrainingError, filter(None, mistakes), "the objective")
         self.register_buffer("alpha_bar", scheduler.alphas_cumprod.float().clone())
         self.loss, self.min_snr, self.distill = loss, min_snr, distill
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)

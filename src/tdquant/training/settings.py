@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tdquant.errors import TrainingError
+from tdquant.errors import TrainingError, raise_collected
 from tdquant.training.groups import RATES
 from tdquant.training.learner import PRECISIONS
 from tdquant.training.optimizing import SCHEDULES
@@ -56,7 +56,7 @@ class Optimization:
         ]
         if not 0 <= self.ema < 1:
             found.append(f"ema={self.ema}: at least 0, below 1")
-        raise_invalid(found)
+        raise_collected(TrainingError, found, "the optimization")
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,5 @@ class Checkpointing:
 
     def __post_init__(self) -> None:
         given = {"every": self.every, "keep": self.keep}
-        raise_invalid([f"{name}={n}: at least 1" for name, n in given.items() if n < 1])
-
-
-def raise_invalid(mistakes: list[str]) -> None:
-    """Raises a TrainingError that lists the mistakes, if there are any."""
-    if mistakes:
-        raise TrainingError("invalid settings:\n  - " + "\n  - ".join(mistakes))
+        mistakes = [f"{name}={n}: at least 1" for name, n in given.items() if n < 1]
+        raise_collected(TrainingError, mistakes, "the checkpointing")

@@ -14,9 +14,10 @@ import tdquant as tdq
 from tdquant.clock import clock_of
 from tdquant.errors import BackendError, ClockError
 from tdquant.layers import quantized_layers
+from tdquant.lowering.geometry import Geometry
 from tdquant.lowering.onednn import kernels, layer
 from tdquant.lowering.onednn.kernels import Float, OneDnn, exact_kernels
-from tdquant.lowering.operation import Codes, Geometry, Operation
+from tdquant.lowering.operation import Codes, Operation
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import OffsetQuantizer
 from tdquant.support.machine import instructions

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from tdquant.support.devices import default_device
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,7 @@ class JudgeConfig:
     @property
     def place(self) -> str:
         """The device, the default one resolved."""
-        if self.device is not None or not torch.cuda.is_available():
-            return self.device or "cpu"
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+        return self.device or str(default_device())
 
 
 @dataclass(frozen=True)

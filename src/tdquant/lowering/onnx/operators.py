@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdquant.lowering.operation import INT8_CODES, Geometry, window_slices
+from tdquant.lowering.geometry import Geometry, window_slices
+from tdquant.lowering.operation import INT8_CODES
 from tdquant.support.optional import require
 
 OPSET = 21
