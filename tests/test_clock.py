@@ -5,14 +5,12 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import tdquant as tdq
 from tdquant.clock import Clock, clock_of, find_timestep, remove_clock
 from tdquant.errors import ClockError, ConversionError
 from tdquant.scales import StaticScale, TemporalScale, temporal
-from tests.conftest import quantized
-from tests.denoisers import Mixed, Plain, calls
+from tests.denoisers import Plain, calls
 
 
 class Probe(nn.Module):
@@ -120,81 +118,6 @@ def test_threads_share_one_model(frozen, x):
     for thread in threads:
         thread.join()
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-
-
-class Checkpointed(Mixed):
-    use = False
-
-    def forward(self, x, timestep):
-        if not self.use:
-            return super().forward(x, timestep)
-        h = self.conv_in(x)
-        return self.conv_out(
-            checkpoint(
-                lambda h: self.up(self.reflect(self.grouped(h))),
-                h,
-                use_reentrant=False,
-                context_fn=clock_of(self).preserve,
-            )
-        )
-
-
-def test_gradient_checkpointing_recomputes_with_the_same_scale(x):
-    grads = []
-    model = Checkpointed().eval()
-    tdq.quantize(model, tdq.Recipe(activations=5, edges=8, scale="temporal"))
-    tdq.calibrate(model, calls(), progress=False)
-    for use in (True, False):
-        model.zero_grad()
-        if use:
-            model.use = True
-            model(x, torch.tensor([3, 500, 900])).square().sum().backward()
-        else:
-            with clock_of(model).at(torch.tensor([3, 500, 900])):
-                h = model.conv_in(x)
-                model.conv_out(model.up(model.reflect(model.grouped(h)))).square().sum().backward()
-        grads.append(
-            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        )
-    assert any("network" in n for n in grads[1])
-    for name, grad in grads[1].items():
-        assert torch.allclose(grads[0][name], grad, rtol=1e-4, atol=1e-5), name
-    # Evaluated ahead, the scales of layers that this call does not reach have gradients of zero.
-    assert not any(grads[0][name].any() for name in grads[0].keys() - grads[1].keys())
-
-
-def test_recomputing_sees_the_very_steps_of_the_first_time_dropout_and_all(x):
-    grads = []
-    for use in (True, False):
-        model = Checkpointed()
-        tdq.quantize(
-            model,
-            tdq.Recipe(activations=5, scale="temporal", temporal={"dropout": 0.5}),
-        )
-        tdq.calibrate(model, calls(), progress=False)
-        model.train()
-        model.use = use
-        torch.manual_seed(0)
-        t = torch.tensor([3, 500, 900])
-        if use:
-            y = model(x, t)
-        else:
-            model.forward = lambda x, timestep, model=model: model.conv_out(
-                model.up(model.reflect(model.grouped(model.conv_in(x))))
-            )
-            y = model(x, t)
-        y.square().sum().backward()
-        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert grads[0].keys() == grads[1].keys()
-    assert all(torch.allclose(g, grads[1][n], rtol=1e-4, atol=1e-5) for n, g in grads[0].items())
-
-
-def test_checkpointing_without_preserve_is_an_error_and_not_a_guess(x):
-    model = quantized()
-    with clock_of(model).at(500):
-        y = checkpoint(model.conv_in, x.requires_grad_(), use_reentrant=False)
-    with pytest.raises(ClockError, match="preserve"):
-        y.sum().backward()
 
 
 def test_out_of_range_is_clamped_with_one_warning(frozen, x):

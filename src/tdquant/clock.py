@@ -18,13 +18,17 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tdquant.errors import ClockError, ConversionError
 from tdquant.state import ModelState, state_of
+from tdquant.support.recomputation import GraphTimeline, Replay
 
 TIMESTEP_NAMES = (
     "timestep",
@@ -77,12 +81,24 @@ def identity(module: nn.Module) -> Any:
     return module if torch.compiler.is_dynamo_compiling() else id(vars(module))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Moment:
-    """One call: its timestep, and the steps computed before it, by the scale's identity."""
+    """One call.
+
+    Attributes:
+        timestep: Its timestep.
+        steps: The steps computed before it, by the scale's identity.
+        replay: Computes them again, for a graph of its own.
+        without_graph: Scales that were asked for while no graph was recorded. Who asks for them
+            again with gradients recomputes a reentrant checkpoint, and runs backward at once.
+        hidden: Whether quantizers ran while no graph was recorded, as in such a checkpoint.
+    """
 
     timestep: Tensor
     steps: dict[Any, Tensor] = field(default_factory=dict)
+    replay: Replay[dict[Any, Tensor]] | None = None
+    without_graph: set[Any] = field(default_factory=set)
+    hidden: bool = False
 
 
 class Clock:
@@ -104,6 +120,7 @@ class Clock:
         self.coverage: tuple[float, float] | None = None
         self.last = torch.zeros(())
         self._now: dict[int, Moment] = {}
+        self._timeline: GraphTimeline[Moment] = GraphTimeline()
         self._groups: list[tuple[Any, list[nn.Module]]] | None = None
         self._warned = self._looked = False
         self._hooks = (
@@ -116,23 +133,46 @@ class Clock:
         """The current timestep, ``()`` or ``(B,)``, as it was given.
 
         Raises:
-            ClockError: No call of the denoiser is in progress.
+            ClockError: No call of the denoiser is in progress, or recomputed for its gradients.
         """
-        moment = self._now.get(_caller())
+        moment = self._moment()
         if moment is None:
             raise ClockError(
                 "a quantizer ran while no timestep is known",
                 why="scales follow the timestep, which the quantized model reads from its call",
                 fix=f"call the whole model with {self.argument!r}; a part of it only inside "
-                "clock.at(t); gradient checkpointing wants context_fn=clock.preserve; threads "
-                "that share a model whose blocks are compiled have to take turns",
+                "clock.at(t); gradient checkpointing of compiled blocks wants "
+                "context_fn=clock.preserve; threads that share a model whose blocks are compiled "
+                "have to take turns",
             )
         return moment.timestep
 
     def precomputed_step(self, scale: nn.Module) -> Tensor | None:
         """The step of ``scale`` if it was computed before the call in progress, else None."""
-        moment = self._now.get(_caller())
-        return None if moment is None else moment.steps.get(identity(scale))
+        moment = self._moment()
+        if moment is None:
+            return None
+        key = identity(scale)
+        step = moment.steps.get(key)
+        if moment.replay is None or step is None or not step.requires_grad:
+            return step
+        if not torch.is_grad_enabled():
+            moment.without_graph.add(key)
+        elif key in moment.without_graph:
+            return moment.replay()[key]
+        return step
+
+    def keep(self, output: Tensor) -> None:
+        """Keeps the timestep and the steps of the call in progress as long as the graph in which
+        a quantizer computed ``output``, for parts of it that are recomputed.
+        """
+        if torch.compiler.is_compiling():
+            return
+        moment = self._moment()
+        if moment is not None and torch.is_grad_enabled():
+            self._timeline.keep(output, moment)
+        elif moment is not None:
+            moment.hidden = True
 
     @contextlib.contextmanager
     def at(self, timestep: Tensor | float) -> Iterator[None]:
@@ -141,10 +181,10 @@ class Clock:
             yield
 
     def preserve(self) -> tuple[Any, Any]:
-        """``context_fn`` for ``torch.utils.checkpoint``: the recomputation sees the timestep and
-        the steps of the first pass, dropout included.
+        """``context_fn`` for ``torch.utils.checkpoint`` around parts that are compiled by
+        themselves: they cannot look for the call that they recompute. Others need it not.
         """
-        return contextlib.nullcontext(), self._during(self._now.get(_caller()))
+        return contextlib.nullcontext(), self._during(self._moment())
 
     def invalidate_scale_cache(self) -> None:
         """Call this when a quantizer is added or removed, or gets another scale: scales are looked
@@ -161,6 +201,14 @@ class Clock:
         finally:
             self._set(before)
 
+    def _moment(self) -> Moment | None:
+        """The call in progress, or the one that a backward pass recomputes."""
+        if not torch.compiler.is_compiling():
+            recomputed = self._timeline.find()
+            if recomputed is not None:
+                return recomputed
+        return self._now.get(_caller())
+
     def _set(self, moment: Moment | None) -> None:
         caller = _caller()
         if moment is None:
@@ -169,6 +217,7 @@ class Clock:
             self._now[caller] = moment
         if caller == _GRAPH:
             return
+        self._timeline.note(moment)
         # A part of the model that is compiled by itself cannot ask for its thread. It reads the
         # one call in progress, and finds none where several threads share the model.
         calls = [m for c, m in list(self._now.items()) if c != _GRAPH]
@@ -195,9 +244,14 @@ class Clock:
                 fix=f"pass the timestep as argument {self._position + 1} or as {self.argument}=",
             )
         timestep = self._by_sample(model, torch.as_tensor(timestep))
-        self._set(Moment(timestep, self._evaluate(model, timestep)))
+        evaluate = partial(self._evaluate, model, timestep)
         if torch.compiler.is_compiling():
+            self._set(Moment(timestep, evaluate()))
             return  # nothing of a traced call, whose tensors may be fake, stays behind
+        replay = None
+        if torch.is_grad_enabled():
+            replay = Replay(evaluate, timestep, *islice(model.parameters(), 1))
+        self._set(Moment(timestep, evaluate(), replay))
         self.last = timestep
         if self.coverage is not None and not self._warned:
             self._warn_outside(timestep)
@@ -263,6 +317,11 @@ class Clock:
             )
 
     def _stop(self, model: nn.Module, args: Any, output: Any) -> None:
+        moment = self._now.get(_caller())
+        if moment is not None and moment.hidden and torch.is_grad_enabled():
+            for leaf in tree_leaves(output):
+                if isinstance(leaf, Tensor):
+                    self._timeline.keep_everywhere(leaf, moment)
         self._set(None)
 
 

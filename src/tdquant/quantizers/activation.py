@@ -58,7 +58,9 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The nearest grid points of x, in its dtype."""
-        return self.scale.quantize(x, self.step(x), self.grid)
+        rounded = self.scale.quantize(x, self.step(x), self.grid)
+        self.clock.keep(rounded)
+        return rounded
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -1,8 +1,8 @@
 """Gradient checkpointing: blocks forget their activations and compute them again when the backward
 pass needs them, with the scales of the timestep that they first saw.
 
-The backward pass runs after the clock has forgotten the timestep, so recomputing goes through
-``clock.preserve``; the random state is preserved as well, or dropout would draw other scales.
+The random state is preserved as well, or dropout would draw other numbers. ``clock.preserve`` is
+for blocks that are compiled.
 """
 
 from __future__ import annotations
