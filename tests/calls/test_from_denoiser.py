@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 
 import tdquant as tdq
 from tdquant.calls import Trajectories, record_denoiser, trajectories
-from tdquant.diffusion import sample
+from tdquant.diffusion import make_scheduler, sample
 from tdquant.errors import ModelError
 
 
@@ -16,6 +18,42 @@ def record(pipe, **options):
     return list(
         trajectories(pipe.unet, pipe.scheduler, 6, pipe.shape, steps=5, batch=4, **options)
     )
+
+
+NOISY = ["DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "TCDScheduler"]
+
+
+@pytest.mark.parametrize("name", [*NOISY, "SASolverScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_every_scheduler_gives_equal_calls_again_and_those_of_sampling(pipe, name):
+    import diffusers
+
+    seen = []
+
+    def spy(x, t):
+        seen.append(x.clone())
+        return 0.1 * x
+
+    scheduler = getattr(diffusers, name)()
+    state = torch.random.get_rng_state()
+    calls = trajectories(spy, scheduler, 3, pipe.shape, steps=5, batch=2)
+    first = [x for x, _ in calls]
+    for again in (calls, trajectories(spy, scheduler, 3, pipe.shape, steps=5, batch=2)):
+        assert all(map(torch.equal, first, [x for x, _ in again]))
+    seen.clear()
+    sample(spy, scheduler, 3, pipe.shape, steps=5, batch=2, progress=False)
+    assert len(seen) == len(first) == 10
+    assert all(map(torch.equal, first, seen))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_calibrating_twice_on_noisy_trajectories_gives_equal_scales(pipe):
+    scheduler = make_scheduler("ddpm", pipe.scheduler)
+    calls = trajectories(pipe.unet, scheduler, 2, pipe.shape, steps=4)
+    found = []
+    for _ in range(2):
+        model = tdq.quantize(copy.deepcopy(pipe.unet), tdq.Recipe(scale="static"))
+        found.append(tdq.calibrate(model, calls, progress=False).state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_they_are_the_calls_that_sampling_makes(pipe):

@@ -2,11 +2,20 @@ import pytest
 import torch
 
 from tdquant.diffusion.pictures import grid, save_png, to_uint8
+from tdquant.errors import ModelError
 
 
 def test_bytes_cover_the_range_and_clip():
     x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 7.0]).view(1, 1, 5)
     assert to_uint8(x).flatten().tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_has_no_bytes(value):
+    x = torch.zeros(3, 1, 2, 2)
+    x[1, 0, 1, 1] = value
+    with pytest.raises(ModelError, match="1 of 3 images have NaN"):
+        to_uint8(x)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, (8, 8)), (4, (14, 14)), (5, (14, 20))])

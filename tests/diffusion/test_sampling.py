@@ -62,6 +62,41 @@ def test_out_of_range(steps, count, ddim):
         sample(lambda x, t: x, ddim, count, SHAPE, steps=steps, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("DDIMScheduler", {"steps_offset": 1}, "timestep 1000 for 1000 sampler steps"),
+        ("PNDMScheduler", {"steps_offset": 2}, "timestep 1001 for 1000 sampler steps"),
+        ("DPMSolverMultistepScheduler", {}, "timestep 500 occurs twice"),
+        ("UniPCMultistepScheduler", {}, "timestep 500 occurs twice"),
+        ("DEISMultistepScheduler", {"timestep_spacing": "leading"}, "timestep 0 occurs twice"),
+    ],
+)
+def test_timesteps_that_cannot_be_stepped_through(name, options, said):
+    import diffusers
+
+    scheduler = getattr(diffusers, name)(**options)
+    with pytest.raises(ModelError, match=said):
+        sample(lambda x, t: 0.1 * x, scheduler, 1, SHAPE, steps=1000, progress=False)
+    with pytest.raises(ModelError, match=said):
+        list(tdq.trajectories(lambda x, t: 0.1 * x, scheduler, 1, SHAPE, steps=1000))
+    if name.startswith(("DPM", "UniPC")):
+        x = sample(lambda x, t: 0.1 * x, scheduler, 1, SHAPE, steps=999, progress=False)
+        assert x.isfinite().all()
+
+
+def test_flow_matching_ends_at_the_data():
+    import diffusers
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+
+    def velocity(x, t):  # towards a single image of 0.5
+        return (x - 0.5) / (t / 1000)
+
+    x = sample(velocity, scheduler, 2, SHAPE, steps=10, progress=False)
+    assert torch.allclose(x, torch.full_like(x, 0.5), atol=1e-5)
+
+
 def test_the_given_scheduler_is_not_changed(ddim):
     before = ddim.timesteps.clone()
     sample(lambda x, t: x * 0, ddim, 1, SHAPE, steps=3, progress=False)

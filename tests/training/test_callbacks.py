@@ -54,6 +54,13 @@ def test_pictures_and_events_are_written(tmp_path):
     assert events.Images("samples")[0].step == 2
 
 
+def test_training_goes_on_where_a_picture_is_not_finite(tmp_path):
+    grid = SampleGrid(tmp_path, lambda net: torch.full((1, 3, 4, 4), torch.nan), every=2)
+    with pytest.warns(UserWarning, match="no picture of step 2: 1 of 1 images"):
+        assert run(tmp_path, steps=2, callbacks=[grid]).finished
+    assert not (tmp_path / "samples").exists()
+
+
 def test_the_bar_shows_the_loss(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
 

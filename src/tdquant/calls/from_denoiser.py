@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from tdquant.diffusion.guidance import Condition
-from tdquant.diffusion.sampling import Denoiser, denoise_steps, initial_noise, scheduled
+from tdquant.diffusion.sampling import (
+    Denoiser,
+    denoise_steps,
+    initial_noise,
+    scheduled,
+    stream_of,
+)
 from tdquant.errors import ModelError
 from tdquant.support.devices import device_of
 from tdquant.support.progress import track
@@ -67,7 +73,8 @@ class Trajectories:
             if self.condition is not None:
                 denoiser = self.condition.bound(self.model, group, self.device)
                 context, copies = (self.condition.rows(group, self.device),), self.condition.copies
-            steps = denoise_steps(denoiser, self.scheduler, self.steps, noise)
+            generators = [stream_of(self.seed, i, stream=1) for i in group]
+            steps = denoise_steps(denoiser, self.scheduler, self.steps, noise, generators)
             for keep in chosen[group.start : group.stop].T.to(self.device):
                 with torch.no_grad():  # not around yield, where it would hold for the consumer
                     call = next(steps, None)

@@ -9,14 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdquant.errors import ModelError
 from tdquant.files.writing import replacing
 from tdquant.support.optional import require
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8, what is outside clipped; uint8 ones as they are."""
+    """Images ``(N, *)`` in [-1, 1] as uint8, what is outside clipped; uint8 ones as they are.
+
+    Raises:
+        ModelError: A number is NaN or infinite.
+    """
     if images.dtype == torch.uint8:
         return images
+    bad = int((~images.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise ModelError(
+            f"{bad} of {len(images)} images have NaN or infinite numbers",
+            fix="look for them in the model's weights; then try more sampler steps, or float32",
+        )
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -39,7 +39,8 @@ def scheduled(scheduler: Any, steps: int, device: torch.device | str = "cpu") ->
     """Copies a scheduler and sets its timesteps, one for each model call.
 
     Raises:
-        ModelError: The number of steps is out of range.
+        ModelError: The number of steps is out of range, or the scheduler makes timesteps for it
+            that it cannot step through: one past the last training timestep, or one twice.
     """
     scheduler = copy.deepcopy(scheduler)
     limit = int(scheduler.config.num_train_timesteps)
@@ -48,7 +49,31 @@ def scheduled(scheduler: Any, steps: int, device: torch.device | str = "cpu") ->
             f"{steps} sampler steps", where=type(scheduler).__name__, fix=f"1 to {limit}"
         )
     scheduler.set_timesteps(steps, device=device)
+    _check_timesteps(scheduler, steps, limit)
     return scheduler
+
+
+def _check_timesteps(scheduler: Any, steps: int, limit: int) -> None:
+    times = scheduler.timesteps.double()
+    outside = times[(times < 0) | (times > limit - 1)]
+    if hasattr(scheduler, "alphas_cumprod") and len(outside):
+        raise ModelError(
+            f"timestep {float(outside[0]):g} for {steps} sampler steps",
+            where=type(scheduler).__name__,
+            why=f"training timesteps are 0 to {limit - 1}",
+            fix="fewer steps, or a scheduler with steps_offset=0",
+        )
+    # A solver of several steps divides by differences of log-SNR. Those that call the model
+    # several times a step (order 2) and PNDM repeat timesteps on purpose.
+    sigmas = getattr(scheduler, "sigmas", None)
+    repeated = times.diff() == 0
+    if isinstance(sigmas, Tensor) and getattr(scheduler, "order", 1) == 1 and repeated.any():
+        raise ModelError(
+            f"timestep {float(times[:-1][repeated][0]):g} occurs twice in {steps} sampler steps",
+            where=type(scheduler).__name__,
+            why="its step between equal noise levels is NaN",
+            fix=f"at most {limit - 1} steps, or another timestep_spacing",
+        )
 
 
 def denoise_steps(
@@ -74,7 +99,8 @@ def denoise_steps(
         ModelError: The number of steps is out of range, or the scheduler has no eta.
     """
     scheduler = scheduled(scheduler, steps, x.device)
-    x = x * scheduler.init_noise_sigma
+    x = x * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has none of the two
+    scale_input = getattr(scheduler, "scale_model_input", lambda x, t: x)
     known = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {}
     if generators and "generator" in known:
@@ -84,7 +110,7 @@ def denoise_steps(
             raise ModelError(f"eta={eta}", where=type(scheduler).__name__, fix="a DDIM scheduler")
         extra["eta"] = eta
     for t in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(x, t)
+        model_input = scale_input(x, t)
         output = model(model_input, t)
         x = scheduler.step(getattr(output, "sample", output), t, x, **extra).prev_sample
         yield model_input, t, x

@@ -7,6 +7,7 @@ at.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tdquant.diffusion.pictures import grid, save_png
+from tdquant.errors import ModelError
 from tdquant.files.documents import json_safe
 from tdquant.files.writing import replacing
 from tdquant.support.optional import require
@@ -152,8 +154,13 @@ class SampleGrid(Callback):
     def after_step(self, run: Run, record: dict[str, float]) -> None:
         if run.step % self.every and run.step != run.steps:
             return
-        picture = grid(self.draw(run.averaged()))
+        images = self.draw(run.averaged())
         if not run.main:
+            return
+        try:
+            picture = grid(images)
+        except ModelError as error:
+            warnings.warn(f"no picture of step {run.step}: {error.what}", stacklevel=2)
             return
         save_png(picture, self.folder / f"step-{run.step:08d}.png")
         if self.board is not None:

@@ -11,7 +11,7 @@ import torch
 
 import tdquant as tdq
 from tdquant.cli import main
-from tdquant.errors import StorageError
+from tdquant.errors import ModelError, StorageError
 from tdquant.freezing import is_frozen
 from tdquant.lab.opening import open_model
 from tdquant.lab.run_folder import RunFolder
@@ -168,6 +168,21 @@ def test_a_failure_before_the_first_image_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "to_uint8", lambda images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sample_pictures(pipe, tmp_path / "new", 1, steps=1, progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("where", ["weight", "output"])
+def test_samples_that_are_not_finite_are_named_and_not_written(tmp_path, where):
+    pipe = open_model("tiny").model
+    path, layer = next((n, m) for n, m in pipe.unet.named_modules() if n.endswith("conv2"))
+    if where == "weight":
+        torch.nn.init.constant_(layer.weight[:1], float("nan"))
+        said = f"parameters are not finite: {path}.weight"
+    else:
+        layer.register_forward_hook(lambda module, args, y: y * float("inf"))
+        said = f"{path} gave them first"
+    with pytest.raises(ModelError, match=f"2 of 2 samples are NaN or infinite(.|\n)*{said}"):
+        sample_pictures(pipe, tmp_path / "new", 2, steps=1, progress=False)
     assert not (tmp_path / "new").exists()
 
 

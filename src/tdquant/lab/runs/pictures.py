@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tdquant.diffusion.guidance import Condition
 from tdquant.diffusion.pictures import save_png, to_uint8
@@ -25,6 +27,7 @@ from tdquant.files.documents import json_safe, read_json, write_json
 from tdquant.files.writing import disk_errors
 from tdquant.lab.runs.comparing import differences
 from tdquant.models import Pipe, UNetModel
+from tdquant.training.diagnose import first_not_finite
 
 _SETTINGS = "samples.json"
 
@@ -76,8 +79,8 @@ def sample_pictures(
 
     Raises:
         StorageError: The folder has images of other settings.
-        ModelError: Count, steps or batch out of range, or a context is missing, too many, or of
-            another width.
+        ModelError: Count, steps or batch out of range; a context is missing, too many, or of
+            another width; or samples are NaN or infinite: the layer or the parameters are named.
     """
     folder = Path(folder)
     _check_condition(pipe, condition)
@@ -97,20 +100,26 @@ def sample_pictures(
     pipe.unet.to(device).eval()
     if pipe.vae is not None:
         pipe.vae.to(device).eval()
-    batches = generate(
-        pipe.unet,
-        pipe.scheduler,
-        [range(k * size, (k + 1) * size) for k in numbers],
-        pipe.shape,
-        steps=steps,
-        seed=seed,
-        eta=eta,
-        condition=condition,
-        device=device,
-        progress=progress and rank == 0,
-    )
+
+    def draw(batches: list[range], progress: bool = False) -> Iterator[tuple[Any, Tensor]]:
+        return generate(
+            pipe.unet,
+            pipe.scheduler,
+            batches,
+            pipe.shape,
+            steps=steps,
+            seed=seed,
+            eta=eta,
+            condition=condition,
+            device=device,
+            progress=progress,
+        )
+
+    batches = [range(k * size, (k + 1) * size) for k in numbers]
     written = 0
-    for indices, samples in batches:
+    for indices, samples in draw(batches, progress and rank == 0):
+        if not samples.isfinite().all():
+            _raise_not_finite(pipe, samples, partial(list, draw([indices])))
         with torch.no_grad():
             images = to_uint8(pipe.decode(samples.to(device))).cpu()
         # Not before there is an image: settings that fail leave the folder to others.
@@ -121,6 +130,16 @@ def sample_pictures(
                 written += 1
         seen(written)
     return written
+
+
+def _raise_not_finite(pipe: Pipe, samples: Tensor, draw_again: Callable[[], Any]) -> None:
+    bad = int((~samples.isfinite()).flatten(1).any(1).sum())
+    raise ModelError(
+        f"{bad} of {len(samples)} samples are NaN or infinite",
+        where=pipe.name,
+        why=first_not_finite(pipe.unet, draw_again),
+        fix="whole weights of a trained model; if they are, another scheduler or number of steps",
+    )
 
 
 def _digest(pipe: Pipe, condition: Condition | None) -> str:
