@@ -68,3 +68,23 @@ def _shift(model, weight, bias, given):
         model(*call)
     handle.remove()
     return torch.stack(errors).mean(0).norm().item()
+
+
+def test_a_shared_bias_stays():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = (torch.nn.Linear(8, 8) for _ in range(3))
+            self.b.bias = self.a.bias
+
+        def forward(self, x, t):
+            return self.c(self.b(self.a(x).tanh()))
+
+    model = tdq.quantize(Tied().eval(), tdq.Recipe(weights=3, edges=3))
+    before = {name: value.clone() for name, value in model.named_parameters() if "bias" in name}
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    tdq.calibrate(model, [(x, 5)], bias_correction=True, progress=False)
+    assert model.a.bias is model.b.bias
+    assert torch.equal(model.a.bias, before["a.bias"])
+    assert not torch.equal(model.c.bias, before["c.bias"])

@@ -179,3 +179,50 @@ def test_balancing_twice_reports_both():
     tdq.balance(model, given, layers=["1"], progress=False)
     assert set(model.tdq.balance) == {"0", "1"}
     assert [step["step"] for step in model.tdq.history] == ["balance", "balance"]
+
+
+class Tied(nn.Module):
+    """Two layers with one weight and bias, whose inputs have other outliers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.b.weight, self.b.bias = self.a.weight, self.a.bias
+
+    def forward(self, x, t):
+        return self.c(self.b(self.a(x * torch.linspace(0.1, 5, 16)).tanh()))
+
+
+class Encoder(nn.Module):
+    """torch's own transformer layer, which has a fused path in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0, batch_first=True)
+
+    def forward(self, x, t):
+        return self.encoder(x * torch.linspace(0.1, 5, 16))
+
+
+LINEARS = {"encoder.linear1", "encoder.linear2"}
+
+
+@pytest.mark.parametrize("kind", [Tied, Encoder])
+def test_the_function_stays_with_shared_weights_and_torch_s_fused_layers(kind):
+    x, t = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0)), torch.tensor(3)
+    exact, model = kind().eval(), kind().eval()
+    found = balance(model, [(x, t)], layers=["*"] if kind is Encoder else None, progress=False)
+    assert set(found.tdq.balance) == ({"c"} if kind is Tied else LINEARS)
+    with torch.no_grad():
+        wanted = exact(x, t)
+        assert (model(x, t) - wanted).norm() < 1e-6 * wanted.norm()
+        quantized = tdq.quantize(model, tdq.Recipe(weights=16, activations=32))
+        assert (quantized(x, t) - wanted).norm() < 1e-3 * wanted.norm()
+
+
+def test_shared_weights_are_refused_by_name():
+    model = Tied().eval()
+    with pytest.raises(ConversionError, match="weights are read by another module"):
+        balance(model, [(torch.randn(2, 16), 3)], layers=["b"], progress=False)

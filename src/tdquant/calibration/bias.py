@@ -26,14 +26,16 @@ from tdquant.layers import (
     quantized_layers,
     structured_layers,
 )
+from tdquant.layers.base import shared_parameters
 from tdquant.quantizers import CodedWeight
 
 
 @torch.no_grad()
 def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
     """Corrects the bias of every layer that has one and quantized weights, if the float weights
-    are still there. Of a split layer, the bias is that of the first part, which takes the
-    correction of all parts; a layer corrected before is corrected anew, from its original bias.
+    are still there. A bias that several modules share stays: each would shift it for itself. Of a
+    split layer, the bias is that of the first part, which takes the correction of all parts; a
+    layer corrected before is corrected anew, from its original bias.
 
     Returns:
         path -> root mean square of the correction.
@@ -56,10 +58,11 @@ def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
     with watching(layers, measure):
         for call in calls:
             run(model, call)
+    shared = shared_parameters(model)
     firsts = {f"{path}.parts.0": f"{path}.parts." for path, _ in structured_layers(model)}
     moved = {}
     for name, layer in layers.items():
-        if name not in sums or layer.bias is None:
+        if name not in sums or layer.bias is None or id(layer.bias) in shared:
             continue
         own = [n for n in sums if n.startswith(firsts[name])] if name in firsts else [name]
         shift = torch.stack([sums[n] / counts[n] for n in own]).sum(0)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tdquant.calibration.histogram import BINS, Histogram
 from tdquant.errors import CalibrationError
+from tdquant.numerics.fake_quantize import FLOOR
 
 MAX_TIMES = 64
 """Times kept apart; of more, the nearest two are merged, to bound memory."""
@@ -27,8 +28,8 @@ class TimeHistograms:
 
     @property
     def all_zero(self) -> bool:
-        """Whether nothing but zeros was seen."""
-        return all(histogram.limit == 0 for histogram in self.by_time.values())
+        """Whether nothing but zeros, or what any step rounds to zero, was seen."""
+        return not self._telling()
 
     def update(self, x: Tensor, timestep: Tensor) -> None:
         """Adds x ``(B * k, *)`` seen at the time ``()`` or times ``(B,)``."""
@@ -56,12 +57,18 @@ class TimeHistograms:
         self.by_time[middle] = a
 
     def times(self) -> Tensor:
-        """The times kept apart, increasing, ``(K,)``."""
-        return torch.tensor(sorted(self.by_time), dtype=torch.float32)
+        """The times that say something about the step, increasing, ``(K,)``."""
+        return torch.tensor(self._telling(), dtype=torch.float32)
 
     def histograms(self) -> list[Histogram]:
         """The histograms in the order of ``times``."""
-        return [self.by_time[t] for t in sorted(self.by_time)]
+        return [self.by_time[t] for t in self._telling()]
+
+    def _telling(self) -> list[float]:
+        """Without the times at which everything was zero, or rounds to zero at any step: a curve
+        through the least step there would be wrong at the times beside them.
+        """
+        return [t for t in sorted(self.by_time) if self.by_time[t].limit > FLOOR]
 
 
 class TimeRange:

@@ -8,6 +8,7 @@ quantizer leaves that operand in float. A frozen layer may hold ``codes`` in the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tdquant.layers.structure import StructuredLayer
 from tdquant.quantizers import CodedWeight, FrozenWeight
 
 QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {}
@@ -125,12 +127,21 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 parent._modules[name] = new
 
 
+def shared_parameters(model: nn.Module) -> set[int]:
+    """Identities of the parameters that several modules below a model have."""
+    owned = [id(p) for m in model.modules() for p in m._parameters.values() if p is not None]
+    return {key for key, count in Counter(owned).items() if count > 1}
+
+
 def keep_layers_called(model: nn.Module) -> None:
-    """Has torch's transformer layers call the quantized layers in them. In evaluation they would
-    hand the weights to a fused kernel, which they do not where there is a hook.
+    """Has torch's transformer layers call the quantized and rewritten layers in them. In
+    evaluation they would hand the weights to a fused kernel, which they do not where there is a
+    hook.
     """
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(quantized_layers(module)):
+        if isinstance(module, nn.TransformerEncoderLayer) and any(
+            isinstance(part, QuantLayer | StructuredLayer) for part in module.modules()
+        ):
             module.register_forward_pre_hook(_nothing)
 
 

@@ -30,6 +30,7 @@ from tdquant.errors import CalibrationError, ConversionError
 from tdquant.families import family_of
 from tdquant.layers import replace_module
 from tdquant.layers.balance import BalancedLayer
+from tdquant.layers.base import keep_layers_called, shared_parameters
 from tdquant.numerics.fake_quantize import FLOOR, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers.weight import mse_step
@@ -62,7 +63,7 @@ def balance(
         batches: Calls of it, as for ``calibrate``.
         alpha: Share of the range that moves from inputs into weights, in [0, 1], or ``"search"``.
         layers: Glob patterns over paths; None takes every linear layer that a call reaches, except
-            on the time path and at the edges.
+            on the time path, at the edges, and those whose weight another module reads as well.
         weights: Bits of the weights that the search assumes.
         activations: Bits of the inputs that the search assumes.
         progress: Draw a bar.
@@ -72,8 +73,8 @@ def balance(
         leads to the same place as before; the plain layer is ``<path>.layer``.
 
     Raises:
-        ConversionError: The model is quantized already, has no such layer, or alpha is out of
-            range.
+        ConversionError: The model is quantized already, has no such layer, a named layer's weight
+            is read by another module as well, or alpha is out of range.
         CalibrationError: No batches, or inputs that are not finite. The model is then left as it
             was.
     """
@@ -98,6 +99,7 @@ def balance(
             new = BalancedLayer.balanced(layer, factors(most, layer.weight, best))
             replace_module(model, layer, new.train(layer.training))
             found[path] = best
+    keep_layers_called(model)
     state = state_of(model)
     state.balance = {**(state.balance or {}), **found}
     note(model, "balance", layers=len(found))
@@ -123,6 +125,7 @@ def factors(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
 def _choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Linear]:
     family = family_of(model)
     left_out = () if patterns else (*family.first, *family.last, *family.time_path)
+    shared = shared_parameters(model)
     wanted = ["*"] if patterns is None else list(patterns)
     inside = {id(part.layer) for part in model.modules() if isinstance(part, BalancedLayer)}
     found = {
@@ -140,7 +143,19 @@ def _choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Li
             where="balance(layers=)",
             fix="globs over module paths, such as 'transformer_blocks.*.ff.*'",
         )
-    return found
+    read_elsewhere = [
+        path
+        for path, layer in found.items()
+        if id(layer.weight) in shared or matching(path, family.read_by_parent)
+    ]
+    if patterns is not None and read_elsewhere:
+        raise ConversionError(
+            f"{len(read_elsewhere)} weights are read by another module as well",
+            where=", ".join(read_elsewhere[:5]),
+            why="it would read them multiplied, with an input that is not divided",
+            fix="leave these layers out of layers=, as layers=None does",
+        )
+    return {path: layer for path, layer in found.items() if path not in read_elsewhere}
 
 
 @torch.no_grad()
