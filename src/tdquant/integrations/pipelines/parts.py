@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tdquant.errors import ExportError
 from tdquant.integrations.pipelines.layout import name_input, part_folder
-from tdquant.lowering.openvino.exporter import quiet_tracing
 from tdquant.lowering.openvino.graph import EXACT
+from tdquant.lowering.openvino.tracing import trace
 from tdquant.support.optional import require
 
 TOKENS = 8
@@ -144,10 +144,8 @@ def _traced(
     """The graph of a module. The axes ``free`` of its first input, and the batch of others, are
     free.
     """
-    ov = require("openvino", "openvino")
     try:
-        with torch.no_grad(), quiet_tracing():
-            graph = ov.convert_model(module, example_input=tuple(inputs.values()))
+        graph = trace(module, list(inputs.values()))
         shapes = {}
         for i, (port, (name, tensor)) in enumerate(zip(graph.inputs, inputs.items(), strict=True)):
             name_input(port, name)

@@ -45,7 +45,7 @@ from tdquant.lowering.exporters import register_exporter
 from tdquant.lowering.layer import LoweredLayer
 from tdquant.lowering.lowered import Factor, LoweredAttention, lower
 from tdquant.lowering.onnx.operators import OPSET, dequantize, patches, quantize, translations
-from tdquant.lowering.openvino.exporter import quiet_tracing
+from tdquant.lowering.openvino.tracing import quiet_tracing
 from tdquant.lowering.operand import Operand
 from tdquant.lowering.operation import INT8_CODES
 from tdquant.lowering.sealing import KEY, description_text, sealed

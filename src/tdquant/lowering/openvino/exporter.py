@@ -24,10 +24,6 @@ compiled.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,6 +40,7 @@ from tdquant.lowering.lowered import Factor, LoweredAttention, lower
 from tdquant.lowering.openvino.graph import EXACT, avoid_saturation, mark_float, pack_int4
 from tdquant.lowering.openvino.nodes import operators
 from tdquant.lowering.openvino.passes import optimize
+from tdquant.lowering.openvino.tracing import trace
 from tdquant.lowering.operand import Operand
 from tdquant.lowering.operation import INT8_CODES
 from tdquant.lowering.sealing import KEY, description_text, sealed
@@ -137,9 +134,7 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
         ExportError: The model cannot be traced.
         MissingDependencyError: OpenVINO is not installed.
     """
-    ov = require("openvino", "openvino")
     frontend = require("openvino.frontend.pytorch", "openvino")
-    decoders = require("openvino.frontend.pytorch.ts_decoder", "openvino")
 
     def fake_quantize(context: Any) -> list[Any]:
         op = operators()
@@ -154,22 +149,14 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
 
     lowered = lower(model, call, OpenVINOLayer, OpenVINOAttention)
     try:
-        with torch.no_grad(), quiet_tracing():
-            # Traced once: to compare a second time takes as long again, and finds differences in
-            # what the model keeps between calls.
-            decoder = decoders.TorchScriptPythonDecoder(
-                lowered,
-                example_input=tuple(call.tensors.values()),
-                trace_kwargs={"check_trace": False},
-            )
-            trim_heap()  # of the trace
-            graph = ov.convert_model(
-                decoder,
-                extension=[
-                    frontend.ConversionExtension("tdquant::levels", fake_quantize),
-                    frontend.ConversionExtension("tdquant::weight", multiply_out),
-                ],
-            )
+        graph = trace(
+            lowered,
+            list(call.tensors.values()),
+            [
+                frontend.ConversionExtension("tdquant::levels", fake_quantize),
+                frontend.ConversionExtension("tdquant::weight", multiply_out),
+            ],
+        )
     except Exception as error:
         raise ExportError(
             "OpenVINO cannot trace the model",
@@ -177,10 +164,9 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
             why=str(error).strip().splitlines()[-1],
             fix="export to .onnx, or rewrite the operation that it names",
         ) from error
-    for port, (name, tensor) in zip(graph.inputs, call.tensors.items(), strict=True):
+    for port, name in zip(graph.inputs, call.tensors, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
-        port.get_node().set_element_type(ov.Type(tensor.numpy().dtype))
     for index, port in enumerate(graph.outputs):
         port.get_tensor().set_names({f"output.{index}"})
     graph.reshape({name: list(tensor.shape) for name, tensor in call.tensors.items()})
@@ -220,14 +206,6 @@ def _free_shapes(graph: Any, call: Call) -> None:
         graph.reshape(free)
     except RuntimeError:
         graph.reshape(fixed)
-
-
-@contextlib.contextmanager
-def quiet_tracing() -> Iterator[None]:
-    """Hides the warnings and prints of tracing, which warns of every shape that Python reads."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 @register_exporter(".xml")
