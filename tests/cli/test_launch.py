@@ -428,12 +428,11 @@ def alone(number):
 @pytest.mark.parametrize(
     ("gpus", "stop"),
     [
-        ("0,1", group(signal.SIGINT)),
-        ("0,1", alone(signal.SIGTERM)),
-        (None, group(signal.SIGINT)),
-        ("0", alone(signal.SIGTERM)),
+        pytest.param("0,1", group(signal.SIGINT), id="two-ctrl-c"),
+        pytest.param("0,1", alone(signal.SIGTERM), id="two-sigterm", marks=pytest.mark.slow),
+        pytest.param(None, group(signal.SIGINT), id="one-ctrl-c", marks=pytest.mark.slow),
+        pytest.param("0", alone(signal.SIGTERM), id="one-sigterm"),
     ],
-    ids=["two-ctrl-c", "two-sigterm", "one-ctrl-c", "one-sigterm"],
 )
 def test_training_that_is_stopped_leaves_a_checkpoint(place, tmp_path, gpus, stop):
     status, told = interrupted(place, tmp_path, gpus, stop)
