@@ -75,7 +75,8 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     Arguments:
         model: A quantized model, every scale calibrated.
         timesteps: Times of the tables: an iterable of them, or a number T for ``0 .. T-1``. None
-            takes every training timestep, or even knots over a continuous range; between knots
+            takes every training timestep, or knots over a continuous range, even in time or, over
+            noise levels that span more than a factor of 100, in their logarithm; between knots
             tables interpolate.
 
     Raises:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -192,3 +194,31 @@ def test_times_at_which_an_activation_is_zero_say_nothing_of_its_step(scale):
         for t in (500, 505, 515, 525, 600):
             error = (net(x, t) - exact(x, t)).norm() / exact(x, t).norm()
             assert error < 0.02  # 0.4 where the curve went through the least step at 480
+
+
+class Levels(torch.nn.Module):
+    """Activations that follow a noise level over three decades."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = (torch.nn.Linear(16, 16, bias=False) for _ in range(3))
+
+    def forward(self, x, sigma):
+        level = 0.01 + torch.as_tensor(sigma).float().reshape(-1, 1)
+        return self.c(self.b(self.a(level * x)) / level)
+
+
+@pytest.mark.parametrize("scale", ["temporal", "table", "auto"])
+@pytest.mark.parametrize("count", [24, 150])  # of more than 64 times the nearest are merged
+def test_noise_levels_over_decades_have_steps_of_their_own(scale, count):
+    levels = torch.logspace(math.log10(0.002), math.log10(80), count)
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    exact = Levels().eval()
+    model = tdq.quantize(Levels().eval(), tdq.Recipe(scale=scale, edges=8))
+    tdq.calibrate(model, [(x, t) for t in levels], progress=False)
+    frozen = tdq.freeze(model)
+    for net in (model, frozen):
+        for t in levels[1::5]:
+            error = (net(x, t) - exact(x, t)).norm() / exact(x, t).norm()
+            assert error < 0.04  # 0.2 where all levels below 0.08 lay between two knots

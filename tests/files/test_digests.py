@@ -1,8 +1,10 @@
 import hashlib
 
+import pytest
 import torch
+from PIL import Image
 
-from tdquant.files.digests import file_digest, hash_tensors, tensor_bytes
+from tdquant.files.digests import add_value, file_digest, hash_tensors, tensor_bytes
 
 
 def test_a_files_digest_is_its_sha256(tmp_path):
@@ -27,6 +29,22 @@ def test_tensors_are_told_apart_by_name_type_shape_and_bytes():
         digest(a=x, b=x.bfloat16()),
     ]
     assert len({same, *others}) == 7
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.Tensor.numpy, Image.fromarray])
+def test_values_that_differ_in_the_middle_have_other_digests(kind):
+    """``repr`` leaves out the middle of long tensors and arrays."""
+
+    def digest(value):
+        found = hashlib.sha256()
+        given = kind(value) if kind is not Image.fromarray else kind(value.numpy())
+        add_value(found, ({"prompt_embeds": [given], "steps": 5},))
+        return found.hexdigest()
+
+    x = torch.zeros(64, 64, dtype=torch.uint8)
+    other = x.clone()
+    other[32, 32] = 1
+    assert digest(x) == digest(x.clone()) != digest(other)
 
 
 def test_views_have_the_digest_of_their_numbers():

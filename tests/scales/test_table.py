@@ -102,7 +102,13 @@ def test_state_dict_of_another_length():
 
 def test_training_timesteps():
     assert torch.equal(training_timesteps(0, 999), torch.arange(1000.0))
-    assert len(training_timesteps(0.002, 80.0)) == 1024
+    levels = training_timesteps(0.002, 80.0)  # even in the logarithm
+    assert len(levels) == 1024
+    assert (levels[0], levels[-1]) == (torch.tensor(0.002), 80)
+    assert torch.allclose(levels[1:] / levels[:-1], torch.tensor(40000 ** (1 / 1023)))
+    assert torch.equal(training_timesteps(0.0, 80.5), torch.linspace(0, 80.5, 1024))
+    assert torch.equal(training_timesteps(0.01, 1.0), torch.linspace(0.01, 1, 1024))
+    assert torch.equal(training_timesteps(1, 1000), torch.arange(1, 1001.0))
 
 
 def test_learning_reaches_the_timesteps_that_were_visited_and_no_other():

@@ -13,6 +13,7 @@ from tdquant.calibration.candidates import Candidate
 from tdquant.calibration.concatenations import Concatenation
 from tdquant.calibration.judge import Judgement
 from tdquant.scales import SCALES
+from tdquant.scales.table import wide_range
 
 JUDGED = "judged layer by layer"
 STATIC = "flat curves everywhere"
@@ -104,8 +105,11 @@ def time_weights(
 
     A tenth of the mean is added, so that no time is free of its target.
     """
+    times = judgement.times
+    if wide_range(float(knots[0]), float(knots[-1])):
+        knots, times = knots.log(), times.log()
     low, high = float(knots[0]), float(knots[-1])
-    place = ((judgement.times - low) / (high - low) * bins).long().clamp(0, bins - 1)
+    place = ((times - low) / (high - low) * bins).long().clamp(0, bins - 1)
     error = judgement.errors(name)[:, index]
     total = torch.zeros(bins).index_add_(0, place, error)
     count = torch.zeros(bins).index_add_(0, place, torch.ones_like(error))

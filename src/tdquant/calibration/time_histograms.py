@@ -8,6 +8,7 @@ from torch import Tensor
 from tdquant.calibration.histogram import BINS, Histogram
 from tdquant.errors import CalibrationError
 from tdquant.numerics.fake_quantize import FLOOR
+from tdquant.scales.table import wide_range
 
 MAX_TIMES = 64
 """Times kept apart; of more, the nearest two are merged, to bound memory."""
@@ -22,6 +23,7 @@ class TimeHistograms:
 
     def __init__(self) -> None:
         self.by_time: dict[float, Histogram] = {}
+        self._whole = True  # all times were integers
         # One block for all, allocated before the first activation: small blocks that stay, among
         # large ones that are freed, would fragment the heap.
         self._free = list(torch.zeros(MAX_TIMES + 1, BINS))
@@ -35,6 +37,7 @@ class TimeHistograms:
         """Adds x ``(B * k, *)`` seen at the time ``()`` or times ``(B,)``."""
         times = timestep.detach().float().flatten()
         unique = times.unique()
+        self._whole = self._whole and bool((unique == unique.round()).all())
         for time in unique.tolist():
             rows = x
             if len(unique) > 1:
@@ -48,7 +51,8 @@ class TimeHistograms:
 
     def _merge_nearest(self) -> None:
         times = torch.tensor(sorted(self.by_time), dtype=torch.float64)
-        i = int(times.diff().argmin())
+        wide = not self._whole and wide_range(float(times[0]), float(times[-1]))
+        i = int((times.log() if wide else times).diff().argmin())
         left, right = times[i].item(), times[i + 1].item()
         a, b = self.by_time.pop(left), self.by_time.pop(right)
         middle = (left * a.total + right * b.total) / (a.total + b.total)

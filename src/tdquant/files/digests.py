@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,26 @@ def add_tensor(digest: Any, name: str, value: Tensor) -> None:
     """Updates a digest with one tensor, as ``hash_tensors`` does with those of a state dict."""
     digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
     digest.update(tensor_bytes(value))
+
+
+def add_value(digest: Any, value: Any) -> None:
+    """Updates a digest with arguments of a call: tensors, arrays and pictures by all their
+    numbers, dictionaries and sequences of them, anything else by its ``repr``.
+    """
+    if hasattr(value, "__array_interface__"):
+        value = torch.from_numpy(np.array(value))
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(tensor_bytes(value))
+    elif isinstance(value, Mapping):
+        for key in value:
+            digest.update(str(key).encode())
+            add_value(digest, value[key])
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            add_value(digest, item)
+    else:
+        digest.update(repr(value).encode())
 
 
 def tensor_bytes(value: Tensor) -> memoryview:

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,13 +27,30 @@ from tdquant.scales.curves import Curves
 
 
 def training_timesteps(low: float, high: float, limit: int = 1024) -> Tensor:
-    """Knots over ``[low, high]``: every training index, or ``limit`` even ones if continuous.
+    """Knots over ``[low, high]``: every training index, or ``limit`` of a continuous range, even
+    or, in a ``wide_range``, of equal ratios.
 
     A range between integers at least 99 apart is one of indices; sigmas end at 1 or 80.
     """
-    if float(low).is_integer() and float(high).is_integer() and high - low >= 99:
+    if _of_indices(low, high):
         return torch.arange(int(low), int(high) + 1, dtype=torch.float32)
-    return torch.linspace(low, high, limit)
+    if not wide_range(low, high):
+        return torch.linspace(low, high, limit)
+    knots = torch.linspace(math.log(low), math.log(high), limit, dtype=torch.float64).exp()
+    knots = knots.float()
+    knots[0], knots[-1] = low, high
+    return knots
+
+
+def wide_range(low: float, high: float) -> bool:
+    """Whether continuous times span more than a factor of 100, as noise levels from 0.002 to 80
+    do: steps follow their logarithm.
+    """
+    return 0 < 100 * low < high and not _of_indices(low, high)
+
+
+def _of_indices(low: float, high: float) -> bool:
+    return float(low).is_integer() and float(high).is_integer() and high - low >= 99
 
 
 class TableScale(Scale):

@@ -4,8 +4,10 @@ r"""TDQ's temporal scale: a small network from the timestep to the step.
 
 with enc the Fourier features of ``tdquant.scales.encodings`` and ``t' = (t - t_low) * 999 /
 (t_high - t_low)``: time normalised to the model's own range, or the sigmas of a flow model, all in
-[0, 1], would feed the network almost nothing. The last layer starts small and its bias at the
-inverse softplus of the first step, so that training starts from a calibrated static scale.
+[0, 1], would feed the network almost nothing. Noise levels over decades are normalised by their
+logarithm, or those below 0.08 of 0.002 .. 80 would be one time to it. The last layer starts small
+and its bias at the inverse softplus of the first step, so that training starts from a calibrated
+static scale.
 
 References:
     So et al., Temporal Dynamic Quantization for Diffusion Models, 2023
@@ -30,12 +32,16 @@ from tdquant.scales.base import Scale, check_step, inverse_softplus
 from tdquant.scales.curves import Curves
 from tdquant.scales.encodings import ENCODINGS, NOMINAL, encoded_width
 from tdquant.scales.fit import fit
-from tdquant.scales.table import training_timesteps
+from tdquant.scales.table import training_timesteps, wide_range
 
 
-def normalised(t: Tensor, time_range: Tensor) -> Tensor:
-    """Times t, mapped from the range ``(*, 2)`` of the model to ``0 .. NOMINAL``."""
+def normalised(t: Tensor, time_range: Tensor, log_time: bool = False) -> Tensor:
+    """Times t, or their logarithm, mapped from the range ``(*, 2)`` of the model to ``0 ..
+    NOMINAL``.
+    """
     low, high = time_range.unbind(-1)
+    if log_time:
+        return (t.maximum(low) / low).log() * (NOMINAL / (high / low).log())
     return (t - low) * (NOMINAL / (high - low))
 
 
@@ -52,6 +58,7 @@ class TemporalScale(Scale):
             sampling does, so it is off unless the published setting (0.2) is wanted.
         encoding: Encoding of time: ``"fourier"``, ``"time"`` or ``"log-snr"``, see ``ENCODINGS``.
             The last two are one number, whatever ``features`` says.
+        log_time: Normalise the logarithm of time, for noise levels over decades.
 
     Raises:
         RecipeError: A width, depth, rate, range or encoding is invalid.
@@ -70,6 +77,7 @@ class TemporalScale(Scale):
         depth: int = 4,
         dropout: float = 0.0,
         encoding: str = "fourier",
+        log_time: bool = False,
     ) -> None:
         super().__init__()
         low, high = time_range
@@ -83,12 +91,14 @@ class TemporalScale(Scale):
                 where="TemporalScale",
                 fix="even features, at least one hidden unit and layer, 0 <= dropout < 1",
             )
-        if not low < high:
+        if not low < high or (log_time and low <= 0):
             raise RecipeError(
-                f"time range [{low}, {high}]", where="TemporalScale", fix="low < high"
+                f"time range [{low}, {high}]",
+                where="TemporalScale",
+                fix="low < high, and 0 < low where log_time=True",
             )
         self.features, self.hidden, self.depth = features, hidden, depth
-        self.dropout, self.encoding = dropout, encoding
+        self.dropout, self.encoding, self.log_time = dropout, encoding, log_time
         self.register_buffer("time_range", torch.tensor([low, high], dtype=torch.float32))
         widths = [encoded_width(encoding, features)] + [hidden] * (depth - 1)
         layers: list[nn.Module] = []
@@ -103,6 +113,7 @@ class TemporalScale(Scale):
     @classmethod
     def from_curves(cls, curves: Curves, options: Mapping[str, Any]) -> list[TemporalScale]:
         """Creates networks and fits them to the curves, all at once: see ``scales.fit``."""
+        options = {**options, **({"log_time": True} if wide_range(*curves.span) else {})}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(curves.seed)
             scales = [cls(1.0, curves.span, **options) for _ in curves.steps]
@@ -122,6 +133,7 @@ class TemporalScale(Scale):
         return {
             "features": self.features, "hidden": self.hidden, "depth": self.depth,
             "dropout": self.dropout, "encoding": self.encoding,
+            **({"log_time": True} if self.log_time else {}),
         }  # fmt: skip
 
     @torch.no_grad()
@@ -136,7 +148,7 @@ class TemporalScale(Scale):
     def encode(self, timestep: Tensor) -> Tensor:
         """Features ``(B, d)`` of times ``(B,)``."""
         t = timestep.to(self.time_range.device, torch.float32)
-        return self.encode_normalised(normalised(t, self.time_range))
+        return self.encode_normalised(normalised(t, self.time_range, self.log_time))
 
     def encode_normalised(self, t: Tensor) -> Tensor:
         """Features ``(*, d)`` of times ``(*)`` in 0 .. NOMINAL."""
@@ -171,7 +183,7 @@ class TemporalScale(Scale):
         """Scales of equal architecture are computed together."""
         dropout = self.dropout if self.training else 0.0
         width = self.features, self.hidden, self.depth
-        return *width, self.encoding, dropout, self.time_range.device
+        return *width, self.encoding, self.log_time, dropout, self.time_range.device
 
 
 def evaluate(scales: Sequence[TemporalScale], timestep: Tensor) -> Tensor:
@@ -192,7 +204,8 @@ def evaluate(scales: Sequence[TemporalScale], timestep: Tensor) -> Tensor:
     first = scales[0]
     device = first.time_range.device
     t = timestep.reshape(-1).to(device, torch.float32)
-    t = normalised(t, torch.stack([scale.time_range for scale in scales]).unsqueeze(1))
+    ranges = torch.stack([scale.time_range for scale in scales]).unsqueeze(1)
+    t = normalised(t, ranges, first.log_time)
     count = t.shape[1]
     t = F.pad(t, (0, -count % 8))
     with torch.autocast(device.type, enabled=False):

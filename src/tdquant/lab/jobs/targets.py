@@ -20,6 +20,7 @@ from tdquant.clock import is_quantized
 from tdquant.diffusion import Condition, sample
 from tdquant.errors import ModelError, StorageError
 from tdquant.files.config import read_config
+from tdquant.files.digests import add_value
 from tdquant.lab.jobs.options import QuantizeOptions
 from tdquant.lab.jobs.pictures import render
 from tdquant.lab.opening import kind_of, open_model
@@ -127,8 +128,9 @@ class PipelineTarget:
         recording = record_pipeline(
             self.pipe, options.prompts, progress=options.progress, **self._sampling(options.seed)
         )
-        digest = hashlib.sha256(repr(recording.runs).encode()).hexdigest()[:16]
-        origin = {"model": options.model, "digest of arguments": digest}
+        digest = hashlib.sha256()
+        add_value(digest, recording.runs)
+        origin = {"model": options.model, "digest of arguments": digest.hexdigest()[:16]}
         return replace(recording, made_by={**recording.made_by, **origin})
 
 

@@ -10,10 +10,10 @@ import hashlib
 import json
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tdquant.calls.call import Call
-from tdquant.files.digests import tensor_bytes
+from tdquant.files.digests import add_value
 from tdquant.training.structure import describe
 
 LEARNING = "learning"
@@ -31,22 +31,7 @@ def job_digest(model: nn.Module, calls: list[Call], options: dict[str, Any]) -> 
     digest.update(json.dumps([describe(model), options], sort_keys=True).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        _add(digest, value)
+        add_value(digest, value)
     for call in calls:
-        _add(digest, call)
+        add_value(digest, call)
     return digest.hexdigest()
-
-
-def _add(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(tensor_bytes(value))
-    elif isinstance(value, dict):
-        for key in value:
-            digest.update(str(key).encode())
-            _add(digest, value[key])
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _add(digest, item)
-    else:
-        digest.update(repr(value).encode())
