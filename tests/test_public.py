@@ -72,3 +72,9 @@ def test_every_public_name_has_an_example_that_is_run():
     found += [p.read_text() for p in (ROOT / "examples").glob("*.py")]
     text = "\n".join(found)
     assert not [name for name in tdq.__all__ if not re.search(rf"\btdq\.{name}\b", text)]
+
+
+def test_modules_of_the_lab_are_found_in_a_fresh_process():
+    code = "import tdquant as tdq; print(tdq.metrics.mse, tdq.data.Cats)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,7 +1,10 @@
 """Every example runs at its tiny size, and prints what its docstring says."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,25 @@ def test_finetune_low_bits(run, tmp_path):
     assert {row.input_bits for row in tdq.summary(frozen)} == {6, 32}
     again = run("finetune_low_bits", "--tiny", "--bits", 6, "--out", "run")
     assert again == shown  # it went on from the last step, where there is nothing to do
+
+
+def test_train_with_accelerate(run, tmp_path):
+    shown = run("train_with_accelerate", "--tiny", "--out", "trained")
+    assert 0 < number("loss:", shown) < 2
+    assert tdq.is_frozen(tdq.load(tmp_path / "trained"))
+
+
+@pytest.mark.slow
+def test_train_with_accelerate_in_two_processes(tmp_path):
+    words = ["--nproc_per_node", "2", "--master_port", "29517"]
+    script = [EXAMPLES / "train_with_accelerate.py", "--tiny", "--precision", "bf16"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, *script, "--out", tmp_path / "x"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert tdq.is_frozen(tdq.load(tmp_path / "x"))
 
 
 def test_deploy_onnx(run, tmp_path):
