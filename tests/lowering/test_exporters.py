@@ -9,6 +9,7 @@ from torch import nn
 import tdquant as tdq
 from tdquant.errors import ConversionError, ExportError, FreezeError
 from tdquant.lowering import EXPORTERS
+from tdquant.lowering.session import ENGINES
 from tdquant.numerics.grid import Grid
 from tests.denoisers import Mixed
 from tests.lowering.models import LAYERS, All, One, frozen
@@ -311,3 +312,71 @@ def test_openvino_runs_the_onnx_file(tmp_path):
         for name, y, output in zip(layers, model(x, t), compiled.outputs, strict=True):
             error = (torch.from_numpy(found[output]) - y).abs().max() / y.abs().max()
             assert error <= 1e-5, (name, float(error))
+
+
+class Frames(nn.Module):
+    """A video model that folds frames into the batch, and repeats what is given once a video."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.time, self.conv = nn.Linear(1, 6), nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x, t):
+        batch, frames = x.shape[:2]
+        t = torch.as_tensor(t).to(x.dtype).reshape(-1).expand(batch) / 1000
+        times = t.repeat_interleave(frames, 0)[:, None]
+        level = times.repeat_interleave(3, -1).mean(-1).reshape(batch, -1).repeat_interleave(1)
+        h = self.conv(x.flatten(0, 1)) + self.time(times)[..., None, None]
+        h = (
+            h * level[:, None, None, None]
+            + self.time(t[:, None]).repeat_interleave(frames, dim=0)[..., None, None]
+        )
+        return h.reshape(x.shape)
+
+
+@pytest.mark.parametrize("suffix", EXPORTERS)
+def test_frames_folded_into_the_batch(suffix, tmp_path):
+    model = frozen(Frames(), 8)
+    x = torch.randn(2, 3, 6, 8, 8)
+    session = tdq.open_session(tdq.export(model, tmp_path / f"m{suffix}", (x, torch.tensor(500))))
+    for batch, t in ((2, torch.tensor(500)), (3, torch.tensor([5, 500, 900]))):
+        x = torch.randn(batch, 3, 6, 8, 8)
+        assert torch.allclose(session(x, t), model(x, t), atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", EXPORTERS)
+def test_a_graph_that_cannot_run_its_example_is_not_written(suffix, tmp_path, monkeypatch):
+    model, x = frozen(One(nn.Linear(6, 6)), 8), torch.randn(2, 6)
+    path = tdq.export(model, tmp_path / f"m{suffix}", (x, 3))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    real = ENGINES[suffix]
+
+    def broken(*args):
+        about, _ = real(*args)
+        raise ExportError("the engine cannot run the graph", where=about["model"])
+
+    monkeypatch.setitem(ENGINES, suffix, broken)
+    with pytest.raises(ExportError, match="cannot run the graph"):
+        tdq.export(frozen(One(nn.Linear(6, 4)), 8), path, (x, 3))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_constants_beyond_a_single_file_lie_beside_it(tmp_path, monkeypatch):
+    from tdquant.lowering.onnx import exporter
+
+    model, x = frozen(One(nn.Linear(256, 64)), 8), torch.randn(2, 256)
+    whole = tdq.open_session(tdq.export(model, tmp_path / "whole.onnx", (x, 3)))(x, 3)
+    monkeypatch.setattr(exporter, "LARGEST", 4096)
+    path = tmp_path / "m.onnx"
+    for folder in (tmp_path, tmp_path / "elsewhere", tmp_path):  # again, and elsewhere
+        path = tdq.export(model, folder / "m.onnx", (x, 3))
+        assert (folder / "m.onnx.data").stat().st_size > 64 * 256
+        assert torch.equal(tdq.open_session(path)(x, 3), whole)
+    (tmp_path / "elsewhere" / "m.onnx.data").unlink()
+    with pytest.raises(ExportError, match=r"m\.onnx\.data is not beside it"):
+        tdq.open_session(tmp_path / "elsewhere" / "m.onnx")
+    monkeypatch.undo()
+    tdq.export(model, path, (x, 3))
+    assert not (tmp_path / "m.onnx.data").exists()
+    assert torch.equal(tdq.open_session(path)(x, 3), whole)

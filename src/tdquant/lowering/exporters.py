@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,9 +13,11 @@ from typing import Any, Protocol
 from torch import nn
 
 from tdquant.clock import clock_of
-from tdquant.errors import ExportError
+from tdquant.errors import ExportError, MissingDependencyError
 from tdquant.lowering.calls import Call, Example, read_call
 from tdquant.lowering.lowered import float32_copy, require_frozen
+from tdquant.lowering.sealing import put_files
+from tdquant.lowering.session import ENGINES, open_session
 from tdquant.lowering.slot import described
 from tdquant.model_summary import summary
 from tdquant.recipe import Recipe
@@ -63,16 +67,31 @@ def export(
             session, and slower everywhere.
 
     Returns:
-        The file.
+        The file. It has run the example once, if its engine is installed.
 
     Raises:
         FreezeError: The model is not frozen.
         ConversionError: The model is not quantized.
-        ExportError: An unknown suffix, an example that is no call of the model, or a model that
-            cannot be traced.
-        MissingDependencyError: The engine's package is not installed.
+        ExportError: An unknown suffix, an example that is no call of the model, a model that
+            cannot be traced, or a graph that its engine cannot run. What was at ``path`` stays.
+        MissingDependencyError: The exporter's package is not installed.
     """
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        file = Path(folder) / target.name
+        call = write_graph(frozen, file, example, portable=portable)
+        if target.suffix in ENGINES:
+            with contextlib.suppress(MissingDependencyError):
+                open_session(file)(**call.values)
+        put_files(file, target)
+    return target
+
+
+def write_graph(
+    frozen: nn.Module, target: Path, example: Example, *, portable: bool = False
+) -> Call:
+    """Writes the file of ``export`` without running it; returns the call that was traced."""
     if target.suffix not in EXPORTERS:
         raise ExportError(
             f"no exporter for {target.suffix or 'a file without suffix'!r}",
@@ -84,7 +103,7 @@ def export(
     del model
     gc.collect()  # traces are cycles, which hold all codes
     trim_heap()
-    return target
+    return call
 
 
 def prepared(frozen: nn.Module, example: Example) -> tuple[nn.Module, Call]:

@@ -24,6 +24,9 @@ from tdquant.files.documents import Document, Section
 KEY = "tdquant"
 """Key of the description in a file's own metadata."""
 
+CONSTANTS = ".data"
+"""Appended to the name of a graph that is too large for one file: the file of its constants."""
+
 BLANK = "0" * 64
 
 _SEAL = re.compile(rb'(?:"|&quot;)digest(?:"|&quot;): (?:"|&quot;)([0-9a-f]{64})(?:"|&quot;)')
@@ -87,8 +90,19 @@ def sealed(path: Path) -> Iterator[Path]:
         if data.count(blank) != 1:
             raise ExportError("the engine did not keep the description", where=str(path))
         fresh.write_bytes(data.replace(blank, _digest(data, others).encode()))
-        for file in (*others, fresh):
-            file.replace(path.with_name(file.name))
+        put_files(fresh, path)
+
+
+def put_files(source: Path, target: Path) -> None:
+    """Moves a file, after all that lies beside it in a folder of its own, to another name of a
+    file. Constants of an earlier file there that the new one does not have are removed.
+    """
+    others = [file for file in source.parent.iterdir() if file != source]
+    for file in (*others, source):
+        file.replace(target.with_name(file.name))
+    constants = target.with_name(target.name + CONSTANTS)
+    if constants.name not in [file.name for file in others]:
+        constants.unlink(missing_ok=True)
 
 
 def check_seal(file: Path, others: Sequence[Path] = ()) -> None:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from tdquant.errors import BackendError, ClockError, ExportError
 from tdquant.lowering.calls import Output, bound, flat_times, leaves
-from tdquant.lowering.exporters import EXPORTERS
 from tdquant.lowering.slot import OnEngine, described
 from tdquant.model_summary import Row
 from tdquant.support.registry import registrar
@@ -212,7 +211,7 @@ def open_session(
         raise ExportError(
             f"no engine runs {file.suffix or 'files without suffix'!r}",
             where=str(file),
-            fix=f"a file of {', '.join(sorted(EXPORTERS))} that tdq.export wrote",
+            fix=f"a file of {', '.join(sorted(ENGINES))} that tdq.export wrote",
         )
     if not file.is_file():
         raise ExportError("there is no such file", where=str(file), fix="check the path")

@@ -48,7 +48,7 @@ from tdquant.lowering.onnx.operators import OPSET, dequantize, patches, quantize
 from tdquant.lowering.openvino.tracing import quiet_tracing
 from tdquant.lowering.operand import Operand
 from tdquant.lowering.operation import INT8_CODES
-from tdquant.lowering.sealing import KEY, description_text, sealed
+from tdquant.lowering.sealing import CONSTANTS, KEY, description_text, sealed
 from tdquant.support.optional import require
 
 LARGEST = 2**31 - 2**24
@@ -232,7 +232,7 @@ def pack_int4(graph: Any) -> None:
 
 def companions(path: Path) -> list[Path]:
     """The file of constants beside a graph that is too large for one file."""
-    data = path.with_name(path.name + ".data")
+    data = path.with_name(path.name + CONSTANTS)
     return [data] if data.is_file() else []
 
 
@@ -242,11 +242,10 @@ def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], porta
     onnx = require("onnx", "onnx")
     graph = convert(model, call, about, portable)
     pack_int4(graph)
-    large = graph.ByteSize() >= LARGEST
+    # protobuf itself cannot count beyond 2 GB. int4 codes are bytes here, two each.
+    large = sum(len(tensor.raw_data) for tensor in graph.graph.initializer) >= LARGEST
     if not large:
         onnx.checker.check_model(graph, full_check=True)
     with sealed(path) as file:
-        data = f"{file.name}.data"
+        data = f"{file.name}{CONSTANTS}"
         onnx.save_model(graph, str(file), save_as_external_data=large, location=data)
-    if not large:
-        path.with_name(data).unlink(missing_ok=True)  # of a larger model that was here before

@@ -127,9 +127,27 @@ def translations() -> dict[Any, Any]:
         shape = op.Constant(value_ints=[-1] + [1] * (len(x.shape) - 2))
         return op.Add(op.Mul(y, op.Reshape(weight, shape)), op.Reshape(bias, shape))
 
+    def repeat_interleave(x: Any, repeats: Any, dim: int | None = None, *_: Any) -> Any:
+        # torch's own translation expands to the sizes of the example.
+        rank = len(x.shape)
+        if dim is None:
+            x, dim, rank = op.Reshape(x, op.Constant(value_ints=[-1])), 0, 1
+        dim %= rank
+        times = repeats if not isinstance(repeats, int) else op.Constant(value_ints=[repeats])
+        each = [
+            op.Constant(value_ints=[1] * (dim + 1)),
+            op.Reshape(times, op.Constant(value_ints=[1])),
+        ]
+        if dim + 1 < rank:
+            each.append(op.Constant(value_ints=[1] * (rank - dim - 1)))
+        y = op.Tile(op.Unsqueeze(x, op.Constant(value_ints=[dim + 1])), op.Concat(*each, axis=0))
+        shape = op.Shape(x, end=dim), op.Constant(value_ints=[-1]), op.Shape(x, start=dim + 1)
+        return op.Reshape(y, op.Concat(*shape, axis=0))
+
     names = torch.ops.tdquant
     return {
         torch.ops.aten.group_norm.default: group_norm,
+        torch.ops.aten.repeat_interleave.self_int: repeat_interleave,
         names.quantize.default: quantize_linear,
         names.dequantize.default: dequantize_linear,
         names.patches.default: windows,

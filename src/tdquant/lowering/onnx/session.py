@@ -5,6 +5,7 @@ It is no backend of ``compile``: torch's exporter takes a minute for a UNet of 3
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from tdquant.errors import ExportError
 from tdquant.lowering.calls import engine_errors
 from tdquant.lowering.onnx import exporter as graphs
-from tdquant.lowering.sealing import KEY, check_seal, read_description
+from tdquant.lowering.sealing import CONSTANTS, KEY, check_seal, read_description
 from tdquant.lowering.session import register_engine
 from tdquant.support.machine import saturates_here
 from tdquant.support.optional import require
@@ -75,6 +76,20 @@ def open_onnx(path: Path, threads: int, device: str) -> tuple[dict[str, Any], ON
             why="sessions run ONNX Runtime on the CPU",
             fix='device="CPU"; onnxruntime itself runs the file elsewhere',
         )
-    check_seal(path, graphs.companions(path))
+    beside = graphs.companions(path)
+    try:
+        check_seal(path, beside)
+    except ExportError as error:
+        wanted = re.search(
+            rb"location\x12.([ -~]+)" + re.escape(CONSTANTS.encode()), path.read_bytes()
+        )
+        if beside or wanted is None:
+            raise
+        raise ExportError(
+            f"{wanted[1].decode()}{CONSTANTS} is not beside it",
+            where=str(path),
+            why="the constants of a large graph are in a file of their own",
+            fix="keep the two together, under the names that they were exported with",
+        ) from error
     engine = ONNXEngine(path, threads, str(path))
     return read_description(engine.description, path), engine

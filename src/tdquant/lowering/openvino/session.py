@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tdquant.errors import ExportError
 from tdquant.lowering.backends import Example, register_backend
 from tdquant.lowering.calls import engine_errors
-from tdquant.lowering.exporters import export
+from tdquant.lowering.exporters import write_graph
 from tdquant.lowering.openvino.graph import EXACT, avoid_saturation, mark_float
 from tdquant.lowering.openvino.passes import decompose_norms
 from tdquant.lowering.openvino.time import PASSED, split_time
@@ -240,4 +240,6 @@ def _session(frozen: nn.Module, example: Any) -> Session:
     # Through a file: a graph that OpenVINO has just traced keeps what it inferred for the
     # example's shapes, and gave wrong results for input-dynamic scales.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        return open_session(export(frozen, Path(folder) / "model.xml", example))
+        file = Path(folder) / "model.xml"
+        write_graph(frozen, file, example)
+        return open_session(file)
