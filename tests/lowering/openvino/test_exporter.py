@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import tdquant as tdq
+from tdquant.lowering.exporters import write_graph
 from tdquant.lowering.openvino.graph import pack_int4
 from tdquant.support.memory import trim_heap
 from tests.lowering.models import One, frozen
@@ -32,10 +33,12 @@ def test_export_never_holds_all_weights_in_float(tmp_path):
     tdq.export(frozen(One(nn.Linear(8, 8)), 8), tmp_path / "warm.xml", (x[:, :8], 3))
     trim_heap()
     before = resident("VmRSS")
-    PEAK.write_text("5")
-    tdq.export(model, tmp_path / "model.xml", (x, 3))
-    assert resident("VmHWM") - before < 0.6 * size  # codes are 0.25
-    assert resident("VmRSS") - before < 0.15 * size
+    # Codes are 0.25. ``export`` also runs the file, whose engine packs them.
+    for write, most in ((write_graph, 0.6), (tdq.export, 0.75)):
+        PEAK.write_text("5")
+        write(model, tmp_path / "model.xml", (x, 3))
+        assert resident("VmHWM") - before < most * size
+        assert resident("VmRSS") - before < 0.15 * size
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 4)])
