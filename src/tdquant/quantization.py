@@ -7,19 +7,20 @@ from collections.abc import Callable
 
 from torch import nn
 
-from tdquant.clock import Clock, is_quantized, remove_clock
+from tdquant.clock import Clock, clock_of, is_quantized, remove_clock
 from tdquant.errors import ConversionError, RecipeError
-from tdquant.families import Family, family_of
+from tdquant.families import family_of
+from tdquant.families.roles import Roles, named_roles, quantizable_layers
 from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
 from tdquant.layers.base import keep_layers_called
 from tdquant.models.compvis.published_quantizers import equip
 from tdquant.numerics.grid import Grid
-from tdquant.quantizers import ActivationQuantizer, NoiseWeight, WeightQuantizer
+from tdquant.quantizers import ActivationQuantizer, CodedWeight, NoiseWeight, WeightQuantizer
 from tdquant.quantizers.weight import mse_step
 from tdquant.recipe import FLOAT, LayerRecipe, Recipe
 from tdquant.scales import DynamicScale, NoiseScale, PendingScale, Scale
-from tdquant.state import state_of
+from tdquant.state import recipe_of, state_of
 from tdquant.support.announce import announce
 from tdquant.support.patterns import matching, unmatched_patterns
 
@@ -62,7 +63,7 @@ def convert_layers(
                 fix="start from the float model",
             )
     family = family_of(model)
-    layers = _quantizable(model, family)
+    layers, roles = quantizable_layers(model, family), named_roles(model)
     if not layers:
         raise ConversionError(
             "there is nothing to quantize",
@@ -70,15 +71,12 @@ def convert_layers(
             why=f"it has no layer of type {', '.join(sorted(t.__name__ for t in QUANTIZED))}",
         )
     chosen = _select(layers, recipe)
-    first, last = edges(model, list(layers), family)
     clock = Clock(model, timestep or family.timestep)
     try:
         swaps: dict[str, nn.Module] = {}
         mistakes: list[ConversionError] = []
         for path in chosen:
-            time_path = bool(matching(path, family.time_path))
-            overridden = matching(path, recipe.overrides)
-            plan = recipe.for_layer(overridden, path in first | last, time_path)
+            plan = _plan(path, recipe, roles)
             if min(plan.weights, plan.activations) < FLOAT:
                 try:
                     swaps[path] = _quant_layer(
@@ -97,6 +95,46 @@ def convert_layers(
         block.set_processor(processor)  # type: ignore[operator]
     keep_layers_called(model)
     state_of(model).recipe = recipe
+
+
+def _plan(path: str, recipe: Recipe, roles: Roles) -> LayerRecipe:
+    """What a layer gets: overrides win over its role."""
+    edge, time_path = path in roles.first | roles.last, path in roles.time_path
+    return recipe.for_layer(matching(path, recipe.overrides), edge, time_path)
+
+
+def change_roles(model: nn.Module, roles: Roles) -> None:
+    """Gives the layers of a quantized model, not yet calibrated, what its recipe has for these
+    roles, in place. Weights that are held as codes keep their bits.
+    """
+    recipe, before = recipe_of(model), state_of(model).roles or named_roles(model)
+    state_of(model).roles = roles
+    if not isinstance(recipe, Recipe) or recipe.grid == "published":
+        return  # published quantizers are those of named layers
+    layers, clock = quantizable_layers(model), clock_of(model)
+    for path in _select(layers, recipe):
+        old, plan = layers[path], _plan(path, recipe, roles)
+        if plan == _plan(path, recipe, before):
+            continue
+        if isinstance(old, QuantLayer) and isinstance(old.weight_quantizer, CodedWeight):
+            old.input_quantizer = _input_quantizer(path, plan, recipe, clock)
+            continue
+        new = old.to_float() if isinstance(old, QuantLayer) else old
+        if min(plan.weights, plan.activations) < FLOAT:
+            new = _quant_layer(model, new, path, plan, recipe, clock, _search_step)
+        replace_module(model, old, new)
+    keep_layers_called(model)
+
+
+def leave_float(model: nn.Module, quantizer: str) -> None:
+    """Turns the layer of an activation quantizer into a float layer again, in place; one whose
+    weight is held as codes gets a float input.
+    """
+    layer = model.get_submodule(quantizer.rpartition(".")[0])
+    if isinstance(layer, QuantLayer) and not isinstance(layer.weight_quantizer, CodedWeight):
+        replace_module(model, layer, layer.to_float())
+    else:
+        model.set_submodule(quantizer, nn.Identity())
 
 
 def _search_step(
@@ -150,19 +188,20 @@ def _quant_layer(
     if recipe.grid == "published":
         bits, dynamic = (plan.weights, plan.activations), plan.scale == "temporal"
         return equip(model, path, new, bits, dynamic, clock).train(layer.training)
-    if plan.activations != FLOAT:
-        new.input_quantizer = activation_quantizer(
-            path,
-            plan.activations,
-            plan.scale,
-            clock,
-            recipe.grid == "symmetric",
-            **recipe.temporal,
-        )
+    new.input_quantizer = _input_quantizer(path, plan, recipe, clock)
     if plan.weights != FLOAT:
         grid = Grid.signed(plan.weights, narrow=True)
         put_weight(new, grid, recipe.granularity == "channel", plan, path)
     return new.train(layer.training)
+
+
+def _input_quantizer(path: str, plan: LayerRecipe, recipe: Recipe, clock: Clock) -> nn.Module:
+    if plan.activations == FLOAT:
+        return nn.Identity()
+    symmetric = recipe.grid == "symmetric"
+    return activation_quantizer(
+        path, plan.activations, plan.scale, clock, symmetric, **recipe.temporal
+    )
 
 
 def _attention(
@@ -199,14 +238,6 @@ def _attention(
     ]
 
 
-def _quantizable(model: nn.Module, family: Family) -> dict[str, nn.Module]:
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if type(module) in QUANTIZED and path and not matching(path, family.read_by_parent)
-    }
-
-
 def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
     """The paths that the patterns leave; patterns that match nothing are mistakes."""
     patterns = [*recipe.include, *recipe.exclude, *recipe.overrides]
@@ -222,18 +253,3 @@ def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
         )
 
     return [p for p in layers if matching(p, recipe.include) and not matching(p, recipe.exclude)]
-
-
-def edges(model: nn.Module, paths: list[str], family: Family) -> tuple[set[str], set[str]]:
-    """Paths of the first and last layers: by the family's names, else by order. A name that only
-    a layer of another type has, such as a Conv3d, says that no layer of ``paths`` is at the edge.
-    """
-    everything = [
-        path for path, m in model.named_modules() if getattr(m, "weight", None) is not None
-    ]
-
-    def named(patterns: tuple[str, ...], otherwise: str) -> set[str]:
-        found = {path for path in everything if matching(path, patterns)}
-        return found & set(paths) if found else {otherwise}
-
-    return named(family.first, paths[0]), named(family.last, paths[-1])

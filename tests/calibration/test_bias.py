@@ -45,7 +45,8 @@ def test_a_split_layer_is_corrected_for_all_of_its_parts():
     given = [(torch.randn(64, 4, generator=rng), torch.tensor(100 * i)) for i in range(8)]
     shifts = []
     for correct in (False, True):
-        model = tdq.quantize(Joined().eval(), tdq.Recipe(2, 8, edges=2))
+        recipe = tdq.Recipe(2, 8, edges=2, overrides={"b": {"activations": 8}})
+        model = tdq.quantize(Joined().eval(), recipe)
         tdq.calibrate(model, given, margin=-10.0, bias_correction=correct, progress=False)
         assert hasattr(model.c, "parts")
         whole = torch.cat([part.weight for part in model.c.parts], 1)

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
 import tdquant as tdq
 from tdquant.calibration.time_histograms import MAX_TIMES, TimeHistograms, TimeRange
 from tdquant.errors import CalibrationError
+from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.quantizers import ActivationQuantizer
 from tdquant.scales import PendingScale
 from tests.conftest import quantized
@@ -17,7 +19,7 @@ def test_mixed_batches_are_sorted_by_time():
     assert mixed.times().tolist() == [3, 7]
     assert [(h.low, h.high) for h in mixed.histograms()] == [(1, 3), (0, 2)]
     folded = TimeHistograms()
-    folded.update(x.repeat_interleave(2, 0), torch.tensor([7, 3, 7, 3]))
+    folded.update(x.repeat_interleave(2, 0), torch.tensor([7, 3, 7, 3]), BatchAxis())
     assert [(h.low, h.high) for h in folded.histograms()] == [(1, 3), (0, 2)]
 
 
@@ -52,7 +54,7 @@ def test_the_model_runs_in_float_and_is_put_back(x):
     seen = []
     model.conv_out.register_forward_hook(lambda m, a, y: seen.append(y))
     tdq.observe(model, [(x, torch.tensor(5))], progress=False)
-    assert torch.allclose(seen[0], exact(x, torch.tensor(5)), atol=1e-6)
+    assert torch.allclose(seen[-1], exact(x, torch.tensor(5)), atol=1e-6)
     assert isinstance(model.conv_in.input_quantizer, ActivationQuantizer)
     assert isinstance(model.conv_in.input_quantizer.scale, PendingScale)
     assert model.conv_in.weight_quantizer.grid.bits == 8
@@ -77,26 +79,51 @@ def test_layers_that_no_batch_reached():
             return self.conv_out(self.linear(h.movedim(1, -1)).movedim(-1, 1) if rare else h)
 
     model = tdq.quantize(Lazy(), tdq.Recipe(edges=8))
-    with pytest.raises(CalibrationError, match="no batch reached") as error:
-        tdq.calibrate(model, calls(), progress=False)
-    assert "linear" in str(error.value)
-    assert "exclude" in str(error.value)
-    assert isinstance(model.conv_in.input_quantizer.scale, PendingScale)
+    tdq.calibrate(model, calls(), progress=False)
+    assert type(model.linear) is nn.Linear
+    assert model.conv_in.input_quantizer.scale.kind in ("static", "temporal")
+    assert model.tdq.roles.left_out["linear.input_quantizer"] == "no call reached it"
+    assert "left in float, no call reached it: " in str(model.tdq.calibration)
+    frozen = tdq.freeze(model)
+    x, t = next(calls())
+    error = frozen(x, t, rare=True) - Lazy().eval()(x, t, rare=True)
+    assert error.abs().max() < 0.05
 
 
-@pytest.mark.parametrize(
-    ("poison", "match"), [(float("nan"), "NaN or infinite"), (0.0, "zero throughout")]
-)
-def test_bad_activations_name_the_layer(poison, match):
-    class Broken(Mixed):
-        def forward(self, x, timestep):
-            return self.conv_out(self.conv_in(x) * poison)
+class Poisoned(Mixed):
+    def __init__(self, poison):
+        super().__init__()
+        self.poison = poison
 
-    model = tdq.quantize(Broken(), tdq.Recipe(include=("conv_*",), edges=8))
-    with pytest.raises(CalibrationError, match=match) as error:
+    def forward(self, x, timestep):
+        h = self.conv_in(x)
+        rows = [self.linear(part.movedim(1, -1)).movedim(-1, 1) for part in (h * 0, h[:, :, :0])]
+        return self.conv_out(h * self.poison) + rows[0].mean() + rows[1].sum()
+
+
+def test_layers_that_see_zeros_or_nothing_are_left_in_float():
+    model = tdq.quantize(Poisoned(1.0), tdq.Recipe(edges=8))
+    tdq.calibrate(model, calls(), progress=False)
+    assert type(model.linear) is nn.Linear
+    assert model.tdq.roles.left_out["linear.input_quantizer"] == "it saw nothing but zeros"
+    assert model.conv_out.input_quantizer.scale.kind in ("static", "temporal")
+
+
+def test_bad_activations_name_the_layer_and_leave_the_model_as_it_was():
+    model = tdq.quantize(Poisoned(float("nan")), tdq.Recipe(include=("conv_*",), edges=8))
+    before = dict(model.named_modules())
+    with pytest.raises(CalibrationError, match="NaN or infinite") as error:
         tdq.calibrate(model, calls(), progress=False)
     assert "conv_out" in str(error.value)
-    assert isinstance(model.conv_in.input_quantizer.scale, PendingScale)
+    assert dict(model.named_modules()) == before
+    assert model.tdq.roles is None
+
+
+def test_it_is_an_error_if_nothing_has_a_value():
+    model = tdq.quantize(Poisoned(0.0), tdq.Recipe(include=("conv_out",), edges=8))
+    with pytest.raises(CalibrationError, match="no batch gave any of 1 activations a value"):
+        tdq.calibrate(model, calls(), progress=False)
+    assert isinstance(model.conv_out.input_quantizer.scale, PendingScale)
 
 
 def test_one_observation_serves_many_recipes(x):

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdquant.errors import ClockError
+from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.fake_quantize import codes, expand_scale, fake_quantize
 
 floats = st.floats(-100, 100, width=32)
@@ -67,13 +68,17 @@ def test_half_precision_keeps_the_scale_in_float32():
 
 def test_expand_scale_for_folded_heads():
     s = torch.tensor([1.0, 2.0])
-    assert expand_scale(s, torch.zeros(6, 3)).flatten().tolist() == [1, 1, 1, 2, 2, 2]
+    folded = expand_scale(s, torch.zeros(6, 3), BatchAxis(0))
+    assert folded.flatten().tolist() == [1, 1, 1, 2, 2, 2]
     assert expand_scale(s[:1], torch.zeros(6, 3)).shape == ()
 
 
-def test_expand_scale_misfit():
-    with pytest.raises(ClockError, match="2 timesteps for a batch of 5"):
-        expand_scale(torch.ones(2), torch.zeros(5, 3))
+@pytest.mark.parametrize("batch", [None, BatchAxis(), BatchAxis(2), BatchAxis(None)])
+def test_steps_that_differ_need_a_batch_axis_and_equal_ones_are_one(batch):
+    x = torch.zeros(5, 3)
+    with pytest.raises(ClockError, match="2 different timesteps"):
+        expand_scale(torch.tensor([1.0, 2.0]), x, batch)
+    assert expand_scale(torch.tensor([2.0, 2.0]), x, batch).shape == ()
 
 
 @pytest.mark.parametrize(("low", "high"), [(-8, 7), (0, 15), (-7, 7), (-15, 0), (-32768, 32767)])

@@ -19,6 +19,7 @@ from torch import Tensor
 from tdquant.calibration.estimators import best_zero, estimate, one_sided
 from tdquant.calibration.histogram import pooled
 from tdquant.calibration.time_histograms import TimeHistograms
+from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.scales import TableScale
@@ -42,9 +43,9 @@ class Candidate:
     def kind(self) -> str:
         return "static" if self.curve.static else "temporal"
 
-    def quantize(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """The activation x ``(B, *)``, fake-quantized at the time ``()`` or times ``(B,)``."""
-        step = expand_scale(self.curve.to(x.device)(timestep, x, self.grid), x)
+    def quantize(self, x: Tensor, timestep: Tensor, batch: BatchAxis | None = None) -> Tensor:
+        """The activation x, fake-quantized at the time ``()`` or times ``(B,)``."""
+        step = expand_scale(self.curve.to(x.device)(timestep, x, self.grid), x, batch)
         return fake_quantize(x, step, self.grid.low, self.grid.high)
 
 
@@ -60,20 +61,23 @@ def choose_grid(seen: TimeHistograms, grid: Grid, symmetric: bool) -> Grid:
     return best_zero(histograms[:: max(1, len(histograms) // 8)], grid.bits)
 
 
-def make_candidates(seen: TimeHistograms, grid: Grid, estimator: str) -> list[Candidate]:
+def make_candidates(
+    seen: TimeHistograms, grid: Grid, estimator: str, static: bool = False
+) -> list[Candidate]:
     """All curves of one activation, temporal ones first.
 
     Arguments:
         seen: Histograms over time.
         grid: Codes.
         estimator: One of NAMES, or ``"auto"`` for all.
+        static: Only curves that are the same at every time.
     """
     histograms = seen.histograms()
     names = NAMES if estimator == "auto" else (estimator,)
     over_time = [[estimate(h, grid, e) for h in histograms] for e in _BASIC]
     everything = pooled(histograms)
     curves = [(torch.zeros(1), [[estimate(everything, grid, e)] for e in _BASIC])]
-    if len(histograms) > 1:
+    if len(histograms) > 1 and not static:
         curves.insert(0, (seen.times(), over_time))
     found = []
     for knots, steps in curves:

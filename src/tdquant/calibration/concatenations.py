@@ -17,11 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from tdquant.calibration.time_histograms import TimeHistograms
 from tdquant.layers import QuantLayer
+from tdquant.layers.base import INPUT
 from tdquant.layers.split import channel_dimension
+from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.quantizers import ActivationQuantizer, NoiseWeight, WeightQuantizer
 from tdquant.scales import PendingScale
 
-SUFFIX = ".input_quantizer"
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 
 
@@ -39,8 +40,8 @@ class Concatenation:
 
     def names(self, quantizer: str) -> list[str]:
         """Paths that the parts' quantizers have once the layer of ``quantizer`` is split."""
-        layer = quantizer.removesuffix(SUFFIX)
-        return [f"{layer}.parts.{i}{SUFFIX}" for i in range(len(self.sizes))]
+        layer = quantizer.removesuffix(INPUT)
+        return [f"{layer}.parts.{i}{INPUT}" for i in range(len(self.sizes))]
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         """The parts of an input."""
@@ -95,7 +96,7 @@ class PartObserver:
         self._sizes: dict[str, tuple[int, ...] | None] = {}
         self._seen: dict[str, list[TimeHistograms]] = {}
 
-    def update(self, name: str, x: Tensor, timestep: Tensor) -> None:
+    def update(self, name: str, x: Tensor, timestep: Tensor, batch: BatchAxis | None) -> None:
         """Takes in the input x of the quantizer ``name``."""
         dimension = self._dimensions[name]
         if dimension is None:
@@ -108,7 +109,7 @@ class PartObserver:
             return
         histograms = self._seen.setdefault(name, [TimeHistograms() for _ in sizes])
         for histogram, piece in zip(histograms, x.split(sizes, dimension), strict=True):
-            histogram.update(piece, timestep)
+            histogram.update(piece, timestep, batch)
 
     def found(self) -> tuple[dict[str, Concatenation], dict[str, TimeHistograms]]:
         """Concatenations by the quantizer that they reach, and the histograms of their parts by
@@ -146,7 +147,7 @@ def splittable(
             continue
         if _dimension(model, name, quantizer) != concatenation.dimension:
             continue
-        layer: Any = model.get_submodule(name.removesuffix(SUFFIX))
+        layer: Any = model.get_submodule(name.removesuffix(INPUT))
         weight, sizes = layer.weight.detach(), concatenation.sizes
         fresh = type(layer.weight_quantizer) in (nn.Identity, WeightQuantizer, NoiseWeight)
         if not fresh or weight.shape[1] != sum(sizes):
@@ -157,7 +158,7 @@ def splittable(
 
 
 def _dimension(model: nn.Module, name: str, quantizer: ActivationQuantizer) -> int | None:
-    if not name.endswith(SUFFIX) or type(quantizer) is not ActivationQuantizer:
+    if not name.endswith(INPUT) or type(quantizer) is not ActivationQuantizer:
         return None
-    layer = model.get_submodule(name.removesuffix(SUFFIX))
+    layer = model.get_submodule(name.removesuffix(INPUT))
     return channel_dimension(layer) if isinstance(layer, QuantLayer) else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,8 +16,14 @@ from tdquant.calls.call import Call, Reservoir, run
 from tdquant.calls.observing import observing
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
+from tdquant.families.roles import Roles
+from tdquant.flow.settle import apply_roles, layers_kept_on_error, settle_roles
 from tdquant.quantizers import activation_quantizers
+from tdquant.state import state_of
 from tdquant.support.progress import track
+
+_UNREACHED = "no call reached it"
+_ZERO = "it saw nothing but zeros"
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Observations:
         parts: Path of a quantizer whose input is a concatenation -> its parts.
         count: Calls that were seen.
         made_by: Origin of the calls, if known.
+        roles: Roles of the model's layers.
     """
 
     seen: dict[str, TimeHistograms]
@@ -39,6 +47,7 @@ class Observations:
     parts: dict[str, Concatenation] = field(default_factory=dict)
     count: int = 0
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    roles: Roles | None = None
 
 
 def observe(
@@ -53,7 +62,8 @@ def observe(
     """Runs a quantized model in float over the batches once, in bounded memory.
 
     Arguments:
-        model: A model that ``quantize`` returned; it stays unchanged.
+        model: A model that ``quantize`` returned. The first call settles the roles of its layers,
+            see ``tdquant.flow``, and layers that no call reaches become float layers.
         batches: Calls, tuples of positional or dictionaries of keyword arguments.
         calls: Calls to keep for judging.
         samples: Samples to keep of each.
@@ -61,11 +71,20 @@ def observe(
         progress: Draw a bar.
 
     Raises:
-        CalibrationError: No batches, layers that no batch reached, or NaN, infinite or all-zero
-            activations.
+        CalibrationError: No batches, none that reached a layer, or NaN or infinite activations.
+            The model is then left as it was.
         ConversionError: The model is not quantized.
     """
-    clock = clock_of(model)
+    clock_of(model)
+    with layers_kept_on_error(model):
+        return _observe(model, batches, calls, samples, seed, progress)
+
+
+def _observe(
+    model: nn.Module, batches: Iterable[Call], calls: int, samples: int, seed: int, progress: bool
+) -> Observations:
+    clock, stream = clock_of(model), iter(track(batches, "observing", show=progress))
+    first = settle_roles(model, stream)
     quantizers = dict(activation_quantizers(model))
     seen = {name: TimeHistograms() for name in quantizers}
     times, mode = TimeRange(), ConcatenationMode()
@@ -74,14 +93,14 @@ def observe(
 
     def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
         try:
-            seen[name].update(x, timestep)
-            observer.update(name, x, timestep)
+            seen[name].update(x, timestep, quantizers[name].batch)
+            observer.update(name, x, timestep, quantizers[name].batch)
         except CalibrationError as error:
             raise CalibrationError(error.what, where=name, fix=error.fix) from error
         return x
 
     with observing(model, quantizers, look):
-        for call in track(batches, "observing", show=progress):
+        for call in chain(first, stream):
             with torch.no_grad(), mode:
                 run(model, call)
             mode.forget()
@@ -91,19 +110,28 @@ def observe(
         raise CalibrationError(
             "there are no batches", where="calibrate", fix="an iterable of (x, t), at least one"
         )
-    refuse_layers(
-        [n for n, s in seen.items() if not s.by_time],
-        "no batch reached {} activations",
-        "batches that run every layer (with a context, say), or Recipe(exclude=...)",
-    )
-    refuse_layers(
-        [n for n, s in seen.items() if s.all_zero],
-        "{} activations are zero throughout",
-        "batches from real trajectories; a dead layer belongs in Recipe(exclude=...)",
-    )
+    left_out = {n: _UNREACHED for n, s in seen.items() if not s.by_time}
+    left_out |= {n: _ZERO for n, s in seen.items() if s.by_time and s.all_zero}
+    if left_out and len(left_out) == len(seen):
+        refuse_layers(
+            list(left_out),
+            "no batch gave any of {} activations a value",
+            "batches from real trajectories, whose calls run the layers",
+        )
     parts, in_parts = observer.found()
-    made_by = getattr(batches, "made_by", {})
-    return Observations(seen | in_parts, times, reservoir.calls, parts, reservoir.seen, made_by)
+    roles = state_of(model).roles
+    if left_out:
+        roles = replace(roles, left_out={**roles.left_out, **left_out})
+        apply_roles(model, roles)
+    return Observations(
+        {name: s for name, s in (seen | in_parts).items() if name not in left_out},
+        times,
+        reservoir.calls,
+        {name: part for name, part in parts.items() if name not in left_out},
+        reservoir.seen,
+        getattr(batches, "made_by", {}),
+        roles,
+    )
 
 
 def observed(
@@ -116,6 +144,8 @@ def observed(
     """
     if not isinstance(batches, Observations):
         batches = observe(model, batches, seed=seed, progress=progress)
+    elif state_of(model).roles is None and batches.roles is not None:
+        apply_roles(model, batches.roles)
     refuse_layers(
         [name for name, _ in activation_quantizers(model) if name not in batches.seen],
         "{} activations are not in the observations",

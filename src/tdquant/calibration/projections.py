@@ -24,16 +24,20 @@ from tdquant.calls.observing import observing, watching
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.layers import QuantLayer
+from tdquant.numerics.batch_axis import BatchAxis, axis_of
 from tdquant.quantizers import ActivationQuantizer
+from tdquant.state import state_of
 
-InputAt = tuple[str, Tensor, Tensor, Tensor]
-"""Path of a quantizer, its input x, the timestep as given, and ``J^T r`` there."""
+InputAt = tuple[str, Tensor, Tensor, Tensor, BatchAxis | None]
+"""Path of a quantizer, its input x, the timestep as given, ``J^T r`` there, and where samples lie
+in it.
+"""
 
-LayerAt = tuple[str, QuantLayer, Tensor, Tensor, Tensor]
-"""A layer by path and module, its input, its output, and ``J^T r`` there."""
+LayerAt = tuple[str, QuantLayer, Tensor, Tensor, Tensor, BatchAxis | None]
+"""A layer by path and module, its input, its output, ``J^T r`` there, and where samples lie."""
 
-Changes = tuple[str, Iterable[Tensor], Tensor]
-"""A place, what each of its roundings adds there, and ``J^T r`` there."""
+Changes = tuple[str, Iterable[Tensor], Tensor, BatchAxis | None]
+"""A place, what each of its roundings adds there, ``J^T r`` there, and where samples lie."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,18 @@ class Projection:
     ) -> Iterator[Changes]:
         """What rounding by each candidate changes at every input, and at each of its parts."""
 
-        def changes(place: str, x: Tensor, t: Tensor, g: Tensor) -> Changes:
-            return place, (c.quantize(x, t).sub_(x) for c in candidates[place]), g
+        def changes(
+            place: str, x: Tensor, t: Tensor, g: Tensor, batch: BatchAxis | None
+        ) -> Changes:
+            found = (c.quantize(x, t, batch).sub_(x) for c in candidates[place])
+            return place, found, g, batch
 
-        for name, x, t, g in self.inputs:
-            yield changes(name, x, t, g)
+        for name, x, t, g, batch in self.inputs:
+            yield changes(name, x, t, g, batch)
             if name in parts:
                 places, split = parts[name].names(name), parts[name].pieces
                 for place, piece, slope in zip(places, split(x), split(g), strict=True):
-                    yield changes(place, piece, t, slope)
+                    yield changes(place, piece, t, slope, batch)
 
 
 class Effects:
@@ -88,8 +95,8 @@ class Effects:
         batch = len(projection.times)
         # A place that one call reaches several times counts with the sum of its effects.
         total = {place: torch.zeros(count, batch) for place, count in self._counts.items()}
-        for place, found, g in changes:
-            each = [change.mul_(g).reshape(batch, -1).sum(1).float().cpu() for change in found]
+        for place, found, g, axis in changes:
+            each = [_by_sample(change.mul_(g), batch, axis).float().cpu() for change in found]
             total[place] += torch.stack(each)
         for place, effect in total.items():
             self._rows[place].append(effect.T / projection.size**0.5)
@@ -97,6 +104,16 @@ class Effects:
     def table(self) -> dict[str, Tensor]:
         """Place -> effects by sample, ``(S, count)``."""
         return {place: torch.cat(rows) for place, rows in self._rows.items()}
+
+
+def _by_sample(effect: Tensor, batch: int, axis: BatchAxis | None) -> Tensor:
+    """Sums over each sample, ``(B,)``. Where samples cannot be told apart each gets an equal share
+    of the squared effect of all: projections of different samples are independent.
+    """
+    known = axis_of(effect, batch, axis)
+    if known is None:
+        return (effect.sum() / batch**0.5).expand(batch)
+    return known.by_sample(effect, batch).reshape(batch, -1).sum(1)
 
 
 def project(
@@ -133,7 +150,8 @@ def project(
         outputs.append((name, layer, x, y))
         return y.clone()  # the model may change it in place
 
-    samples = 0
+    samples, roles = 0, state_of(model).roles
+    axes = roles.batch if roles is not None else {}
     with watching(layers or {}, see), observing(model, quantizers, look):
         for call in calls:
             inputs.clear()
@@ -149,9 +167,13 @@ def project(
             yield Projection(
                 clock_of(model).last.detach().float().cpu().expand(len(y)),
                 max(y[0].numel(), 1),
-                [(n, x.detach(), t, g) for (n, x, t), g in at_inputs if g is not None],
                 [
-                    (n, layer, x.detach(), out.detach(), g)
+                    (n, x.detach(), t, g, quantizers[n].batch)
+                    for (n, x, t), g in at_inputs
+                    if g is not None
+                ],
+                [
+                    (n, layer, x.detach(), out.detach(), g, axes.get(n))
                     for (n, layer, x, out), g in at_outputs
                     if g is not None
                 ],

@@ -9,6 +9,7 @@ negative mean outweighs sigma there would be no step, and its absolute value is 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from tdquant.calibration.time_histograms import TimeRange
 from tdquant.calls.call import Call, run
 from tdquant.calls.observing import observing
 from tdquant.clock import clock_of
+from tdquant.flow.settle import settle_roles
 from tdquant.quantizers import ActivationQuantizer, OffsetQuantizer, activation_quantizers
 from tdquant.scales import PublishedScale, Scale, StaticScale
 from tdquant.state import note
@@ -52,6 +54,8 @@ def start_as_published(
     quantizers = dict(activation_quantizers(model))
     if not quantizers:
         return Calibration([])
+    stream = iter(track(batches, "starting scales", show=progress))
+    first = settle_roles(model, stream)
     found: dict[str, list[float]] = {name: [] for name in quantizers}
     times, clock = TimeRange(), clock_of(model)
 
@@ -60,7 +64,7 @@ def start_as_published(
         return x
 
     with observing(model, quantizers, look):
-        for call in track(batches, "starting scales", show=progress):
+        for call in chain(first, stream):
             run(model, call)
             times.update(clock.last)
     steps = {name: sum(each) / max(len(each), 1) for name, each in found.items()}

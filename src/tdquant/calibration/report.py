@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tdquant.families.roles import Roles
+
 
 @dataclass(frozen=True)
 class LayerChoice:
@@ -56,12 +58,14 @@ class Calibration:
             generated samples, by the choice tried.
         chosen: Name of the choice that was taken.
         splits: Layers that were split.
+        roles: Roles of the model's layers, and those that were left in float.
     """
 
     layers: list[LayerChoice]
     trials: dict[str, float] = field(default_factory=dict)
     chosen: str = ""
     splits: list[SplitChoice] = field(default_factory=list)
+    roles: Roles | None = None
 
     def kinds(self) -> dict[str, int]:
         """Kind of scale -> number of activations."""
@@ -71,6 +75,8 @@ class Calibration:
         lines = ["calibrated " + ", ".join(f"{n} {kind}" for kind, n in self.kinds().items())]
         if self.splits:
             lines.append(f"split along their concatenations: {len(self.splits)} layers")
+        if self.roles is not None:
+            lines.append(str(self.roles))
         for name, error in self.trials.items():
             lines.append(f"  {'*' if name == self.chosen else ' '} {name}: error {error:.3g}")
         return "\n".join(lines)

@@ -5,6 +5,7 @@ installs the best.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,18 +14,22 @@ from torch import Tensor, nn
 
 from tdquant.calibration.bias import correct_biases
 from tdquant.calibration.candidates import NAMES, Candidate, choose_grid, make_candidates
-from tdquant.calibration.choose import list_choices, static_error, time_weights
-from tdquant.calibration.concatenations import SUFFIX, Concatenation, splittable, with_parts
+from tdquant.calibration.choose import is_static, list_choices, static_error, time_weights
+from tdquant.calibration.concatenations import Concatenation, splittable, with_parts
 from tdquant.calibration.judge import Judgement, judge
 from tdquant.calibration.observe import Observations, observed
 from tdquant.calibration.published import start_as_published
 from tdquant.calibration.report import Calibration, LayerChoice, SplitChoice
+from tdquant.calibration.time_histograms import TimeHistograms
 from tdquant.calls.call import Call, outputs
 from tdquant.calls.observing import observing
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
+from tdquant.families.roles import Roles
+from tdquant.flow.settle import layers_kept_on_error
 from tdquant.layers import QuantLayer, SplitLayer, replace_module
-from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
+from tdquant.layers.base import INPUT
+from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
 from tdquant.scales import SCALES, Curves, DynamicScale, Scale, StaticScale, TemporalScale
@@ -51,6 +56,10 @@ def calibrate(
 ) -> nn.Module:
     """Estimates every activation scale of a quantized model from one pass over calls of it, in
     bounded memory. The model runs in float while it is observed.
+
+    The data flow of the first call settles which layers are first and last and which depend on
+    the timestep alone; where their names said otherwise, they get what the recipe has for them
+    now. Layers that no call reaches become float layers. ``model.tdq.calibration`` names both.
 
     Arguments:
         model: What ``quantize`` returned.
@@ -81,8 +90,9 @@ def calibrate(
         has the table.
 
     Raises:
-        CalibrationError: No batches, layers that no batch reached, NaN, infinite or all-zero
-            activations, or an unknown estimator. The model is then left as it was.
+        CalibrationError: No batches, none that reached a layer, NaN or infinite activations, an
+            unknown estimator, or calls at mixed times for a scale over time of a layer whose
+            samples cannot be told apart. The model is then left as it was.
         ConversionError: The model is not quantized.
 
     A model that ``Recipe.published`` quantized gets the published initial scales instead, whatever
@@ -101,7 +111,25 @@ def calibrate(
         raise CalibrationError(
             f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"
         )
-    batches = observed(model, batches, seed, progress)
+    with layers_kept_on_error(model):
+        return _calibrate(
+            model, observed(model, batches, seed, progress), estimator, margin, split, generate,
+            bias_correction, time_range, seed, progress,
+        )  # fmt: skip
+
+
+def _calibrate(
+    model: nn.Module,
+    batches: Observations,
+    estimator: str,
+    margin: float,
+    split: bool,
+    generate: Callable[[nn.Module], Tensor] | None,
+    bias_correction: bool,
+    time_range: tuple[float, float] | None,
+    seed: int,
+    progress: bool,
+) -> nn.Module:
     seen, calls = batches.seen, batches.calls
     span = time_range or batches.times.resolve()
 
@@ -111,15 +139,17 @@ def calibrate(
     owners = with_parts(quantizers, parts)
     grids = {n: choose_grid(seen[n], q.grid, q.symmetric) for n, q in owners.items()}
     scales: dict[str, Scale] = {n: q.scale for n, q in quantizers.items()}
-    report = Calibration([])
+    report = Calibration([], roles=state_of(model).roles)
     if pending:
+        wanted = {n: _wanted(n, q, seen[n], batches.roles) for n, q in pending.items()}
+        kinds = {p: wanted[n] for n, c in parts.items() for p in c.names(n)} | wanted
         candidates = {
-            n: make_candidates(seen[n], grids[n], estimator) for n in with_parts(pending, parts)
+            n: make_candidates(seen[n], grids[n], estimator, is_static(kinds[n]))
+            for n in with_parts(pending, parts)
         }
         shown = track(calls, "judging scales", show=progress)
         judgement = judge(model, pending, candidates, shown, seed, parts)
         judgement = judgement.balanced({n: candidates[n] for n in pending})
-        wanted = {n: q.wanted for n, q in pending.items()}
         choices = list_choices(wanted, candidates, judgement, margin, parts)
         trials: dict[str, float] = {}
         if len(choices) > 1:
@@ -130,11 +160,11 @@ def calibrate(
             trials = _try_all(model, quantizers, grids, curves, parts, calls, generate, progress)
         name = min(trials, key=trials.__getitem__) if trials else next(iter(choices))
         choice = choices[name]
-        made, layers = _make_scales(owners, candidates, choice, judgement, span, seed)
+        made, layers = _make_scales(owners, kinds, candidates, choice, judgement, span, seed)
         scales |= made
         splits = [
             SplitChoice(
-                n.removesuffix(SUFFIX),
+                n.removesuffix(INPUT),
                 c.sizes,
                 judgement.together({p: choice[p] for p in c.names(n)}),
                 float(judgement.mean(n).min()),
@@ -146,7 +176,7 @@ def calibrate(
             layer = model.get_submodule(each.path)
             assert isinstance(layer, QuantLayer)
             replace_module(model, layer, SplitLayer.from_quantized(layer, each.sizes))
-        report = Calibration(layers, trials, name, splits)
+        report = replace(report, layers=layers, trials=trials, chosen=name, splits=splits)
     device = next(model.parameters()).device
     for n, quantizer in activation_quantizers(model):
         quantizer.grid, quantizer.scale = (
@@ -193,17 +223,16 @@ def _try_all(
         choice: Mapping[str, Candidate], name: str, x: Tensor, timestep: Tensor
     ) -> Tensor:
         if name in choice:
-            return choice[name].quantize(x, timestep)
+            return choice[name].quantize(x, timestep, quantizers[name].batch)
         if name in parts:
             names, pieces = parts[name].names(name), parts[name].pieces(x)
             rounded = [
-                round_by(choice, place, piece, timestep)
+                choice[place].quantize(piece, timestep, quantizers[name].batch)
                 for place, piece in zip(names, pieces, strict=True)
             ]
             return torch.cat(rounded, parts[name].dimension)
         grid = grids[name]
-        step = expand_scale(quantizers[name].scale(timestep, x, grid), x)
-        return fake_quantize(x, step, grid.low, grid.high)
+        return fake_quantize(x, quantizers[name].step(x), grid.low, grid.high)
 
     with observing(model, quantizers):
         exact = result()
@@ -216,8 +245,33 @@ def _try_all(
     return found
 
 
+def _wanted(
+    name: str, quantizer: ActivationQuantizer, seen: TimeHistograms, roles: Roles | None
+) -> str:
+    """The kind of scale that an activation gets: static if it is the same in every call, or if its
+    samples were at different times and cannot be told apart.
+
+    Raises:
+        CalibrationError: They cannot, and the recipe wants a scale that follows time.
+    """
+    kind = quantizer.wanted
+    if roles is not None and name.removesuffix(INPUT) in roles.constant:
+        return kind if is_static(kind) else StaticScale.kind
+    if seen.mixed and kind != "auto" and not is_static(kind):
+        raise CalibrationError(
+            "calls at mixed times for a layer whose samples cannot be told apart",
+            where=name,
+            why=f"its scale is to follow time ({kind}), and which of its rows were at which time "
+            "is not known",
+            fix="calls whose samples share their time, or a static scale for this layer: "
+            "Recipe(overrides=...)",
+        )
+    return StaticScale.kind if seen.mixed else kind
+
+
 def _make_scales(
     quantizers: Mapping[str, ActivationQuantizer],
+    kinds: Mapping[str, str],
     candidates: Mapping[str, list[Candidate]],
     choice: Mapping[str, int],
     judgement: Judgement,
@@ -233,7 +287,7 @@ def _make_scales(
     for n, curve in curves.items():
         q = quantizers[n]
         auto = StaticScale if curve.kind == "static" else TemporalScale
-        kind = auto if q.wanted == "auto" else SCALES[q.wanted]
+        kind = auto if kinds[n] == "auto" else SCALES[kinds[n]]
         groups.setdefault((kind, repr(sorted(q.options.items()))), []).append(n)
     made: dict[str, Scale] = {}
     misfits: dict[str, float] = {}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tdquant.calibration.histogram import BINS, Histogram
 from tdquant.errors import CalibrationError
+from tdquant.numerics.batch_axis import BatchAxis, axis_of
 from tdquant.numerics.fake_quantize import FLOOR
 from tdquant.scales.table import wide_range
 
@@ -19,11 +20,14 @@ class TimeHistograms:
 
     Attributes:
         by_time: Time -> histogram.
+        mixed: Whether times were mixed in a tensor whose samples cannot be told apart: its
+            histograms are then of no time.
     """
 
     def __init__(self) -> None:
         self.by_time: dict[float, Histogram] = {}
         self._whole = True  # all times were integers
+        self.mixed = False
         # One block for all, allocated before the first activation: small blocks that stay, among
         # large ones that are freed, would fragment the heap.
         self._free = list(torch.zeros(MAX_TIMES + 1, BINS))
@@ -33,16 +37,28 @@ class TimeHistograms:
         """Whether nothing but zeros, or what any step rounds to zero, was seen."""
         return not self._telling()
 
-    def update(self, x: Tensor, timestep: Tensor) -> None:
-        """Adds x ``(B * k, *)`` seen at the time ``()`` or times ``(B,)``."""
+    def update(self, x: Tensor, timestep: Tensor, batch: BatchAxis | None = None) -> None:
+        """Adds an activation.
+
+        Arguments:
+            x: The activation.
+            timestep: Its time ``()`` or times ``(B,)``.
+            batch: Where its samples lie.
+        """
+        if not x.numel():
+            return
         times = timestep.detach().float().flatten()
         unique = times.unique()
         self._whole = self._whole and bool((unique == unique.round()).all())
+        samples = x
+        if len(unique) > 1:
+            axis = axis_of(x, len(times), batch)
+            if axis is None:
+                self.mixed, unique = True, times.mean().reshape(1)
+            else:
+                samples = axis.by_sample(x, len(times))
         for time in unique.tolist():
-            rows = x
-            if len(unique) > 1:
-                chosen = (times == time).to(x.device)
-                rows = x[chosen.repeat_interleave(len(x) // len(times))]
+            rows = samples[(times == time).to(x.device)] if len(unique) > 1 else samples
             if time not in self.by_time:
                 self.by_time[time] = Histogram(self._free.pop())
             self.by_time[time].update(rows)

@@ -64,13 +64,47 @@ def few_samples(call: Call, count: int) -> Call:
     over the batch, half of which is unconditional under guidance.
     """
     size = batch_size(call)
-    chosen = torch.linspace(0, size - 1, min(count, size)).round().long()
+    return take_samples(call, torch.linspace(0, size - 1, min(count, size)).round().long(), size)
+
+
+def take_samples(call: Call, chosen: Tensor, size: int) -> Call:
+    """The call with some of its ``size`` samples, by their indices, as detached copies."""
 
     def cut(tensor: Tensor) -> Tensor:
-        tensor, batched = tensor.detach(), tensor.ndim and len(tensor) == size
-        return tensor[chosen.to(tensor.device)] if batched else tensor.clone()
+        tensor, axis = tensor.detach(), sample_axis(tensor, size)
+        if axis is None:
+            return tensor.clone()
+        return tensor.index_select(axis, chosen.to(tensor.device))
 
-    return map_tensors(cut, call if isinstance(call, Mapping) else tuple(call))
+    def take(tree: Any) -> Any:
+        if is_sample_list(tree, size):
+            return [tree[i].detach().clone() for i in chosen.tolist()]
+        if isinstance(tree, Mapping):
+            return {key: take(value) for key, value in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            items = [take(value) for value in tree]
+            return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+        return map_tensors(cut, tree)
+
+    return take(call if isinstance(call, Mapping) else tuple(call))
+
+
+def sample_axis(tensor: Tensor, size: int) -> int | None:
+    """The dimension of an argument that counts its ``size`` samples: the first, or the second of a
+    stack, as of the hidden states of several text encoder layers; None if neither does.
+    """
+    sizes = tensor.shape[: 2 if tensor.ndim > 3 else 1]
+    return next((axis for axis, n in enumerate(sizes) if n == size), None)
+
+
+def is_sample_list(tree: Any, size: int) -> bool:
+    """Whether a list has one tensor for each of ``size`` samples, without a batch dimension."""
+    return (
+        isinstance(tree, list)  # a tuple is a pair, such as sines and cosines
+        and len(tree) == size
+        and all(isinstance(item, Tensor) and item.ndim > 1 for item in tree)
+        and not any(len(item) == size for item in tree)
+    )
 
 
 def map_tensors(change: Callable[[Any], Any], tree: Any, kind: type = Tensor) -> Any:

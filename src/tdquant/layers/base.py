@@ -25,6 +25,10 @@ QuantLayer.
 """
 
 
+INPUT = ".input_quantizer"
+"""What the path of a layer's activation quantizer ends with."""
+
+
 class QuantLayer(nn.Module):
     """Mixin before a torch layer: ``class QuantLinear(QuantLayer, nn.Linear)``.
 
@@ -59,6 +63,14 @@ class QuantLayer(nn.Module):
         new.weight, new.bias = layer.weight, layer.bias  # type: ignore[assignment]
         new.train(layer.training)
         return new
+
+    def to_float(self) -> nn.Module:
+        """The float layer over the very parameters of this one."""
+        kind = next(k for k, quantized in QUANTIZED.items() if quantized is type(self))
+        kwargs = {name: getattr(self, name) for name in self.geometry}
+        layer: Any = kind(**kwargs, bias=self.bias is not None, device="meta")
+        layer.weight, layer.bias = self.weight, self.bias
+        return layer.train(self.training)
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and "codes" in self._parameters:

@@ -105,7 +105,7 @@ class SplitLayer(StructuredLayer):
                 step = mse_step(new.weight, weight.grid, weight.step.ndim > 0, f"part {i}")
                 new.weight_quantizer = type(weight)(weight.grid, step.to(new.weight.device))
             if isinstance(activation, ActivationQuantizer):
-                new.input_quantizer = ActivationQuantizer(
+                new.input_quantizer = quantizer = ActivationQuantizer(
                     activation.grid,
                     PendingScale(activation.wanted, f"part {i}"),
                     activation.clock,
@@ -113,6 +113,7 @@ class SplitLayer(StructuredLayer):
                     activation.wanted,
                     activation.options,
                 )
+                quantizer.batch = activation.batch
             split.parts[i] = new.train(layer.training)
         return split
 

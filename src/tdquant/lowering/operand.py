@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tdquant.lowering.operation import Codes
+from tdquant.numerics.batch_axis import BatchAxis, axis_of
 from tdquant.numerics.fake_quantize import FLOOR, expand_scale
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer
@@ -14,10 +15,15 @@ from tdquant.scales import BankedScale, Scale
 
 
 class StepValues:
-    """The steps of the call in progress: the root looks them up, every operand reads its own."""
+    """The steps of the call in progress: the root looks them up, every operand reads its own.
+
+    Attributes:
+        one_time: Whether an operand takes one step for all samples, whose times must be equal.
+    """
 
     def __init__(self) -> None:
         self.banks: dict[int, tuple[Tensor, ...]] = {}
+        self.one_time = False
 
 
 class PrecomputedScale(Scale):
@@ -25,12 +31,12 @@ class PrecomputedScale(Scale):
 
     def __init__(self, scale: BankedScale, values: StepValues, banks: list[Any]) -> None:
         super().__init__()
-        self.values, self.place = values, (banks.index(scale.bank), scale.column)
+        self.values, self.bank = values, banks.index(scale.bank)
+        self.pick = scale.pick
 
     def now(self) -> Tensor:
         """What the column has at the timesteps of the call in progress, ``()`` or ``(B,)``."""
-        bank, column = self.place
-        return self.values.banks[bank][column]
+        return self.pick(self.values.banks[self.bank])
 
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         return self.now()
@@ -51,20 +57,30 @@ class Operand(nn.Module):
         super().__init__()
         codes, scale = Codes.of(quantizer), quantizer.scale
         assert codes is not None
-        self.codes = codes
+        self.codes, self.batch, self.values = codes, quantizer.batch, values
         self.scale = (
             PrecomputedScale(scale, values, banks) if isinstance(scale, BankedScale) else None
         )
 
     def step(self, x: Tensor) -> Tensor:
         """The step at the call's timesteps, shaped to broadcast over x."""
-        return expand_scale(self.dynamic_step(x) if self.scale is None else self.scale.now(), x)
+        if self.scale is None:
+            return expand_scale(self.dynamic_step(x), x, BatchAxis(self._axis))
+        step = self.scale.now()
+        if step.ndim and axis_of(x, step.shape[0], self.batch) is None:
+            self.values.one_time = True  # which the session checks
+            step = step[:1]
+        return expand_scale(step, x, self.batch)
+
+    @property
+    def _axis(self) -> int:
+        return (self.batch.axis or 0) if self.batch is not None else 0
 
     def dynamic_step(self, x: Tensor) -> Tensor:
         """``DynamicScale`` without flattening x: OpenVINO moves what it takes for scales of
         channels through a flattening, and fails.
         """
-        axes = tuple(range(1, x.ndim))
+        axes = tuple(d for d in range(x.ndim) if d != self._axis or x.ndim == 1)
         steps = []
         if self.codes.high > 0:
             steps.append(x.amax(axes) / self.codes.high)

@@ -21,7 +21,6 @@ from tdquant.lowering import labels
 from tdquant.lowering.backends import Example, register_backend
 from tdquant.lowering.operation import Operation
 from tdquant.model_summary import Row, layer_row
-from tdquant.numerics.fake_quantize import expand_scale
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
 from tdquant.scales import bank_tables
 from tdquant.scales.base import KeepFloat32Mixin
@@ -84,7 +83,7 @@ class ProductLayer(nn.Module):
         if self.inputs is None or not isinstance(quantizer, ActivationQuantizer):
             y = self.sums(x, None)
         else:
-            step = expand_scale(quantizer.step(input), x)
+            step = quantizer.step(input)
             q = self.inputs.quantize(x, step)
             y = self.sums(q, step)
             if self.inputs.offset:

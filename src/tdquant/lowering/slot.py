@@ -87,17 +87,17 @@ class OnEngine(nn.Module):
         self._name = str(about.get("model", ""))
         self._attributes: dict[str, dict[str, Any]] = about.get("attributes", {})
         self._count = int(about.get("num_parameters", 0))
-        self.place = nn.Parameter(torch.empty(0), requires_grad=False)
+        self._place = nn.Parameter(torch.empty(0), requires_grad=False)
 
     @property
     def dtype(self) -> torch.dtype:
         """That of the inputs a pipeline makes; others are converted."""
-        return self.place.dtype
+        return self._place.dtype
 
     @property
     def device(self) -> torch.device:
         """Where a pipeline makes its inputs. Results are where the sample of the call is."""
-        return self.place.device
+        return self._place.device
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Numbers in the weights of the model, none of which can be trained."""

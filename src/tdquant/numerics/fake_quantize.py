@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdquant.errors import ClockError
+from tdquant.numerics.batch_axis import BatchAxis, axis_of, cannot_tell
 
 FLOOR = 1e-8
 """Smallest scale. Scales are positive by construction; this is far below what any float16
@@ -40,27 +40,41 @@ activation needs.
 """
 
 
-def expand_scale(scale: Tensor, x: Tensor) -> Tensor:
-    """Shapes a scale ``()`` or ``(B,)`` to broadcast over ``x`` ``(B * k, *)``.
+def expand_scale(scale: Tensor, x: Tensor, batch: BatchAxis | None = None) -> Tensor:
+    """Shapes a scale ``()`` or ``(B,)`` to broadcast over x.
 
-    Attention folds k heads into the batch, sample by sample: there each scale is repeated k times.
+    Arguments:
+        scale: One step, or one for each sample.
+        x: The activation.
+        batch: Where its samples lie; None if that was never found out: the first dimension is the
+            batch if it has its size.
 
     Raises:
-        ClockError: The batch of x is no multiple of the number of scales.
+        ClockError: Steps differ, and samples cannot be told apart.
     """
     if scale.ndim == 0:
         return scale
     if scale.shape[0] == 1:
         return scale.reshape(())
-    repeat = x.shape[0] // scale.shape[0]
-    if repeat * scale.shape[0] != x.shape[0]:
-        raise ClockError(
-            f"{scale.shape[0]} timesteps for a batch of {x.shape[0]}",
-            why="there is one timestep for the whole batch or one for each sample",
-        )
-    if repeat > 1:
-        scale = scale.repeat_interleave(repeat)
-    return scale.reshape(-1, *[1] * (x.ndim - 1))
+    if not scale.shape[0]:
+        return scale.new_ones(())  # of no samples
+    axis = axis_of(x, scale.shape[0], batch)
+    return common_value(scale, x) if axis is None else axis.expand(scale, x)
+
+
+def common_value(scale: Tensor, x: Tensor) -> Tensor:
+    """The one value ``()`` of a scale ``(B,)``. In a graph, which cannot raise, values that differ
+    give NaN.
+
+    Raises:
+        ClockError: Its values differ.
+    """
+    equal = (scale == scale[0]).all()
+    if torch.compiler.is_compiling():
+        return torch.where(equal, scale[0], float("nan"))
+    if not equal:
+        raise cannot_tell(x, scale.shape[0])
+    return scale[0]
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -2,7 +2,8 @@ r"""The quantizer of one activation tensor.
 
     x_hat = s(t) clip(round(x / s(t)), low, high)
 
-one step for the tensor, or one for each sample where the batch mixes timesteps. Time moves s; the
+one step for the tensor, or one for each sample where the batch mixes timesteps and samples can be
+told apart. Time moves s; the
 zero point is a static integer, which every integer engine takes.
 """
 
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.clock import Clock
+from tdquant.numerics.batch_axis import BatchAxis
+from tdquant.numerics.fake_quantize import expand_scale
 from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Scale
 
 
 class ActivationQuantizer(nn.Module):
-    """Fake-quantizes what flows through it, ``(B, *) -> (B, *)``.
+    """Fake-quantizes what flows through it, of any shape.
 
     Arguments:
         grid: Its codes; calibration may move the zero point.
@@ -29,6 +32,9 @@ class ActivationQuantizer(nn.Module):
         symmetric: Whether calibration has to leave the zero point where it is.
         wanted: Kind of scale that calibration is to put in place: a kind, or ``"auto"``.
         options: Options of the scale that calibration creates: ``Recipe.temporal``.
+
+    Attributes:
+        batch: Where samples lie in the tensor; None until ``calibrate`` has found out.
     """
 
     def __init__(
@@ -47,14 +53,22 @@ class ActivationQuantizer(nn.Module):
         self.symmetric = symmetric
         self.wanted = wanted
         self.options = dict(options or {})
+        self.batch: BatchAxis | None = None
 
     def step(self, x: Tensor) -> Tensor:
-        """The scale for x at the current timestep, ``()`` or ``(B,)``."""
-        scale = self.scale
+        """The step for x at the current timestep, shaped to broadcast over x."""
+        scale, batch = self.scale, self.batch
+        in_front = x
+        if batch is not None and batch.axis is not None and batch.axis < x.ndim:
+            in_front = x.movedim(batch.axis, 0)
         if not scale.timed:
-            return scale(None, x, self.grid)
-        known = self.clock.precomputed_step(scale)
-        return scale(self.clock.read(), x, self.grid) if known is None else known
+            # A step of its own for each index there, if any: a sample may have several.
+            rows = BatchAxis(batch.axis or 0) if batch is not None else None
+            return expand_scale(scale(None, in_front, self.grid), x, rows)
+        step = self.clock.precomputed_step(scale)
+        if step is None:
+            step = scale(self.clock.read(), in_front, self.grid)
+        return expand_scale(step, x, batch)
 
     def forward(self, x: Tensor) -> Tensor:
         """The nearest grid points of x, in its dtype."""

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from tdquant.clock import Clock
-from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
+from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers.activation import ActivationQuantizer
 from tdquant.scales.base import Scale
@@ -61,7 +61,7 @@ class OffsetQuantizer(ActivationQuantizer):
         self.offset, self.dropout = offset, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = expand_scale(self.step(x), x)
+        scale = self.step(x)
         offset = self.offset / (1 - self.dropout) if self.training else self.offset
         shifted = x.float() - offset
         quantized = fake_quantize(shifted, scale, self.grid.low, self.grid.high) + offset

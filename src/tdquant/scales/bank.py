@@ -8,7 +8,7 @@ runs before the model does, through ``batched_steps``; backends and exporters lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -73,18 +73,29 @@ class ScaleBank(KeepFloat32Mixin):
 
 
 class BankedScale(Scale):
-    """Column ``column`` of a bank that other scales share."""
+    """Column ``column`` of a bank that other scales share.
+
+    Arguments:
+        bank: The bank.
+        column: The column.
+        static: Whether it has one step, which is then ``()`` at timesteps ``(B,)`` too.
+    """
 
     timed = True
 
-    def __init__(self, bank: ScaleBank, column: int) -> None:
+    def __init__(self, bank: ScaleBank, column: int, static: bool = False) -> None:
         super().__init__()
         self.bank = bank
-        self.column = column
+        self.column, self.static = column, static
 
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         assert timestep is not None
-        return self.bank(timestep)[self.column]
+        return self.pick(self.bank(timestep))
+
+    def pick(self, steps: Tensor | Sequence[Tensor]) -> Tensor:
+        """The step ``()`` or ``(B,)`` among those that the bank gave."""
+        found = steps[self.column]
+        return found[:1].reshape(()) if self.static and found.ndim and found.shape[0] else found
 
     @staticmethod
     def batched_steps(scales: list[BankedScale], timestep: Tensor) -> dict[Scale, Tensor]:
@@ -93,7 +104,7 @@ class BankedScale(Scale):
         for scale in scales:
             if identity(scale.bank) not in rows:
                 rows[identity(scale.bank)] = scale.bank(timestep).unbind(0)
-        return {scale: rows[identity(scale.bank)][scale.column] for scale in scales}
+        return {scale: scale.pick(rows[identity(scale.bank)]) for scale in scales}
 
 
 class _Holder(Protocol):
@@ -116,4 +127,4 @@ def bank_tables(holders: Iterable[_Holder]) -> None:
         columns = {scale: i for i, scale in enumerate(dict.fromkeys(h.scale for h in group))}
         bank = ScaleBank(list(columns))
         for holder in group:
-            holder.scale = BankedScale(bank, columns[holder.scale])
+            holder.scale = BankedScale(bank, columns[holder.scale], holder.scale.static)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import CalibrationError
-from tdquant.numerics.fake_quantize import FLOOR, expand_scale, fake_quantize
+from tdquant.numerics.fake_quantize import FLOOR, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.scales.curves import Curves
 
@@ -99,10 +99,10 @@ class Scale(KeepFloat32Mixin, ABC):
         """The step at timesteps ``()`` or ``(B,)`` for the tensor x ``(B, *)``."""
 
     def quantize(self, x: Tensor, step: Tensor, grid: Grid) -> Tensor:
-        """Rounds x ``(B, *)`` to the grid by a step that ``forward`` returned. Subclasses may
-        change how the step learns; in evaluation the value is the same for all.
+        """Rounds x to the grid by a step that ``forward`` returned, shaped to broadcast over x.
+        Subclasses may change how the step learns; in evaluation the value is the same for all.
         """
-        return fake_quantize(x, expand_scale(step, x), grid.low, grid.high)
+        return fake_quantize(x, step, grid.low, grid.high)
 
 
 def recipe_kinds() -> tuple[str, ...]:

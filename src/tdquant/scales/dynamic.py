@@ -20,7 +20,7 @@ class DynamicScale(Scale):
     kind = "dynamic"
 
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
-        flat = x.detach().flatten(1).float()
+        flat = (x.detach().flatten(1) if x.ndim > 1 else x.detach().reshape(1, -1)).float()
         smallest, largest = flat.aminmax(dim=1)
         step = largest / grid.high if grid.high > 0 else largest.new_zeros(largest.shape)
         if grid.low < 0:

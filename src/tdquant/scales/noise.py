@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tdquant.numerics.fake_quantize import expand_scale, noise_quantize
+from tdquant.numerics.fake_quantize import noise_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.scales.static import StaticScale
 
@@ -31,5 +31,5 @@ class NoiseScale(StaticScale):
 
     def quantize(self, x: Tensor, step: Tensor, grid: Grid) -> Tensor:
         if self.training:
-            return noise_quantize(x, expand_scale(step, x), grid.low, grid.high)
+            return noise_quantize(x, step, grid.low, grid.high)
         return super().quantize(x, step, grid)

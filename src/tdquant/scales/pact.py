@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tdquant.numerics.fake_quantize import clip_quantize, expand_scale
+from tdquant.numerics.fake_quantize import clip_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Scale, check_step, floored
 
@@ -44,7 +44,7 @@ class PactScale(Scale):
         return floored(self.alpha / _reach(grid))
 
     def quantize(self, x: Tensor, step: Tensor, grid: Grid) -> Tensor:
-        return clip_quantize(x, expand_scale(step, x), grid.low, grid.high)
+        return clip_quantize(x, step, grid.low, grid.high)
 
 
 def _reach(grid: Grid) -> int:

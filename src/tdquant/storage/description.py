@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -93,6 +94,8 @@ def _describe_activation(quantizer: Any) -> dict[str, Any]:
         "zero_point": grid.zero_point,
         "scale": scale.kind,
     }
+    if quantizer.batch is not None:
+        out["batch"] = asdict(quantizer.batch)
     if isinstance(quantizer, OffsetQuantizer):
         out["offset"] = quantizer.offset
     if isinstance(scale, TableScale):

@@ -38,6 +38,13 @@ class Weight(Section):
     dtype: Annotated[str, AfterValidator(_dtype)]
 
 
+class Batch(Section):
+    """Where samples lie in an activation."""
+
+    axis: int | None
+    interleaved: bool
+
+
 class Activation(Section):
     """A quantizer of activations."""
 
@@ -47,6 +54,7 @@ class Activation(Section):
     zero_point: int
     scale: str
     offset: float | None = None
+    batch: Batch | None = None
     knots: int | None = None
     first: int | None = None
 

@@ -20,6 +20,7 @@ from tdquant.layers import QUANTIZED, STRUCTURES, quantized_layers, replace_modu
 from tdquant.layers.attention import QuantAttention
 from tdquant.layers.base import keep_layers_called
 from tdquant.layers.gain import OutputGain
+from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.grid import Grid
 from tdquant.numerics.packing import code_dtype, unpack
 from tdquant.quantizers import ActivationQuantizer, CodedWeight, OffsetQuantizer
@@ -125,8 +126,13 @@ def _activation(spec: Mapping[str, Any], clock: Clock) -> ActivationQuantizer:
     else:
         scale = _table(spec["knots"], spec.get("first") or 0)
     if "offset" in spec:
-        return OffsetQuantizer(grid, scale, clock, spec["offset"], spec["scale"])
-    return ActivationQuantizer(grid, scale, clock, wanted=spec["scale"])
+        quantizer: ActivationQuantizer = OffsetQuantizer(
+            grid, scale, clock, spec["offset"], spec["scale"]
+        )
+    else:
+        quantizer = ActivationQuantizer(grid, scale, clock, wanted=spec["scale"])
+    quantizer.batch = BatchAxis(**spec["batch"]) if spec.get("batch") else None
+    return quantizer
 
 
 def _table(count: int, first: int = 0) -> TableScale:

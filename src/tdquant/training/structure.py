@@ -14,21 +14,24 @@ from torch import Tensor, nn
 
 from tdquant.clock import is_quantized
 from tdquant.errors import StorageError
+from tdquant.families.roles import Roles
+from tdquant.flow.settle import apply_roles
 from tdquant.layers import SplitLayer, quantized_layers, replace_module, structured_layers
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import activation_quantizers
 from tdquant.recipe import Recipe
 from tdquant.scales import SCALES, PendingScale
-from tdquant.state import recipe_of
+from tdquant.state import recipe_of, state_of
 
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
     """The structure of a quantized model, JSON-safe, or None for a float one."""
     if not is_quantized(model):
         return None
-    recipe = recipe_of(model)
+    recipe, roles = recipe_of(model), state_of(model).roles
     return {
         "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
+        "roles": roles.to_dict() if isinstance(roles, Roles) else None,
         "activations": {
             path: {
                 "kind": q.scale.kind,
@@ -46,12 +49,14 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
 
 
 def restore(model: nn.Module, structure: dict[str, Any] | None, where: str = "") -> None:
-    """Splits the layers that the description splits, and replaces pending scales by its kinds;
-    tensors are loaded afterwards.
+    """Gives layers the roles of the description, splits those that it splits, and replaces pending
+    scales by its kinds; tensors are loaded afterwards.
 
     Raises:
         StorageError: The model has other quantizers than the description.
     """
+    if structure and structure.get("roles") and state_of(model).roles is None:
+        apply_roles(model, Roles.from_dict(structure["roles"]))
     layers = dict(quantized_layers(model))
     for path, sizes in ({} if structure is None else structure.get("splits", {})).items():
         if path in layers:

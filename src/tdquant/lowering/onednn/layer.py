@@ -27,7 +27,6 @@ from tdquant.lowering.onednn.kernels import (
 from tdquant.lowering.operation import Operation
 from tdquant.lowering.products import lower_layers
 from tdquant.model_summary import Row, layer_row
-from tdquant.numerics.fake_quantize import expand_scale
 from tdquant.support.memory import trim_heap
 
 _ROUNDS = 3
@@ -149,7 +148,11 @@ class OneDnnLayer(nn.Module):
         if self.inputs is None:
             return _ONE
         step: Tensor = self.input_quantizer.step(input)
-        return expand_scale(step, x) if input.numel() else step.new_ones(())
+        if not step.ndim or not input.numel():
+            return step if input.numel() else step.new_ones(())
+        if self.dims == 1:
+            return step.unsqueeze(2)
+        return step.expand(*input.shape[:3], 1).flatten(1, 2) if step.ndim > x.ndim else step
 
     def _choose(self, x: Tensor, step: Tensor) -> Kernel:
         """The fastest exact kernel for such inputs, tried unless a layer like this one was."""

@@ -13,23 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calibration.candidates import Candidate, choose_grid, make_candidates
-from tdquant.calibration.concatenations import SUFFIX, splittable, with_parts
+from tdquant.calibration.concatenations import splittable, with_parts
 from tdquant.calibration.observe import Observations, observed
 from tdquant.calibration.projections import Changes, Effects, LayerAt, project
 from tdquant.calls.call import Call
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError, RecipeError
-from tdquant.families import family_of
-from tdquant.layers import QUANTIZED, QuantLayer, SplitLayer, quantized_layers, structured_layers
+from tdquant.families.roles import named_roles
+from tdquant.layers import QuantLayer, SplitLayer, quantized_layers, structured_layers
+from tdquant.layers.base import INPUT
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import MAX_BITS, MIN_BITS, Grid
-from tdquant.quantization import edges
 from tdquant.quantizers import WeightQuantizer, activation_quantizers
 from tdquant.quantizers.weight import along_channels, mse_step
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.refine.search.sensitivity import ATTENTION, EDGE, KINDS, TIME, LayerFacts, Sensitivity
-from tdquant.state import recipe_of
-from tdquant.support.patterns import matching
+from tdquant.state import recipe_of, state_of
 from tdquant.support.progress import track
 
 TIMES = 16
@@ -106,7 +105,7 @@ def sensitivity(
         of_inputs.add(projection, projection.input_changes(candidates, parts))
         of_weights.add(projection, _weight_changes(projection.outputs, roundings))
         if not times:
-            for path, layer, _, y, _ in projection.outputs:
+            for path, layer, _, y, *_ in projection.outputs:
                 macs[path] = macs.get(path, 0) + y[0].numel() * layer.weight[0].numel()
         times.append(projection.times)
     by_input, by_weight = of_inputs.table(), of_weights.table()
@@ -135,10 +134,10 @@ def sensitivity(
     errors: dict[str, Tensor] = {}
     activations: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
     roles = _roles(model)
-    reached = [owner(p) for p in weights] + [owner(n.removesuffix(SUFFIX)) for n in quantizers]
+    reached = [owner(p) for p in weights] + [owner(n.removesuffix(INPUT)) for n in quantizers]
     for path in dict.fromkeys(reached):
         own = [p for p in weights if owner(p) == path]
-        names = [n for n in quantizers if owner(n.removesuffix(SUFFIX)) == path]
+        names = [n for n in quantizers if owner(n.removesuffix(INPUT)) == path]
         if own:
             errors[path] = over_time(torch.stack([by_weight[p] for p in own]).sum(0).unbind(1))
         for kind in KINDS if names else ():
@@ -165,9 +164,10 @@ def _weight_changes(
         scale = along_channels(step, layer.weight)
         return layer.combine(x, fake_quantize(layer.weight, scale, grid.low, grid.high)).sub_(y)
 
-    for path, layer, x, y, g in outputs:
+    for path, layer, x, y, g, batch in outputs:
         if path in roundings:
-            yield path, (change(layer, x, y, grid, step) for grid, step in roundings[path]), g
+            changes = (change(layer, x, y, grid, step) for grid, step in roundings[path])
+            yield path, changes, g, batch
 
 
 def _least_effect(
@@ -209,12 +209,5 @@ def _time_ranges(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _roles(model: nn.Module) -> dict[str, str]:
     """Layers that the recipe sets apart: the time path, and the first and last layers."""
-    family = family_of(model)
-    paths = [
-        path
-        for path, m in model.named_modules()
-        if path and (isinstance(m, QuantLayer) or type(m) in QUANTIZED)
-    ]
-    first, last = edges(model, paths, family)
-    timed = [p for p in paths if matching(p, family.time_path)]
-    return dict.fromkeys(first | last, EDGE) | dict.fromkeys(timed, TIME)
+    roles = state_of(model).roles or named_roles(model)
+    return dict.fromkeys(roles.first | roles.last, EDGE) | dict.fromkeys(roles.time_path, TIME)

@@ -1,0 +1,71 @@
+r"""Sketches of tensors: enough to tell where two of one shape differ, in next to no memory.
+
+    v_d[i] = sum over all j with j_d = i of x_j prod_{e != d} r_e[j_e]
+
+with random vectors r, one for each dimension: v_d changes at i, almost surely, when x does there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_SHARE = 1e-3
+"""Share of the largest change below which a change is rounding: other sums for other samples."""
+
+_ROUNDING = 1e-5
+"""The same, of the numbers themselves."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A tensor's shape, a sum for each index of each of its dimensions, and its level.
+
+    Attributes:
+        shape: The shape.
+        sums: ``v_d`` of each dimension, on the CPU.
+        level: Sum of the magnitudes.
+    """
+
+    shape: tuple[int, ...]
+    sums: list[Tensor]
+    level: float
+
+    @classmethod
+    def of(cls, x: Tensor) -> Sketch:
+        """The sketch of a tensor that is not empty."""
+        rng = torch.Generator().manual_seed(0)
+        x = x.detach().float()
+        vectors = [(torch.rand(n, generator=rng) + 0.5).to(x.device) for n in x.shape]
+        sums = []
+        for d in range(x.ndim):
+            v = x
+            for e in range(x.ndim - 1, d, -1):
+                v = v @ vectors[e]
+            for e in range(d):
+                v = torch.tensordot(vectors[e], v, dims=1)
+            sums.append(v.cpu())
+        return cls(tuple(x.shape), sums, float(x.abs().sum()))
+
+    @property
+    def rows(self) -> int:
+        """Vectors in the tensor, along its last dimension or, of images, the second."""
+        count = 1
+        for n in self.shape:
+            count *= n
+        channels = self.shape[1] if len(self.shape) == 4 else self.shape[-1]
+        return count // channels
+
+
+def changed(before: Sketch, after: Sketch) -> list[Tensor] | None:
+    """Which indices of each dimension differ; None if the shapes do."""
+    if before.shape != after.shape:
+        return None
+    found = []
+    for a, b in zip(before.sums, after.sums, strict=True):
+        difference = (a - b).abs()
+        least = max(_SHARE * float(difference.max()), _ROUNDING * before.level / len(a))
+        found.append(difference > least)
+    return found
