@@ -66,9 +66,11 @@ class Summary(list[Row]):
 
     Attributes:
         backend: Which backend runs the model and why, or empty.
+        roles: How layers got their roles, first, last or time path, or empty if it is not known.
     """
 
     backend: str = ""
+    roles: str = ""
 
     def __str__(self) -> str:
         head = ("layer", "type", "weight bits", "input bits", "zero", "scale", "kernel", "note")
@@ -87,6 +89,8 @@ class Summary(list[Row]):
         total += _counts("scales", [row.scale for row in self])
         total += _counts("kernels", [row.kernel for row in self])
         lines.append(total)
+        if self.roles:
+            lines.append(self.roles)
         if self.backend:
             lines.append(f"backend: {self.backend}")
         return "\n".join(lines)
@@ -159,6 +163,11 @@ def summary(model: nn.Module) -> Summary:
     if any(row.kernel for row in rows):  # compiled: what no backend touched runs as it was
         rows[:] = [row if row.kernel else row.on(_untouched(row)) for row in rows]
     rows.backend = str(getattr(model, "tdq_backend", ""))
+    roles = getattr(getattr(model, "tdq", None), "roles", None)
+    if roles is not None:
+        rows.roles = str(roles)
+    elif any(row.scale.startswith("pending") for row in rows):
+        rows.roles = "roles of layers by name, until calibration follows the data flow of a call"
     return rows
 
 
