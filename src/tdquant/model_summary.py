@@ -88,9 +88,7 @@ class Summary(list[Row]):
         total = f"{quantized} of {len(self)} layers quantized"
         total += _counts("scales", [row.scale for row in self])
         total += _counts("kernels", [row.kernel for row in self])
-        lines.append(total)
-        if self.roles:
-            lines.append(self.roles)
+        lines += [*self.roles.splitlines(), total]
         if self.backend:
             lines.append(f"backend: {self.backend}")
         return "\n".join(lines)

@@ -145,6 +145,18 @@ def test_routed_rows_take_equal_times_as_one_and_refuse_others():
     assert (fast(x, equal) - model(x, equal)).abs().max() < 1e-4
 
 
+def test_a_file_of_rows_that_cannot_be_told_apart_refuses_mixed_times(tmp_path):
+    pytest.importorskip("openvino")
+    model = prepared(Tokens, at(Tokens, TIMES))
+    model.up.input_quantizer.batch = TOGETHER
+    frozen, (x, _) = tdq.freeze(model), Tokens.call()
+    equal, mixed = torch.full((4,), 333.0), torch.tensor([0.0, 999.0, 333.0, 111.0])
+    session = tdq.open_session(tdq.export(frozen, tmp_path / "model.xml", example=(x, equal)))
+    assert (session(x, equal) - frozen(x, equal)).abs().max() < 1e-3
+    with pytest.raises(ClockError, match="4 different timesteps"):
+        session(x, mixed)
+
+
 def test_routed_rows_learn_no_curve_from_mixed_times():
     calls = at(Experts, torch.tensor(TIMES)[torch.randint(9, (20, 4))])
     with pytest.raises(CalibrationError, match="mixed times"):

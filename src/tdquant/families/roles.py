@@ -76,7 +76,7 @@ class Roles:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return "; ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def quantizable_layers(model: nn.Module, family: Family | None = None) -> dict[str, nn.Module]:

@@ -151,6 +151,13 @@ class Session(OnEngine):
                 where=self._signature(),
                 why="there is one timestep for the whole batch or one for each sample",
             )
+        if self.about.get("one_time") and bool((time != time[0]).any()):
+            raise ClockError(
+                f"{len(time)} different timesteps",
+                where=self._signature(),
+                why="which rows of an activation belong to which sample is not known",
+                fix="samples that share their timestep, or static scales: Recipe(overrides=...)",
+            )
         coverage = self.about.get("coverage")
         if coverage is not None and not self._warned:
             low, high = float(time.min()), float(time.max())

@@ -166,6 +166,7 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
     description = {
         **about,
         **call.description(shapes),
+        "one_time": lowered.values.one_time,
         "rows": [asdict(row) for row in lowered.rows],
     }
     graph.metadata_props.add(key=KEY, value=description_text(description))

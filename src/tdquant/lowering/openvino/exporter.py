@@ -180,7 +180,8 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
     if portable:
         mark_float(rows, avoid_saturation(graph))
     pack_int4(graph)
-    description = {**about, **call.description(shapes), "rows": rows}
+    one_time = lowered.values.one_time
+    description = {**about, **call.description(shapes), "one_time": one_time, "rows": rows}
     graph.set_rt_info(description_text(description), [KEY])
     for name, value in EXACT.items():  # as the file itself asks for, wherever it is run
         graph.set_rt_info(value, ["runtime_options", name])
