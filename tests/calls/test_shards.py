@@ -89,3 +89,19 @@ def test_calls_of_a_writer_that_died_between_two_renames_come_back(tmp_path):
     (workspace / "lock").touch()
     place.rename(workspace / "old")
     assert len(list(read_shards(place))) == 1
+
+
+@pytest.mark.parametrize("calls", ['[{"x": {"__tensor__": "t9"}}]', "[1]", "[" * 10_000])
+def test_calls_that_do_not_fit_their_tensors(folder, calls):
+    file = folder / "unet-00000.safetensors"
+    save_file({"t0": torch.ones(1)}, file, metadata={"calls": calls})
+    with pytest.raises(StorageError, match="calls"):
+        list(tdq.trajectories(folder)["unet"])
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "", "a\0b"])
+def test_shards_elsewhere(folder, name):
+    index = INDEX | {"denoisers": {"unet": {"calls": 1, "shards": [name]}}}
+    (folder / "calls.json").write_text(json.dumps(index))
+    with pytest.raises(StorageError, match="is not the name of a file"):
+        tdq.trajectories(folder)

@@ -126,3 +126,11 @@ def test_a_newer_file_says_what_to_do():
 def test_json_has_no_infinity():
     found = json_safe({1: (float("nan"), 2.0), "b": [float("inf")], "c": {"d": -0.5}})
     assert found == {"1": [None, 2.0], "b": [None], "c": {"d": -0.5}}
+
+
+def test_json_nested_deeper_than_anything(tmp_path):
+    file = tmp_path / "x.json"
+    for depth in (65, 900, 100_000):
+        file.write_text("[" * depth + "]" * depth)
+        with pytest.raises(StorageError, match="the file is damaged"):
+            read_json(file, "the file")

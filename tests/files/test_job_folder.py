@@ -158,3 +158,13 @@ def test_a_process_that_does_not_write_refuses_another_job_too(tmp_path):
         open_job(tmp_path / "j", "trial", {"seed": 1}, writes=False),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "..", "/tmp/x"])
+def test_names_that_are_none_are_not_removed(tmp_path, name):
+    with begin(tmp_path / "work"):
+        pass
+    index = json.loads((tmp_path / "work" / "job.json").read_text())
+    (tmp_path / "work" / "job.json").write_text(json.dumps(index | {"names": [name]}))
+    with pytest.raises(StorageError, match="is not the name of a file"), begin(tmp_path / "work"):
+        pass

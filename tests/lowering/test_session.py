@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -270,3 +271,12 @@ def test_threads_with_shapes_and_times_of_their_own(tmp_path):
             found = list(pool.map(lambda i: session(x[: i + 1], times[i]), range(8)))
     for i, y in enumerate(found):
         assert torch.allclose(y, model(x[: i + 1], torch.tensor(times[i])), rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_that_may_not_be_read(file, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ExportError, match="cannot be read"):
+        tdq.open_session(file)

@@ -1,8 +1,11 @@
 import threading
 
+import pytest
 from torch import nn
 
-from tdquant.models.build import without_parameters
+from tdquant.errors import ModelError
+from tdquant.models import load_embedded
+from tdquant.models.build import description, from_description, without_parameters
 
 
 def test_other_threads_build_real_parameters_meanwhile():
@@ -14,3 +17,11 @@ def test_other_threads_build_real_parameters_meanwhile():
         other.join()
     assert own.weight.is_meta
     assert not made[0].weight.is_meta
+
+
+@pytest.mark.parametrize("change", [{"sample_size": []}, {"down_block_types": [["x"]]}, {"x": {}}])
+def test_a_damaged_configuration_is_named(change):
+    spec = description(load_embedded("tiny").unet)
+    config = spec["config"] | {"unet": spec["config"]["unet"] | change}
+    with pytest.raises(ModelError, match="cannot be built from its configuration"):
+        from_description(spec | {"config": config | change})

@@ -379,7 +379,14 @@ def test_numbers_and_types_within_layers(saved):
     (saved / INDEX).write_text(json.dumps(index))
     with pytest.raises(StorageError, match=r"layers\.linear\.weight\.bits is not a whole"):
         tdq.load(saved, model=Mixed())
-    index["layers"]["linear"]["weight"] |= {"bits": 4, "dtype": "load"}
+    index["layers"]["linear"]["weight"]["bits"] = 4
+    highest = index["layers"]["linear"]["input"]["qmax"]
+    index["layers"]["linear"]["input"]["qmax"] = highest * 1000
+    (saved / INDEX).write_text(json.dumps(index))
+    with pytest.raises(StorageError, match=r"layers\.linear\.input.* has codes"):
+        tdq.load(saved, model=Mixed())
+    index["layers"]["linear"]["input"]["qmax"] = highest
+    index["layers"]["linear"]["weight"] |= {"dtype": "load"}
     (saved / INDEX).write_text(json.dumps(index))
     with pytest.raises(StorageError, match=r"weight\.dtype .*no dtype of torch: load"):
         tdq.load(saved, model=Mixed())

@@ -126,3 +126,14 @@ def test_what_crashes_left_half_written_goes_with_the_next_one(tmp_path):
         assert found == sorted([*kept, "step-00000005"])
     finally:
         living.communicate(b"\n")
+
+
+def test_a_changed_state_is_found(tmp_path):
+    folder = Checkpoints(tmp_path).save(5, {"model": {"x": torch.ones(2)}}, {"structure": None})
+    file = folder / "state.json"
+    file.write_text(file.read_text().replace('"step": 5', '"step": 6'))
+    with pytest.raises(StorageError, match=r"state\.json: not what was written"):
+        read_checkpoint(folder)
+    file.write_text("[" * 100_000)
+    with pytest.raises(StorageError, match="damaged"):
+        read_checkpoint(folder)

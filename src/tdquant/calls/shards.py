@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdquant.errors import StorageError
-from tdquant.files.documents import Document, Section
+from tdquant.files.documents import Document, FileName, Section, checked
 from tdquant.files.writing import recover, replacing_folder, write_tensors
 
 INDEX = "calls.json"
@@ -31,7 +31,7 @@ class ShardList(Section):
     """The files of one denoiser, and the number of calls in them."""
 
     calls: int
-    shards: list[str]
+    shards: list[FileName]
 
 
 class Index(Document):
@@ -165,18 +165,6 @@ def _write(file: Path, calls: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            calls = json.loads(opened.metadata()["calls"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise StorageError(
-            "recorded calls cannot be read",
-            where=str(file),
-            why=str(error),
-            fix="the file is missing or was cut; record again",
-        ) from error
-
     def full(value: Any) -> Any:
         if isinstance(value, dict):
             if set(value) == {_TENSOR}:
@@ -184,5 +172,21 @@ def _read(file: Path) -> Iterator[dict[str, Any]]:
             return {k: full(v) for k, v in value.items()}
         return [full(v) for v in value] if isinstance(value, list) else value
 
-    for call in calls:
-        yield full(call)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            described = checked(
+                list[dict[str, Any]],
+                json.loads(opened.metadata()["calls"]),
+                "the list of calls",
+                str(file),
+            )
+        calls = [full(call) for call in described]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StorageError(
+            "recorded calls cannot be read",
+            where=str(file),
+            why=f"{type(error).__name__}: {error}",
+            fix="the file is missing or was cut; record again",
+        ) from error
+    yield from calls

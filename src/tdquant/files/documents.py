@@ -22,7 +22,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 
 from tdquant.errors import StorageError, TDQError
@@ -30,6 +37,9 @@ from tdquant.files.writing import replacing
 
 MOST_SHOWN = 8
 """Mistakes that an error lists; of the others it gives the count."""
+
+_DEEPEST = 64
+"""Levels of JSON that are read."""
 
 _WORDS = {
     "string": "text", "int": "a whole number", "float": "a number", "bool": "true or false",
@@ -42,6 +52,15 @@ def _finite_or_none(value: Any) -> Any:
     """JSON has no NaN and no infinity; Python writes and reads them all the same."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
+
+def _is_file_name(name: str) -> str:
+    if name in ("", "..") or name != Path(name).name or not name.isprintable():
+        raise ValueError("is not the name of a file in the folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_is_file_name)]
+"""The name of a file in the document's own folder."""
 
 Gap = Annotated[float | None, BeforeValidator(_finite_or_none)]
 """A number, or a gap where there is none: null, NaN or an infinity in the file."""
@@ -121,10 +140,21 @@ def read_json(path: str | os.PathLike[str], what: str, fix: str = "") -> Any:
     """The content of a JSON file.
 
     Raises:
-        StorageError: It is missing, or no JSON.
+        StorageError: It is missing, no JSON, or nested deeper than anything that tdquant writes.
     """
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(Path(path).read_text("utf-8"))
+        level = [content]
+        for _ in range(_DEEPEST):
+            level = [
+                child
+                for node in level
+                if isinstance(node, (dict, list))
+                for child in (node.values() if isinstance(node, dict) else node)
+            ]
+        if level:
+            raise RecursionError(f"nested deeper than {_DEEPEST}")  # so does copying it
+        return content
     except FileNotFoundError as error:
         raise StorageError(f"{what} is missing", where=str(path), fix=fix) from error
     except (OSError, ValueError, RecursionError) as error:

@@ -22,24 +22,17 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import AfterValidator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdquant.errors import StorageError
-from tdquant.files.documents import Document, json_safe
+from tdquant.files.documents import Document, FileName, json_safe
 from tdquant.files.workspace import clean_up, lock_file
 from tdquant.files.writing import disk_errors, replacing, write_tensors
 
 INDEX, LOCK, SUFFIX = "job.json", "job.lock", ".safetensors"
-
-
-def _plain(name: str) -> str:
-    if name in ("", "..") or name != Path(name).name:
-        raise ValueError("is not the name of a file in the folder")
-    return name
 
 
 class JobIndex(Document):
@@ -51,7 +44,7 @@ class JobIndex(Document):
     kind: str
     asked: dict[str, Any]
     digest: str
-    names: list[Annotated[str, AfterValidator(_plain)]]
+    names: list[FileName]
     """Files and folders right in the folder."""
 
 
@@ -127,7 +120,7 @@ class JobFolder:
                 metadata = opened.metadata() or {}
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             job, facts = metadata["job"], json.loads(metadata["facts"])
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
             raise StorageError(
                 "a part of a job is damaged",
                 where=str(file),

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from safetensors.torch import load_file
 from torch import nn
 
 from tdquant.errors import StorageError
+from tdquant.files.checkpoints import open_checkpoint
 from tdquant.files.config import training_options
 from tdquant.files.documents import Document, read_json
 from tdquant.files.writing import replacing, write_tensors
@@ -133,9 +133,23 @@ class RunFolder:
         return asked | {"options": training_options({}) | asked["options"]}
 
     def fill_first_stage(self, vae: nn.Module | None) -> None:
-        """Loads the autoencoder's weights."""
+        """Loads the autoencoder's weights.
+
+        Raises:
+            StorageError: They are missing, damaged, or not of this autoencoder.
+        """
+        file = self.path / "first_stage.safetensors"
         if vae is not None:
-            vae.load_state_dict(load_file(self.path / "first_stage.safetensors"))
+            with open_checkpoint(file) as tensors:
+                state = {name: tensor.load() for name, tensor in tensors.items()}
+            try:
+                vae.load_state_dict(state)
+            except RuntimeError as error:
+                raise StorageError(
+                    "another first stage than the configuration's",
+                    where=str(file),
+                    why=str(error).splitlines()[0],
+                ) from error
 
     def model(
         self, checkpoint: Path | None = None, ema: bool = True, overrides: Sequence[str] = ()

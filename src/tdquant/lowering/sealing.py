@@ -111,11 +111,15 @@ def check_seal(file: Path, others: Sequence[Path] = ()) -> None:
     Raises:
         ExportError: They are not what was written, or something else than an exported file.
     """
-    data = file.read_bytes()
-    found = _SEAL.findall(data)
-    if len(found) != 1:
-        raise _foreign(file, "it has no digest, which is at the end of .onnx and .xml files")
-    if _digest(data.replace(found[0], BLANK.encode()), others) != found[0].decode():
+    try:
+        data = file.read_bytes()
+        found = _SEAL.findall(data)
+        if len(found) != 1:
+            raise _foreign(file, "it has no digest, which is at the end of .onnx and .xml files")
+        digest = _digest(data.replace(found[0], BLANK.encode()), others)
+    except OSError as error:
+        raise ExportError("the file cannot be read", where=str(file), why=str(error)) from error
+    if digest != found[0].decode():
         raise ExportError(
             "the file is not what was exported",
             where=", ".join(str(path) for path in (file, *others)),

@@ -60,7 +60,7 @@ def from_description(spec: dict[str, Any] | None, where: str = "") -> nn.Module:
     """Builds a fresh float model.
 
     Raises:
-        ModelError: No description was saved, or its class is unknown.
+        ModelError: No description was saved, its class is unknown, or its configuration damaged.
         MissingDependencyError: diffusers is not installed.
     """
     if spec is None:
@@ -73,14 +73,24 @@ def from_description(spec: dict[str, Any] | None, where: str = "") -> nn.Module:
     if not isinstance(spec.get("config"), dict):
         # diffusers would take a name, and read a file or ask the hub for it.
         raise ModelError("the model's configuration is damaged", where=where)
-    name = spec.get("class", "")
-    if spec.get("source") == "tdquant" and name in OWN:
-        return OWN[name](**spec["config"]).eval()
+    name = str(spec.get("class", ""))
+    make: Any = OWN.get(name) if spec.get("source") == "tdquant" else None
+    config = spec["config"]
     if spec.get("source") == "diffusers":
         diffusers = require("diffusers", "diffusers")
         cls: Any = getattr(diffusers, name, None)
         if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin):
-            return cls.from_config(spec["config"]).eval()  # type: ignore[attr-defined]
+            make, config = cls.from_config, {"config": config}  # type: ignore[attr-defined]
+    if make is not None:
+        try:
+            return make(**config).eval()
+        except Exception as error:  # classes raise anything over values that they do not expect
+            raise ModelError(
+                f"{name} cannot be built from its configuration",
+                where=where,
+                why=(str(error).strip() or type(error).__name__).splitlines()[0],
+                fix="the configuration as it was saved",
+            ) from error
     raise ModelError(
         f"no model class {spec.get('source')}:{name}",
         where=where,

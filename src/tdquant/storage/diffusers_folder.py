@@ -46,9 +46,9 @@ def weight_files(folder: Path) -> list[Path]:
     """
     whole = folder / f"{WEIGHTS}.safetensors"
     named = ((_json(folder / f"{WEIGHTS}.safetensors.index.json") or {}).get("weight_map")) or {}
-    shards = sorted({folder / str(name) for name in named.values()})
-    if shards and all(file.parent == folder and file.exists() for file in shards):
-        return shards
+    names = set(map(str, named.values())) if isinstance(named, dict) else set()
+    if names and names <= {file.name for file in folder.iterdir()}:
+        return [folder / name for name in sorted(names)]
     if whole.exists():
         return [whole]
     found: dict[str, list[Path]] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from tdquant.errors import StorageError
 from tdquant.files.checkpoints import LazyTensor
@@ -57,6 +57,12 @@ class Activation(Section):
     batch: Batch | None = None
     knots: int | None = None
     first: int | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Activation:
+        if not self.qmin <= self.qmax < self.qmin + 2**self.bits:
+            raise ValueError(f"has codes {self.qmin} to {self.qmax} in {self.bits} bits")
+        return self
 
 
 class Layer(Section):

@@ -12,7 +12,8 @@ BARS = "▁▂▃▄▅▆▇█"
 
 def sparkline(values: Sequence[float] | Tensor, width: int = 24) -> str:
     """Positive values ``(K,)`` as bars of eight heights, even in log-scale from the least to the
-    largest; the geometric mean of the values that one character stands for. Flat curves are low.
+    largest; the geometric mean of the values that one character stands for. Flat curves are low,
+    and curves with values that are not finite are question marks.
 
     Arguments:
         values: The curve.
@@ -21,6 +22,8 @@ def sparkline(values: Sequence[float] | Tensor, width: int = 24) -> str:
     logs = torch.as_tensor(values, dtype=torch.float64).clamp(min=1e-300).log()
     parts = [part.mean() for part in logs.tensor_split(min(width, len(logs)))]
     heights = torch.stack(parts)
+    if not heights.isfinite().all():
+        return "?" * len(parts)
     span = float(heights.max() - heights.min())
     if span < 1e-9:
         return BARS[0] * len(parts)

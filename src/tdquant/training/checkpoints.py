@@ -3,12 +3,13 @@
     checkpoints/step-00000500/{model,average,optimizer}.safetensors, state.json
 
 A checkpoint is written under a temporary name, flushed to the disk and renamed; ``state.json``
-carries the digest of every file. Whatever dies and whenever, the newest checkpoint that is whole
-is found again. There is no pickle in it.
+carries the digest of every file and of itself. Whatever dies and whenever, the newest checkpoint
+that is whole is found again. There is no pickle in it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from tdquant.errors import StorageError
 from tdquant.files.digests import file_digest
-from tdquant.files.documents import check_version
+from tdquant.files.documents import check_version, read_json
 from tdquant.files.workspace import flush_entry
 from tdquant.files.writing import unshared, write_tensors
 
@@ -93,8 +94,10 @@ class Checkpoints:
                 write_tensors(unshared(content), file)
                 digests[file.name] = file_digest(file)
                 flush_entry(file, folder=False)
-            index = {"format": FORMAT, "version": VERSION, "step": step, **state}
-            (fresh / "state.json").write_text(json.dumps(index | {"files": digests}, indent=1))
+            index = {"format": FORMAT, "version": VERSION, "step": step, **state, "files": digests}
+            (fresh / "state.json").write_text(
+                json.dumps(index | {"digest": _digest(index)}, indent=1)
+            )
             flush_entry(fresh / "state.json", folder=False)
             shutil.rmtree(target, ignore_errors=True)
             fresh.rename(target)
@@ -144,25 +147,32 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     """
     folder = Path(folder)
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = read_json(folder / "state.json", "state.json")
+        # The first versions had no digest of the state itself.
+        whole = "digest" not in state or state.pop("digest") == _digest(state)
         files = state.pop("files")
         step = int(state["step"])
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']!r}")
         version = int(state["version"])
         bad = [name for name, digest in files.items() if file_digest(folder / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        bad += [] if whole else ["state.json"]
+    except (StorageError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
             "a damaged checkpoint", where=str(folder), why=f"{type(error).__name__}: {error}"
         ) from error
+    check_version(version, VERSION, str(folder))
     if bad:
         raise StorageError(
             "a damaged checkpoint",
             where=str(folder),
             why=f"{', '.join(bad)}: not what was written",
         )
-    check_version(version, VERSION, str(folder))
     return Checkpoint(folder, step, state)
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _lives(process: int) -> bool:

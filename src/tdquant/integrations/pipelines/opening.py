@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tdquant.errors import ModelError, StorageError
+from tdquant.errors import ModelError, StorageError, TDQError
 from tdquant.files.documents import read_json
 from tdquant.integrations.pipelines.denoiser import open_denoiser
 from tdquant.integrations.pipelines.layout import CONFIG, GRAPH, INDEX, READ_BY_OPTIMUM
@@ -46,6 +48,8 @@ def open_pipeline(
     try:
         index = read_json(folder / INDEX, INDEX)
         cls = getattr(diffusers, index["_class_name"])
+        if not issubclass(cls, diffusers.DiffusionPipeline):
+            raise TypeError(f"{cls.__name__} is no pipeline")
     except (StorageError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
             "no pipeline",
@@ -68,7 +72,24 @@ def open_pipeline(
                 given[name] = _part(folder, name, library, kind, run)
         elif name in index:
             given[name] = value
-    return cls(**given)
+    with _damage(folder, INDEX):
+        return cls(**given)
+
+
+@contextlib.contextmanager
+def _damage(folder: Path, name: str) -> Iterator[None]:
+    """Turns whatever diffusers and transformers raise over a damaged part into one error."""
+    try:
+        yield
+    except TDQError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name} of the pipeline cannot be opened",
+            where=str(folder),
+            why=(str(error).strip() or type(error).__name__).splitlines()[0],
+            fix="export the pipeline again",
+        ) from error
 
 
 def _part(folder: Path, name: str, library: str, cls: str, run: dict[str, Any]) -> Any:
@@ -81,11 +102,12 @@ def _part(folder: Path, name: str, library: str, cls: str, run: dict[str, Any]) 
         raise ModelError(
             f"the folder has no {name}", where=str(folder), fix="export the pipeline again"
         )
-    try:
-        module = importlib.import_module(library)
-    except ImportError:  # parts that belong to one pipeline, such as a safety checker
-        module = getattr(importlib.import_module("diffusers.pipelines"), library)
-    return getattr(module, cls).from_pretrained(folder / name)
+    with _damage(folder, name):
+        if library in ("diffusers", "transformers"):
+            module = importlib.import_module(library)
+        else:  # parts that belong to one pipeline, such as a safety checker
+            module = getattr(importlib.import_module("diffusers.pipelines"), library)
+        return getattr(module, cls).from_pretrained(folder / name)
 
 
 class _Part(nn.Module):

@@ -37,6 +37,7 @@ class _Scheduler(TypedDict, total=False):
 @_fields
 class _Sampling(TypedDict, total=False):
     images: Required[int]
+    seed: int | None
     steps: int | None
     size: Annotated[list[int], Field(min_length=2, max_length=2)] | None
     scheduler: _Scheduler | None

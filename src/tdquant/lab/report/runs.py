@@ -274,4 +274,4 @@ def _is_given(run: Run) -> bool:
 def _noise(run: Run) -> tuple[Any, ...]:
     """What determines the noise of a run's pictures."""
     sampling = run.record.sampling
-    return sampling["seed"], str(sampling.get("shape")), sampling.get("prompts")
+    return sampling["seed"], str(sampling.get("shape")), str(sampling.get("prompts"))
