@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 
 import tdquant as tdq
 from tdquant.clock import find_timestep
@@ -209,3 +210,25 @@ def test_names_stand_where_data_flow_cannot_be_followed():
     assert "by name: its data flow could not be followed (ValueError: three samples)" in str(
         model.tdq.calibration
     )
+
+
+class Forward(Tokens):
+    """Attention without a backward pass on the CPU, which compiles itself."""
+
+    def middle(self, h):
+        return self.mlp(flex_attention(h[:, None], h[:, None], h[:, None])[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_model_without_a_backward_pass_is_judged_where_it_rounds():
+    model = prepared(Forward, at(Forward, TIMES), tdq.Recipe(8, 4, scale="auto"))
+    assert model.tdq.roles.first == {"enter"}
+    assert model.tdq.roles.last == {"leave"}
+    assert "FlexAttention does not support backward on CPU" in model.tdq.calibration.local
+    assert "layers judged by the error of their inputs" in str(model.tdq.calibration)
+    assert model.up.input_quantizer.scale.kind == "temporal"
+    measured = tdq.sensitivity(model, at(Forward, TIMES), progress=False)
+    errors = [measured.error("up", "activations", bits) for bits in (2, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
+    assert 1e-6 < errors[-1] < 1e-3
+    assert "relative error of operands" in str(measured)

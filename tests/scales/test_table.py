@@ -4,7 +4,7 @@ import torch
 from tdquant.errors import CalibrationError
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import Grid
-from tdquant.scales import TableScale
+from tdquant.scales import ScaleBank, TableScale
 from tdquant.scales.table import training_timesteps
 
 GRID, EMPTY = Grid.signed(8), torch.empty(0)
@@ -127,3 +127,15 @@ def test_gradient_scale_of_lsq():
     s = torch.tensor(0.02, requires_grad=True)
     fake_quantize(x, s, GRID.low, GRID.high).sum().backward()
     assert scale.table.grad[4].item() == pytest.approx(s.grad.item() / (15 * 127) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("knots", [torch.arange(1000.0), torch.linspace(0, 1, 1024)], ids=len)
+def test_a_step_between_knots_is_the_same_alone_and_among_others(knots):
+    rng = torch.Generator().manual_seed(0)
+    scale = TableScale(knots, torch.rand(len(knots), generator=rng) + 0.1)
+    times = torch.rand(500, generator=rng) * knots[-1]
+    together = steps(scale, times)
+    assert torch.equal(together, torch.stack([steps(scale, t) for t in times]))
+    bank = ScaleBank([scale])
+    assert torch.equal(together, bank(times)[0])
+    assert torch.equal(together, torch.stack([bank(t)[0] for t in times]))

@@ -32,11 +32,13 @@ class Judgement:
             alone, ``(S, C)``: their squares are squared output errors per element, and those of
             simultaneous roundings add up before they are squared.
         weights: How much each sample counts, ``(S,)``; all alike if None.
+        local: Why the effects are those on the layer's own input, or empty.
     """
 
     times: Tensor
     effects: dict[str, Tensor]
     weights: Tensor | None = None
+    local: str = ""
 
     def balanced(self, candidates: dict[str, list[Candidate]]) -> Judgement:
         """The judgement with every time weighted by the joint error of the best static scales
@@ -93,9 +95,10 @@ def judge(
     Raises:
         CalibrationError: There are no calls.
     """
-    times: list[Tensor] = []
+    times, local = list[Tensor](), ""
     effects = Effects({name: len(found) for name, found in candidates.items()})
     for projection in project(model, quantizers, calls, seed):
         effects.add(projection, projection.input_changes(candidates, parts or {}))
         times.append(projection.times)
-    return Judgement(torch.cat(times), effects.table())
+        local = projection.local
+    return Judgement(torch.cat(times), effects.table(), local=local)

@@ -7,11 +7,14 @@ random normal projection r of the output,
 
 and one backward pass gives ``g = J^T r`` at all layers. So one forward and one backward pass of
 the float model per call, and then elementwise work, measure every rounding of every layer.
+
+Where a model has no backward pass on its device, as with FlexAttention on the CPU, g is a random
+vector of norm ``1 / |x|``, and the relative squared error of x itself is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,12 +52,14 @@ class Projection:
         size: Elements of one sample of the output.
         inputs: Inputs of the quantizers, in order.
         outputs: Outputs of the requested layers, in order.
+        local: Why roundings are measured where they are made, not at the output; or empty.
     """
 
     times: Tensor
     size: int
     inputs: list[InputAt]
     outputs: list[LayerAt]
+    local: str = ""
 
     def input_changes(
         self,
@@ -140,13 +145,15 @@ def project(
     inputs: list[tuple[str, Tensor, Tensor]] = []
     outputs: list[tuple[str, QuantLayer, Tensor, Tensor]] = []
 
+    local = ""
+
     def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
-        x = _leaf(x)
+        x = x if local else _leaf(x)
         inputs.append((name, x, timestep))
         return x
 
     def see(name: str, layer: QuantLayer, x: Tensor, y: Tensor) -> Tensor:
-        y = _leaf(y)
+        y = y if local else _leaf(y)
         outputs.append((name, layer, x, y))
         return y.clone()  # the model may change it in place
 
@@ -154,19 +161,31 @@ def project(
     axes = roles.batch if roles is not None else {}
     with watching(layers or {}, see), observing(model, quantizers, look):
         for call in calls:
-            inputs.clear()
-            outputs.clear()
-            with torch.enable_grad():
-                y = run(model, call)
-                r = torch.stack([_draw(y[0], seed, samples + i) for i in range(len(y))])
-                samples += len(y)
-                wanted = [x for _, x, _ in inputs] + [out for *_, out in outputs]
-                found = torch.autograd.grad((y.float() * r).sum(), wanted, allow_unused=True)
+            found: Sequence[Tensor | None] | None = None
+            while found is None:
+                inputs.clear()
+                outputs.clear()
+                try:
+                    with torch.set_grad_enabled(not local):
+                        y = run(model, call)
+                        wanted = [x for _, x, _ in inputs] + [out for *_, out in outputs]
+                        size = max(y[0].numel(), 1)
+                        if local:
+                            found = [_unit(x, seed, samples, size) for x in wanted]
+                            break
+                        r = torch.stack([_draw(y[0], seed, samples + i) for i in range(len(y))])
+                        total = (y.float() * r).sum()
+                        found = torch.autograd.grad(total, wanted, allow_unused=True)
+                except NotImplementedError as error:
+                    if local:
+                        raise
+                    local = str(error).splitlines()[0] or "it has no backward pass"
+            samples += len(y)
             at_inputs = zip(inputs, found[: len(inputs)], strict=True)
             at_outputs = zip(outputs, found[len(inputs) :], strict=True)
             yield Projection(
                 clock_of(model).last.detach().float().cpu().expand(len(y)),
-                max(y[0].numel(), 1),
+                size,
                 [
                     (n, x.detach(), t, g, quantizers[n].batch)
                     for (n, x, t), g in at_inputs
@@ -177,9 +196,16 @@ def project(
                     for (n, layer, x, out), g in at_outputs
                     if g is not None
                 ],
+                local,
             )
     if not samples:
         raise CalibrationError("no calls to measure by", where="batches")
+
+
+def _unit(x: Tensor, seed: int, sample: int, size: int) -> Tensor:
+    """A random vector that gives the relative error of x, per element of an output of ``size``."""
+    norm = x.float().square().sum().sqrt().clamp(min=1e-20)
+    return _draw(x, seed, sample) * (size**0.5 / norm)
 
 
 def _leaf(x: Tensor) -> Tensor:

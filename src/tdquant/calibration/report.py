@@ -59,6 +59,8 @@ class Calibration:
         chosen: Name of the choice that was taken.
         splits: Layers that were split.
         roles: Roles of the model's layers, and those that were left in float.
+        local: Why layers were judged by the error of their inputs, not of the model's output: it
+            has no backward pass on this device. Empty if they were not.
     """
 
     layers: list[LayerChoice]
@@ -66,6 +68,7 @@ class Calibration:
     chosen: str = ""
     splits: list[SplitChoice] = field(default_factory=list)
     roles: Roles | None = None
+    local: str = ""
 
     def kinds(self) -> dict[str, int]:
         """Kind of scale -> number of activations."""
@@ -75,6 +78,8 @@ class Calibration:
         lines = ["calibrated " + ", ".join(f"{n} {kind}" for kind, n in self.kinds().items())]
         if self.splits:
             lines.append(f"split along their concatenations: {len(self.splits)} layers")
+        if self.local:
+            lines.append(f"layers judged by the error of their inputs: {self.local}")
         if self.roles is not None:
             lines.append(str(self.roles))
         for name, error in self.trials.items():

@@ -176,7 +176,9 @@ def _calibrate(
             layer = model.get_submodule(each.path)
             assert isinstance(layer, QuantLayer)
             replace_module(model, layer, SplitLayer.from_quantized(layer, each.sizes))
-        report = replace(report, layers=layers, trials=trials, chosen=name, splits=splits)
+        report = replace(
+            report, layers=layers, trials=trials, chosen=name, splits=splits, local=judgement.local
+        )
     device = next(model.parameters()).device
     for n, quantizer in activation_quantizers(model):
         quantizer.grid, quantizer.scale = (

@@ -17,7 +17,7 @@ from torch import Tensor
 from tdquant.clock import identity
 from tdquant.numerics.grid import Grid
 from tdquant.scales.base import KeepFloat32Mixin, Scale
-from tdquant.scales.table import TableScale
+from tdquant.scales.table import TableScale, interpolated
 
 
 class ScaleBank(KeepFloat32Mixin):
@@ -64,8 +64,7 @@ class ScaleBank(KeepFloat32Mixin):
                 t0, t1 = knots.index_select(0, right - 1), knots.index_select(0, right)
                 w = torch.where(t1 > t0, (t - t0) / (t1 - t0), 1.0)
             s0, s1 = steps.index_select(0, right - 1), steps.index_select(0, right)
-            w = w[:, None]
-            found = torch.where(w == 1, s1, s0 * (s1 / s0) ** w)
+            found = interpolated(s0, s1, w[:, None])
         return found.reshape(-1) if timestep.ndim == 0 else found.t()
 
     def extra_repr(self) -> str:

@@ -53,6 +53,16 @@ def _of_indices(low: float, high: float) -> bool:
     return float(low).is_integer() and float(high).is_integer() and high - low >= 99
 
 
+def interpolated(s0: Tensor, s1: Tensor, w: Tensor) -> Tensor:
+    """``s0^(1 - w) s1^w``, float32. In float64, rounded at the end: in float32 the last bit of a
+    power depends on how many are computed together, and activations near a tie would be rounded
+    otherwise in a batch of mixed times than alone.
+    """
+    between = (s0.double() * (s1.double() / s0.double()) ** w.double()).float()
+    # w == 0 gives s0 exactly; at w == 1 the product could be a rounding off s1.
+    return torch.where(w == 1, s1, between)
+
+
 class TableScale(Scale):
     """Steps ``table`` (K,) at increasing times ``knots`` (K,).
 
@@ -127,9 +137,7 @@ class TableScale(Scale):
         right = torch.searchsorted(knots, t).clamp(1, last)
         t0, t1 = knots.index_select(0, right - 1), knots.index_select(0, right)
         s0, s1 = table.index_select(0, right - 1), table.index_select(0, right)
-        w = (t - t0) / (t1 - t0)
-        # w == 0 gives s0 exactly; at w == 1 the product could be a rounding off s1.
-        return torch.where(w == 1, s1, s0 * (s1 / s0) ** w).reshape(timestep.shape)
+        return interpolated(s0, s1, (t - t0) / (t1 - t0)).reshape(timestep.shape)
 
     @staticmethod
     def batched_steps(scales: Sequence[TableScale], timestep: Tensor) -> dict[nn.Module, Tensor]:

@@ -101,7 +101,9 @@ def sensitivity(
     macs: dict[str, int] = {}
     times: list[Tensor] = []
     calls = track(batches.calls, "measuring layers", show=progress)
+    local = ""
     for projection in project(model, quantizers, calls, seed, layers):
+        local = projection.local
         of_inputs.add(projection, projection.input_changes(candidates, parts))
         of_weights.add(projection, _weight_changes(projection.outputs, roundings))
         if not times:
@@ -152,7 +154,7 @@ def sensitivity(
             role=roles.get(path, ATTENTION if path in quantizers else ""),
         )
     recipe = recipe_of(model) or Recipe()
-    return Sensitivity(widths, middles, counts, facts, errors, activations, recipe)
+    return Sensitivity(widths, middles, counts, facts, errors, activations, recipe, local)
 
 
 def _weight_changes(

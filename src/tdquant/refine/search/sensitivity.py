@@ -59,6 +59,8 @@ class Sensitivity:
         activations: kind of scale -> path -> error of the input, ``(W, K)``. A temporal scale may
             be flat, so that it is never worse than a static one.
         recipe: Recipe of the measured model.
+        local: Why errors are relative ones of the operands, not of the output: the model has no
+            backward pass on this device. Empty if they are of the output.
     """
 
     bits: tuple[int, ...]
@@ -68,6 +70,7 @@ class Sensitivity:
     weights: dict[str, Tensor]
     activations: dict[str, dict[str, Tensor]]
     recipe: Recipe
+    local: str = ""
 
     def over_time(self, path: str, operand: str, bits: int, kind: str = "temporal") -> Tensor:
         """The error in each range of time, ``(K,)``; 0 for an operand in float.
@@ -161,7 +164,8 @@ class Sensitivity:
             ["share", "layer", "bits", "weights", *KINDS, "worst at"],
             right=[0],
         )
-        return f"output error {everything:.3g}, by layer (of {len(rows)}):\n{table}"
+        what = f"relative error of operands ({self.local})" if self.local else "output error"
+        return f"{what} {everything:.3g}, by layer (of {len(rows)}):\n{table}"
 
     def _mean(self, over_time: Tensor) -> float:
         return float((over_time * self.counts).sum() / self.counts.sum())
@@ -183,6 +187,7 @@ class Sensitivity:
                 for kind, tables in self.activations.items()
             },
             recipe=self.recipe.to_dict(),
+            local=self.local,
         ).write(path)
 
     @classmethod
@@ -202,6 +207,7 @@ class Sensitivity:
             _tensors(file.weights),
             {kind: _tensors(tables) for kind, tables in file.activations.items()},
             Recipe.from_dict(file.recipe),
+            file.local,
         )
 
     def plot(self, path: str | os.PathLike[str], operand: str = "activations") -> None:
@@ -240,6 +246,7 @@ class _File(Document):
     weights: Tables
     activations: dict[str, Tables]
     recipe: dict[str, Any]
+    local: str = ""
 
 
 def _tensors(tables: Tables) -> dict[str, Tensor]:
