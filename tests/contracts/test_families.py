@@ -12,7 +12,10 @@ from tdquant.calls.from_pipeline import denoisers
 from tdquant.clock import TIMESTEP_NAMES, find_timestep
 from tdquant.errors import ConversionError
 from tdquant.families import FAMILIES, GENERIC, family_of
+from tdquant.flow.roles import roles_of
+from tdquant.flow.trace import trace
 from tdquant.layers import QUANTIZED
+from tdquant.numerics.batch_axis import BatchAxis
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -143,6 +146,9 @@ def test_names_hit_what_they_should(name):
     assert named(family.read_by_parent) <= {
         p for p in base if type(model.get_submodule(p)) in QUANTIZED
     }
+    flows = trace(model, call, find_timestep(model))
+    assert not roles_of(model, flows).changed  # calibration changes nothing
+    assert all(flows[path].batch == BatchAxis(0) for path in by_sample)
 
 
 class Unlisted(nn.Module):

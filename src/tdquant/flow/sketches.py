@@ -27,15 +27,17 @@ class Sketch:
         shape: The shape.
         sums: ``v_d`` of each dimension, on the CPU.
         level: Sum of the magnitudes.
+        rows: Vectors of channels that differ: of a vector repeated for each frame or pixel, one.
     """
 
     shape: tuple[int, ...]
     sums: list[Tensor]
     level: float
+    rows: int
 
     @classmethod
-    def of(cls, x: Tensor) -> Sketch:
-        """The sketch of a tensor that is not empty."""
+    def of(cls, x: Tensor, channels: int = -1) -> Sketch:
+        """The sketch of a tensor that is not empty, with its channels along a dimension."""
         rng = torch.Generator().manual_seed(0)
         x = x.detach().float()
         vectors = [(torch.rand(n, generator=rng) + 0.5).to(x.device) for n in x.shape]
@@ -47,16 +49,15 @@ class Sketch:
             for e in range(d):
                 v = torch.tensordot(vectors[e], v, dims=1)
             sums.append(v.cpu())
-        return cls(tuple(x.shape), sums, float(x.abs().sum()))
+        rows = _distinct_rows(x, vectors[channels], channels)
+        return cls(tuple(x.shape), sums, float(x.abs().sum()), rows)
 
-    @property
-    def rows(self) -> int:
-        """Vectors in the tensor, along its last dimension or, of images, the second."""
-        count = 1
-        for n in self.shape:
-            count *= n
-        channels = self.shape[1] if len(self.shape) == 4 else self.shape[-1]
-        return count // channels
+
+def _distinct_rows(x: Tensor, vector: Tensor, channels: int) -> int:
+    """Vectors of channels in a tensor that differ, up to rounding."""
+    values = (x.movedim(channels, -1) @ vector).flatten()
+    level = values.abs().max().clamp(min=1e-20)
+    return len((values / level * 1e4).round().unique())
 
 
 def changed(before: Sketch, after: Sketch) -> list[Tensor] | None:

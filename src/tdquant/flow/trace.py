@@ -77,7 +77,9 @@ class _Recorder:
                 x = next(tensors_in((args, kwargs)), None)
                 if x is not None and x.ndim and x.numel():
                     sources = self.mode.sources(x) if self.mode else 0
-                    self.visits.setdefault(path, []).append(Visit(Sketch.of(x), sources))
+                    image = isinstance(module, nn.modules.conv._ConvNd) and x.ndim > 2
+                    sketch = Sketch.of(x, 1 if image else -1)
+                    self.visits.setdefault(path, []).append(Visit(sketch, sources))
 
             return hook
 
@@ -214,7 +216,11 @@ class _Graph:
                 sample=sample,
                 time=time,
                 constant=not (sample or time or conditions),
-                vector=all(v.sketch.rows <= self._times for v in visits[path]),
+                vector=all(
+                    v.sketch.rows <= self._times
+                    for run in (self._base, *self._runs)
+                    for v in run.visits.get(path, [])
+                ),
                 batch=self._batch(path),
                 feeds=frozenset(feeds.get(path, ())),
                 fed_by=fed_by,
