@@ -10,7 +10,9 @@ import tdquant as tdq
 from tdquant.errors import ConversionError, ExportError, FreezeError
 from tdquant.lowering import EXPORTERS
 from tdquant.lowering.session import ENGINES
+from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.grid import Grid
+from tdquant.quantizers import activation_quantizers
 from tests.denoisers import Mixed
 from tests.lowering.models import LAYERS, All, One, frozen
 
@@ -338,6 +340,8 @@ class Frames(nn.Module):
 @pytest.mark.parametrize("suffix", EXPORTERS)
 def test_frames_folded_into_the_batch(suffix, tmp_path):
     model = frozen(Frames(), 8)
+    for _, quantizer in activation_quantizers(model):
+        quantizer.batch = BatchAxis()  # as calibration would have found
     x = torch.randn(2, 3, 6, 8, 8)
     session = tdq.open_session(tdq.export(model, tmp_path / f"m{suffix}", (x, torch.tensor(500))))
     for batch, t in ((2, torch.tensor(500)), (3, torch.tensor([5, 500, 900]))):

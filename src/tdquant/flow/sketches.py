@@ -28,6 +28,7 @@ class Sketch:
         sums: ``v_d`` of each dimension, on the CPU.
         level: Sum of the magnitudes.
         rows: Vectors of channels that differ: of a vector repeated for each frame or pixel, one.
+            0 if all are zero.
     """
 
     shape: tuple[int, ...]
@@ -56,8 +57,8 @@ class Sketch:
 def _distinct_rows(x: Tensor, vector: Tensor, channels: int) -> int:
     """Vectors of channels in a tensor that differ, up to rounding."""
     values = (x.movedim(channels, -1) @ vector).flatten()
-    level = values.abs().max().clamp(min=1e-20)
-    return len((values / level * 1e4).round().unique())
+    level = values.abs().max()
+    return len((values / level * 1e4).round().unique()) if level else 0
 
 
 def changed(before: Sketch, after: Sketch) -> list[Tensor] | None:

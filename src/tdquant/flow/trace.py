@@ -217,7 +217,7 @@ class _Graph:
                 time=time,
                 constant=not (sample or time or conditions),
                 vector=all(
-                    v.sketch.rows <= self._times
+                    0 < v.sketch.rows <= self._times
                     for run in (self._base, *self._runs)
                     for v in run.visits.get(path, [])
                 ),
