@@ -1,6 +1,7 @@
 """``tdquant quantize``, from a float pipeline in a folder to a quantized one in another."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 
 import tdquant as tdq
 from tdquant.cli import main
+from tdquant.lab.jobs import run as job
 from tests.pipelines import PIPELINES, sample
 
 
@@ -146,7 +148,7 @@ def test_prompts_for_a_pipeline_without(source, tmp_path, capsys):
     assert "one of them" in capsys.readouterr().err
 
 
-def test_only_the_folder_of_a_job_is_replaced(source, tmp_path, capsys):
+def test_only_the_folder_of_a_job_is_replaced(source, tmp_path, capsys, monkeypatch):
     float_one = tmp_path / "float"
     PIPELINES["ddim"]()[0].save_pretrained(float_one)
     words = ("--samples", 1, "--pictures", 0, "--scale", "static")
@@ -155,6 +157,17 @@ def test_only_the_folder_of_a_job_is_replaced(source, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(tmp_path, "float", out, *words) == 0
     assert run(tmp_path, "float", out, *words) == 0
+    real = job.freeze
+
+    def freeze(model):  # somebody puts a file there while the job runs
+        (out / "results").mkdir()
+        (out / "results" / "notes.txt").write_text("mine")
+        return real(model)
+
+    monkeypatch.setattr(job, "freeze", freeze)
+    assert run(tmp_path, "float", out, *words) == 0
+    assert (out / "results" / "notes.txt").read_text() == "mine"
+    shutil.rmtree(out / "results")
     (out / "notes.txt").write_text("mine")
     assert run(tmp_path, "float", out, *words) == 1
     assert "notes.txt" in capsys.readouterr().err

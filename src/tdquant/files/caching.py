@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$TDQUANT_CACHE``, else ``tdquant`` below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """``$TDQUANT_CACHE``, else ``tdquant`` below ``$XDG_CACHE_HOME`` or ``~/.cache``, or below the
+    system's folder for temporary files where there is no home directory.
+    """
     own = os.environ.get("TDQUANT_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tdquant"
+    # ``Path.home`` raises where there is none; this leaves the ``~``.
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(tempfile.gettempdir() if caches.startswith("~") else caches) / "tdquant"

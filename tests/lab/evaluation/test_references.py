@@ -1,15 +1,18 @@
 import json
+import os
 import shutil
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tdquant.diffusion.pictures import save_png
 from tdquant.errors import DataError, StorageError
 from tdquant.lab.data import Cats
+from tdquant.lab.data.folder import picture_files
 from tdquant.lab.evaluation import (
     Record,
     evaluate_images,
@@ -31,8 +34,6 @@ def cache(tmp_path, monkeypatch):
 
 
 def folder_of(path, sides, mode="RGB", seed=0):
-    from PIL import Image
-
     path.mkdir()
     rng = np.random.default_rng(seed)
     for i, (height, width) in enumerate(sides):
@@ -195,6 +196,7 @@ def test_both_kinds_of_statistics_are_held_to_the_same(tmp_path, suffix):
         "NaN": (np.full(6, np.nan), np.eye(6)),
         "infinite": (np.zeros(6), np.full((6, 6), np.inf)),
         "of another network": (np.zeros(5), np.eye(5)),
+        "of negative variance": (np.zeros(6), np.diag([1.0, 1, 1, 1, 1, -0.5])),
     }
     for name, numbers in mistaken.items():
         write(*numbers)
@@ -287,6 +289,40 @@ def test_a_folder_is_known_again_wherever_it_lies(tmp_path, cache):
     (tmp_path / "copies").mkdir()
     there = shutil.copytree(here, tmp_path / "copies" / "here", copy_function=shutil.copy)
     assert reference(here).digest == reference(there).digest
+
+
+def test_hidden_files_are_left_out_and_linked_folders_entered(tmp_path):
+    root = folder_of(tmp_path / "set", [(8, 8)] * 2)
+    for hidden in (".ipynb_checkpoints", ".Trash-0"):
+        folder_of(root / hidden, [(8, 8)])
+    shutil.copy(root / "0.png", root / ".x.png")
+    away = folder_of(tmp_path / "away", [(8, 8)])
+    (root / "linked").symlink_to(away)
+    (away / "back").symlink_to(root)  # a circle
+    Image.open(root / "0.png").save(root / "2.tiff")
+    names = [str(path.relative_to(root)) for path in picture_files(root)]
+    assert names == ["0.png", "1.png", "2.tiff", "linked/0.png"]
+
+
+def test_names_that_are_not_utf_8_are_told(tmp_path):
+    root = folder_of(tmp_path / "set", [(8, 8)])
+    os.rename(root / "0.png", os.path.join(os.fsencode(root), b"caf\xe9.png"))
+    with pytest.raises(DataError, match="1 names of images cannot be printed") as caught:
+        picture_files(root)
+    print(caught.value)
+
+
+@pytest.mark.parametrize("place", ["read-only", "a file"])
+def test_without_a_writable_cache_features_are_computed_and_it_is_said(
+    tmp_path, monkeypatch, place
+):
+    given = folder_of(tmp_path / "set", [(8, 8)] * 6)
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv(
+        "TDQUANT_CACHE", "/proc/no" if place == "read-only" else str(tmp_path / "cache")
+    )
+    with pytest.warns(UserWarning, match="cannot be written(.|\n)*computes these features again"):
+        assert len(reference(given).features["pooled"]) == 6
 
 
 def test_damaged_few_and_no_images(tmp_path, cache):

@@ -8,21 +8,37 @@ from pathlib import Path
 from tdquant.errors import DataError
 from tdquant.lab.data.encoded import EncodedImages, Source
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 
 
 def picture_files(root: str | os.PathLike[str]) -> list[Path]:
-    """The images under a folder, of one of ``SUFFIXES``, sorted by path.
+    """The images under a folder, of one of ``SUFFIXES``, sorted by path. Hidden files and folders
+    are left out; links to folders are entered, each folder once.
 
     Raises:
-        DataError: There is no such folder, or no image in it.
+        DataError: There is no such folder, no image in it, or a name that is no text.
     """
     place = Path(root)
     if not place.is_dir():
         raise DataError("no such folder", where=str(place))
-    found = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found, entered = [], set()
+    for folder, inside, names in os.walk(place, followlinks=True):
+        real = os.path.realpath(folder)
+        inside[:] = [] if real in entered else sorted(n for n in inside if not n.startswith("."))
+        if real not in entered:
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
+        entered.add(real)
+    found = sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise DataError("no images", where=str(place), why=f"looked for {', '.join(SUFFIXES)}")
+    odd = [ascii(str(p)) for p in found if not str(p).isprintable()]
+    if odd:
+        raise DataError(
+            f"{len(odd)} names of images cannot be printed",
+            where=odd[0],
+            why="they are not in UTF-8, or have control characters",
+            fix="rename them",
+        )
     return found
 
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tdquant.errors import DataError
+from tdquant.errors import DataError, StorageError
 from tdquant.files.caching import cache_folder
 from tdquant.files.writing import replacing, write_tensors
 from tdquant.lab.evaluation.image_files import read_pictures, stat_digest
@@ -201,7 +201,10 @@ def reference_features(
     parts = _parts(source.part, source.count, advance)
     tensors = features_of_batches(parts, network, kinds)
     bar.close()
-    _write(file, tensors, facts)
+    try:
+        _write(file, tensors, facts)
+    except (StorageError, OSError) as error:
+        warnings.warn(f"cannot be written: {error}\n  the next run computes these features again", stacklevel=3)
     return tensors
 
 

@@ -44,10 +44,7 @@ def check_out(out: Path, model: str) -> None:
         raise StorageError(
             "the output is the float model itself", where=str(target), fix="another --out"
         )
-    if not (target / MARK).exists():
-        return
-    known = {MARK, *Mark.read(target / MARK, MARK, "another --out").files}
-    strange = sorted(set(_files(target)) - known)
+    strange = sorted(set(_files(target)) - job_files(target))
     if strange:
         raise StorageError(
             f"{len(strange)} files are not of the job that wrote the folder",
@@ -55,6 +52,17 @@ def check_out(out: Path, model: str) -> None:
             why=f"such as {', '.join(strange[:3])}",
             fix="move them away, or another --out",
         )
+
+
+def job_files(out: Path) -> set[str]:
+    """Files of the job that wrote a folder, relative to it; none if no job did.
+
+    Raises:
+        StorageError: Its ``MARK`` is damaged.
+    """
+    if not (out / MARK).exists():
+        return set()
+    return {MARK, *Mark.read(out / MARK, MARK, "another --out").files}
 
 
 def work_folder(options: QuantizeOptions) -> AbstractContextManager[JobFolder]:

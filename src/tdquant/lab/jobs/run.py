@@ -22,7 +22,7 @@ from tdquant.errors import MissingDependencyError
 from tdquant.files.job_folder import JobFolder
 from tdquant.files.writing import replacing_folder
 from tdquant.freezing import freeze
-from tdquant.lab.jobs.folders import MARK, check_out, work_folder, write_mark
+from tdquant.lab.jobs.folders import MARK, check_out, job_files, work_folder, write_mark
 from tdquant.lab.jobs.options import PICTURE, Outcome, QuantizeOptions
 from tdquant.lab.jobs.pictures import compare, draw_comparison
 from tdquant.lab.jobs.targets import open_target
@@ -84,7 +84,9 @@ def run_job(
                 note(model, "compare", pictures=len(exact), **errors)
                 announce(model)  # its card and configuration show it
             lap("pictures")
-        with replacing_folder(options.out, MARK) as fresh:
+        # What was put there during the work is kept.
+        earlier = job_files(options.out)
+        with replacing_folder(options.out, MARK, earlier.__contains__) as fresh:
             folders = target.save(fresh)
             if exact is not None and drawn is not None:
                 draw_comparison(exact, drawn, fresh / PICTURE)

@@ -26,6 +26,9 @@ from torch import Tensor
 from tdquant.errors import DataError
 from tdquant.lab.metrics.bootstrap import membership
 
+ROUNDING = 1e-3
+"""Share of the largest covariance that rounding to float32, or half precision, leaves."""
+
 NO_STATISTICS = "no feature statistics"
 _FORM = (
     "a .safetensors with mean (D,), the lower half of the covariance (D (D + 1) / 2,) and count, "
@@ -115,8 +118,8 @@ class Statistics:
             form: Content of a valid file.
 
         Raises:
-            DataError: The shapes do not fit, a number is not finite, or the image count is
-                negative.
+            DataError: The shapes do not fit, a number is not finite, the covariance is not one
+                (symmetric, of no negative variance), or the image count is negative.
         """
         mean, covariance = tuple(self.mean.shape), tuple(self.covariance.shape)
         if len(mean) != 1 or covariance != mean * 2:
@@ -126,6 +129,18 @@ class Statistics:
         if not (self.mean.isfinite().all() and self.covariance.isfinite().all()):
             raise DataError(
                 "mean or covariance is not finite", where=where, fix="compute the statistics again"
+            )
+        covariances = self.covariance
+        largest = float(covariances.abs().max())
+        least = float(torch.linalg.eigvalsh(covariances).min())
+        skew = float((covariances - covariances.T).abs().max())
+        if max(skew, -least) > ROUNDING * largest:
+            raise DataError(
+                "the covariance is none",
+                where=where,
+                why=f"it has a variance of {least:.3g}, and differs from its transpose by "
+                f"{skew:.3g}; its largest number is {largest:.3g}",
+                fix="compute the statistics again, in float64",
             )
         if self.count < 0:
             raise DataError(f"statistics of {self.count} images", where=where, fix=form)
