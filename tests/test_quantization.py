@@ -71,7 +71,7 @@ def test_the_summary_lists_every_layer_and_nothing_is_printed(capsys):
         assert name in out
     assert "4 (15 codes)" in out
     assert "pending auto" in out
-    assert "4 of 7 layers quantized" in out
+    assert "4 of 8 layers quantized" in out
 
 
 def test_no_timestep_argument():

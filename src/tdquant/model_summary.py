@@ -14,8 +14,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from tdquant.layers import QUANTIZED, QuantLayer
+from tdquant.layers import QuantLayer
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.quantizers import ActivationQuantizer
 from tdquant.recipe import FLOAT
@@ -25,8 +26,9 @@ from tdquant.scales.bank import BankedScale
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its path and class, bits and codes of weight and input, and the kind of its
-    scale; in a compiled model also the kernel that runs it, and what there is to say about that.
+    """One layer: its path and class, bits and codes of weight and input, the kind of its scale,
+    and its number of weights; in a compiled model also the kernel that runs it, and what there is
+    to say about that.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Row:
     scale: str
     kernel: str = ""
     note: str = ""
+    weights: int = 0
 
     def on(self, kernel: str, note: str = "") -> Row:
         """The same layer on a kernel, such as ``"int8"`` or ``"float"``; the note says why."""
@@ -86,6 +89,10 @@ class Summary(list[Row]):
             row.weight_codes is not None or row.input_codes is not None for row in self
         )
         total = f"{quantized} of {len(self)} layers quantized"
+        weights = sum(row.weights for row in self)
+        if weights:
+            few = sum(row.weights for row in self if row.weight_codes is not None)
+            total += f", {100 * few / weights:.1f} % of {weights:,} weights"
         total += _counts("scales", [row.scale for row in self])
         total += _counts("kernels", [row.kernel for row in self])
         lines += [*self.roles.splitlines(), total]
@@ -112,7 +119,13 @@ def scale_kind(quantizer: ActivationQuantizer) -> str:
     return scale.kind
 
 
-def _row(path: str, layer: str, weight: nn.Module | None, activation: nn.Module | None) -> Row:
+def _row(
+    path: str,
+    layer: str,
+    weight: nn.Module | None,
+    activation: nn.Module | None,
+    weights: int = 0,
+) -> Row:
     weight_grid = getattr(weight, "grid", None)
     quantizer = activation if isinstance(activation, ActivationQuantizer) else None
     return Row(
@@ -124,12 +137,25 @@ def _row(path: str, layer: str, weight: nn.Module | None, activation: nn.Module 
         quantizer.grid.codes if quantizer else None,
         quantizer.grid.zero_point if quantizer else None,
         scale_kind(quantizer) if quantizer else "",
+        weights=weights,
     )
 
 
 def layer_row(path: str, layer: QuantLayer) -> Row:
     """The row of a quantized layer."""
-    return _row(path, type(layer).__name__, layer.weight_quantizer, layer.input_quantizer)
+    held = layer._parameters.get("codes", layer._parameters.get("weight"))
+    count = 0 if held is None else held.numel()
+    return _row(path, type(layer).__name__, layer.weight_quantizer, layer.input_quantizer, count)
+
+
+def count_weights(module: nn.Module) -> int:
+    """Numbers in the weights that a module multiplies by, of two dimensions and more: of its own,
+    not of modules in it, other than those that parametrize it.
+    """
+    if is_parametrized(module):
+        return sum(p.numel() for p in module.parameters())
+    named = module._parameters.items()
+    return sum(p.numel() for n, p in named if p is not None and p.ndim > 1 and "weight" in n)
 
 
 def attention_rows(path: str, processor: QuantAttention) -> list[Row]:
@@ -141,8 +167,8 @@ def attention_rows(path: str, processor: QuantAttention) -> list[Row]:
 
 
 def summary(model: nn.Module) -> Summary:
-    """The layer table of a model: every quantized layer, and every one of a quantizable type left
-    in float; of a compiled model also the kernel of each.
+    """The layer table of a model: every quantized layer, and every other module with weights of
+    its own, which stay in float; of a compiled model also the kernel of each.
     """
     rows, told = Summary(), "-"
     for path, module in model.named_modules():
@@ -156,8 +182,8 @@ def summary(model: nn.Module) -> Summary:
             rows.append(layer_row(path, module))
         elif isinstance(module, QuantAttention):
             rows += attention_rows(path, module)
-        elif type(module) in QUANTIZED and ".scale." not in f".{path}.":
-            rows.append(_row(path, type(module).__name__, None, None))
+        elif (count := count_weights(module)) and ".scale." not in f".{path}.":
+            rows.append(_row(path, type(module).__name__, None, None, count))
     if any(row.kernel for row in rows):  # compiled: what no backend touched runs as it was
         rows[:] = [row if row.kernel else row.on(_untouched(row)) for row in rows]
     rows.backend = str(getattr(model, "tdq_backend", ""))

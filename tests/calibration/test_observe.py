@@ -140,3 +140,10 @@ def test_observations_of_another_model():
     del observations.seen["linear.input_quantizer"]
     with pytest.raises(CalibrationError, match="not in the observations"):
         tdq.calibrate(quantized(calibrated=False), observations, progress=False)
+
+
+def test_whole_numbers_with_a_negative_one_keep_it():
+    seen = TimeRange()
+    for t in (-1, 4, 400):
+        seen.update(torch.tensor(t))
+    assert seen.resolve() == (-1, 999)

@@ -302,3 +302,13 @@ def test_the_filters_of_warnings_are_those_of_before():
     before = list(warnings.filters)
     run(steps=1)
     assert warnings.filters == before
+
+
+def test_fewer_steps_than_were_done_are_told(tmp_path):
+    done = run(tmp_path, steps=4)
+    net = model()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(TrainingError, match="has done 4 steps, and 2 are asked for"):
+        run(tmp_path, steps=2, net=net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert run(tmp_path, steps=4).step == done.step

@@ -106,11 +106,11 @@ class TimeRange:
         self.integer = self.integer and bool((t == t.round()).all())
 
     def resolve(self) -> tuple[float, float]:
-        """``(0, T-1)`` for training indices, T at least 1000; else the range
-        that was seen.
+        """``(0, T-1)`` for training indices, T at least 1000, from the lowest if one is negative;
+        else the range that was seen.
         """
         if self.integer and self.high > 1:
-            return 0.0, max(999.0, self.high)
+            return min(0.0, self.low), max(999.0, self.high)
         if self.low == self.high:
             return self.low - 0.5, self.high + 0.5
         return self.low, self.high

@@ -107,9 +107,9 @@ def train(
         ``Training``: the moving average to freeze, losses and times.
 
     Raises:
-        TrainingError: An argument cannot be, or the loss or the gradient became NaN or infinite:
-            the layer or the parameters are named, the model is as it was before that step, and
-            the last checkpoint stays.
+        TrainingError: An argument cannot be, the checkpoint has done more steps than asked for, or
+            the loss or the gradient became NaN or infinite: the layer or the parameters are named,
+            the model is as it was before that step, and the last checkpoint stays.
         StorageError: The checkpoint belongs to another model.
         DataError: There are fewer items than the batch.
     """
@@ -133,6 +133,13 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
     folders = None if out is None else Checkpoints(out / "checkpoints", kept.keep)
     found = folders.latest() if folders and kept.resume else None
+    if found is not None and found.step > steps:
+        raise TrainingError(
+            f"the run has done {found.step} steps, and {steps} are asked for",
+            where=str(found.path),
+            why="it continues from its checkpoint",
+            fix=f"steps={found.step}, another folder, or Checkpointing(resume=False)",
+        )
     if found is not None:
         restore(model, found.state["structure"], str(found.path))
         _load(model, found)

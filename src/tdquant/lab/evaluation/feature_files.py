@@ -204,7 +204,10 @@ def reference_features(
     try:
         _write(file, tensors, facts)
     except (StorageError, OSError) as error:
-        warnings.warn(f"cannot be written: {error}\n  the next run computes these features again", stacklevel=3)
+        warnings.warn(
+            f"cannot be written: {error}\n  the next run computes these features again",
+            stacklevel=3,
+        )
     return tensors
 
 
