@@ -105,3 +105,13 @@ def test_shards_elsewhere(folder, name):
     (folder / "calls.json").write_text(json.dumps(index))
     with pytest.raises(StorageError, match="is not the name of a file"):
         tdq.trajectories(folder)
+
+
+def test_calls_are_found_from_another_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = write_shards("calls", iter([{"unet": [{"x": torch.ones(2)}]}]), ["unet"], {})
+    read = read_shards("calls")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for calls in (written, read):
+        assert [call["x"].tolist() for call in calls] == [[1, 1]]

@@ -114,7 +114,7 @@ def write_shards(
         lists = {name: ShardList(calls=counts[name], shards=shards[name]) for name in names}
         index = Index(made_by=dict(made_by), denoisers=lists)
         index.write(fresh / INDEX)
-    return Shards(Path(directory), index, tuple(names))
+    return Shards(Path(directory).absolute(), index, tuple(names))
 
 
 def read_shards(directory: str | Path) -> Shards:
@@ -123,7 +123,7 @@ def read_shards(directory: str | Path) -> Shards:
     Raises:
         StorageError: The index is missing, damaged, foreign or of a newer format.
     """
-    folder = Path(directory)
+    folder = Path(directory).absolute()  # calls are read later, wherever the process is then
     recover(folder)
     index = Index.read(folder / INDEX, INDEX, fix="a folder that Recording.save wrote")
     return Shards(folder, index, tuple(index.denoisers))
