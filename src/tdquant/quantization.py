@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from tdquant.families import family_of
 from tdquant.families.roles import Roles, named_roles, quantizable_layers
 from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
-from tdquant.layers.base import keep_layers_called
+from tdquant.layers.base import INPUT, keep_layers_called
 from tdquant.models.compvis.published_quantizers import equip
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, CodedWeight, NoiseWeight, WeightQuantizer
@@ -130,11 +131,11 @@ def leave_float(model: nn.Module, quantizer: str) -> None:
     """Turns the layer of an activation quantizer into a float layer again, in place; one whose
     weight is held as codes gets a float input.
     """
-    layer = model.get_submodule(quantizer.rpartition(".")[0])
-    if isinstance(layer, QuantLayer) and not isinstance(layer.weight_quantizer, CodedWeight):
-        replace_module(model, layer, layer.to_float())
+    layer: Any = model.get_submodule(quantizer.removesuffix(INPUT))
+    if isinstance(layer.weight_quantizer, CodedWeight):
+        layer.input_quantizer = nn.Identity()
     else:
-        model.set_submodule(quantizer, nn.Identity())
+        replace_module(model, layer, layer.to_float())
 
 
 def _search_step(

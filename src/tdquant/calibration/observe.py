@@ -18,6 +18,7 @@ from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.families.roles import Roles
 from tdquant.flow.settle import apply_roles, layers_kept_on_error, settle_roles
+from tdquant.layers.base import INPUT
 from tdquant.quantizers import activation_quantizers
 from tdquant.state import state_of
 from tdquant.support.progress import track
@@ -118,6 +119,11 @@ def _observe(
             "no batch gave any of {} activations a value",
             "batches from real trajectories, whose calls run the layers",
         )
+    refuse_layers(
+        [name for name in left_out if not name.endswith(INPUT)],
+        "{} operands of attention have no value in any batch",
+        "batches that run every attention block, or Recipe(attention=32)",
+    )
     parts, in_parts = observer.found()
     roles = state_of(model).roles
     if left_out:

@@ -14,27 +14,24 @@ from torch import Tensor, nn
 
 from tdquant.calibration.bias import correct_biases
 from tdquant.calibration.candidates import NAMES, Candidate, choose_grid, make_candidates
-from tdquant.calibration.choose import is_static, list_choices, static_error, time_weights
+from tdquant.calibration.choose import is_static, list_choices
 from tdquant.calibration.concatenations import Concatenation, splittable, with_parts
-from tdquant.calibration.judge import Judgement, judge
+from tdquant.calibration.fitting import make_scales, wanted_kind
+from tdquant.calibration.judge import judge
 from tdquant.calibration.observe import Observations, observed
 from tdquant.calibration.published import start_as_published
-from tdquant.calibration.report import Calibration, LayerChoice, SplitChoice
-from tdquant.calibration.time_histograms import TimeHistograms
+from tdquant.calibration.report import Calibration, SplitChoice
 from tdquant.calls.call import Call, outputs
 from tdquant.calls.observing import observing
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
-from tdquant.families.roles import Roles
 from tdquant.flow.settle import layers_kept_on_error
 from tdquant.layers import QuantLayer, SplitLayer, replace_module
 from tdquant.layers.base import INPUT
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
-from tdquant.scales import SCALES, Curves, DynamicScale, Scale, StaticScale, TemporalScale
-from tdquant.scales.base import steps_at
-from tdquant.scales.table import training_timesteps
+from tdquant.scales import DynamicScale, Scale
 from tdquant.state import note, recipe_of, state_of
 from tdquant.support.progress import track
 
@@ -141,7 +138,7 @@ def _calibrate(
     scales: dict[str, Scale] = {n: q.scale for n, q in quantizers.items()}
     report = Calibration([], roles=state_of(model).roles)
     if pending:
-        wanted = {n: _wanted(n, q, seen[n], batches.roles) for n, q in pending.items()}
+        wanted = {n: wanted_kind(n, q, seen[n], batches.roles) for n, q in pending.items()}
         kinds = {p: wanted[n] for n, c in parts.items() for p in c.names(n)} | wanted
         candidates = {
             n: make_candidates(seen[n], grids[n], estimator, is_static(kinds[n]))
@@ -160,7 +157,7 @@ def _calibrate(
             trials = _try_all(model, quantizers, grids, curves, parts, calls, generate, progress)
         name = min(trials, key=trials.__getitem__) if trials else next(iter(choices))
         choice = choices[name]
-        made, layers = _make_scales(owners, kinds, candidates, choice, judgement, span, seed)
+        made, layers = make_scales(owners, kinds, candidates, choice, judgement, span, seed)
         scales |= made
         splits = [
             SplitChoice(
@@ -245,78 +242,3 @@ def _try_all(
             errors = [(y - e).square().flatten(1).mean(1) for y, e in pairs]
         found[title] = float(torch.cat(errors).clamp(min=1e-20).log().mean().exp())
     return found
-
-
-def _wanted(
-    name: str, quantizer: ActivationQuantizer, seen: TimeHistograms, roles: Roles | None
-) -> str:
-    """The kind of scale that an activation gets: static if it is the same in every call, or if its
-    samples were at different times and cannot be told apart.
-
-    Raises:
-        CalibrationError: They cannot, and the recipe wants a scale that follows time.
-    """
-    kind = quantizer.wanted
-    if roles is not None and name.removesuffix(INPUT) in roles.constant:
-        return kind if is_static(kind) else StaticScale.kind
-    if seen.mixed and kind != "auto" and not is_static(kind):
-        raise CalibrationError(
-            "calls at mixed times for a layer whose samples cannot be told apart",
-            where=name,
-            why=f"its scale is to follow time ({kind}), and which of its rows were at which time "
-            "is not known",
-            fix="calls whose samples share their time, or a static scale for this layer: "
-            "Recipe(overrides=...)",
-        )
-    return StaticScale.kind if seen.mixed else kind
-
-
-def _make_scales(
-    quantizers: Mapping[str, ActivationQuantizer],
-    kinds: Mapping[str, str],
-    candidates: Mapping[str, list[Candidate]],
-    choice: Mapping[str, int],
-    judgement: Judgement,
-    span: tuple[float, float],
-    seed: int,
-) -> tuple[dict[str, Scale], list[LayerChoice]]:
-    """Scales for the chosen curves, and the report on them. Those of one type and options are
-    fitted together.
-    """
-    knots = training_timesteps(*span)
-    curves = {n: candidates[n][i] for n, i in choice.items()}
-    groups: dict[tuple[type[Scale], str], list[str]] = {}
-    for n, curve in curves.items():
-        q = quantizers[n]
-        auto = StaticScale if curve.kind == "static" else TemporalScale
-        kind = auto if kinds[n] == "auto" else SCALES[kinds[n]]
-        groups.setdefault((kind, repr(sorted(q.options.items()))), []).append(n)
-    made: dict[str, Scale] = {}
-    misfits: dict[str, float] = {}
-    for (kind, _), names in groups.items():
-        codes = [curves[n].grid for n in names]
-        steps = [curves[n].curve(knots, knots, curves[n].grid).expand(len(knots)) for n in names]
-        weights = [time_weights(judgement, n, choice[n], knots) for n in names]
-        wanted = Curves(knots, torch.stack(steps), torch.stack(weights), codes, span, seed)
-        scales = kind.from_curves(wanted, quantizers[names[0]].options)
-        made |= zip(names, scales, strict=True)
-        if kind.timed:
-            with torch.no_grad():
-                reached = torch.stack(steps_at(scales, knots, codes))
-            worst = (reached.log() - wanted.steps.log()).abs().amax(1)
-            misfits |= zip(names, worst.tolist(), strict=True)
-    layers = []
-    for n, curve in curves.items():
-        errors, table = judgement.mean(n), curve.curve.table
-        layers.append(
-            LayerChoice(
-                path=n,
-                kind=made[n].kind,
-                estimator=curve.estimator,
-                error=float(errors[choice[n]]),
-                static_error=static_error(candidates[n], errors),
-                spread=float(table.max() / table.min()),
-                fit_error=misfits.get(n, 0.0),
-            )
-        )
-    return made, layers

@@ -39,11 +39,10 @@ class LayerFlow:
     Attributes:
         sample: Whether it depends on the sample.
         time: Whether it depends on the timestep.
-        constant: Whether nothing that a call brings changes it.
+        constant: Whether nothing that a call brings changes it, and it is not zero.
         vector: Whether it is one vector for each sample or time, not tokens or an image.
         batch: Where samples lie in it.
         feeds: Layers that take what it gives, with no other layer between.
-        fed_by: Layers that give what it takes.
         first: Whether it takes the sample itself.
         last: Whether it gives the output itself.
     """
@@ -54,7 +53,6 @@ class LayerFlow:
     vector: bool
     batch: BatchAxis
     feeds: frozenset[str] = frozenset()
-    fed_by: frozenset[str] = frozenset()
     first: bool = False
     last: bool = False
 
@@ -215,15 +213,15 @@ class _Graph:
             flows[path] = LayerFlow(
                 sample=sample,
                 time=time,
-                constant=not (sample or time or conditions),
+                constant=not (sample or time or conditions)
+                and any(v.sketch.rows for v in visits[path]),
                 vector=all(
-                    0 < v.sketch.rows <= self._times
+                    v.sketch.rows <= self._times
                     for run in (self._base, *self._runs)
                     for v in run.visits.get(path, [])
                 ),
                 batch=self._batch(path),
                 feeds=frozenset(feeds.get(path, ())),
-                fed_by=fed_by,
                 first=sample and bool(sources[path] & SAMPLE) and not fed_by & by_sample,
                 last=sample and path in ends and not feeds.get(path),
             )
