@@ -151,10 +151,12 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         # The first versions had no digest of the state itself.
         whole = "digest" not in state or state.pop("digest") == _digest(state)
         files = state.pop("files")
-        step = int(state["step"])
+        step = state["step"]
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']!r}")
-        version = int(state["version"])
+        version = state["version"]
+        if not isinstance(step, int) or not isinstance(version, int):
+            raise ValueError(f"step {step!r}, version {version!r}")
         bad = [name for name, digest in files.items() if file_digest(folder / name) != digest]
         bad += [] if whole else ["state.json"]
     except (StorageError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
