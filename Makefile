@@ -10,7 +10,7 @@ FIDELITY := .venv/lib/torch-fidelity
 # optimum-intel, which reads exported pipelines in the slow tests: it needs an older diffusers.
 OPTIMUM := .venv-optimum
 
-.PHONY: demo venv optimum test test-slow lint format docs bench study clean
+.PHONY: demo venv optimum test test-slow lint format docs bench campaign study clean
 
 demo: venv
 	$(BIN)/tdquant demo --out $(OUT)
@@ -65,6 +65,11 @@ bench: venv
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/reconstruct.py
 	$(BIN)/python benchmarks/recording.py
+
+# About an hour of two cores: damaged files, kill -9, full disks (as root), threads, shapes.
+CAMPAIGN := campaign
+campaign: venv
+	$(BIN)/python -m benchmarks.campaign --out $(CAMPAIGN)
 
 # Hours of two cores if nothing is there yet; each study makes the runs that are missing, and the
 # evaluation of the models that fast_forward trains goes on where it was.

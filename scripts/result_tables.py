@@ -230,6 +230,45 @@ def size_peers(found: dict) -> str:
     )
 
 
+OUTCOMES = {"refused": "an error", "same": "what was there", "other": "another file"}
+"""What may become of a damaged file; everything else is a failure."""
+
+
+def campaign(found: dict) -> str:
+    """Counts of every part of the campaign."""
+    parts = found["files"]["table"]
+    rows = [
+        [name, sum(row.values()), *(row.get(key, 0) for key in OUTCOMES),
+         sum(n for key, n in row.items() if key not in OUTCOMES)]
+        for name, row in parts.items()
+    ]  # fmt: skip
+    sums = [sum(row[i] for row in rows) for i in range(1, 6)]
+    rows.append(["**all**", *sums])
+    head = ["damaged files", "cases", *OUTCOMES.values(), "failures"]
+    pages = [markdown(head, rows, slice(1, 6))]
+    rows = []
+    for name, row in found["kills"]["table"].items():
+        rows.append([name, sum(row.values()), row.get("the same", 0)])
+    pages.append(markdown(["kill -9", "cases", "ended in the same bits"], rows, slice(1, 3)))
+    rows = [
+        [name, row.get("refused", 0), row.get("written", 0),
+         sum(n for key, n in row.items() if key not in ("refused", "written"))]
+        for name, row in found["disks"]["table"].items()
+    ]  # fmt: skip
+    head = ["full or read-only disk", "refused, old files whole", "there was room", "failures"]
+    pages.append(markdown(head, rows, slice(1, 4)))
+    rows = [[n, row["calls"], row["different"]] for n, row in found["threads"]["table"].items()]
+    pages.append(markdown(["8 threads", "calls", "different"], rows, slice(1, 3)))
+    rows = [
+        [f"session of {name}", row["shapes"], row["megabytes_first_half"],
+         row["megabytes_second_half"]]
+        for name, row in found["shapes"]["table"].items()
+    ]  # fmt: skip
+    head = ["shapes", "", "MB over the first half", "MB over the second half"]
+    pages.append(markdown(head, rows, slice(1, 4)))
+    return "\n\n".join([*pages, f"{where(found)}."])
+
+
 def filled(text: str) -> str:
     """A page with its tables made anew."""
 

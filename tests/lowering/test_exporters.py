@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 import re
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.errors import ConversionError, ExportError, FreezeError
+from tdquant.errors import ConversionError, ExportError, FreezeError, StorageError
 from tdquant.lowering import EXPORTERS
 from tdquant.lowering.session import ENGINES
 from tdquant.numerics.batch_axis import BatchAxis
@@ -384,3 +386,15 @@ def test_constants_beyond_a_single_file_lie_beside_it(tmp_path, monkeypatch):
     tdq.export(model, path, (x, 3))
     assert not (tmp_path / "m.onnx.data").exists()
     assert torch.equal(tdq.open_session(path)(x, 3), whole)
+
+
+def test_a_disk_that_takes_no_file(frozen, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    with pytest.raises(StorageError, match="cannot be written"):
+        tdq.export(
+            frozen, tmp_path / "m.xml", example=(torch.zeros(1, 6, 8, 8), torch.tensor([1]))
+        )
+    assert not list(tmp_path.iterdir())

@@ -14,8 +14,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -30,7 +31,7 @@ _TENSOR = "__tensor__"
 class ShardList(Section):
     """The files of one denoiser, and the number of calls in them."""
 
-    calls: int
+    calls: Annotated[int, Field(ge=0)]
     shards: list[FileName]
 
 

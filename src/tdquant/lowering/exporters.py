@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,8 @@ from torch import nn
 
 from tdquant.clock import clock_of
 from tdquant.errors import ExportError, MissingDependencyError
+from tdquant.files.workspace import workspace
+from tdquant.files.writing import disk_errors
 from tdquant.lowering.calls import Call, Example, read_call
 from tdquant.lowering.lowered import float32_copy, require_frozen
 from tdquant.lowering.sealing import put_files
@@ -74,17 +75,20 @@ def export(
         ConversionError: The model is not quantized.
         ExportError: An unknown suffix, an example that is no call of the model, a model that
             cannot be traced, or a graph that its engine cannot run. What was at ``path`` stays.
+        StorageError: The disk is full, or the place is read-only.
         MissingDependencyError: The exporter's package is not installed.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        file = Path(folder) / target.name
-        call = write_graph(frozen, file, example, portable=portable)
-        if target.suffix in ENGINES:
-            with contextlib.suppress(MissingDependencyError):
-                open_session(file)(**call.values)
-        put_files(file, target)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with workspace(target) as place:
+            file = place / "new" / target.name
+            file.parent.mkdir()
+            call = write_graph(frozen, file, example, portable=portable)
+            if target.suffix in ENGINES:
+                with contextlib.suppress(MissingDependencyError):
+                    open_session(file)(**call.values)
+            put_files(file, target)
     return target
 
 

@@ -215,4 +215,12 @@ def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], porta
     ov = require("openvino", "openvino")
     graph = convert(model, call, about, portable)
     with sealed(path) as file:
-        ov.serialize(graph, str(file), str(file.with_suffix(".bin")))
+        try:
+            ov.serialize(graph, str(file), str(file.with_suffix(".bin")))
+        except RuntimeError as error:  # which does not tell why
+            raise ExportError(
+                "OpenVINO cannot write the file",
+                where=str(file),
+                why=(str(error).strip() or "no reason given").splitlines()[-1],
+                fix="a disk with room",
+            ) from error
