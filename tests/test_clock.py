@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.clock import Clock, clock_of, find_timestep, remove_clock
+from tdquant.clock import Clock, clock_of, find_timestep, outside_message, remove_clock
 from tdquant.errors import ClockError, ConversionError
 from tdquant.scales import StaticScale, TemporalScale, temporal
 from tests.denoisers import Plain, calls
@@ -118,6 +118,17 @@ def test_threads_share_one_model(frozen, x):
     for thread in threads:
         thread.join()
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_times_that_half_precision_rounds_out_of_range_are_no_mistake(frozen, x, dtype):
+    """999 arrives as 1000 in bfloat16."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = frozen(x, torch.tensor(999.0).to(dtype))
+    assert y.isfinite().all()
+    assert outside_message(torch.tensor([0.1426], dtype=dtype), (0.1429, 1.0)) == ""
+    assert "1008" in outside_message(torch.tensor(1008.0, dtype=dtype), (0, 999))
 
 
 def test_out_of_range_is_clamped_with_one_warning(frozen, x):

@@ -23,6 +23,35 @@ def test_outputs_of_every_form(kind):
     assert run(Echo(), {"x": x, "t": kind}) is x
 
 
+class Give(nn.Module):
+    def forward(self, x, t):
+        return t
+
+
+class Take(nn.Module):
+    def forward(self, x, t):
+        return {"sample": [2 * part for part in x]}
+
+
+def test_nests_of_tensors_are_one_row_a_sample():
+    """As ControlNets give residuals, LTX-2 pictures and sound."""
+    a, b = torch.randn(2, 3, 4), torch.randn(4, 5)
+    nest = {"down": [a, torch.arange(2)], "mid": (b,)}
+    found = run(Give(), (torch.zeros(2, 1), nest))
+    assert torch.equal(found, torch.cat([a.flatten(1), b.reshape(2, -1)], 1))
+    with pytest.raises(CalibrationError, match="not those of 3 samples"):
+        run(Give(), (torch.zeros(3, 1), nest))
+
+
+def test_lists_of_samples_of_other_sizes():
+    """As Z-Image takes and gives images."""
+    x = [torch.randn(2, 3), torch.randn(4, 3), torch.randn(1, 3)]
+    found = run(Take(), {"x": x, "t": torch.arange(3.0)})
+    assert found.shape == (3, 12)
+    assert torch.equal(found[0], torch.cat([2 * x[0].flatten(), torch.zeros(6)]))
+    assert torch.equal(found[1], 2 * x[1].flatten())
+
+
 def test_outputs_and_batches_of_no_known_form():
     with pytest.raises(CalibrationError, match="output of type str"):
         run(Echo(), (torch.ones(2), 3))

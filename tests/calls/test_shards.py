@@ -49,7 +49,7 @@ def test_a_folder_of_version_0_1_is_read(folder):
         ),
         ({"denoisers": None}, "denoisers is not an object"),
         ({"format": "tdquant-index"}, "a foreign format"),
-        ({"version": 2}, "newer"),
+        ({"version": 3}, "newer"),
     ],
 )
 def test_an_index_that_does_not_fit(folder, change, words):
@@ -115,3 +115,34 @@ def test_calls_are_found_from_another_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     for calls in (written, read):
         assert [call["x"].tolist() for call in calls] == [[1, 1]]
+
+
+def test_types_of_every_argument_survive(tmp_path):
+    """Qwen-Image takes tuples, OmniGen whole numbers as keys, some models lists of tensors."""
+    a, b = torch.randn(2, 3), torch.randn(1)
+    call = {
+        "shapes": [[(1, 4, 4)], [(1, 2, 2)]],
+        "sizes": {1: [[2, 6]], "x": None, 2.5: 0.5},
+        "pair": (a, [b, {"c": (a,)}]),
+        "marks": {"__tensor__": "t0", "__tuple__": [1], "__items__": {}},
+        "flags": (True, 1, 1.5, "text", ()),
+    }
+    write_shards(tmp_path / "calls", [{"unet": [call]}], ["unet"], {})
+    (again,) = read_shards(tmp_path / "calls")
+
+    def same(x, y):
+        if isinstance(x, torch.Tensor):
+            return torch.equal(x, y)
+        if isinstance(x, dict):
+            return [*map(repr, x)] == [*map(repr, y)] and all(same(x[k], y[k]) for k in x)
+        if isinstance(x, (list, tuple)):
+            return type(x) is type(y) and len(x) == len(y) and all(map(same, x, y))
+        return x == y and type(x) is type(y)
+
+    assert same(call, again)
+
+
+def test_dictionaries_whose_keys_cannot_be_stored(tmp_path):
+    with pytest.raises(StorageError, match="type dict") as error:
+        write_shards(tmp_path / "calls", [{"unet": [{"sizes": {(1, 2): 3}}]}], ["unet"], {})
+    assert error.value.where == "sizes"

@@ -330,7 +330,12 @@ class Frames(nn.Module):
         batch, frames = x.shape[:2]
         t = torch.as_tensor(t).to(x.dtype).reshape(-1).expand(batch) / 1000
         times = t.repeat_interleave(frames, 0)[:, None]
-        level = times.repeat_interleave(3, -1).mean(-1).reshape(batch, -1).repeat_interleave(1)
+        level = (
+            times.repeat_interleave(3, -1, output_size=3)
+            .mean(-1)
+            .reshape(batch, -1)
+            .repeat_interleave(1)
+        )
         h = self.conv(x.flatten(0, 1)) + self.time(times)[..., None, None]
         h = (
             h * level[:, None, None, None]

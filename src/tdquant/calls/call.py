@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ Call = tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 def run(model: nn.Module, call: Call) -> Tensor:
-    """The model's output tensor for one call.
+    """The model's output for one call: its tensor, or ``(B, N)`` with all floating-point numbers
+    of a nest of tensors, one row a sample.
 
     Raises:
         CalibrationError: The call is neither a tuple nor a dictionary, or the output holds no
-            tensor.
+            floating-point tensor, or one that samples do not divide.
     """
     if isinstance(call, Mapping):
         output = model(**call)
@@ -33,13 +34,39 @@ def run(model: nn.Module, call: Call) -> Tensor:
         )
     if isinstance(output, Tensor):
         return output
-    first = getattr(output, "sample", None)
-    if first is None and isinstance(output, (tuple, list)):
-        first = output[0]
-    if not isinstance(first, Tensor):
+    nest = output if isinstance(output, (Mapping, list, tuple)) else getattr(output, "sample", ())
+    tensors = leaf_tensors(nest)
+    if len(tensors) == 1:
+        return tensors[0]
+    size = batch_size(call)
+    rows = list(_rows(nest, size))
+    if not rows or any(row is None for row in rows):
         what = f"an output of type {type(output).__name__}"
-        raise CalibrationError(what, where=type(model).__name__)
-    return first
+        why = f"its floating-point tensors are not those of {size} samples"
+        raise CalibrationError(what, where=type(model).__name__, why=why)
+    return torch.cat(rows, dim=1)  # type: ignore[arg-type]
+
+
+def leaf_tensors(tree: Any) -> list[Tensor]:
+    """The floating-point tensors in a tree of dictionaries, lists and tuples, in order."""
+    found: list[Tensor] = []
+    map_tensors(lambda t: found.append(t) if t.is_floating_point() else None, tree)
+    return found
+
+
+def _rows(tree: Any, size: int) -> Iterator[Tensor | None]:
+    """The floating-point tensors of a nest as ``(size, *)``, None for one that samples do not
+    divide.
+    """
+    if is_sample_list(tree, size):
+        yield nn.utils.rnn.pad_sequence([part.flatten() for part in tree], batch_first=True)
+    elif isinstance(tree, Tensor):
+        if tree.is_floating_point():
+            divided = tree.ndim and len(tree) % size == 0
+            yield tree.reshape(size, -1) if divided else None
+    elif isinstance(tree, (Mapping, list, tuple)):
+        for part in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _rows(part, size)
 
 
 @torch.no_grad()

@@ -4,7 +4,10 @@
     transformer-00000.safetensors    the tensors of one run; the calls that refer to them are JSON
                                      in the file's metadata
 
-A tensor that every call of a run gets, such as a text embedding, is stored once.
+A tensor that every call of a run gets, such as a text embedding, is stored once. Tuples and
+dictionaries whose keys are not strings, which JSON does not have, are marked:
+
+    {"__tensor__": name}    {"__tuple__": [...]}    {"__items__": [[key, value], ...]}
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from tdquant.files.documents import Document, FileName, Section, checked
 from tdquant.files.writing import recover, replacing_folder, write_tensors
 
 INDEX = "calls.json"
-_TENSOR = "__tensor__"
+_MARKS = _TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
 
 
 class ShardList(Section):
@@ -39,7 +42,7 @@ class Index(Document):
     """The index of a folder of recorded calls."""
 
     FORMAT: ClassVar = "tdquant-calls"
-    VERSION: ClassVar = 1
+    VERSION: ClassVar = 2
 
     made_by: dict[str, Any]
     denoisers: dict[str, ShardList]
@@ -145,9 +148,14 @@ def _write(file: Path, calls: Sequence[Mapping[str, Any]]) -> None:
                 names[id(value)] = f"t{len(names)}"
                 tensors[names[id(value)]] = value.detach().cpu().contiguous()
             return {_TENSOR: names[id(value)]}
-        if isinstance(value, Mapping):
-            return {str(k): plain(v, f"{where}.{k}") for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, Mapping) and all(isinstance(k, (str, int, float)) for k in value):
+            parts = {k: plain(v, f"{where}.{k}") for k, v in value.items()}
+            if all(isinstance(k, str) and k not in _MARKS for k in parts):
+                return parts
+            return {_ITEMS: [[k, v] for k, v in parts.items()]}
+        if isinstance(value, tuple):
+            return {_TUPLE: [plain(v, where) for v in value]}
+        if isinstance(value, list):
             return [plain(v, where) for v in value]
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
@@ -170,6 +178,10 @@ def _read(file: Path) -> Iterator[dict[str, Any]]:
         if isinstance(value, dict):
             if set(value) == {_TENSOR}:
                 return tensors[value[_TENSOR]]
+            if set(value) == {_TUPLE}:
+                return tuple(full(v) for v in value[_TUPLE])
+            if set(value) == {_ITEMS}:
+                return {k: full(v) for k, v in value[_ITEMS]}
             return {k: full(v) for k, v in value.items()}
         return [full(v) for v in value] if isinstance(value, list) else value
 

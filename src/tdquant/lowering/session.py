@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tdquant.clock import outside_message
 from tdquant.errors import BackendError, ClockError, ExportError
 from tdquant.lowering.calls import Output, bound, flat_times, leaves
 from tdquant.lowering.slot import OnEngine, described
@@ -160,15 +161,10 @@ class Session(OnEngine):
             )
         coverage = self.about.get("coverage")
         if coverage is not None and not self._warned:
-            low, high = float(time.min()), float(time.max())
-            if low < coverage[0] or high > coverage[1]:
+            message = outside_message(time, coverage)
+            if message:
                 self._warned = True
-                warnings.warn(
-                    f"timestep {low if low < coverage[0] else high:g} lies outside the scale "
-                    f"tables' range [{coverage[0]:g}, {coverage[1]:g}] and is clamped to it "
-                    "(said once)",
-                    stacklevel=2,
-                )
+                warnings.warn(message, stacklevel=2)
         dtype = getattr(torch, spec["dtype"])
         if (
             not dtype.is_floating_point

@@ -127,7 +127,7 @@ def translations() -> dict[Any, Any]:
         shape = op.Constant(value_ints=[-1] + [1] * (len(x.shape) - 2))
         return op.Add(op.Mul(y, op.Reshape(weight, shape)), op.Reshape(bias, shape))
 
-    def repeat_interleave(x: Any, repeats: Any, dim: int | None = None, *_: Any) -> Any:
+    def repeat_interleave(x: Any, repeats: Any, dim: int | None = None, **_: Any) -> Any:
         # torch's own translation expands to the sizes of the example.
         rank = len(x.shape)
         if dim is None:
