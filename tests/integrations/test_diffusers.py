@@ -198,8 +198,9 @@ def test_compiled_and_sampled_after_reload(frozen, saved):
     pipe.unet = tdq.compile(pipe.unet, backend="reference")
     for a, b in zip(outputs(pipe.unet), outputs(frozen), strict=True):
         assert torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
-    with pytest.raises(StorageError, match="compiled"):
+    with pytest.raises(FreezeError, match="compiled"):
         pipe.unet.save_pretrained(saved / "compiled")
+    assert not (saved / "compiled").exists()
 
 
 def test_the_card_says_what_was_done(frozen, saved):

@@ -10,21 +10,22 @@ from importlib import import_module
 
 from tdquant.integrations.importing import when_imported
 
-_EXTENSIONS = {
-    "diffusers.quantizers.auto": ("tdquant.integrations.diffusers.registering", "register"),
-    "diffusers.models.modeling_utils": ("tdquant.integrations.diffusers.card", "give_cards"),
-    "diffusers.pipelines.pipeline_utils": (
-        "tdquant.integrations.diffusers.saving",
-        "check_pipelines",
-    ),
-    "peft.tuners.lora.model": ("tdquant.integrations.peft", "register"),
-}
-"""Module of a library -> module and function that extend it."""
+_DIFFUSERS = "tdquant.integrations.diffusers"
+_EXTENSIONS = (
+    ("diffusers.quantizers.auto", f"{_DIFFUSERS}.registering", "register"),
+    ("diffusers.pipelines.pipeline_utils", f"{_DIFFUSERS}.saving", "check_pipelines"),
+    ("diffusers.models.modeling_utils", f"{_DIFFUSERS}.card", "give_cards"),
+    ("diffusers.models.modeling_utils", f"{_DIFFUSERS}.adapters", "allow_own_dtype"),
+    ("diffusers.loaders.ip_adapter", f"{_DIFFUSERS}.adapters", "check_ip_adapters"),
+    ("diffusers.loaders.peft", "tdquant.integrations.peft", "register_fusing"),
+    ("peft", "tdquant.integrations.peft", "register"),
+)
+"""Module of a library, and module and function that extend it."""
 
 
 def register() -> None:
     """Sets up every integration whose library is imported, and the others when theirs is."""
-    for library, (module, function) in _EXTENSIONS.items():
+    for library, module, function in _EXTENSIONS:
         when_imported(library, partial(_call, module, function))
 
 

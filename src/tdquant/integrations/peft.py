@@ -1,60 +1,120 @@
-"""Adapters of peft on quantized layers: a float side branch when loaded, new codes when fused.
+"""Adapters of peft on quantized layers: a float branch when loaded, new codes when fused.
 
-peft adds a fused adapter to ``weight`` in place. That suits a live model, which rounds the weight
-at every call. A frozen layer needs new codes and steps, and its old ones when the adapter is taken
+peft fuses an adapter into ``weight`` in place. That suits a live model, which rounds the weight at
+every call. A frozen layer needs new codes and steps, and its old ones when the adapter is taken
 out again.
 """
 
 from __future__ import annotations
 
+import warnings
+from contextvars import ContextVar
 from typing import Any
 
-import peft.tuners.lora.model as lora
-from peft.tuners.lora.layer import Conv1d, Conv2d, Linear
-from torch import nn
+from peft.tuners.ia3.layer import Linear as IA3Linear
+from peft.tuners.ia3.layer import _ConvNd as IA3Conv
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import _ConvNd as LoraConv
+from peft.tuners.lycoris_utils import LycorisLayer
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
 
 from tdquant.errors import ConversionError
 from tdquant.freezing import requantize
-from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer, QuantLinear, StructuredLayer
+from tdquant.integrations.importing import wrap_method
+from tdquant.layers import QuantLayer, StructuredLayer, quantized_layers
 from tdquant.quantizers import FrozenWeight
 
+KINDS = ("LORA", "LOHA", "LOKR", "IA3")
+"""Adapters that call the layer below them. The others compute with its weight, without its input
+quantizer, or rotate its input away from what the scales were calibrated on."""
 
-class Requantizing:
-    """Mixin for a LoRA layer of peft with a quantized base layer."""
+_MERGING = (LoraLinear, LoraConv, LycorisLayer, IA3Linear, IA3Conv)
+_BEFORE = "_tdq_before"
+"""Attribute of an adapter fused into a frozen layer: the layer's parameters and quantizer."""
+_ENOUGH = 0.8
+_SHARES: ContextVar[list[tuple[float, float]] | None] = ContextVar("shares", default=None)
 
-    _before: tuple[dict[str, Any], nn.Module] | None = None
-    get_base_layer: Any
-    merged: bool
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Adds the active adapters to the weight and rounds the sum, with new steps."""
-        base: QuantLayer = self.get_base_layer()
-        if not isinstance(base.weight_quantizer, FrozenWeight):
-            super().merge(safe_merge=safe_merge, adapter_names=adapter_names)  # type: ignore[misc]
-            return
-        before = dict(base._parameters), base.weight_quantizer
-        base.bias = None if base.bias is None else nn.Parameter(base.bias.clone(), False)
-        base.hold_numbers()
-        base.weight = nn.Parameter(base.weight.clone(), requires_grad=False)
-        try:
-            super().merge(safe_merge=safe_merge, adapter_names=adapter_names)  # type: ignore[misc]
-            if self.merged:
-                requantize(base)
-        except BaseException:
-            _put_back(base, before)
-            raise
-        if not self.merged:
-            _put_back(base, before)
-        elif self._before is None:
-            self._before = before
+def register() -> None:
+    """Has peft fuse into codes, and refuse what quantized layers cannot take before it changes the
+    model.
+    """
+    wrap_method(BaseTuner, "inject_adapter", _inject)
+    for cls in _MERGING:
+        wrap_method(cls, "merge", _merge)
+        wrap_method(cls, "unmerge", _unmerge)
+    wrap_method(BaseTuner, "merge_adapter", warn_of_rounding)
+    wrap_method(BaseTuner, "_unload_and_optionally_merge", warn_of_rounding)
 
-    def unmerge(self) -> None:
-        """Takes all adapters out again."""
-        super().unmerge()  # type: ignore[misc]
-        if self._before is not None:
-            base = self.get_base_layer()
-            _put_back(base, self._before)
-            self._before = None
+
+def register_fusing() -> None:
+    """Has ``fuse_lora`` of diffusers' models say how much of an adapter rounding keeps."""
+    from diffusers.loaders.peft import PeftAdapterMixin
+
+    wrap_method(PeftAdapterMixin, "fuse_lora", warn_of_rounding)
+
+
+def _inject(inject: Any, self: Any, model: nn.Module, adapter_name: str, *a: Any, **k: Any) -> Any:
+    config = self.peft_config[adapter_name]
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    quantized = next(quantized_layers(model), None)
+    if quantized is not None and (kind not in KINDS or getattr(config, "target_parameters", None)):
+        raise ConversionError(
+            f"a quantized layer takes no {kind} adapter",
+            where=quantized[0],
+            why="it would compute with the weight itself, or on inputs that the scales were not "
+            "calibrated on",
+            fix=f"an adapter of kind {', '.join(KINDS)}; or merge this one into the float model "
+            "before tdq.quantize",
+        )
+    for path, module in model.named_modules():
+        if isinstance(module, StructuredLayer) and self._check_target_module_exists(config, path):
+            raise ConversionError(
+                f"an adapter for a layer that was rewritten ({module.structure})",
+                where=path,
+                why="its weight is in several layers now, and the adapter is for one",
+                fix="tdq.calibrate(..., split=False), and no tdq.balance of this layer",
+            )
+    return inject(self, model, adapter_name, *a, **k)
+
+
+def _merge(merge: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    base = self.get_base_layer()
+    frozen = isinstance(base, QuantLayer) and isinstance(base.weight_quantizer, FrozenWeight)
+    if not frozen:
+        merge(self, *args, **kwargs)
+        return
+    before, count = (dict(base._parameters), base.weight_quantizer), len(self.merged_adapters)
+    old = base.weight.detach()
+    base.hold_numbers()
+    base.weight = nn.Parameter(old.clone(), requires_grad=False)
+    base.bias = None if base.bias is None else nn.Parameter(base.bias.detach().clone(), False)
+    try:
+        merge(self, *args, **kwargs)
+        if len(self.merged_adapters) > count:
+            asked = base.weight.detach().clone()
+            requantize(base)
+            _measure(old, asked, base.weight.detach())
+    except BaseException:
+        del self.merged_adapters[count:]
+        _put_back(base, before)
+        raise
+    if len(self.merged_adapters) == count:
+        _put_back(base, before)
+    elif not hasattr(self, _BEFORE):
+        object.__setattr__(self, _BEFORE, before)
+
+
+def _unmerge(unmerge: Any, self: Any) -> None:
+    if not hasattr(self, _BEFORE):
+        unmerge(self)
+        return
+    # Not peft's own arithmetic: IA3 would divide again, and warn that it is inexact.
+    self.merged_adapters.clear()
+    getattr(self, "_caches", {}).clear()  # of DoRA
+    _put_back(self.get_base_layer(), getattr(self, _BEFORE))
+    delattr(self, _BEFORE)
 
 
 def _put_back(base: QuantLayer, before: tuple[dict[str, Any], nn.Module]) -> None:
@@ -63,48 +123,30 @@ def _put_back(base: QuantLayer, before: tuple[dict[str, Any], nn.Module]) -> Non
     base.weight_quantizer = before[1]
 
 
-class QuantLinearAdapter(Requantizing, Linear):
-    """LoRA on a QuantLinear."""
+def _measure(old: Tensor, asked: Tensor, got: Tensor) -> None:
+    """Notes what rounding kept of a change of a weight, for whom it may concern."""
+    shares = _SHARES.get()
+    if shares is not None:
+        delta = (asked - old).double()
+        kept = (got - old).double()
+        shares.append((float((kept * delta).sum()), float(delta.square().sum())))
 
 
-class QuantConv1dAdapter(Requantizing, Conv1d):
-    """LoRA on a QuantConv1d."""
-
-
-class QuantConv2dAdapter(Requantizing, Conv2d):
-    """LoRA on a QuantConv2d."""
-
-
-ADAPTERS: dict[type[nn.Module], Any] = {
-    QuantLinear: QuantLinearAdapter,
-    QuantConv1d: QuantConv1dAdapter,
-    QuantConv2d: QuantConv2dAdapter,
-}
-
-
-def register() -> None:
-    """Has peft take the classes above for adapters of quantized layers."""
-    default = lora.dispatch_default
-    if getattr(default, "tdquant", False):
-        return
-
-    def dispatch(target: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> Any:
-        inner: Any = getattr(target, "get_base_layer", None)
-        base: Any = target if inner is None else inner()
-        if isinstance(base, StructuredLayer):
-            raise ConversionError(
-                f"an adapter for a layer that was rewritten ({base.structure})",
-                where=str(kwargs.get("current_key", type(base).__name__)),
-                why="its weight is in several layers now, and the adapter is for one",
-                fix="tdq.calibrate(..., split=False), and no tdq.balance of this layer",
-            )
-        adapter = ADAPTERS.get(type(base))
-        if adapter is None or kwargs.get("parameter_name") is not None:
-            return default(target, adapter_name, config=config, **kwargs)
-        if config.use_dora:  # its formula reads the weight
-            base.hold_numbers()
-        kwargs.pop("parameter_name", None)
-        return adapter(target, adapter_name, config=config, **kwargs)
-
-    dispatch.tdquant = True  # type: ignore[attr-defined]
-    lora.dispatch_default = dispatch  # type: ignore[assignment]
+def warn_of_rounding(fuse: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Fuses, and warns if rounding the sums again keeps little of the adapters: the share is that
+    of ``<Q(W + D) - W, D>`` in ``<D, D>`` over all layers, W on its grid before.
+    """
+    shares: list[tuple[float, float]] = []
+    token = _SHARES.set(shares)
+    try:
+        result = fuse(self, *args, **kwargs)
+    finally:
+        _SHARES.reset(token)
+    kept, whole = (sum(column) for column in zip(*shares, strict=True)) if shares else (0, 0)
+    if kept < _ENOUGH * whole:
+        warnings.warn(
+            f"rounding keeps {kept / whole:.0%} of the fused adapter: it is small beside the "
+            "weights' steps. Unfused, it is a float branch and is kept whole",
+            stacklevel=3,
+        )
+    return result

@@ -34,7 +34,7 @@ def described(model: nn.Module) -> dict[str, Any]:
     """The description of a model that is not its call."""
     config = getattr(model, "config", None)
     return {
-        "config": plain(dict(config)) if config is not None else {},
+        "config": plain({k: getattr(config, k, v) for k, v in dict(config or {}).items()}),
         "attributes": {
             path: _attributes(module)
             for path, module in model.named_modules()

@@ -42,6 +42,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if gain is not None:
         knots: Any = gain.scale.knots
         behind["gain"] = {"knots": len(knots), "channels": gain.channels}
+    if any(getattr(module, "fused_projections", False) for module in model.modules()):
+        behind["fused"] = True
     if aliases := _aliases(model):
         behind["aliases"] = aliases
     return {

@@ -95,6 +95,7 @@ class Index(Document):
     attention: dict[str, dict[str, Activation]]
     history: list[dict[str, Any]] = Field(default_factory=list)
     gain: Gain | None = None
+    fused: bool = False
     aliases: dict[str, str] = Field(default_factory=dict)
     tensors: list[str] | None = None
     digest: str | None = None

@@ -53,6 +53,8 @@ def build_skeleton(
     state.history = list(description.get("history", ()))
     if description.get("recipe"):
         state.recipe = Recipe.from_dict(description["recipe"])
+    if description.get("fused"):
+        model.fuse_qkv_projections()  # type: ignore[operator]
     for entry in description.get("structures", ()):
         _restructure(model, dict(entry))
     for path, spec in description["layers"].items():

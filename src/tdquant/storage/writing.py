@@ -15,11 +15,11 @@ from tdquant.files.checkpoints.safetensors_format import write_safetensors
 from tdquant.files.digests import add_tensor
 from tdquant.files.documents import json_safe
 from tdquant.files.writing import replacing_folder
-from tdquant.layers import quantized_layers
 from tdquant.models import build
 from tdquant.storage.description import describe
 from tdquant.storage.files import FORMAT, INDEX, TENSORS, VERSION
 from tdquant.storage.stored import stored_tensors
+from tdquant.support.adapters import PEFT, adapters_of
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
@@ -39,7 +39,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
         StorageError: The folder holds something else than a saved model, or cannot be written:
             the disk is full or read-only. An earlier save there is then as it was.
     """
-    _refuse_others(model)
+    refuse_others(model)
     description = describe(model)
     tensors = stored_tensors(model.state_dict(), description)
     digest = hashlib.sha256()
@@ -61,15 +61,21 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     return Path(directory)
 
 
-def _refuse_others(model: nn.Module) -> None:
+def refuse_others(model: nn.Module) -> None:
     """Raises FreezeError for frozen models that cannot be rebuilt from a file."""
-    paths = [path for path, _ in quantized_layers(model)]
+    found, where = adapters_of(model), type(model).__name__
     if hasattr(model, "tdq_backend"):
-        what, fix = "a compiled model is for running", "save the frozen model that was compiled"
+        what, fix = (
+            "a compiled model",
+            "save the frozen model that was compiled",
+        )
     elif hasattr(model, "_orig_mod"):
         what, fix = "a model of torch.compile", "tdq.save(model._orig_mod, ...)"
-    elif any(path.endswith(".base_layer") for path in paths):
-        what, fix = "a model with adapters", "unload_lora_weights, after fuse_lora to keep them"
+    elif found is not None:
+        what, where = found[0], f"{where}.{found[1]}"
+        fix = "pipe.unload_ip_adapter(), and load it again beside what was saved"
+        if what is PEFT:
+            fix = "pipe.unload_lora_weights(), after pipe.fuse_lora() to keep them"
     else:
         return
-    raise FreezeError(f"{what} and cannot be saved", where=type(model).__name__, fix=fix)
+    raise FreezeError(f"{what} cannot be saved", where=where, fix=fix)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tdquant.files.writing import replacing
 from tdquant.integrations.diffusers.config import METHOD
+from tdquant.integrations.diffusers.saving import check_saving
 from tdquant.integrations.importing import wrap_method
 from tdquant.numerics.grid import Grid
 from tdquant.storage.description import Description, activations
@@ -120,6 +121,8 @@ def give_cards() -> None:
     def save_pretrained(
         save: Any, self: Any, save_directory: Any, *args: Any, **kwargs: Any
     ) -> None:
+        if getattr(self, "quantization_method", None) is METHOD:
+            check_saving(self)
         save(self, save_directory, *args, **kwargs)
         # Of several processes, is_main_process of save_pretrained says which one writes.
         writes = args[0] if args else kwargs.get("is_main_process", True)

@@ -98,3 +98,15 @@ class TDQConfig(QuantizationConfigMixin):
 
     def __iter__(self) -> Any:
         yield from self.to_dict().items()
+
+
+def put_config(model: Any, config: TDQConfig) -> None:
+    """Enters the configuration into that of a diffusers model. What was set as an attribute alone
+    stays: diffusers would build the dictionary anew from its items, and ``load_ip_adapter`` sets
+    ``encoder_hid_dim_type`` so.
+    """
+    items = {k: v for k, v in model.config.items() if k != "quantization_config"}
+    attributes = vars(model.config)
+    own = {k: attributes[k] for k, v in items.items() if attributes.get(k, v) != v}
+    model.register_to_config(quantization_config=config)
+    vars(model.config).update(own)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tdquant.clock import clock_of
 from tdquant.errors import FreezeError, StorageError
 from tdquant.freezing import is_frozen
-from tdquant.integrations.diffusers.config import TDQConfig
+from tdquant.integrations.diffusers.config import TDQConfig, put_config
 from tdquant.layers import QuantLayer
 from tdquant.quantization import quantize
 from tdquant.storage.description import describe
@@ -87,7 +87,7 @@ class TDQQuantizer(DiffusersQuantizer):
         elif config.frozen_weights:
             quantize_empty(model, config.recipe, timestep=config.timestep)
             self._awaiting = awaiting(model)
-        model.register_to_config(quantization_config=self.quantization_config)
+        put_config(model, self.quantization_config)
 
     def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
         # Zero points are part of the description.
@@ -163,7 +163,7 @@ class TDQQuantizer(DiffusersQuantizer):
                     compact=config.compact,
                     description=describe(model),
                 )
-                model.register_to_config(quantization_config=self.quantization_config)
+                put_config(model, self.quantization_config)
             return model
         quantize(model, config.recipe, timestep=config.timestep)
         return model

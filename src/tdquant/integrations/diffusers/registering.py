@@ -11,7 +11,8 @@ from torch import nn
 
 from tdquant.clock import clock_of
 from tdquant.freezing import is_frozen
-from tdquant.integrations.diffusers.config import METHOD, TDQConfig
+from tdquant.integrations.diffusers.adapters import check_fusing
+from tdquant.integrations.diffusers.config import METHOD, TDQConfig, put_config
 from tdquant.integrations.diffusers.quantizer import TDQQuantizer
 from tdquant.recipe import Recipe
 from tdquant.state import recipe_of
@@ -20,7 +21,7 @@ from tdquant.support.announce import LISTENERS
 
 
 def register() -> None:
-    """Registers tdquant in diffusers and ``mark`` for every model that tdquant makes.
+    """Registers tdquant in diffusers, and ``mark`` for every model that tdquant makes.
 
     ``import tdquant`` does it; calling it again changes nothing.
     """
@@ -39,6 +40,7 @@ def mark(model: nn.Module) -> None:
 
     if not isinstance(model, ModelMixin):
         return
+    check_fusing(type(model))
     marked: Any = model
     frozen = is_frozen(model)
     config = TDQConfig(
@@ -49,4 +51,4 @@ def mark(model: nn.Module) -> None:
     marked.hf_quantizer = TDQQuantizer(config, pre_quantized=frozen)
     marked.is_quantized = True
     marked.quantization_method = METHOD
-    marked.register_to_config(quantization_config=config)
+    put_config(marked, config)

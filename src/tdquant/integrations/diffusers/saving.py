@@ -8,8 +8,21 @@ from typing import Any
 
 from torch import nn
 
+from tdquant.integrations.diffusers.config import METHOD
 from tdquant.integrations.importing import wrap_method
 from tdquant.lowering.slot import OnEngine, not_saved
+from tdquant.storage.description import describe
+from tdquant.storage.writing import refuse_others
+
+
+def check_saving(model: Any) -> None:
+    """Raises FreezeError if a quantized model cannot be saved as it is; else brings its
+    description up to date: adapters may have come and gone.
+    """
+    refuse_others(model)
+    config = model.hf_quantizer.quantization_config
+    if model.hf_quantizer.is_serializable:
+        config.description = describe(model)
 
 
 def check_pipelines() -> None:
@@ -23,6 +36,8 @@ def check_pipelines() -> None:
             compiled = isinstance(model, nn.Module) and hasattr(model, "tdq_backend")
             if isinstance(model, OnEngine) or compiled:
                 raise not_saved(type(model).__name__, f"{type(self).__name__}.{name}")
+            if getattr(model, "quantization_method", None) is METHOD:
+                check_saving(model)
         return save(self, *args, **kwargs)
 
     wrap_method(DiffusionPipeline, "save_pretrained", save_pretrained)

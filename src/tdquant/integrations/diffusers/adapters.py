@@ -1,0 +1,78 @@
+"""Adapters of diffusers on quantized models: what they may change, and what is refused before
+anything is changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tdquant.errors import ConversionError
+from tdquant.integrations.diffusers.config import METHOD
+from tdquant.integrations.importing import wrap_method
+from tdquant.layers import QuantLayer, StructuredLayer
+from tdquant.layers.attention import QuantAttention
+
+
+def allow_own_dtype() -> None:
+    """Has ``.to`` of quantized models take the dtype that they have: ``load_ip_adapter`` ends with
+    it, for layers that it has read in another one. diffusers refuses every dtype.
+    """
+    from diffusers.models.modeling_utils import ModelMixin
+
+    def to(move: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, "quantization_method", None) is METHOD:
+            device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+            if dtype is not None and dtype == self.dtype:
+                nn.Module.to(self, dtype=dtype)
+                return self if device is None else move(self, device)
+        return move(self, *args, **kwargs)
+
+    wrap_method(ModelMixin, "to", to)
+
+
+def check_ip_adapters() -> None:
+    """Has ``load_ip_adapter`` and ``unload_ip_adapter`` raise ConversionError at once where they
+    would make attention processors anew that hold quantizers.
+    """
+    from diffusers.loaders.ip_adapter import IPAdapterMixin
+    from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+
+    def checked(change: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        model = getattr(self, "unet", self)
+        for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
+            if isinstance(module, QuantAttention):
+                raise ConversionError(
+                    "an IP-Adapter cannot be loaded or unloaded here",
+                    where=path,
+                    why="diffusers makes all attention processors anew, and this one holds the "
+                    "quantizers of Recipe(attention=...)",
+                    fix="load it before tdq.quantize, or Recipe(attention=32)",
+                )
+        return change(self, *args, **kwargs)
+
+    wrap_method(IPAdapterMixin, "load_ip_adapter", checked)
+    wrap_method(IPAdapterMixin, "unload_ip_adapter", checked)
+    wrap_method(UNet2DConditionLoadersMixin, "_load_ip_adapter_weights", checked)
+
+
+def check_fusing(cls: type[nn.Module]) -> None:
+    """Has ``fuse_qkv_projections`` of a class of models refuse those that are quantized."""
+    if not hasattr(cls, "fuse_qkv_projections"):
+        return
+
+    def fuse(fuse: Any, self: nn.Module) -> Any:
+        for path, module in self.named_modules():
+            quantized = isinstance(module, (QuantLayer, StructuredLayer))
+            if quantized and path.split(".")[-1] in ("to_q", "to_k", "to_v"):
+                raise ConversionError(
+                    "projections that are quantized cannot be fused",
+                    where=path,
+                    why="the fused layer would be a float one, without their scales and codes",
+                    fix="model.fuse_qkv_projections() before tdq.quantize",
+                )
+        return fuse(self)
+
+    wrap_method(cls, "fuse_qkv_projections", fuse)

@@ -1,0 +1,226 @@
+"""What every kind of adapter does to a quantized denoiser: it runs, is fused, taken out again to
+the bit, unloaded, and never saved by half; or it is refused before anything is changed.
+"""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import tdquant as tdq
+from tdquant.errors import ConversionError, FreezeError
+
+pytest.importorskip("diffusers")
+peft = pytest.importorskip("peft")
+
+from diffusers import UNet2DConditionModel  # noqa: E402
+
+from tests.pipelines import PIPELINES  # noqa: E402
+
+TARGETS = ["to_q", "to_v"]
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+KINDS = {
+    "lora": lambda: peft.LoraConfig(r=2, target_modules=TARGETS),
+    "dora": lambda: peft.LoraConfig(r=2, target_modules=TARGETS, use_dora=True),
+    "loha": lambda: peft.LoHaConfig(r=2, target_modules=TARGETS),
+    "lokr": lambda: peft.LoKrConfig(r=2, target_modules=TARGETS),
+    "ia3": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=[]),
+}
+REFUSED = {
+    "oft": lambda: peft.OFTConfig(oft_block_size=4, target_modules=TARGETS),
+    "boft": lambda: peft.BOFTConfig(boft_block_size=4, target_modules=TARGETS),
+    "hra": lambda: peft.HRAConfig(r=2, target_modules=TARGETS),
+}
+STATES = ("live", "frozen", "codes")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The float model, calls, and models of W8 and W4 in every state."""
+    pipe, _ = PIPELINES["stable_diffusion_1"]()
+    calls = list(tdq.trajectories(pipe, ["a cat"], steps=2, height=8, width=8, progress=False))
+    models = {}
+    for bits in (8, 4):
+        live = tdq.quantize(copy.deepcopy(pipe.unet), tdq.Recipe(weights=bits, scale="table"))
+        tdq.calibrate(live, calls, estimator="minmax", progress=False)
+        folder = tmp_path_factory.mktemp("adapters") / "unet"
+        frozen = tdq.freeze(live)
+        frozen.save_pretrained(folder)
+        loaded = UNet2DConditionModel.from_pretrained(folder)
+        models |= {("live", bits): live.eval(), ("frozen", bits): frozen, ("codes", bits): loaded}
+    return pipe, calls, models
+
+
+def out(model, call, **changes):
+    with torch.no_grad():
+        return model(**{**call, "return_dict": True, **changes}).sample
+
+
+def fill(model):
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if any(part in name for part in ("lora_A", "lora_B", "hada_", "lokr_")):
+                p.normal_(0, 0.4, generator=rng)
+            elif "ia3_" in name:
+                p.uniform_(0.5, 1.5, generator=rng)
+
+
+def same(state, before):
+    return state.keys() == before.keys() and all(
+        torch.equal(v, before[k]) for k, v in state.items()
+    )
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:rounding keeps", "ignore:Unmerge result")
+def test_an_adapter_runs_is_fused_and_taken_out(made, kind, state, bits, tmp_path):
+    _, calls, models = made
+    model = copy.deepcopy(models[state, bits])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plain = out(model, calls[0])
+    model.add_adapter(KINDS[kind]())
+    fill(model)
+    beside = out(model, calls[0])
+    effect = (beside - plain).norm()
+    assert effect > 1e-3 * plain.norm()
+    assert torch.equal(out(copy.deepcopy(model), calls[0]), beside)
+    assert torch.equal(out(pickle.loads(pickle.dumps(model)), calls[0]), beside)
+    with pytest.raises(FreezeError):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    model.disable_adapters()
+    assert torch.equal(out(model, calls[0]), plain)
+    model.enable_adapters()
+    model.fuse_lora()
+    assert (out(model, calls[0]) - beside).norm() < 0.9 * effect
+    model.unfuse_lora()
+    if state != "live":
+        assert torch.equal(out(model, calls[0]), beside)
+    model.unload_lora()
+    if state != "live":
+        assert torch.equal(out(model, calls[0]), plain)
+        assert same(model.state_dict(), before)
+        model.save_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_adapters_are_refused_before_anything_changes(made, kind, state):
+    model = copy.deepcopy(made[2][state, 8])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ConversionError, match=kind.upper()):
+        model.add_adapter(REFUSED[kind]())
+    assert same(model.state_dict(), before)
+
+
+def test_a_small_adapter_fused_into_few_bits_is_told(made):
+    model = copy.deepcopy(made[2]["codes", 4])
+    model.add_adapter(KINDS["lora"]())
+    fill(model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.mul_(0.01)
+    with pytest.warns(UserWarning, match=r"rounding keeps -?\d+%"):
+        model.fuse_lora()
+
+
+def test_a_float_model_with_an_adapter_is_not_quantized(made):
+    model = copy.deepcopy(made[0].unet)
+    model.add_adapter(KINDS["lora"]())
+    with pytest.raises(ConversionError, match="fuse_lora"):
+        tdq.quantize(model, tdq.Recipe())
+
+
+def image_weights(unet):
+    """A plain IP-Adapter of four tokens for images embedded in 8 numbers."""
+    rng = torch.Generator().manual_seed(0)
+    width = unet.config.cross_attention_dim
+    weights = {}
+    crossing = [n for n in unet.attn_processors if n.endswith("attn2.processor")]
+    for key, name in enumerate(crossing):
+        into = unet.get_submodule(name.removesuffix(".processor")).to_q.in_features
+        for part in ("to_k_ip", "to_v_ip"):
+            weight = 0.3 * torch.randn(into, width, generator=rng)
+            weights[f"{2 * key + 1}.{part}.weight"] = weight
+    projection = {
+        "proj.weight": 0.3 * torch.randn(4 * width, 8, generator=rng),
+        "proj.bias": torch.zeros(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    return {"image_proj": projection, "ip_adapter": weights}
+
+
+def image(calls, seed):
+    rng = torch.Generator().manual_seed(seed)
+    embeds = torch.randn(len(calls[0]["sample"]), 1, 8, generator=rng)
+    return {"added_cond_kwargs": {"image_embeds": [embeds]}}
+
+
+@pytest.mark.parametrize("state", ["early", *STATES])
+def test_an_ip_adapter(made, state, tmp_path):
+    pipe, calls, models = made
+    weights = image_weights(pipe.unet)
+    whole = copy.deepcopy(pipe.unet)
+    whole._load_ip_adapter_weights(weights, low_cpu_mem_usage=False)
+    a, b = image(calls, 0), image(calls, 1)
+    if state == "early":
+        model = tdq.quantize(copy.deepcopy(whole), tdq.Recipe(weights=8, scale="table"))
+        seen = [{**c, **a} for c in calls]
+        model = tdq.freeze(tdq.calibrate(model, seen, estimator="minmax", progress=False))
+    else:
+        model = copy.deepcopy(models[state, 8])
+        model._load_ip_adapter_weights(weights, low_cpu_mem_usage=False)
+    assert model.config.encoder_hid_dim_type == "ip_image_proj"
+    right = out(whole, calls[0], **b) - out(whole, calls[0], **a)
+    error = out(model, calls[0], **b) - out(model, calls[0], **a) - right
+    assert error.norm() < 0.4 * right.norm()
+    with pytest.raises(FreezeError):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    slot = copy.copy(pipe)
+    slot.unet = model
+    slot.unload_ip_adapter()
+    if state != "live":
+        plain = out(model, calls[0])
+        model.save_pretrained(tmp_path / "out")
+        again = UNet2DConditionModel.from_pretrained(tmp_path / "out")
+        assert torch.equal(out(again, calls[0]), plain)
+
+
+def test_quantized_attention_takes_no_ip_adapter(made):
+    pipe, calls, _ = made
+    model = tdq.quantize(copy.deepcopy(pipe.unet), tdq.Recipe(attention=8, scale="dynamic"))
+    before = out(model, calls[0])
+    with pytest.raises(ConversionError, match="IP-Adapter"):
+        model._load_ip_adapter_weights(image_weights(model))
+    assert torch.equal(out(model, calls[0]), before)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_quantized_projections_are_not_fused(made, state):
+    model = copy.deepcopy(made[2][state, 8])
+    before = dict(model.attn_processors)
+    with pytest.raises(ConversionError, match=r"before tdq\.quantize"):
+        model.fuse_qkv_projections()
+    assert model.attn_processors == before
+
+
+def test_projections_that_were_fused_first(made, tmp_path):
+    pipe, calls, _ = made
+    model = copy.deepcopy(pipe.unet)
+    model.fuse_qkv_projections()
+    tdq.quantize(model, tdq.Recipe(weights=8, scale="table"))
+    frozen = tdq.freeze(tdq.calibrate(model, calls, estimator="minmax", progress=False))
+    found, right = out(frozen, calls[0]), out(pipe.unet, calls[0])
+    assert (found - right).norm() < 0.1 * right.norm()
+    frozen.save_pretrained(tmp_path / "diffusers")
+    again = UNet2DConditionModel.from_pretrained(tmp_path / "diffusers")
+    assert torch.equal(out(again, calls[0]), found)
+    tdq.save(frozen, tmp_path / "own")
+    assert torch.equal(out(tdq.load(tmp_path / "own"), calls[0]), found)
