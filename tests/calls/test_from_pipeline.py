@@ -160,7 +160,7 @@ def test_damaged_recordings(guided, tmp_path):
     with pytest.raises(StorageError, match="cannot be read"):
         list(saved)
     index = saved.folder / "calls.json"
-    index.write_text(index.read_text().replace('"version": 1', '"version": 9'))
+    index.write_text(index.read_text().replace('"version": 2', '"version": 9'))
     with pytest.raises(StorageError, match="newer"):
         tdq.trajectories(saved.folder)
     index.write_text("{")
