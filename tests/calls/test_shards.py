@@ -47,6 +47,7 @@ def test_a_folder_of_version_0_1_is_read(folder):
             {"denoisers": {"unet": {"calls": "1", "shards": []}}},
             "unet.calls is not a whole number",
         ),
+        ({"denoisers": {"unet": {"calls": -1, "shards": []}}}, r"unet\.calls"),
         ({"denoisers": None}, "denoisers is not an object"),
         ({"format": "tdquant-index"}, "a foreign format"),
         ({"version": 3}, "newer"),
