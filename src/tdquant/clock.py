@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from types import FrameType
 from typing import Any
 
 import torch
@@ -92,6 +94,7 @@ class Moment:
         without_graph: Scales that were asked for while no graph was recorded. Who asks for them
             again with gradients recomputes a reentrant checkpoint, and runs backward at once.
         hidden: Whether quantizers ran while no graph was recorded, as in such a checkpoint.
+        frame: Where the model is called, if it is.
     """
 
     timestep: Tensor
@@ -99,6 +102,20 @@ class Moment:
     replay: Replay[dict[Any, Tensor]] | None = None
     without_graph: set[Any] = field(default_factory=set)
     hidden: bool = False
+    frame: FrameType | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call has ended without a word: torch calls no hook after what is not an
+        ``Exception``, such as KeyboardInterrupt.
+        """
+        if self.frame is None:
+            return False
+        try:
+            self.frame.clear()  # refused for what is running
+        except RuntimeError:
+            return False
+        return True
 
 
 class Clock:
@@ -207,7 +224,11 @@ class Clock:
             recomputed = self._timeline.find()
             if recomputed is not None:
                 return recomputed
-        return self._now.get(_caller())
+        moment = self._now.get(_caller())
+        if moment is None or torch.compiler.is_compiling() or not moment.is_over:
+            return moment
+        self._set(None)
+        return None
 
     def _set(self, moment: Moment | None) -> None:
         caller = _caller()
@@ -251,7 +272,8 @@ class Clock:
         replay = None
         if torch.is_grad_enabled():
             replay = Replay(evaluate, timestep, *islice(model.parameters(), 1))
-        self._set(Moment(timestep, evaluate(), replay))
+        frame = sys._getframe(1)
+        self._set(Moment(timestep, evaluate(), replay, frame=frame))
         self.last = timestep
         if self.coverage is not None and not self._warned:
             self._warn_outside(timestep)
@@ -295,6 +317,8 @@ class Clock:
         groups: dict[Any, list[nn.Module]] = {}
         for module in model.modules():
             scale: Any = getattr(module, "scale", None)
+            if not isinstance(scale, nn.Module):  # models have numbers of that name
+                continue
             # Grouped by the function: that of a proxy is the same, its class is not.
             batched_steps = getattr(scale, "batched_steps", None)
             if batched_steps is not None and getattr(module, "clock", None) is self:

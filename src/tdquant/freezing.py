@@ -33,6 +33,8 @@ from tdquant.quantizers.weight import mse_step
 from tdquant.scales import DynamicScale, PendingScale, Scale, TableScale
 from tdquant.scales.base import floored, steps_at
 from tdquant.support.announce import announce
+from tdquant.support.hooks import check_onloaded
+from tdquant.support.restoring import with_gradients
 
 _NOWHERE = torch.empty(0)
 
@@ -69,6 +71,7 @@ def check_calibrated(model: nn.Module, then: str) -> None:
         )
 
 
+@with_gradients
 def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = None) -> nn.Module:
     """A frozen copy of a calibrated or trained model, with the same call.
 
@@ -82,9 +85,10 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     Raises:
         CalibrationError: A scale is still pending; all such layers are named.
         FreezeError: The times are empty or not finite.
-        ConversionError: The model is not quantized.
+        ConversionError: The model is not quantized, or its weights are offloaded.
     """
     clock_of(model)
+    check_onloaded(model, "tdq.freeze")
     check_calibrated(model, "tdq.freeze(model)")
     knots = _knots(timesteps)
     frozen = copy_model(model).eval().requires_grad_(False)

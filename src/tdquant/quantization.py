@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tdquant.clock import Clock, clock_of, is_quantized, remove_clock
+from tdquant.clock import Clock, clock_of, is_quantized
 from tdquant.errors import ConversionError, RecipeError
 from tdquant.families import family_of
 from tdquant.families.roles import Roles, named_roles, quantizable_layers
@@ -24,7 +24,9 @@ from tdquant.scales import DynamicScale, NoiseScale, PendingScale, Scale
 from tdquant.state import recipe_of, state_of
 from tdquant.support.adapters import PEFT, adapters_of
 from tdquant.support.announce import announce
+from tdquant.support.hooks import check_onloaded
 from tdquant.support.patterns import matching, unmatched_patterns
+from tdquant.support.restoring import changes_model
 
 
 def quantize(model: nn.Module, recipe: Recipe, *, timestep: str | None = None) -> nn.Module:
@@ -44,6 +46,7 @@ def quantize(model: nn.Module, recipe: Recipe, *, timestep: str | None = None) -
             The model is then left as it was.
         RecipeError: Patterns that match no layer; all of them are listed.
     """
+    check_onloaded(model, "tdq.quantize")
     convert_layers(model, recipe, timestep, _search_step)
     return announce(model)
 
@@ -53,6 +56,7 @@ PutWeight = Callable[[QuantLayer, Grid, bool, LayerRecipe, str], None]
 channel, what the recipe says of the layer, and its path."""
 
 
+@changes_model
 def convert_layers(
     model: nn.Module, recipe: Recipe, timestep: str | None, put_weight: PutWeight
 ) -> None:
@@ -83,23 +87,19 @@ def convert_layers(
         )
     chosen = _select(layers, recipe)
     clock = Clock(model, timestep or family.timestep)
-    try:
-        swaps: dict[str, nn.Module] = {}
-        mistakes: list[ConversionError] = []
-        for path in chosen:
-            plan = _plan(path, recipe, roles)
-            if min(plan.weights, plan.activations) < FLOAT:
-                try:
-                    swaps[path] = _quant_layer(
-                        model, layers[path], path, plan, recipe, clock, put_weight
-                    )
-                except ConversionError as error:
-                    mistakes.append(error)
-        _raise_collected(mistakes)
-        blocks = _attention(model, recipe, clock)
-    except BaseException:
-        remove_clock(model)
-        raise
+    swaps: dict[str, nn.Module] = {}
+    mistakes: list[ConversionError] = []
+    for path in chosen:
+        plan = _plan(path, recipe, roles)
+        if min(plan.weights, plan.activations) < FLOAT:
+            try:
+                swaps[path] = _quant_layer(
+                    model, layers[path], path, plan, recipe, clock, put_weight
+                )
+            except ConversionError as error:
+                mistakes.append(error)
+    _raise_collected(mistakes)
+    blocks = _attention(model, recipe, clock)
     for path, layer in swaps.items():
         replace_module(model, layers[path], layer)
     for block, processor in blocks:

@@ -294,13 +294,6 @@ def test_a_compact_model_is_saved_as_it_came(saved, tmp_path):
     assert (tmp_path / "again" / TENSORS).read_bytes() == (saved / TENSORS).read_bytes()
 
 
-def test_building_without_parameters_allocates_none_and_ends():
-    with build.without_parameters():
-        inside = nn.Linear(3, 3)
-    assert inside.weight.is_meta
-    assert not nn.Linear(3, 3).weight.is_meta
-
-
 class Twice(Mixed):
     """A layer under two names, the second of which the state dict has too."""
 

@@ -86,8 +86,10 @@ def test_a_teacher_replaces_the_target_by_its_share():
     value, _ = half(lambda x, t: batch.target, batch)
     apart = (net(batch.x_t, batch.t) - batch.target).square().mean()
     assert value.item() == pytest.approx(0.25 * apart.item(), rel=1e-4)
-    assert not any(p.requires_grad for p in net.parameters())
-    assert not half.train().teacher.training
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert net.training
+    half.eval()
+    assert net.training
 
 
 def test_encoding_sees_the_streams_of_the_samples():

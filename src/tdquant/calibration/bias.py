@@ -28,6 +28,7 @@ from tdquant.layers import (
 )
 from tdquant.layers.base import shared_parameters
 from tdquant.quantizers import CodedWeight
+from tdquant.support.restoring import evaluating
 
 
 @torch.no_grad()
@@ -55,7 +56,7 @@ def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
         for name, layer in quantized_layers(model)
         if not isinstance(layer.weight_quantizer, (nn.Identity, CodedWeight))
     }
-    with watching(layers, measure):
+    with evaluating(model), watching(layers, measure):
         for call in calls:
             run(model, call)
     shared = shared_parameters(model)

@@ -22,6 +22,7 @@ from tdquant.layers.base import INPUT
 from tdquant.quantizers import activation_quantizers
 from tdquant.state import state_of
 from tdquant.support.progress import track
+from tdquant.support.restoring import with_gradients
 
 _UNREACHED = "no call reached it"
 _ZERO = "it saw nothing but zeros"
@@ -51,6 +52,7 @@ class Observations:
     roles: Roles | None = None
 
 
+@with_gradients
 def observe(
     model: nn.Module,
     batches: Iterable[Call],

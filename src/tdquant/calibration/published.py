@@ -24,7 +24,9 @@ from tdquant.flow.settle import settle_roles
 from tdquant.quantizers import ActivationQuantizer, OffsetQuantizer, activation_quantizers
 from tdquant.scales import PublishedScale, Scale, StaticScale
 from tdquant.state import note
+from tdquant.support.devices import device_at
 from tdquant.support.progress import track
+from tdquant.support.thread_modes import DrawingFrom
 
 SIGMAS, SIGMAS_AFTER_SILU = 3.0, 16.0
 
@@ -75,9 +77,7 @@ def start_as_published(
         "no call reached them, or the activations are NaN, infinite or all zero",
     )
     span, layers, nan = time_range or times.resolve(), [], float("nan")
-    device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with DrawingFrom(torch.Generator().manual_seed(seed)):
         for name, q in quantizers.items():
             published = q.wanted == PublishedScale.kind
             scale: Scale = (
@@ -85,7 +85,7 @@ def start_as_published(
                 if published
                 else StaticScale(steps[name])
             )
-            q.scale = scale.to(device).train(q.training)
+            q.scale = scale.to(device_at(model, name)).train(q.training)
             layers.append(LayerChoice(name, scale.kind, "published", nan, nan, 1.0, 0.0))
     note(model, "calibrate", calls=len(next(iter(found.values()))), start="published")
     return Calibration(layers)

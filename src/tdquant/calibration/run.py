@@ -33,11 +33,14 @@ from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
 from tdquant.scales import DynamicScale, Scale
 from tdquant.state import note, recipe_of, state_of
+from tdquant.support.devices import device_at
 from tdquant.support.progress import track
+from tdquant.support.restoring import changes_model
 
 ESTIMATORS = ("auto", *NAMES)
 
 
+@changes_model
 def calibrate(
     model: nn.Module,
     batches: Iterable[Call] | Observations,
@@ -176,12 +179,9 @@ def _calibrate(
         report = replace(
             report, layers=layers, trials=trials, chosen=name, splits=splits, local=judgement.local
         )
-    device = next(model.parameters()).device
     for n, quantizer in activation_quantizers(model):
-        quantizer.grid, quantizer.scale = (
-            grids[n],
-            scales[n].to(device).train(quantizer.training),
-        )
+        scale = scales[n].to(device_at(model, n))
+        quantizer.grid, quantizer.scale = grids[n], scale.train(quantizer.training)
     if bias_correction:
         correct_biases(model, calls)
     facts: dict[str, Any] = {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import CalibrationError
+from tdquant.support.restoring import ordinary
 
 Call = tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -22,6 +23,7 @@ def run(model: nn.Module, call: Call) -> Tensor:
         CalibrationError: The call is neither a tuple nor a dictionary, or the output holds no
             floating-point tensor, or one that samples do not divide.
     """
+    call = map_tensors(ordinary, call)
     if isinstance(call, Mapping):
         output = model(**call)
     elif isinstance(call, (tuple, list)):

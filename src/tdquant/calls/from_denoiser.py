@@ -26,7 +26,7 @@ from tdquant.diffusion.sampling import (
     stream_of,
 )
 from tdquant.errors import ModelError
-from tdquant.support.devices import device_of
+from tdquant.support.devices import device_of, dtype_of
 from tdquant.support.progress import track
 
 DISTRIBUTIONS = ("uniform", "normal")
@@ -74,7 +74,10 @@ class Trajectories:
                 denoiser = self.condition.bound(self.model, group, self.device)
                 context, copies = (self.condition.rows(group, self.device),), self.condition.copies
             generators = [stream_of(self.seed, i, stream=1) for i in group]
-            steps = denoise_steps(denoiser, self.scheduler, self.steps, noise, generators)
+            dtype = dtype_of(self.model)
+            steps = denoise_steps(
+                denoiser, self.scheduler, self.steps, noise, generators, dtype=dtype
+            )
             for keep in chosen[group.start : group.stop].T.to(self.device):
                 with torch.no_grad():  # not around yield, where it would hold for the consumer
                     call = next(steps, None)
@@ -83,7 +86,7 @@ class Trajectories:
                 if keep.any():
                     keep = keep.repeat(copies)
                     x = call[0].repeat(copies, *[1] * (call[0].ndim - 1))
-                    yield x[keep], call[1], *(rows[keep] for rows in context)
+                    yield x[keep], call[1], *(rows[keep].to(x.dtype) for rows in context)
 
     def _chosen(self) -> Tensor:
         """Which calls to keep, bool ``(count, calls)``."""

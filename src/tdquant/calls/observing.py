@@ -18,6 +18,7 @@ from tdquant.quantizers import (
 )
 from tdquant.scales import DynamicScale, TableScale
 from tdquant.support.hooks import hooked
+from tdquant.support.restoring import evaluating
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -63,20 +64,18 @@ def observing(
         if name.rpartition(".")[2] == "weight_quantizer"
         and not isinstance(module, (nn.Identity, CodedWeight))
     }
-    was_training = model.training
-    model.eval()
-    try:
-        for name in weights:
-            model.set_submodule(name, nn.Identity())
-        for name, quantizer in quantizers.items():
-            model.set_submodule(name, Observer(quantizer, partial(look, name)))
-        yield
-    finally:
-        for name, module in {**weights, **quantizers}.items():
-            model.set_submodule(name, module)
-        for quantizer in quantizers.values():
-            quantizer.clock.invalidate_scale_cache()
-        model.train(was_training)
+    with evaluating(model):
+        try:
+            for name in weights:
+                model.set_submodule(name, nn.Identity())
+            for name, quantizer in quantizers.items():
+                model.set_submodule(name, Observer(quantizer, partial(look, name)))
+            yield
+        finally:
+            for name, module in {**weights, **quantizers}.items():
+                model.set_submodule(name, module)
+            for quantizer in quantizers.values():
+                quantizer.clock.invalidate_scale_cache()
 
 
 @contextlib.contextmanager

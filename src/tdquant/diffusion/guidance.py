@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tdquant.errors import ModelError, raise_collected
+from tdquant.support.restoring import evaluating
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Condition:
         context = self.rows(indices, device)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            output = model(torch.cat([x] * self.copies), t, context)
+            with evaluating(model):
+                output = model(torch.cat([x] * self.copies), t, context.to(x.dtype))
             if self.copies == 1:
                 return output
             empty, full = output.chunk(2)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from tdquant.diffusion.guidance import Condition
 from tdquant.errors import ModelError
-from tdquant.support.devices import device_of
+from tdquant.support.devices import device_of, dtype_of
 from tdquant.support.progress import track
+from tdquant.support.restoring import evaluating
 
 Denoiser = Callable[..., Tensor]
 
@@ -83,6 +84,7 @@ def denoise_steps(
     x: Tensor,
     generators: list[torch.Generator] | None = None,
     eta: float = 0.0,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields ``(model_input, t, x_next)`` for every call from noise ``x`` ``(B, *)`` to images.
 
@@ -94,6 +96,8 @@ def denoise_steps(
         x: Standard normal noise.
         generators: One a sample, for schedulers that add noise.
         eta: Share of DDIM's noise, 0 (none) to 1 (that of DDPM), for schedulers that have it.
+        dtype: What the model computes in, where that is not the type of ``x``, in which the
+            sample stays.
 
     Raises:
         ModelError: The number of steps is out of range, or the scheduler has no eta.
@@ -110,9 +114,11 @@ def denoise_steps(
             raise ModelError(f"eta={eta}", where=type(scheduler).__name__, fix="a DDIM scheduler")
         extra["eta"] = eta
     for t in scheduler.timesteps:
-        model_input = scale_input(x, t)
-        output = model(model_input, t)
-        x = scheduler.step(getattr(output, "sample", output), t, x, **extra).prev_sample
+        model_input = scale_input(x, t).to(dtype or x.dtype)
+        with evaluating(model):
+            output = model(model_input, t)
+        prediction = getattr(output, "sample", output).to(x.dtype)
+        x = scheduler.step(prediction, t, x, **extra).prev_sample
         yield model_input, t, x
 
 
@@ -142,7 +148,9 @@ def generate(
             x = initial_noise(batch, shape, seed).to(place)
             generators = [stream_of(seed, i, stream=1) for i in batch]
             denoiser = model if condition is None else condition.bound(model, batch, place)
-            on_the_way = denoise_steps(denoiser, scheduler, steps, x, generators, eta)
+            on_the_way = denoise_steps(
+                denoiser, scheduler, steps, x, generators, eta, dtype_of(model)
+            )
             _, _, x = next(on_the_way)
             for _, _, denoised in on_the_way:
                 yield None  # a step of the bar; the last one comes with the images

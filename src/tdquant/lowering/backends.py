@@ -19,6 +19,7 @@ from tdquant.errors import BackendError, MissingDependencyError, TDQError
 from tdquant.lowering.lowered import require_frozen
 from tdquant.lowering.session import ExportedModel
 from tdquant.support.registry import registrar
+from tdquant.support.restoring import with_gradients
 
 Example = tuple[Any, ...]
 """Arguments of one call, ``(x, t)``: what a backend may measure with."""
@@ -77,6 +78,7 @@ class Choice:
         return "; ".join(parts)
 
 
+@with_gradients
 def compile(frozen: nn.Module, backend: str = "auto", example: Example | None = None) -> nn.Module:
     """Lowers a frozen model to integer arithmetic.
 

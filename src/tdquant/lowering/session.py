@@ -46,7 +46,20 @@ register_engine = registrar(ENGINES)
 """``@register_engine(".suffix")`` registers an ``Open``."""
 
 
-class Session(OnEngine):
+class NotPickled:
+    """Base of what holds an engine, which cannot be copied or saved."""
+
+    def __reduce__(self) -> Any:
+        raise BackendError(
+            "a model on an engine cannot be copied or pickled",
+            where=type(self).__name__,
+            why="the engine holds it, compiled for this machine and process",
+            fix="tdq.save the frozen model and compile it, or open the exported file, where it is "
+            "to run",
+        )
+
+
+class Session(NotPickled, OnEngine):
     """``session(x, t, ...)``, with the arguments and the result of the exported model.
 
     Arguments:
@@ -222,7 +235,7 @@ def open_session(
     return Session(about, engine, str(file))
 
 
-class ExportedModel(OnEngine):
+class ExportedModel(NotPickled, OnEngine):
     """A frozen model that becomes a session at its first call, whose arguments are the example.
 
     Arguments:

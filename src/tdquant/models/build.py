@@ -6,23 +6,20 @@ A description never names a module to import: that would let a file run code.
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tdquant.errors import ModelError
 from tdquant.models.compvis.unet import UNetModel
 from tdquant.models.pixel_unet import PixelUNet
 from tdquant.support.optional import require
+from tdquant.support.thread_modes import DrawingFrom, EmptyOnMeta
 
 OWN: dict[str, type[nn.Module]] = {"PixelUNet": PixelUNet, "UNetModel": UNetModel}
 """tdquant's own model classes, each built as ``cls(**model.config)``."""
-
-_BUILDING = threading.Lock()
-"""Held by the thread whose parameters go to the meta device."""
 
 
 def description(model: nn.Module) -> dict[str, Any] | None:
@@ -36,24 +33,30 @@ def description(model: nn.Module) -> dict[str, Any] | None:
     return {"source": "diffusers", "class": name, "config": own}
 
 
-@contextlib.contextmanager
-def without_parameters() -> Iterator[None]:
-    """Puts the parameters of models built inside, by this thread, on the meta device, so that
-    nothing is allocated that assigned tensors would only replace. Buffers are real.
+def without_weights(spec: dict[str, Any] | None, where: str = "") -> nn.Module:
+    """As ``from_description``, for tensors that are to be assigned: most parameters are on the
+    meta device, and nothing is drawn from torch's global generator. All else is real.
     """
-    register, thread = nn.Module.register_parameter, threading.get_ident()
-
-    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and threading.get_ident() == thread:
-            param = nn.Parameter(param.detach().to("meta"), param.requires_grad)
-        register(self, name, param)
-
-    with _BUILDING:
-        nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    with DrawingFrom(torch.Generator()):
         try:
-            yield
-        finally:
-            nn.Module.register_parameter = register  # type: ignore[method-assign]
+            with EmptyOnMeta():
+                model = from_description(spec, where)
+        except (
+            ModelError,
+            NotImplementedError,
+            RuntimeError,
+        ):  # it computes with what it has allocated
+            return from_description(spec, where)
+        return from_description(spec, where) if _has_meta_values(model) else model
+
+
+def _has_meta_values(model: nn.Module) -> bool:
+    """Whether a tensor on the meta device is anything but a parameter."""
+    for module in model.modules():
+        values = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_modules")}
+        if any(isinstance(v, Tensor) and v.is_meta for v in tree_leaves(values)):
+            return True
+    return False
 
 
 def from_description(spec: dict[str, Any] | None, where: str = "") -> nn.Module:

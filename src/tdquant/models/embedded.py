@@ -20,6 +20,7 @@ from tdquant.models.compvis import load_compvis
 from tdquant.models.pipe import Pipe
 from tdquant.models.pixel_unet import PixelUNet
 from tdquant.support.optional import require
+from tdquant.support.thread_modes import DrawingFrom
 
 EMBEDDED = ("cats-ddpm", "cats-ldm", "tiny")
 
@@ -54,8 +55,7 @@ def load_embedded(name: str = "cats-ddpm", seed: int = 0) -> Pipe:
         raise ModelError(f"no embedded model {name!r}", fix=f"one of {', '.join(EMBEDDED)}")
     scheduler = require("diffusers", "diffusers").DDIMScheduler
     if name == "tiny":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with DrawingFrom(torch.Generator().manual_seed(seed)):
             unet: nn.Module = PixelUNet(**TINY)
         return Pipe(unet.eval(), None, scheduler(clip_sample=False), (3, 16, 16), name)
     folder = resources.files("tdquant.models") / "weights"

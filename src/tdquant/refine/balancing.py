@@ -35,8 +35,10 @@ from tdquant.numerics.fake_quantize import FLOOR, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers.weight import mse_step
 from tdquant.state import note, state_of
+from tdquant.support.hooks import check_onloaded
 from tdquant.support.patterns import matching, unmatched_patterns
 from tdquant.support.progress import track
+from tdquant.support.restoring import changes_model, evaluating
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Candidates of ``"search"``, beside no division."""
@@ -45,6 +47,7 @@ ROWS = 512
 """Rows of a layer's inputs to search with."""
 
 
+@changes_model
 def balance(
     model: nn.Module,
     batches: Iterable[Call],
@@ -87,6 +90,7 @@ def balance(
         )
     if alpha != "search" and not 0 <= alpha <= 1:
         raise ConversionError(f"{alpha=}", where="balance", fix='0 to 1, or "search"')
+    check_onloaded(model, "tdq.balance")
     chosen = _choose(model, layers)
     largest, rows = _watch(model, chosen, batches, alpha == "search", progress)
     grids = Grid.signed(weights, narrow=True), Grid.signed(activations)
@@ -181,15 +185,11 @@ def _watch(
             some = rows[:: max(len(rows) // share, 1)][:share].cpu()
             kept.setdefault(path, []).append(some)
 
-    was_training, count = model.training, 0
-    model.eval()
-    try:
-        with watching(layers, see):
-            for call in track(batches, "watching inputs", show=progress):
-                run(model, call)
-                count += 1
-    finally:
-        model.train(was_training)
+    count = 0
+    with evaluating(model), watching(layers, see):
+        for call in track(batches, "watching inputs", show=progress):
+            run(model, call)
+            count += 1
     if not count:
         raise CalibrationError("no batches", where="balance", fix="yield calls, such as (x, t)")
     bad = [path for path, most in largest.items() if not most.isfinite().all()]

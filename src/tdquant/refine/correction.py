@@ -37,6 +37,7 @@ from tdquant.scales.table import training_timesteps
 from tdquant.state import note
 from tdquant.support.announce import announce
 from tdquant.support.progress import track
+from tdquant.support.restoring import with_gradients
 
 LIMIT = 2.0
 """Largest gain, and one over the least. Where less than half of the prediction is left, more than
@@ -46,6 +47,7 @@ KNOTS = 256
 """Most knots; with more times in the calls, neighbours are pooled."""
 
 
+@with_gradients
 @torch.no_grad()
 def correct(
     frozen: nn.Module,

@@ -36,6 +36,12 @@ class KeepFloat32Mixin(nn.Module):
 
         return super()._apply(keep, recurse)
 
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        for name, tensor in state.items():
+            if name.startswith(prefix) and tensor.is_floating_point():
+                state[name] = tensor.float()
+        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[arg-type]
+
 
 class Scale(KeepFloat32Mixin, ABC):
     """``scale(timestep, x, grid) -> s``: positive float32 of shape ``()`` or ``(B,)``.

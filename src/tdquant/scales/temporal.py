@@ -33,6 +33,8 @@ from tdquant.scales.curves import Curves
 from tdquant.scales.encodings import ENCODINGS, NOMINAL, encoded_width
 from tdquant.scales.fit import fit
 from tdquant.scales.table import training_timesteps, wide_range
+from tdquant.support.hooks import onloaded
+from tdquant.support.thread_modes import DrawingFrom
 
 
 def normalised(t: Tensor, time_range: Tensor, log_time: bool = False) -> Tensor:
@@ -114,8 +116,7 @@ class TemporalScale(Scale):
     def from_curves(cls, curves: Curves, options: Mapping[str, Any]) -> list[TemporalScale]:
         """Creates networks and fits them to the curves, all at once: see ``scales.fit``."""
         options = {**options, **({"log_time": True} if wide_range(*curves.span) else {})}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(curves.seed)
+        with DrawingFrom(torch.Generator().manual_seed(curves.seed)):
             scales = [cls(1.0, curves.span, **options) for _ in curves.steps]
         for scale, steps in zip(scales, curves.steps, strict=True):
             scale.reset(math.exp(float(steps.detach().float().log().mean())))
@@ -161,7 +162,8 @@ class TemporalScale(Scale):
 
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         assert timestep is not None
-        return evaluate([self], timestep)[0]
+        with onloaded(self.network):
+            return evaluate([self], timestep)[0]
 
     @staticmethod
     def batched_steps(
@@ -170,8 +172,9 @@ class TemporalScale(Scale):
         """Computes the steps of all scales at once: see ``tdquant.clock``."""
         alike: dict[tuple[object, ...], list[TemporalScale]] = {}
         for scale in scales:
-            # A weight that is sharded over several processes is whole only in its own layer.
-            if not hasattr(scale.network[-1].weight, "device_mesh"):
+            # A weight that is sharded or offloaded is whole only in its own layer.
+            last: Any = scale.network[-1]
+            if last.weight.device.type != "meta" and not hasattr(last.weight, "device_mesh"):
                 alike.setdefault(scale.architecture, []).append(scale)
         steps: dict[nn.Module, Tensor] = {}
         for group in alike.values():

@@ -18,8 +18,10 @@ from tdquant.storage.files import open_tensors, read_index
 from tdquant.storage.rebuilding import build_skeleton, finalize_weights, unpack_tensors
 from tdquant.support.announce import announce
 from tdquant.support.memory import trim_heap
+from tdquant.support.restoring import with_gradients
 
 
+@with_gradients
 def load(
     directory: str | os.PathLike[str], model: nn.Module | None = None, compact: bool = False
 ) -> nn.Module:
@@ -84,8 +86,7 @@ def _rebuild(
     compact: bool,
 ) -> nn.Module:
     if model is None:
-        with build.without_parameters():
-            model = build.from_description(index["model"], where=str(folder))
+        model = build.without_weights(index["model"], where=str(folder))
     try:
         build_skeleton(model, index)
         state = unpack_tensors(((name, t.load()) for name, t in tensors.items()), index)

@@ -24,6 +24,12 @@ from torch.utils.data import Dataset
 from tdquant.errors import StorageError, TrainingError, raise_collected
 from tdquant.state import state_of
 from tdquant.support.optional import require
+from tdquant.support.restoring import (
+    keeping_modes,
+    keeping_random_state,
+    make_ordinary,
+    with_gradients,
+)
 from tdquant.training.callbacks import Callback, JsonLog, Run, ShowProgress
 from tdquant.training.checkpoints import LAST_STEP, Checkpoint, Checkpoints
 from tdquant.training.groups import parameter_groups
@@ -31,7 +37,7 @@ from tdquant.training.learner import Learner
 from tdquant.training.objective import DiffusionObjective
 from tdquant.training.optimizing import rate_factor
 from tdquant.training.order import loader
-from tdquant.training.recompute import recompute_blocks
+from tdquant.training.recompute import recomputing_blocks
 from tdquant.training.settings import Checkpointing, Optimization
 from tdquant.training.signals import Interruptions
 from tdquant.training.structure import restore
@@ -56,6 +62,7 @@ class Training:
     seconds: float
 
 
+@with_gradients
 def train(
     model: nn.Module,
     data: Dataset[Any],
@@ -124,6 +131,7 @@ def train(
             why="no parameter takes a gradient; a frozen model has none",
             fix="the model that tdq.freeze was given",
         )
+    make_ordinary(model)
     if objective is None:
         objective = DiffusionObjective(scheduler, **loss_options)
     elif loss_options:
@@ -143,54 +151,58 @@ def train(
     if found is not None:
         restore(model, found.state["structure"], str(found.path))
         _load(model, found)
-    if how.recompute:
-        recompute_blocks(model)
-    learner = Learner(
-        model.train(),
-        parameter_groups(model, rate, rates=how.rates, decay=how.decay),
-        objective,
-        accelerator,
-        ema=how.ema,
-        clip=how.clip,
-        accumulate=how.accumulate,
-        precision=how.precision,
-        seed=seed,
-    )
-    main = accelerator.is_main_process
-    run = Run(model, learner.averaged, 0, steps, 0.0, out, main)
-    if found is not None:
-        learner.resume(found)
-        run.step, run.seconds = found.step, float(found.state["seconds"])
-    warmup = min(5000, steps // 20) if how.warmup is None else how.warmup
-    order = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-    feed = loader(data, batch, seed=seed, start=run.step, workers=workers, **order)
-    told = [c for c in _told(callbacks, out, progress) if main or c.everywhere]
+    with keeping_modes(model), keeping_random_state():
+        learner = Learner(
+            model.train(),
+            parameter_groups(model, rate, rates=how.rates, decay=how.decay),
+            objective,
+            accelerator,
+            ema=how.ema,
+            clip=how.clip,
+            accumulate=how.accumulate,
+            precision=how.precision,
+            seed=seed,
+        )
+        main = accelerator.is_main_process
+        run = Run(model, learner.averaged, 0, steps, 0.0, out, main)
+        if found is not None:
+            learner.resume(found)
+            run.step, run.seconds = found.step, float(found.state["seconds"])
+        warmup = min(5000, steps // 20) if how.warmup is None else how.warmup
+        order = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+        feed = loader(data, batch, seed=seed, start=run.step, workers=workers, **order)
+        told = [c for c in _told(callbacks, out, progress) if main or c.everywhere]
 
-    def save() -> None:
-        tensors, state = learner.tensors(), learner.state() | {"seconds": run.seconds}
-        if folders is not None and main:
-            folders.save(run.step, tensors, state)
+        def save() -> None:
+            tensors, state = learner.tensors(), learner.state() | {"seconds": run.seconds}
+            if folders is not None and main:
+                folders.save(run.step, tensors, state)
 
-    losses: list[float] = []
-    with _telling(told, run), _without_stride_warnings(), Interruptions() as interruptions:
-        # Only now: workers inherit the handlers, or Ctrl-C, which reaches them too, would end
-        # them while the step in hand waits for its batch.
-        batches = iter(feed)
-        stop = False
-        while run.step < steps and not stop:
-            began = time.perf_counter()
-            factor = rate_factor(run.step, steps, warmup, how.schedule)
-            record = learner.learn(next(batches), run.step, factor)
-            run.step += 1
-            run.seconds += time.perf_counter() - began
-            losses.append(record["loss"])
-            for callback in told:
-                callback.after_step(run, record | {"rate": rate * factor})
-            stop = learner.agree(interruptions.asked)
-            if run.step % kept.every == 0 or stop or run.step == steps:
-                save()
-    accelerator.wait_for_everyone()
-    learner.release()
+        losses: list[float] = []
+        with contextlib.ExitStack() as stack:
+            if how.recompute:
+                stack.enter_context(recomputing_blocks(model))
+            stack.enter_context(_telling(told, run))
+            stack.enter_context(_without_stride_warnings())
+            interruptions = stack.enter_context(Interruptions())
+            # Only now: workers inherit the handlers, or Ctrl-C, which reaches them too, would end
+            # them while the step in hand waits for its batch.
+            batches = iter(feed)
+            stop = False
+            while run.step < steps and not stop:
+                began = time.perf_counter()
+                factor = rate_factor(run.step, steps, warmup, how.schedule)
+                record = learner.learn(next(batches), run.step, factor)
+                run.step += 1
+                run.seconds += time.perf_counter() - began
+                losses.append(record["loss"])
+                for callback in told:
+                    callback.after_step(run, record | {"rate": rate * factor})
+                stop = learner.agree(interruptions.asked)
+                if run.step % kept.every == 0 or stop or run.step == steps:
+                    save()
+        accelerator.wait_for_everyone()
+        learner.release()
     trained = learner.plain().eval()
     done = Training(learner.averaged(), run.step, run.step >= steps, losses, run.seconds)
     # A sharded model is returned as a whole copy; the one that was given tells of it, too.

@@ -37,6 +37,8 @@ from torch import Tensor, nn
 
 from tdquant.diffusion.sampling import stream_of
 from tdquant.errors import TrainingError, raise_collected
+from tdquant.support.devices import dtype_of
+from tdquant.support.restoring import evaluating
 from tdquant.training.features import FeatureMatch
 
 LOSSES = ("l2", "l1")
@@ -120,7 +122,7 @@ class DiffusionObjective(nn.Module):
         raise_collected(TrainingError, filter(None, mistakes), "the objective")
         self.register_buffer("alpha_bar", scheduler.alphas_cumprod.float().clone())
         self.loss, self.min_snr, self.distill = loss, min_snr, distill
-        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
+        self.teacher = teacher
         self.match = FeatureMatch(teacher, features) if teacher is not None and features else None
         self.feature_weight, self.encode, self.flip = feature_weight, encode, flip
 
@@ -180,7 +182,7 @@ class DiffusionObjective(nn.Module):
         target = batch.target
         taught: list[Tensor] = []
         if self.teacher is not None:
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self.teacher):
                 output, taught = self._call(self.teacher, batch)
             target = torch.lerp(target.float(), output.float(), self.distill)
         output, learned = self._call(model, batch)
@@ -201,7 +203,14 @@ class DiffusionObjective(nn.Module):
         return output, heard
 
     def _predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        output = model(batch.x_t, batch.t, **batch.conditions)
+        dtype = dtype_of(model) or batch.x_t.dtype
+
+        def cast(value: Any) -> Any:
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(dtype) if floating else value
+
+        conditions = {name: cast(value) for name, value in batch.conditions.items()}
+        output = model(cast(batch.x_t), batch.t, **conditions)
         output = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
         found, wanted = tuple(output.shape), tuple(batch.target.shape)
         if found[2:] == wanted[2:] and found[1] == 2 * wanted[1]:

@@ -7,6 +7,8 @@ for blocks that are compiled.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -50,3 +52,19 @@ def recompute_blocks(model: nn.Module) -> int:
             fix="train without it, with a smaller batch or accumulate=",
         )
     return blocks
+
+
+@contextlib.contextmanager
+def recomputing_blocks(model: nn.Module) -> Iterator[None]:
+    """Enables gradient checkpointing as ``recompute_blocks`` does, while the context lasts."""
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func", "use_checkpoint")
+    switches = [vars(module) for module in model.modules()]
+    before = [{name: own[name] for name in names if name in own} for own in switches]
+    recompute_blocks(model)
+    try:
+        yield
+    finally:
+        for own, found in zip(switches, before, strict=True):
+            for name in names:
+                own.pop(name, None)
+            own.update(found)

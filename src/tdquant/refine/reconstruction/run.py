@@ -26,7 +26,9 @@ from tdquant.refine.reconstruction.job import BlockReport, Job
 from tdquant.refine.reconstruction.processes import Processes, launched
 from tdquant.refine.reconstruction.record import job_digest
 from tdquant.state import note, state_of
+from tdquant.support.hooks import check_onloaded
 from tdquant.support.progress import Bar
+from tdquant.support.restoring import changes_model, evaluating, keeping_gradients
 from tdquant.support.tables import text_table
 
 METHODS = ("adaround", "gptq")
@@ -55,6 +57,7 @@ class Reconstruction:
         return f"{self.method}: {len(rows)} blocks in {self.seconds:.0f} s\n{table}"
 
 
+@changes_model
 def reconstruct(
     model: nn.Module,
     batches: Iterable[Call],
@@ -114,6 +117,7 @@ def reconstruct(
     clock_of(model)
     rates = rates or Rates()
     _check(model, method, scope, iterations, batch)
+    check_onloaded(model, "tdq.reconstruct")
     calls = list(batches)
     if not calls:
         raise CalibrationError(
@@ -131,8 +135,9 @@ def reconstruct(
             asked = {"digest": job_digest(model, calls, options)}
             job = open_job(Path(checkpoint), "reconstruction", asked, writes=world.rank == 0)
             folder = stack.enter_context(job)
+        stack.enter_context(keeping_gradients(model))
+        stack.enter_context(evaluating(model))
         keep = stack.enter_context(_restoring(model))
-        model.eval()
         paths = find_blocks(model, with_times(model, calls[0])[0], scope)
         learns = method == "adaround"
         bar = Bar(
@@ -193,8 +198,6 @@ def _restoring(model: nn.Module) -> Iterator[Callable[[], None]]:
     moving = [layer.bias for layer in layers.values() if layer.bias is not None]
     moving += [p for _, q in activation_quantizers(model) for p in q.scale.parameters()]
     values = [p.detach().clone() for p in moving]
-    learned = {p: p.requires_grad for p in model.parameters()}
-    was_training = model.training
     kept = False
 
     @torch.no_grad()
@@ -220,6 +223,3 @@ def _restoring(model: nn.Module) -> Iterator[Callable[[], None]]:
                     layer.weight_quantizer = quantizers[name]
                 for parameter, value in zip(moving, values, strict=True):
                     parameter.copy_(value)
-        for parameter, flag in learned.items():
-            parameter.requires_grad_(flag)
-        model.train(was_training)

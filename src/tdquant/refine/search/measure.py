@@ -30,11 +30,13 @@ from tdquant.recipe import FLOAT, Recipe
 from tdquant.refine.search.sensitivity import ATTENTION, EDGE, KINDS, TIME, LayerFacts, Sensitivity
 from tdquant.state import recipe_of, state_of
 from tdquant.support.progress import track
+from tdquant.support.restoring import with_gradients
 
 TIMES = 16
 """Ranges of time that are kept apart."""
 
 
+@with_gradients
 def sensitivity(
     model: nn.Module,
     batches: Iterable[Call] | Observations,
