@@ -130,6 +130,7 @@ def change_roles(model: nn.Module, roles: Roles) -> None:
         if isinstance(old, QuantLayer) and isinstance(old.weight_quantizer, CodedWeight):
             old.input_quantizer = _input_quantizer(path, plan, recipe, clock)
             continue
+        check_onloaded(old, "tdq.calibrate")
         new = old.to_float() if isinstance(old, QuantLayer) else old
         if min(plan.weights, plan.activations) < FLOAT:
             new = _quant_layer(model, new, path, plan, recipe, clock, _search_step)

@@ -71,7 +71,7 @@ def of_model(model):
         for name in _HOOKS:
             seen[path, name] = list(vars(module)[name].values())
     state = getattr(model, "tdq", None)
-    seen["tdq"] = None if state is None else dict(vars(state))
+    seen["tdq"] = None if state is None else {k: v for k, v in vars(state).items() if k != "roles"}
     return seen
 
 

@@ -36,7 +36,7 @@ def test_an_offloaded_live_model_computes_the_same(live, where, x, tmp_path):
 
 
 def test_an_offloaded_model_is_calibrated_where_it_computes(live, x):
-    model = tdq.quantize(Mixed(), RECIPE)
+    model = copy.deepcopy(live)  # whose roles are known: they decide what is quantized
     cpu_offload(model, CPU)
     tdq.calibrate(model, list(calls(4, 2)), progress=False)
     steps = [b for n, b in model.named_buffers() if n.endswith("time_range")]
@@ -47,11 +47,14 @@ def test_an_offloaded_model_is_calibrated_where_it_computes(live, x):
 
 def test_verbs_that_read_weights_refuse_offloaded_ones(live):
     model, net = copy.deepcopy(live), Mixed()
+    new = tdq.quantize(Mixed(), RECIPE)
+    cpu_offload(new, CPU)
     cpu_offload(model, CPU)
     cpu_offload(net, CPU)
     for verb in (
         lambda: tdq.freeze(model),
         lambda: tdq.reconstruct(model, list(calls(2, 2)), progress=False),
+        lambda: tdq.calibrate(new, list(calls(2, 2)), progress=False),
         lambda: tdq.quantize(net, RECIPE),
         lambda: tdq.balance(net, list(calls(2, 2)), progress=False),
     ):

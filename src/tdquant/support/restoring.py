@@ -83,7 +83,7 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
         for attributes, copies in before:
             attributes.clear()
             for name, (value, content) in copies.items():
-                if content is not None and value != content:
+                if content is not None:
                     value.clear()
                     value.update(content)
                 attributes[name] = value
