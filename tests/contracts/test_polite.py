@@ -12,7 +12,6 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 import tdquant as tdq
-from tdquant.layers import QuantLayer
 from tdquant.training.callbacks import Callback
 from tests.contracts.politeness import net, numbers, of_model, of_process
 
@@ -88,10 +87,10 @@ CHANGING = {
 """Verbs that change their model, and how it is made."""
 
 READING = {
-    "observe": (live, lambda m, d: tdq.observe(m, CALLS, **SILENT)),
-    "sensitivity": (live, lambda m, d: tdq.sensitivity(m, CALLS, **SILENT)),
+    "observe": (calibrated, lambda m, d: tdq.observe(m, CALLS, **SILENT)),
+    "sensitivity": (calibrated, lambda m, d: tdq.sensitivity(m, CALLS, **SILENT)),
     "search": (
-        live, lambda m, d: tdq.search(tdq.sensitivity(m, CALLS, **SILENT), target_bits=6),
+        calibrated, lambda m, d: tdq.search(tdq.sensitivity(m, CALLS, **SILENT), target_bits=6),
     ),
     "freeze": (calibrated, lambda m, d: tdq.freeze(m)),
     "correct": (frozen, lambda m, d: tdq.correct(m, TEACHER, CALLS, **SILENT)),
@@ -197,9 +196,8 @@ def test_an_exception_in_the_middle_leaves_the_model(name, error, call, models, 
     if name not in ("train", "train float"):  # steps that were taken stay
         assert all(torch.equal(v, values[k]) for k, v in numbers(model).items())
     if tdq.is_quantized(model):  # no timestep is left either
-        layer = next(m for m in model.modules() if isinstance(m, QuantLayer))
         with pytest.raises(tdq.TDQError), torch.no_grad():
-            layer(torch.zeros(1, layer.in_features))
+            model.first(torch.zeros(1, 4))
 
 
 def test_an_exception_of_the_calls_leaves_the_model(models, folder):
@@ -227,6 +225,12 @@ def test_an_exception_of_a_callback_leaves_modes_and_process(models, folder):
         train(model, folder, callbacks=[Broken()])
     assert difference(process, of_process()) == []
     assert [k for k in difference(before, of_model(model)) if k[1] == "itself"] == []
+
+
+def test_sensitivity_before_anything_was_observed(models):
+    model = copy.deepcopy(models[live])
+    found, again = (tdq.sensitivity(model, CALLS, **SILENT).weights for _ in range(2))
+    assert torch.equal(found["mid"], again["mid"])
 
 
 def same_result(a, b):

@@ -47,14 +47,11 @@ def test_an_offloaded_model_is_calibrated_where_it_computes(live, x):
 
 def test_verbs_that_read_weights_refuse_offloaded_ones(live):
     model, net = copy.deepcopy(live), Mixed()
-    new = tdq.quantize(Mixed(), RECIPE)
-    cpu_offload(new, CPU)
     cpu_offload(model, CPU)
     cpu_offload(net, CPU)
     for verb in (
         lambda: tdq.freeze(model),
         lambda: tdq.reconstruct(model, list(calls(2, 2)), progress=False),
-        lambda: tdq.calibrate(new, list(calls(2, 2)), progress=False),
         lambda: tdq.quantize(net, RECIPE),
         lambda: tdq.balance(net, list(calls(2, 2)), progress=False),
     ):

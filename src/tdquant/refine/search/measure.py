@@ -24,7 +24,7 @@ from tdquant.layers import QuantLayer, SplitLayer, quantized_layers, structured_
 from tdquant.layers.base import INPUT
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import MAX_BITS, MIN_BITS, Grid
-from tdquant.quantizers import WeightQuantizer, activation_quantizers
+from tdquant.quantizers import ActivationQuantizer, WeightQuantizer, activation_quantizers
 from tdquant.quantizers.weight import along_channels, mse_step
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.refine.search.sensitivity import ATTENTION, EDGE, KINDS, TIME, LayerFacts, Sensitivity
@@ -67,14 +67,7 @@ def sensitivity(
     if not bits or not all(MIN_BITS <= b <= MAX_BITS for b in bits):
         fix = f"from {MIN_BITS} to {MAX_BITS} bits"
         raise RecipeError(f"widths {list(bits)}", where="bits", fix=fix)
-    layers = dict(quantized_layers(model))
-    weights = {
-        path: layer.weight_quantizer
-        for path, layer in layers.items()
-        if isinstance(layer.weight_quantizer, WeightQuantizer)
-    }
-    quantizers = dict(activation_quantizers(model))
-    if not weights and not quantizers:
+    if not any(_operands(model)[1:]):
         raise CalibrationError(
             "nothing to measure",
             where=type(model).__name__,
@@ -82,6 +75,7 @@ def sensitivity(
             fix="tdq.quantize(model, recipe), and sensitivity before tdq.freeze",
         )
     batches = observed(model, batches, seed, progress)
+    layers, weights, quantizers = _operands(model)  # the first calls decide which they are
     has = [w.grid.bits for w in weights.values()] + [q.grid.bits for q in quantizers.values()]
     widths = tuple(sorted({*bits, *has}))
     parts = splittable(model, quantizers, batches.parts)
@@ -157,6 +151,19 @@ def sensitivity(
         )
     recipe = recipe_of(model) or Recipe()
     return Sensitivity(widths, middles, counts, facts, errors, activations, recipe, local)
+
+
+def _operands(
+    model: nn.Module,
+) -> tuple[dict[str, QuantLayer], dict[str, WeightQuantizer], dict[str, ActivationQuantizer]]:
+    """The quantized layers, their weights and the activations that are quantized, by path."""
+    layers = dict(quantized_layers(model))
+    weights = {
+        path: layer.weight_quantizer
+        for path, layer in layers.items()
+        if isinstance(layer.weight_quantizer, WeightQuantizer)
+    }
+    return layers, weights, dict(activation_quantizers(model))
 
 
 def _weight_changes(
