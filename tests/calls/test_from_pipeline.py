@@ -184,3 +184,26 @@ def test_a_number_of_samples_may_be_named():
     pipe, call = PIPELINES["ddim"]()
     options = {k: v for k, v in call.items() if k != "num_inference_steps"} | {"steps": 2}
     assert same(tdq.trajectories(pipe, count=1, **options), tdq.trajectories(pipe, 1, **options))
+
+
+class WithoutGenerator:
+    """A pipeline that draws its noise from the global random state."""
+
+    def __init__(self):
+        self.unet = tdq.models.load_embedded("cats-ddpm").unet
+        self.components = {"unet": self.unet}
+
+    def __call__(self, batch_size=1, num_inference_steps=1):
+        self.unet(torch.randn(batch_size, *self.shape), torch.tensor(500))
+
+    shape = (3, 32, 32)
+
+
+def test_a_pipeline_without_a_generator_draws_from_a_random_state_of_its_own():
+    pipe, state = WithoutGenerator(), torch.get_rng_state()
+    calls = tdq.trajectories(pipe, count=2, steps=1)
+    assert same(calls, calls)
+    assert torch.equal(torch.get_rng_state(), state)
+    one, two = (call["x"] for call in calls)
+    assert not torch.equal(one, two)
+    assert not same(calls, tdq.trajectories(pipe, count=2, steps=1, seed=1))

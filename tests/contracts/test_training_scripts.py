@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tdquant as tdq
 from tdquant.clock import clock_of
 
-accelerate = pytest.importorskip("accelerate")
+pytest.importorskip("accelerate")
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 

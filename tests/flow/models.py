@@ -145,3 +145,20 @@ class Bare(_Image):
         )
         h = h + self.mlp(h)
         return self.leave(h.transpose(1, 2).unflatten(2, (4, 4)))
+
+
+class Packed(_Image):
+    """Tokens of all samples in one list, as many of each as its length says."""
+
+    def forward(self, x, t, lengths):
+        self.lengths = lengths.tolist()
+        return super().forward(x, t)
+
+    def middle(self, h):
+        pieces = [row[:n] for row, n in zip(h, self.lengths, strict=True)]
+        packed = self.mlp(torch.cat(pieces)).split(self.lengths)
+        return torch.stack([F.pad(p, (0, 0, 0, h.shape[1] - len(p))) for p in packed])
+
+    @staticmethod
+    def call(batch=4, time=None, seed=0, lengths=(9, 7, 7, 9)):
+        return *_Image.call(batch, time, seed), torch.tensor(lengths)

@@ -6,9 +6,11 @@ from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 
 import tdquant as tdq
+from tdquant.calls.observing import observing
 from tdquant.clock import find_timestep
 from tdquant.errors import CalibrationError, ClockError
 from tdquant.flow.roles import roles_of
+from tdquant.flow.settle import settle_roles
 from tdquant.flow.trace import trace
 from tdquant.layers import QuantLinear
 from tdquant.numerics.batch_axis import TOGETHER, BatchAxis
@@ -21,6 +23,7 @@ from tests.flow.models import (
     Frames,
     FramesFirst,
     Hidden,
+    Packed,
     Tokens,
 )
 
@@ -59,6 +62,31 @@ def test_tracing_leaves_nothing_behind():
         assert not module._forward_pre_hooks
         assert vars(module).keys() == before[name].keys()
     assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_tracing_is_hidden_from_hooks_of_the_user():
+    model, seen = tdq.quantize(Hidden().eval(), RECIPE), []
+    calls = [Hidden.call(batch=3, time=torch.tensor(t)) for t in TIMES]
+    for module in (model, model.w):
+        module.register_forward_pre_hook(lambda module, args: seen.append(args))
+        module.register_forward_hook(lambda *given: seen.append(given[2]))
+    before = [dict(hooks) for hooks in (model._forward_hooks, model._forward_pre_hooks)]
+    assert settle_roles(model, iter(calls)) == calls[:1]
+    assert model.tdq.roles.batch
+    assert seen == []
+    with observing(model, dict(activation_quantizers(model))):
+        model(**calls[0])
+    assert len(seen) == 4
+    after = [dict(hooks) for hooks in (model._forward_hooks, model._forward_pre_hooks)]
+    assert [list(hooks.items()) for hooks in after] == [list(hooks.items()) for hooks in before]
+
+
+@pytest.mark.parametrize("lengths", [(9, 7, 7, 9), (7, 9, 7, 9), (9, 9, 9, 5), (8, 8, 8, 8)])
+def test_packed_sequences_of_unequal_length_cannot_be_told_apart(lengths):
+    found = roles(Packed().eval(), Packed.call(time=torch.tensor(5), lengths=lengths)).batch
+    equal = len(set(lengths)) == 1
+    assert found["up"] == found["down"] == (BatchAxis(0) if equal else TOGETHER)
+    assert found["enter"] == BatchAxis(0)
 
 
 @pytest.mark.parametrize(

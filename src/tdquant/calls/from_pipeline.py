@@ -92,8 +92,9 @@ class Recording:
 
     def by_run(self) -> Iterator[dict[str, list[KeywordCall]]]:
         """The calls of every denoiser, run by run of the pipeline."""
-        for given in track(self.arguments(), "recording", len(self.runs), self.progress):
-            yield self._run(given)
+        runs = zip(self.arguments(), self.runs, strict=True)
+        for given, run in track(runs, "recording", len(self.runs), self.progress):
+            yield self._run(given, run[FIRST])
 
     def save(self, directory: str | Path) -> Shards:
         """Runs the pipeline once and saves all calls to a folder of safetensors shards, which is
@@ -119,7 +120,16 @@ class Recording:
                 given["generator"] = streams if count > 1 else streams[0]
             yield given
 
-    def _run(self, given: KeywordCall) -> dict[str, list[KeywordCall]]:
+    def draw(self, given: KeywordCall, first: int) -> Any:
+        """Runs the pipeline once. What it draws without a generator depends on the seed and on
+        the index of the run's first sample; the caller's random state stays as it is.
+        """
+        cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(stream_of(self.seed, first).initial_seed())
+            return self.pipe(**given)
+
+    def _run(self, given: KeywordCall, first: int) -> dict[str, list[KeywordCall]]:
         modules = {name: self.pipe.components[name] for name in self.names}
         keepers = {name: _Keeper(module) for name, module in modules.items()}
         with contextlib.ExitStack() as stack:
@@ -132,7 +142,7 @@ class Recording:
                 for name, module in modules.items()
             ]
             stack.enter_context(hooked(hooks))
-            self.pipe(**given)
+            self.draw(given, first)
         return {name: keeper.calls for name, keeper in keepers.items()}
 
 

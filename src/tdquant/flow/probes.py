@@ -46,8 +46,7 @@ class Probe:
         self, model: nn.Module, call: Call, timestep: tuple[str, int], vector: bool
     ) -> None:
         size = batch_size(call)
-        chosen = torch.tensor([0, size - 1])
-        few = take_samples(call, chosen, size)
+        few = take_samples(call, torch.tensor([0, _other_sample(call, size)]), size)
         self._named = isinstance(few, Mapping)
         self.arguments: dict[Any, Any] = dict(few if isinstance(few, Mapping) else enumerate(few))
         self.time: Key = timestep[0] if timestep[0] in self.arguments else timestep[1]
@@ -109,6 +108,25 @@ class Probe:
         rng = torch.Generator().manual_seed(_SEED + row)
         for key in keys:
             self.arguments[key] = _changed(self.arguments[key], row, rng)
+
+
+def _other_sample(call: Call, size: int) -> int:
+    """The last sample, of those with other lengths, masks or labels than the first if there are
+    any: sequences of unequal length that a model packs are then seen to be unequal parts.
+    """
+
+    def differs(tree: Any, i: int) -> bool:
+        if isinstance(tree, Tensor):
+            whole = not tree.is_floating_point() and tree.ndim and len(tree) == size
+            return bool(whole) and not torch.equal(tree[0], tree[i])
+        if is_sample_list(tree, size):
+            return bool(tree[0].shape != tree[i].shape)
+        if isinstance(tree, Mapping):
+            tree = list(tree.values())
+        return isinstance(tree, (list, tuple)) and any(differs(value, i) for value in tree)
+
+    unlike = [i for i in range(1, size) if differs(call, i)]
+    return unlike[-1] if unlike else size - 1
 
 
 def _other(times: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from tdquant.layers.base import INPUT
 from tdquant.quantization import change_roles, leave_float
 from tdquant.quantizers import activation_quantizers
 from tdquant.state import state_of
+from tdquant.support.hooks import without_user_hooks
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def settle_roles(model: nn.Module, batches: Iterator[Call]) -> list[Call]:
         clock = clock_of(model)
         last = clock.last
         try:
-            flows = trace(model, taken[0], find_timestep(model, clock.argument), others)
+            with without_user_hooks(model):
+                flows = trace(model, taken[0], find_timestep(model, clock.argument), others)
             roles = roles_of(model, flows)
         except Exception as error:  # whatever a model may raise for a call that nobody made
             _log.debug("data flow of %s", type(model).__name__, exc_info=True)

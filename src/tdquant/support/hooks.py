@@ -53,3 +53,26 @@ def check_onloaded(model: nn.Module, verb: str) -> None:
                 where=path or type(model).__name__,
                 fix="before offloading, or accelerate.hooks.remove_hook_from_submodules(model)",
             )
+
+
+_LIBRARIES = ("tdquant.", "torch.", "diffusers.", "accelerate.", "peft.")
+"""Packages whose hooks are part of what a module computes, as a clock or a weight's norm."""
+
+
+@contextlib.contextmanager
+def without_user_hooks(model: nn.Module) -> Iterator[None]:
+    """Leaves off the forward hooks that the user put on a model's modules, for calls that nobody
+    made. Afterwards they are there again, in their order.
+    """
+    tables = [t for m in model.modules() for t in (m._forward_pre_hooks, m._forward_hooks) if t]
+    before = [dict(table) for table in tables]
+    try:
+        for table in tables:
+            for key, hook in list(table.items()):
+                if not (getattr(hook, "__module__", None) or "").startswith(_LIBRARIES):
+                    del table[key]
+        yield
+    finally:
+        for table, hooks in zip(tables, before, strict=True):
+            table.clear()
+            table.update(hooks)

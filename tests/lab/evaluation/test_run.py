@@ -502,6 +502,21 @@ def test_a_pipeline_that_draws_one_at_a_time(tmp_path, labels):
     assert len(drawn) == len(set(drawn.values())) == 3
 
 
+def test_a_pipeline_whose_first_image_fails_leaves_the_folder_to_others(tmp_path):
+    from tests.pipelines.transformers import dit
+
+    pipe, _ = dit()
+    options = {
+        "images": 1, "steps": 1, "against": None, "reference": None, "metrics": [],
+        "backend": "auto",
+    }  # fmt: skip
+    with pytest.raises(ModelError, match="a run gives 2 images"):
+        small.run(tmp_path / "a", pipe, **options, call={"class_labels": [1, 2]})
+    assert not (tmp_path / "a/images/samples.json").exists()
+    record = small.run(tmp_path / "a", pipe, **options, call={"class_labels": [1]})
+    assert record.sampling["call"] == {"class_labels": [1]}
+
+
 def test_a_changed_reference_set_of_a_pipeline_is_seen(tmp_path, monkeypatch):
     from tests.pipelines.transformers import dit
 

@@ -203,11 +203,11 @@ def test_a_failure_leaves_the_settings_of_a_process_that_shares_the_folder(tmp_p
 
 
 def test_of_two_that_claim_a_folder_at_once_one_wins(tmp_path, monkeypatch):
-    free = pictures._is_claimed
+    free = pictures.is_claimed
     claim_folder(tmp_path / "folder", {"seed": 1})
     seen = iter([False])  # the second looked before the first wrote
     monkeypatch.setattr(
-        pictures, "_is_claimed", lambda *a: False if next(seen, None) is False else free(*a)
+        pictures, "is_claimed", lambda *a: False if next(seen, None) is False else free(*a)
     )
     with pytest.raises(StorageError, match="seed: 1, now 2"):
         claim_folder(tmp_path / "folder", {"seed": 2})

@@ -21,7 +21,7 @@ from tdquant.errors import ModelError
 from tdquant.lab.evaluation.config import EvaluationConfig
 from tdquant.lab.evaluation.generator import Generator, Sampling
 from tdquant.lab.evaluation.subject import digest_of, frozen_of, running
-from tdquant.lab.runs.pictures import claim_folder, picture_path
+from tdquant.lab.runs.pictures import claim_folder, is_claimed, picture_path
 from tdquant.support.progress import Bar
 
 
@@ -90,7 +90,7 @@ class PipelineGenerator(Generator):
     ) -> int:
         if count < 1:
             raise ModelError(f"{count} images", fix="at least 1")
-        claim_folder(folder, self.made_with(sampling))
+        is_claimed(folder, made_with := self.made_with(sampling))
         eta = {"eta": sampling.eta} if sampling.eta else {}
         options = {"output_type": "np", **eta, **self.call}
         recording = self._record(
@@ -101,15 +101,17 @@ class PipelineGenerator(Generator):
             first, images = recording.runs[k][FIRST], recording.runs[k][COUNT]
             files = [picture_path(folder, i) for i in range(first, first + images)]
             if k % config.world == config.rank and not all(file.exists() for file in files):
-                todo.append((given, files))
+                todo.append((given, first, files))
         if not todo:
             return 0
         show = config.progress and config.rank == 0
         bar, written = Bar("sampling", len(todo), show=show), 0
         self.pipeline.to(sampling.device)
         with torch.no_grad(), quietly(self.pipeline), self._lowered(sampling):
-            for given, files in todo:
-                drawn = _pictures(self.pipeline(**given, return_dict=False)[0], self.name)
+            for given, first, files in todo:
+                drawn = _pictures(
+                    recording.draw(given | {"return_dict": False}, first)[0], self.name
+                )
                 if len(drawn) != len(files):
                     raise ModelError(
                         f"a run gives {len(drawn)} images in the place of {len(files)}",
@@ -117,6 +119,8 @@ class PipelineGenerator(Generator):
                         why="an image's noise must not depend on how many images come with it",
                         fix="arguments of the pipeline that give one image for each sample",
                     )
+                # Not before there is an image: settings that fail leave the folder to others.
+                claim_folder(folder, made_with)
                 for file, image in zip(files, drawn, strict=True):
                     if not file.exists():
                         save_png(image, file)

@@ -91,7 +91,7 @@ def sample_pictures(
         raise ModelError(f"{count} images in batches of {batch}", fix="both at least 1")
     made_with = {"model": _digest(pipe, condition), "seed": seed, "steps": steps, "eta": eta}
     made_with |= settings or {}
-    _is_claimed(folder, made_with)
+    is_claimed(folder, made_with)
     size = min(batch, count)
     asked = range(start, start + count)
     missing = {i for i in asked if i % (size * world) // size == rank}
@@ -181,7 +181,7 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         StorageError: The folder has images of other settings.
     """
-    if _is_claimed(folder, settings):
+    if is_claimed(folder, settings):
         return
     file = folder / _SETTINGS
     fresh = folder / f".{_SETTINGS}.{uuid.uuid4().hex[:8]}.new"
@@ -197,10 +197,10 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
                 fresh.replace(file)
         finally:
             fresh.unlink(missing_ok=True)
-    _is_claimed(folder, settings)
+    is_claimed(folder, settings)
 
 
-def _is_claimed(folder: Path, settings: dict[str, Any]) -> bool:
+def is_claimed(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether a folder has settings of its images, which are these.
 
     Raises:
