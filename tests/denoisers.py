@@ -124,3 +124,23 @@ class Wide(nn.Module):
         for layer in self.layers:
             x = x + layer(x)
         return x
+
+
+class Video(nn.Module):
+    """Convolutions of (B, 4, 3, 6, 6): causal over frames, grouped, and over a concatenation."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv_in = nn.Conv3d(4, 6, 3, padding=1)
+        self.time_mlp = nn.Linear(1, 6)
+        self.frames = nn.Conv3d(6, 6, (3, 1, 1), padding=(1, 0, 0), groups=2, bias=False)
+        self.both = nn.Conv3d(12, 6, 3, padding=(0, 1, 1))
+        self.conv_out = nn.Conv3d(6, 4, 1)
+
+    def forward(self, x, t):
+        time = torch.as_tensor(t).float().reshape(-1, 1) / 1000
+        h = self.conv_in(x) + self.time_mlp(time)[:, :, None, None, None]
+        past = nn.functional.pad(h, (0, 0, 0, 0, 2, 0), mode="replicate")
+        frames = nn.functional.silu(self.frames(past))
+        return self.conv_out(self.both(torch.cat([40 * past, frames], 1)))

@@ -74,7 +74,7 @@ class Kinds(nn.Module):
         self.lstm = nn.LSTM(4, 8)
         self.bilinear = nn.Bilinear(4, 4, 2)
         self.up = nn.ConvTranspose1d(4, 4, 2)
-        self.volume = nn.Conv3d(4, 4, 1)
+        self.volume = nn.ConvTranspose3d(4, 4, 1)
         self.names = nn.Embedding(10, 4)
         self.attention = nn.MultiheadAttention(4, 1)
         self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))

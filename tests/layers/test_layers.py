@@ -18,6 +18,14 @@ LAYERS = {
         (1, 4, 6, 6),
     ),
     "conv2d same": (lambda: nn.Conv2d(4, 4, 3, padding="same"), (1, 4, 6, 6)),
+    "conv3d": (
+        lambda: nn.Conv3d(6, 9, (3, 2, 1), stride=2, padding=(2, 1, 0), dilation=2, groups=3),
+        (2, 6, 5, 7, 4),
+    ),
+    "conv3d replicate": (
+        lambda: nn.Conv3d(4, 4, 3, padding=1, padding_mode="replicate"),
+        (1, 4, 3, 5, 4),
+    ),
     "conv1d": (lambda: nn.Conv1d(6, 4, 3, stride=2, padding=1, groups=2), (2, 6, 11)),
 }
 

@@ -17,6 +17,8 @@ LAYERS = {
     ),
     "unbatched": (lambda: nn.Conv2d(7, 5, 1), (7, 4, 4)),
     "conv1d": (lambda: nn.Conv1d(7, 4, 3, padding="same"), (2, 7, 10)),
+    "conv3d": (lambda: nn.Conv3d(7, 4, (3, 1, 2), padding=1, stride=2), (2, 7, 3, 5, 4)),
+    "conv3d unbatched": (lambda: nn.Conv3d(7, 4, 1), (7, 3, 5, 4)),
     "linear": (lambda: nn.Linear(7, 3), (2, 5, 7)),
     "linear without bias": (lambda: nn.Linear(7, 3, bias=False), (2, 7)),
 }

@@ -21,6 +21,12 @@ LAYERS = {
     "circular": lambda: nn.Conv2d(5, 7, 3, padding=1, padding_mode="circular"),
     "replicate": lambda: nn.Conv2d(5, 7, 3, padding=1, padding_mode="replicate"),
     "conv1d": lambda: nn.Conv1d(5, 7, 3, stride=2, padding=1),
+    "conv3d": lambda: nn.Conv3d(5, 7, 3, padding=1),
+    "conv3d strided": lambda: nn.Conv3d(5, 7, (2, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+    "conv3d grouped": lambda: nn.Conv3d(6, 9, (3, 1, 1), padding=(1, 0, 0), groups=3),
+    "conv3d uneven": lambda: nn.Conv3d(5, 7, (2, 3, 1), padding="same", bias=False),
+    "conv3d replicate": lambda: nn.Conv3d(5, 7, 3, padding=1, padding_mode="replicate"),
+    "conv3d 1x1x1": lambda: nn.Conv3d(5, 7, 1),
     "linear": lambda: nn.Linear(5, 7),
     "linear without bias": lambda: nn.Linear(33, 3, bias=False),
 }
@@ -50,11 +56,12 @@ class All(nn.Module):
         self.kinds = [type(layer) for layer in self.layers]
 
     def forward(self, x, t):
-        flat = x.flatten(2)
+        flat, video = x.flatten(2), torch.stack((x, -x, x / 2), 2)
         takes = {
             nn.Linear: lambda width: flat[..., :width],
             nn.Conv1d: lambda width: flat[:, :width],
             nn.Conv2d: lambda width: x[:, :width],
+            nn.Conv3d: lambda width: video[:, :width],
         }
         parts = (takes[kind](width) for kind, width in zip(self.kinds, self.widths, strict=True))
         return tuple(layer(part) for layer, part in zip(self.layers, parts, strict=True))

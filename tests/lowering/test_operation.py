@@ -24,7 +24,7 @@ def operation(request):
 def codes_for(operation):
     channels = operation.weight.shape[1] * operation.geometry.groups
     dims = operation.geometry.dims
-    shape = (2, channels, *(9, 8)[:dims]) if dims else (2, 3, channels)
+    shape = (2, channels, *(9, 8, 4)[:dims]) if dims else (2, 3, channels)
     return torch.randint(-100, 156, shape).float()
 
 

@@ -19,13 +19,7 @@ from torch import Tensor, nn
 
 from tdquant.calls.call import Call, run
 from tdquant.calls.observing import watching
-from tdquant.layers import (
-    QuantConv1d,
-    QuantConv2d,
-    QuantLayer,
-    quantized_layers,
-    structured_layers,
-)
+from tdquant.layers import CONVOLUTIONS, QuantLayer, quantized_layers, structured_layers
 from tdquant.layers.base import shared_parameters
 from tdquant.quantizers import CodedWeight
 from tdquant.support.restoring import evaluating
@@ -46,7 +40,7 @@ def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
 
     def measure(name: str, layer: QuantLayer, x: Tensor, y: Tensor) -> None:
         exact = layer.combine(layer.input_quantizer(x), layer.weight)
-        channel = 1 if isinstance(layer, (QuantConv1d, QuantConv2d)) else y.ndim - 1
+        channel = 1 if isinstance(layer, CONVOLUTIONS) else y.ndim - 1
         error = (y - exact).float().movedim(channel, 0).flatten(1)
         sums[name] = sums.get(name, 0.0) + error.sum(1)
         counts[name] = counts.get(name, 0) + error.shape[1]

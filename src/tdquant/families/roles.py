@@ -95,8 +95,8 @@ def quantizable_layers(model: nn.Module, family: Family | None = None) -> dict[s
 
 def named_roles(model: nn.Module) -> Roles:
     """Roles by the names of the model's family; the first and last layers by order where no name
-    fits. A name that only a layer of another type has, such as a Conv3d, says that no quantizable
-    layer is at that edge.
+    fits. A name that only a layer of another type has, such as a ConvTranspose2d, says that no
+    quantizable layer is at that edge.
     """
     family = family_of(model)
     paths = list(quantizable_layers(model, family))

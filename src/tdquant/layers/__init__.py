@@ -3,16 +3,18 @@ type.
 """
 
 from tdquant.layers.base import QUANTIZED, QuantLayer, quantized_layers, replace_module
-from tdquant.layers.conv import QuantConv1d, QuantConv2d
+from tdquant.layers.conv import CONVOLUTIONS, QuantConv1d, QuantConv2d, QuantConv3d
 from tdquant.layers.linear import QuantLinear
 from tdquant.layers.split import SplitLayer
 from tdquant.layers.structure import STRUCTURES, StructuredLayer, structured_layers
 
 __all__ = [
+    "CONVOLUTIONS",
     "QUANTIZED",
     "STRUCTURES",
     "QuantConv1d",
     "QuantConv2d",
+    "QuantConv3d",
     "QuantLayer",
     "QuantLinear",
     "SplitLayer",

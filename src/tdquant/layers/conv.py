@@ -36,3 +36,16 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
     def combine(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._conv_forward(x, weight, self.bias)
+
+
+class QuantConv3d(QuantLayer, nn.Conv3d):
+    """``nn.Conv3d`` on fake-quantized operands, ``(B, in, D, H, W) -> (B, out, D', H', W')``."""
+
+    geometry = _GEOMETRY
+
+    def combine(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, self.bias)
+
+
+CONVOLUTIONS = (QuantConv1d, QuantConv2d, QuantConv3d)
+"""Every quantized convolution; channels are dimension 1 of what it takes and gives."""

@@ -25,7 +25,12 @@ from tdquant.quantizers import ActivationQuantizer, WeightQuantizer
 from tdquant.quantizers.weight import mse_step
 from tdquant.scales import PendingScale
 
-CHANNELS: dict[type[nn.Module], int] = {nn.Conv2d: -3, nn.Conv1d: -2, nn.Linear: -1}
+CHANNELS: dict[type[nn.Module], int] = {
+    nn.Conv3d: -4,
+    nn.Conv2d: -3,
+    nn.Conv1d: -2,
+    nn.Linear: -1,
+}
 """Dimension of the input channels in what a layer takes, counted from the end."""
 
 

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
+from tdquant.layers import CONVOLUTIONS, QuantLayer
+
+_CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Geometry:
     @classmethod
     def of(cls, layer: QuantLayer) -> Geometry:
         """Geometry of a layer."""
-        if not isinstance(layer, (QuantConv1d, QuantConv2d)):
+        if not isinstance(layer, CONVOLUTIONS):
             return cls()
         return cls(
             tuple(layer.stride),
@@ -68,7 +70,7 @@ class Geometry:
         return after[::-1] if before == after else None
 
     def lifted(self) -> Geometry:
-        """The same in two dimensions."""
+        """The same in two dimensions, or in three."""
         ones = (1,) * (2 - self.dims)
         nothing = (0,) * (2 * len(ones))
         return replace(
@@ -99,12 +101,12 @@ class Geometry:
         """The product by PyTorch: ``(*, C) -> (*, N)`` or ``(B, C, *) -> (B, N, *')``."""
         if not self.dims:
             return F.linear(x, weight, bias)
-        convolution = F.conv1d if self.dims == 1 else F.conv2d
         sides = self.even
         if self.mode != "constant" or sides is None:
             x, sides = self.padded(x), (0,) * self.dims
         groups = self.groups if groups is None else groups
-        return convolution(x, weight, bias, self.stride, sides, self.dilation, groups)
+        convolve = _CONVOLVE[self.dims - 1]
+        return convolve(x, weight, bias, self.stride, sides, self.dilation, groups)
 
     def windows(self, x: Tensor, taps: Sequence[int]) -> Tensor:
         """What each output sees of a padded input, ``(B, C, *) -> (B, *', taps C)``."""

@@ -78,7 +78,7 @@ class LoweredLayer(nn.Module):
 
     def ones_product(self, x: Tensor) -> Tensor:
         r"""``s_w (1 * q_w)`` for an input of the size of x: what a code of 1 everywhere adds. At
-        the border a convolution sees fewer ones,
+        the border a convolution sees fewer ones, in two dimensions
 
             (1 * q_w)_{n i j} = \sum_{k l} R_{i k} T_{n k l} C_{j l}
 
@@ -92,11 +92,11 @@ class LoweredLayer(nn.Module):
             return sums
         if not any(self.walk.zeros):
             return sums.flatten(1).sum(1).reshape(self.walk.channel)
-        if self.walk.dims == 1:
-            return (sums[:, None] * self._inside(x, 0)).sum(-1)
         # Not as products of matrices: OpenVINO 2026.4 fails at those of free sizes.
-        rows = (sums[:, :, None] * self._inside(x, 1)).sum(-1)
-        return (rows[:, None] * self._inside(x, 0)[..., None]).sum(2)
+        for axis in reversed(range(self.walk.dims)):
+            inside = self._inside(x, axis)[(..., *[None] * (self.walk.dims - 1 - axis))]
+            sums = (sums.unsqueeze(1 + axis) * inside).sum(2 + axis)
+        return sums
 
     def _inside(self, x: Tensor, axis: int) -> Tensor:
         """Which taps of each output lie inside x along a spatial axis, ``(outputs, taps)``."""

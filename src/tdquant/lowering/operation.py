@@ -194,7 +194,7 @@ class Operation:
 
     def lifted(self) -> Operation:
         """The same as a convolution in two dimensions: of a linear layer, one with one position;
-        of a convolution in one dimension, one with a height of 1.
+        of a convolution in one dimension, one with a height of 1. One in three stays.
         """
         ones = (1,) * (4 - self.weight.ndim)
         weight = self.weight.reshape(*self.weight.shape[:2], *ones, *self.taps)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdquant.layers import QuantConv1d, QuantConv2d, QuantLinear
+from tdquant.layers import QUANTIZED
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import WeightQuantizer
 from tdquant.quantizers.rounding import nearest
@@ -18,6 +18,10 @@ LAYERS = {
     "reflect": (lambda: nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"), (3, 6, 7, 7)),
     "same": (lambda: nn.Conv2d(6, 8, (3, 2), padding="same", bias=False), (3, 6, 7, 7)),
     "sequence": (lambda: nn.Conv1d(6, 8, 3, padding=1, groups=2), (3, 6, 11)),
+    "video": (
+        lambda: nn.Conv3d(6, 8, (2, 3, 1), stride=(1, 2, 1), padding=1, dilation=2, groups=2),
+        (3, 6, 3, 5, 4),
+    ),
 }
 
 
@@ -25,8 +29,7 @@ def quantized(name, bits=3):
     torch.manual_seed(0)
     make, shape = LAYERS[name]
     layer = make()
-    kind = {nn.Linear: QuantLinear, nn.Conv1d: QuantConv1d, nn.Conv2d: QuantConv2d}[type(layer)]
-    layer = kind.from_float(layer)
+    layer = QUANTIZED[type(layer)].from_float(layer)
     grid = Grid.signed(bits, narrow=True)
     layer.weight_quantizer = WeightQuantizer(grid, mse_step(layer.weight, grid, True))
     # Channels that go together: what rounding can make up for.

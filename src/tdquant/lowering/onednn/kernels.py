@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tdquant.errors import BackendError
 from tdquant.lowering import labels
+from tdquant.lowering.geometry import Geometry
 from tdquant.lowering.operation import Operation
 from tdquant.support.machine import instructions
 
@@ -25,8 +26,9 @@ _REST: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
 
 
 class Kernel(Protocol):
-    """``kernel(x, step) -> y``: float32 images ``(B, C, H, W)``, channels last, or, for a linear
-    layer, contiguous ``(*, C)``; and the step of x, ``()`` or shaped to broadcast over it.
+    """``kernel(x, step) -> y``: float32 ``(B, C, H, W)`` or ``(B, C, D, H, W)``, channels last,
+    or, for a linear layer, contiguous ``(*, C)`` of another number of dimensions; and the step of
+    x, ``()`` or shaped to broadcast over it.
 
     Attributes:
         name: What the summary calls it.
@@ -51,12 +53,23 @@ class NotPickled:
         )
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` or ``(B, C, D, H, W)`` with channels last in memory."""
+    format = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return x.contiguous(memory_format=format)
+
+
+def _is_image(x: Tensor, geometry: Geometry) -> bool:
+    """Whether a tensor has channels in dimension 1: a linear layer's never has as many."""
+    return x.ndim == geometry.dims + 2
+
+
 class OneDnn(NotPickled):
     """oneDNN's 8-bit product through torch: of matrices where the window is one position, else a
     convolution.
 
     Arguments:
-        operation: In two dimensions, without ``obstacle``.
+        operation: In two dimensions or three, without ``obstacle``.
         shape: Of a typical input, for which the weight is packed.
     """
 
@@ -91,41 +104,44 @@ class OneDnn(NotPickled):
         nan = 0 * (q.sum() if one else q.sum(tuple(range(1, q.ndim)), keepdim=True))
         q = q.add_(self.zero) if self.zero else q
         if self.pads:
-            q = self.geometry.padded(q, self.zero).contiguous(memory_format=torch.channels_last)
+            q = channels_last(self.geometry.padded(q, self.zero))
         stored = q.to(torch.uint8)
         y = self._product(stored, float(step + nan) if one else 1.0, self.bias if one else None)
         if not one:
             y *= step + nan
             if self.bias is not None:
-                y += self.bias.reshape(-1, 1, 1) if y.ndim == 4 else self.bias
+                y += self._channels(self.bias, y)
         return y if self.columns is None else y.add_(self._of_offset(x, self.columns))
 
     def _of_offset(self, x: Tensor, columns: Tensor) -> Tensor:
         """``o s_w sum_{inside} q_w``."""
-        if x.ndim != 4:
+        if not _is_image(x, self.geometry):
             return self.codes.offset * self.steps * columns.flatten()
         sums = self.geometry.ones_product(x, columns)
-        return self.codes.offset * self.steps.reshape(-1, 1, 1) * sums
+        return self.codes.offset * self._channels(self.steps, x) * sums
+
+    def _channels(self, values: Tensor, x: Tensor) -> Tensor:
+        """A number for each channel that broadcasts over x."""
+        return values.reshape(self.geometry.channel) if _is_image(x, self.geometry) else values
 
     def _product(self, q: Tensor, step: float, bias: Tensor | None) -> Tensor:
-        image = q.ndim == 4
+        image = _is_image(q, self.geometry)
         codes = (self.packed, self.steps, self.zeros)
         if not self.matrix:
-            return torch.ops.onednn.qconv2d_pointwise(
-                q, step, self.zero, *codes, bias, *self.walk, *_REST
-            )
-        rows = q.permute(0, 2, 3, 1) if image else q
+            pointwise = getattr(torch.ops.onednn, f"qconv{self.geometry.dims}d_pointwise")
+            return pointwise(q, step, self.zero, *codes, bias, *self.walk, *_REST)
+        rows = q.movedim(1, -1) if image else q
         y = torch.ops.onednn.qlinear_pointwise(
             rows.reshape(-1, rows.shape[-1]), step, self.zero, *codes, bias, *_REST
         ).view(*rows.shape[:-1], len(self.zeros))
-        return y.permute(0, 3, 1, 2) if image else y
+        return y.movedim(-1, 1) if image else y
 
 
 class Float:
     """A float product of the rounded input: right everywhere, no faster than the float model.
 
     Arguments:
-        operation: In two dimensions.
+        operation: In two dimensions or three.
         shape: Not used.
     """
 
@@ -134,15 +150,14 @@ class Float:
     def __init__(self, operation: Operation, shape: torch.Size | None = None) -> None:
         self.inputs, self.geometry = operation.inputs, operation.geometry
         self.bias = operation.bias
-        weight = operation.float_weight()
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.weight = channels_last(operation.float_weight())
         self.packed_tensors = [self.weight]
 
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
         if self.inputs is not None:
             x = self.inputs.quantize(x, step).mul_(step)
             x = x.add_(self.inputs.offset) if self.inputs.offset else x
-        if x.ndim != 4:
+        if not _is_image(x, self.geometry):
             return torch.nn.functional.linear(x, self.weight.flatten(1), self.bias)
         return self.geometry.convolve(x, self.weight, self.bias)
 

@@ -21,6 +21,7 @@ from tdquant.lowering.onednn.kernels import (
     Kernel,
     Maker,
     NotPickled,
+    channels_last,
     exact_kernels,
     obstacle,
 )
@@ -131,7 +132,7 @@ class OneDnnLayer(nn.Module):
         x = input
         if self.dims:
             x = x.unsqueeze(2) if self.dims == 1 else x
-            x = x.float().contiguous(memory_format=torch.channels_last)
+            x = channels_last(x.float())
         else:
             x = (x.flatten(1, 2) if x.ndim == 4 else x).float().contiguous()  # 4 are an image's
         step = self._step(input, x)

@@ -127,6 +127,26 @@ def translations() -> dict[Any, Any]:
         shape = op.Constant(value_ints=[-1] + [1] * (len(x.shape) - 2))
         return op.Add(op.Mul(y, op.Reshape(weight, shape)), op.Reshape(bias, shape))
 
+    def conv3d(
+        x: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Sequence[int] = (1,) * 3,
+        padding: Sequence[int] = (0,) * 3,
+        dilation: Sequence[int] = (1,) * 3,
+        groups: int = 1,
+    ) -> Any:
+        # torch's own translation gives one without bias a bias of two dimensions.
+        return op.Conv(
+            x,
+            weight,
+            bias,
+            strides=list(stride),
+            pads=[*padding, *padding],
+            dilations=list(dilation),
+            group=groups,
+        )
+
     def repeat_interleave(x: Any, repeats: Any, dim: int | None = None, **_: Any) -> Any:
         # torch's own translation expands to the sizes of the example.
         rank = len(x.shape)
@@ -146,6 +166,7 @@ def translations() -> dict[Any, Any]:
 
     names = torch.ops.tdquant
     return {
+        torch.ops.aten.conv3d.default: conv3d,
         torch.ops.aten.group_norm.default: group_norm,
         torch.ops.aten.repeat_interleave.self_int: repeat_interleave,
         names.quantize.default: quantize_linear,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdquant.layers import QuantConv1d, QuantConv2d, QuantLayer
+from tdquant.layers import CONVOLUTIONS, QuantLayer
 from tdquant.quantizers import RoundedWeight, WeightQuantizer
 from tdquant.quantizers.rounding import nearest
 
@@ -36,18 +36,16 @@ _COLUMNS = 128
 
 def patches(layer: QuantLayer, x: Tensor) -> Tensor:
     """The rows that each group of a layer multiplies by its weight, ``(G, N, K)``."""
-    if not isinstance(layer, (QuantConv1d, QuantConv2d)):
+    if not isinstance(layer, CONVOLUTIONS):
         return x.reshape(1, -1, x.shape[-1])
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    kernel, stride, dilation = (
-        (1, *sizes) if len(sizes) == 1 else sizes
-        for sizes in (layer.kernel_size, layer.stride, layer.dilation)
-    )
-    if isinstance(layer, QuantConv1d):
-        x = x.unsqueeze(2)
-    columns = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (B, C k, N), by channel
-    return columns.unflatten(1, (layer.groups, -1)).movedim(1, 0).movedim(2, 3).flatten(1, 2)
+    dims = len(layer.kernel_size)
+    for i in range(dims):  # (B, C, *) -> (B, C, *', *k)
+        extent = layer.dilation[i] * (layer.kernel_size[i] - 1) + 1
+        x = x.unfold(2 + i, extent, layer.stride[i])[..., :: layer.dilation[i]]
+    rows = x.unflatten(1, (layer.groups, -1)).movedim((1, 2), (0, 2 + dims))
+    return rows.flatten(2 + dims).flatten(1, 1 + dims)
 
 
 class Hessian:
