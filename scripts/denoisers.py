@@ -3,7 +3,7 @@
     .venv/bin/python scripts/denoisers.py [--again] [PART OF A NAME ...]
 
 Records stand in benchmarks/results/denoisers.json, one a case; a run goes on with those that are
-missing, or with all that the words name. scripts/families.py makes tables of them.
+missing, or with all that the words name. scripts/result_tables.py makes a table of them.
 """
 
 import argparse
@@ -41,12 +41,16 @@ def main():
             wrong = [f"{s}: {what}" for s, what in record["stages"].items() if what != "ok"]
             print(f"{name}: {'; '.join(wrong) or 'ok'} ({record.get('seconds')} s)", flush=True)
             write([found[name] for name in CASES if name in found])
+    write([found[name] for name in CASES if name in found])
     print(f"{sum(map(works, found.values()))} of {len(CASES)} work")
 
 
 def write(records):
     versions = {"diffusers": diffusers.__version__, "torch": torch.__version__}
-    text = json.dumps({"versions": versions, "cases": records}, indent=1) + "\n"
+    for record in records:
+        record["works"] = works(record)
+    found = {"versions": versions, "known": list(CASES), "cases": records}
+    text = json.dumps(found, indent=1) + "\n"
     fresh = RESULTS.with_suffix(".tmp")
     fresh.write_text(text)
     fresh.replace(RESULTS)

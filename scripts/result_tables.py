@@ -269,6 +269,52 @@ def campaign(found: dict) -> str:
     return "\n\n".join([*pages, f"{where(found)}."])
 
 
+FILES = ".xml", ".onnx"
+REASON = re.compile(r" {2,}why: (.*?)(?= {2,}fix:|$)", re.S)
+
+
+def denoisers(found: dict) -> str:
+    """Every denoiser class of diffusers: what works, and why what does not."""
+    records, known = {record["case"]: record for record in found["cases"]}, found["known"]
+    rows: list[list[object]] = []
+    reasons: dict[str, list[str]] = {}
+    for case in known:
+        record = records.get(case, {})
+        stages, layers = record.get("stages", {}), record.get("layers", {})
+        errors = (
+            f"{record[k]['mean']:.4f}" if k in record else "-" for k in ("error", "bfloat16")
+        )
+        answers = ("-" if (said := stages.get(name)) is None else "yes" if said == "ok" else "no"
+                   for name in ("openvino", *FILES))  # fmt: skip
+        works = "not run" if not record else "yes" if record["works"] else "**no**"
+        counts = [layers.get(key, "-") for key in ("quantized", "float")]
+        rows.append([case, works, *counts, *errors, *answers])
+        for stage, said in stages.items():
+            if said != "ok":
+                why = REASON.search(said)
+                words = (why[1] if why else said.partition(": ")[2]).replace("`", "'")
+                reasons.setdefault(f"{stage}: {words.strip()}", []).append(case)
+    head = [
+        "class",
+        "works",
+        "quantized",
+        "float",
+        "error",
+        "bfloat16",
+        "openvino",
+        ".xml",
+        ".onnx",
+    ]
+    lines = [f"- `{why}`: {'; '.join(cases)}." for why, cases in sorted(reasons.items())]
+    good = sum(record["works"] for record in records.values())
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return (
+        f"{len(records)} of {len(known)} cases were run, {good} of them work ({versions}).\n\n"
+        f"{markdown(head, rows, slice(2, 6))}\n\nReasons, by stage, as they were raised:\n\n"
+        + "\n".join(lines)
+    )
+
+
 def filled(text: str) -> str:
     """A page with its tables made anew."""
 

@@ -1,4 +1,5 @@
 import copy
+import types
 from dataclasses import dataclass
 
 import pytest
@@ -83,6 +84,47 @@ def test_what_was_added_is_not_multiplied(share):
 
 def test_predictions_that_are_too_loud():
     assert fitted(lambda x: 1.25 * x) == pytest.approx(0.8, rel=1e-4)
+
+
+class Several(Given):
+    """Returns others beside its prediction, under a name or in a tuple."""
+
+    def __init__(self, change, packed):
+        super().__init__(change)
+        self.packed = packed
+
+    def forward(self, x, t):
+        return packed(super().forward(x, t), 3 * x, self.packed)
+
+
+def packed(y, other, kind):
+    if kind == "list":
+        return types.SimpleNamespace(sample=list(y))
+    return (y, other) if kind == "tuple" else types.SimpleNamespace(sample=y, other=other)
+
+
+@pytest.mark.parametrize("kind", ["tuple", "sample"])
+def test_of_several_outputs_the_prediction_alone_is_fitted(kind):
+    model = Several(lambda x: 1.25 * x, kind).eval()
+    tdq.quantize(model, tdq.Recipe(8, 32, edges=8))
+    x, t = torch.randn(8, 6, 8, 8), torch.tensor(5)
+    frozen = tdq.freeze(model)
+    corrected = tdq.correct(frozen, lambda x, t: packed(x, -x, kind), [(x, t)], progress=False)
+    assert float(gain_of(corrected).scale.table) == pytest.approx(0.8, rel=1e-4)
+    found = corrected(x, t)
+    first, other = found if kind == "tuple" else (found.sample, found.other)
+    assert torch.allclose(first, x, rtol=1e-4)
+    assert torch.equal(other, 3 * x)
+
+
+def test_a_prediction_that_is_not_one_tensor_is_refused():
+    model = Several(lambda x: x, "list").eval()
+    tdq.quantize(model, tdq.Recipe(8, 32, edges=8))
+    frozen = tdq.freeze(model)
+    call = torch.randn(2, 6, 8, 8), torch.tensor(5)
+    with pytest.raises(CalibrationError, match=r"SimpleNamespace(?s:.*)one tensor"):
+        tdq.correct(frozen, lambda x, t: x, [call], progress=False)
+    assert gain_of(frozen) is None
 
 
 def test_the_model_that_is_corrected_stays_as_it_was(frozen, x):

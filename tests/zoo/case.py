@@ -54,6 +54,7 @@ class Case:
         argument: Name of the timestep argument.
         shape: Of the timestep.
         also: Other arguments that take a part of the time: name -> factor.
+        unset: In names of parameters that the class leaves as memory happens to be.
     """
 
     cls: str
@@ -64,6 +65,7 @@ class Case:
     argument: str = "timestep"
     shape: tuple[int, ...] = (B,)
     also: tuple[tuple[str, float], ...] = ()
+    unset: str = ""
 
     @property
     def name(self) -> str:
@@ -71,7 +73,13 @@ class Case:
 
     def model(self) -> torch.nn.Module:
         """The denoiser, in float and evaluation mode."""
-        return random_model(getattr(diffusers, self.cls), **self.config)
+        made = random_model(getattr(diffusers, self.cls), **self.config)
+        rng = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if self.unset and self.unset in name:
+                    parameter.normal_(0, 0.1, generator=rng)
+        return made
 
     def calls(self) -> list[dict[str, Any]]:
         """Calls at all times, each with inputs of its own."""

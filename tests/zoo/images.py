@@ -343,11 +343,13 @@ case(
     "NucleusMoEImageTransformer2DModel",
     {**HEADS, "in_channels": 16, "out_channels": 4, "num_layers": 2, "joint_attention_dim": 12,
      "axes_dims_rope": (2, 2, 4), "num_experts": 2, "moe_intermediate_dim": 16,
-     "capacity_factors": [2.0, 2.0], "dense_moe_strategy": "leave_first_block_dense"},
+     "capacity_factors": [2.0, 2.0], "mlp_ratio": 12.0,
+     "dense_moe_strategy": "leave_first_block_dense"},
     lambda n: {
         "hidden_states": n(B, 16, 16), "encoder_hidden_states": texts(n),
         "encoder_hidden_states_mask": mask(6, 4), "img_shapes": [(1, 4, 4)] * B,
     },
+    unset=".experts.",
     **UNIT,
 )  # fmt: skip
 case(

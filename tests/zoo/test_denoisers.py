@@ -13,7 +13,8 @@ from tests.zoo import CASES
 from tests.zoo.proof import prove, works
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "denoisers.json"
-WORKING = [record["case"] for record in json.loads(RESULTS.read_text())["cases"] if works(record)]
+FOUND = json.loads(RESULTS.read_text())
+WORKING = [record["case"] for record in FOUND["cases"] if record["works"]]
 FEW = ("QwenImageTransformer2DModel", "ZImageTransformer2DModel")
 
 
@@ -27,3 +28,9 @@ def test_a_denoiser_works(name, tmp_path):
 
 def test_named_denoisers_are_among_them():
     assert set(FEW) <= set(WORKING)
+
+
+def test_records_count_every_case_and_what_works():
+    assert FOUND["known"] == list(CASES)
+    assert {record["case"] for record in FOUND["cases"]} <= set(CASES)
+    assert all(record["works"] == works(record) for record in FOUND["cases"])

@@ -23,7 +23,11 @@ _SEEN = {"image_dim": 10, "added_kv_proj_dim": 16}
 
 
 def with_image(n):
-    return {**video(n), "encoder_hidden_states_image": n(B, 5, 10)}
+    # The attention takes the last 512 tokens for the text.
+    text = texts(n, length=512)
+    return {
+        **video(n), "encoder_hidden_states": text, "encoder_hidden_states_image": n(B, 5, 10),
+    }  # fmt: skip
 
 
 case("WanTransformer3DModel", _WAN, video)

@@ -23,17 +23,7 @@ def run(model: nn.Module, call: Call) -> Tensor:
         CalibrationError: The call is neither a tuple nor a dictionary, or the output holds no
             floating-point tensor, or one that samples do not divide.
     """
-    call = map_tensors(ordinary, call)
-    if isinstance(call, Mapping):
-        output = model(**call)
-    elif isinstance(call, (tuple, list)):
-        output = model(*call)
-    else:
-        raise CalibrationError(
-            f"a batch of type {type(call).__name__}",
-            where="batches",
-            fix="yield tuples of positional, or dictionaries of keyword arguments: (x, t)",
-        )
+    output = called(model, call)
     if isinstance(output, Tensor):
         return output
     nest = output if isinstance(output, (Mapping, list, tuple)) else getattr(output, "sample", ())
@@ -47,6 +37,24 @@ def run(model: nn.Module, call: Call) -> Tensor:
         why = f"its floating-point tensors are not those of {size} samples"
         raise CalibrationError(what, where=type(model).__name__, why=why)
     return torch.cat(rows, dim=1)  # type: ignore[arg-type]
+
+
+def called(model: Callable[..., Any], call: Call) -> Any:
+    """What the model returns for one call.
+
+    Raises:
+        CalibrationError: The call is neither a tuple nor a dictionary.
+    """
+    call = map_tensors(ordinary, call)
+    if isinstance(call, Mapping):
+        return model(**call)
+    if isinstance(call, (tuple, list)):
+        return model(*call)
+    raise CalibrationError(
+        f"a batch of type {type(call).__name__}",
+        where="batches",
+        fix="yield tuples of positional, or dictionaries of keyword arguments: (x, t)",
+    )
 
 
 def leaf_tensors(tree: Any) -> list[Tensor]:

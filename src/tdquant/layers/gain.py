@@ -67,12 +67,22 @@ class OutputGain(nn.Module):
         return torch.cat([(own * g).to(y.dtype), rest], dim=1)
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> Any:
+        y = self(prediction(output))
         if isinstance(output, Tensor):
-            return self(output)
+            return y
         if isinstance(output, tuple):
-            return (self(output[0]), *output[1:])
-        output.sample = self(output.sample)
+            return (y, *output[1:])
+        output.sample = y
         return output
+
+
+def prediction(output: Any) -> Any:
+    """The part of a model's output that its gain multiplies: all, the first of a tuple, or
+    ``sample``.
+    """
+    if isinstance(output, Tensor):
+        return output
+    return output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
 
 
 def gain_of(model: nn.Module) -> OutputGain | None:

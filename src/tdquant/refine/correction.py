@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.calls.call import Call, run, values
+from tdquant.calls.call import Call, called, values
 from tdquant.clock import Clock, clock_of
 from tdquant.errors import CalibrationError, FreezeError
 from tdquant.freezing import copy_model, is_frozen
-from tdquant.layers.gain import OutputGain, gain_of, values_of
+from tdquant.layers.gain import OutputGain, gain_of, prediction, values_of
 from tdquant.numerics.fake_quantize import expand_scale
 from tdquant.scales import TableScale
 from tdquant.scales.table import training_timesteps
@@ -58,7 +58,8 @@ def correct(
     progress: bool = True,
 ) -> nn.Module:
     """Returns a copy of a frozen model with a gain over time behind its output, which compensates
-    what its predictions have lost against those of the float model.
+    what its predictions have lost against those of the float model. Of several outputs the first,
+    or ``.sample``, is the prediction.
 
     Arguments:
         frozen: A model that ``freeze`` or ``load`` returned. A gain that it has is fitted anew.
@@ -75,7 +76,7 @@ def correct(
 
     Raises:
         FreezeError: The model is not frozen: what changes weights or scales comes first.
-        CalibrationError: No calls, or predictions that are not finite.
+        CalibrationError: No calls, or predictions that are not finite or not one tensor.
     """
     clock = clock_of(frozen)
     if not is_frozen(frozen):
@@ -126,7 +127,7 @@ class _Fit:
 
     def add(self, call: Call) -> None:
         """Adds one call: 1, t, <y, y>, <z, y> and <z, z> of every sample."""
-        z, y = run(self.frozen, call).float(), run(self.teacher, call).float()
+        z, y = (_predicted(model, call) for model in (self.frozen, self.teacher))
         times = self.clock.last.detach().float().cpu().reshape(-1).expand(len(z)).double()
         # Half of the channels are variances where there are twice as many as in x.
         x = next((v for v in values(call) if isinstance(v, Tensor) and v.ndim > 1), z)
@@ -159,6 +160,19 @@ class _Fit:
         count, total, yy, zy, zz = sums.unbind(1)
         kept = zy.maximum(zz.minimum(yy)) / yy.clamp(min=1e-300)
         return total / count, 1 / kept.clamp(1 / LIMIT, LIMIT)
+
+
+def _predicted(model: Callable[..., Any], call: Call) -> Tensor:
+    """What a gain multiplies of the model's output, in float32."""
+    output = called(model, call)
+    found = prediction(output)
+    if not isinstance(found, Tensor):
+        raise CalibrationError(
+            f"an output of type {type(output).__name__}",
+            where=f"correct, {type(model).__name__}",
+            why="the gain multiplies one tensor: the output, the first of a tuple, or .sample",
+        )
+    return found.float()
 
 
 def _install(

@@ -188,3 +188,24 @@ def test_a_file_that_an_engine_runs_in_bfloat16_keeps_its_scales(knots, calibrat
         (y,) = bare([x.numpy(), torch.full((len(x),), t).numpy()]).values()
         exact = model(x, torch.tensor(t))
         assert (torch.from_numpy(y) - exact).norm() < 0.1 * exact.norm()
+
+
+class TwoTimes(nn.Module):
+    """A layer behind the distance of two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, t, r):
+        return self.layer(x * (t - r)[:, None]) + t[:, None]
+
+
+def test_inputs_stay_as_they_are():
+    """OpenVINO subtracts in the memory of its input."""
+    session = tdq.compile(frozen(TwoTimes()), "openvino")
+    for time in (3.0, 4.0):
+        given = {"x": torch.ones(2, 8), "t": torch.full((2,), time), "r": torch.ones(2)}
+        before = {name: tensor.clone() for name, tensor in given.items()}
+        session(**given)
+        assert all(torch.equal(given[name], before[name]) for name in given)

@@ -80,6 +80,8 @@ def open_onnx(path: Path, threads: int, device: str) -> tuple[dict[str, Any], ON
     try:
         check_seal(path, beside)
     except ExportError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
         wanted = re.search(
             rb"location\x12.([ -~]+)" + re.escape(CONSTANTS.encode()), path.read_bytes()
         )

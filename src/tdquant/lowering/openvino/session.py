@@ -62,10 +62,9 @@ class _Requests:
     def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         with self._lock:
             request = self._free.pop() if self._free else self.model.create_infer_request()
-        # The engine reads and writes the memory of torch's tensors: nothing is copied.
         found = [torch.from_numpy(np.empty(shape, dtype)) for shape, dtype in self._outputs]
-        for name, tensor in inputs.items():
-            request.set_tensor(name, self._ov.Tensor(tensor.numpy(), shared_memory=True))
+        for name, tensor in inputs.items():  # copied: OpenVINO computes in place on some of them
+            request.set_tensor(name, self._ov.Tensor(tensor.numpy()))
         for index, tensor in enumerate(found):
             shared = self._ov.Tensor(tensor.numpy(), shared_memory=True)
             request.set_output_tensor(index, shared)
