@@ -27,11 +27,14 @@ _DISK = {
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raises StorageError, which names ``path``, where a file system refuses to write."""
+    """Raises StorageError, which names ``path``, where a file system refuses to write, also to a
+    file within, whose own error would name a temporary place.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _DISK:
+    except (OSError, StorageError) as raised:
+        error = raised.__cause__ if isinstance(raised, StorageError) else raised
+        if not isinstance(error, OSError) or error.errno not in _DISK:
             raise
         what = error.filename if isinstance(error.filename, str) else ""
         raise StorageError(

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from tdquant.errors import ExportError
 from tdquant.files.documents import Document, Section
+from tdquant.files.workspace import flush, flush_entry
 
 KEY = "tdquant"
 """Key of the description in a file's own metadata."""
@@ -97,12 +98,14 @@ def put_files(source: Path, target: Path) -> None:
     """Moves a file, after all that lies beside it in a folder of its own, to another name of a
     file. Constants of an earlier file there that the new one does not have are removed.
     """
+    flush(source.parent)
     others = [file for file in source.parent.iterdir() if file != source]
     for file in (*others, source):
         file.replace(target.with_name(file.name))
     constants = target.with_name(target.name + CONSTANTS)
     if constants.name not in [file.name for file in others]:
         constants.unlink(missing_ok=True)
+    flush_entry(target.parent)
 
 
 def check_seal(file: Path, others: Sequence[Path] = ()) -> None:
