@@ -192,7 +192,12 @@ def test_a_timestep_that_meets_the_sample_is_handed_over(kind):
     inputs = (torch.randn(2, 3), torch.tensor([3.0, 700.0]))
     graph = graph_of(Direct(), *inputs)
     time = split_time(graph, "b")
-    found = run(graph, inputs[0], *run(time, inputs[1]))
+    parts = run(time, inputs[1]) if time else []
+    names = [name for port in graph.inputs for name in port.get_names()]
+    own = [inputs[1]] if "b" in names else []
+    assert bool(parts) == (kind != "sample")
+    assert bool(own) == (kind != "output")
+    found = run(graph, inputs[0], *own, *parts)
     y = Direct()(*inputs)
     for one, other in zip(found, y if type(y) is tuple else (y,), strict=True):
         assert torch.allclose(one, other)

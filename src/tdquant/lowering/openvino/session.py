@@ -88,15 +88,17 @@ class _Compiled:
         self, rest: _Requests, time: _Requests | None = None, *, timestep: str | None = None
     ) -> None:
         self.rest, self.time, self._timestep = rest, time, timestep
-        ports = (port.any_name for port in rest.model.inputs)
-        self._names = [name for name in ports if name.startswith(PASSED)]
+        # A port may have more names than the one that it was given.
+        names = [name for port in rest.model.inputs for name in port.get_names()]
+        self._names = [name for name in names if name.startswith(PASSED)]
+        self._direct = timestep in names
         self._known: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         if self.time is None or self._timestep is None:
             return self.rest(inputs)
-        rest = {name: tensor for name, tensor in inputs.items() if name != self._timestep}
+        rest = {n: x for n, x in inputs.items() if n != self._timestep or self._direct}
         return self.rest(rest | self._of_time(self.time, inputs[self._timestep]))
 
     def _of_time(self, time: _Requests, timestep: Tensor) -> dict[str, Tensor]:

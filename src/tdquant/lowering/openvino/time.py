@@ -48,12 +48,12 @@ def split_time(graph: Any, timestep: str) -> Any:
 
     Arguments:
         graph: An ``openvino.Model``; inputs named ``time.0`` and so on take the place of its
-            timestep.
+            timestep, which stays an input where it meets the sample.
         timestep: Name of the input that is the timestep.
 
     Returns:
         The model of what was taken out, from the timestep to these inputs; None, and the graph as
-        it was, where a size depends on values of the inputs.
+        it was, where there is nothing to take out or a size depends on values of the inputs.
     """
     ov, op = require("openvino", "openvino"), operators()
     for node in graph.get_ops():
@@ -75,15 +75,18 @@ def split_time(graph: Any, timestep: str) -> Any:
             users := [u for u in output.get_target_inputs() if u.get_node().get_name() not in core]
         )
     ]
-    if any(shape(output) is None for output, _ in handed):
+    # The timestep itself is no output of what is split off: OpenVINO would compute in its memory.
+    if any(shape(y) is None for y, _ in handed) or all(y == clock.output(0) for y, _ in handed):
         return None
     found, inputs = list[Any](), list[Any]()
     for output, users in handed:
         value = op.parameter(shape(output), output.get_element_type())
-        value.output(0).set_names({f"{PASSED}{len(inputs)}"})
+        own = output == clock.output(0)
+        value.output(0).set_names({timestep if own else f"{PASSED}{len(found)}"})
         for user in users:
             user.replace_source_output(value.output(0))
-        found.append(op.result(output))
+        if not own:
+            found.append(op.result(output))
         inputs.append(value)
     graph.add_parameters(inputs)
     graph.remove_parameter(clock)
