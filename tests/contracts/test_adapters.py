@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tdquant as tdq
-from tdquant.errors import ConversionError, FreezeError
+from tdquant.errors import BackendError, ConversionError, FreezeError, TDQError
 
 pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -125,8 +125,37 @@ def test_a_small_adapter_fused_into_few_bits_is_told(made):
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 p.mul_(0.01)
+    layer = next(m for m in model.modules() if hasattr(m, "lora_B"))
+    with pytest.warns(UserWarning, match="rounding keeps less than 80%") as said:
+        layer.merge()
+    assert said[0].filename == __file__
+    layer.unmerge()
     with pytest.warns(UserWarning, match=r"rounding keeps -?\d+%"):
         model.fuse_lora()
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.filterwarnings("ignore:rounding keeps")
+def test_two_adapters_with_weights(made, state):
+    _, calls, models = made
+    model = copy.deepcopy(models[state, 8])
+    plain = out(model, calls[0])
+    for name in ("a", "b"):
+        model.add_adapter(KINDS["lora"](), name)
+    fill(model)
+    model.set_adapters(["a", "b"], [0.5, 2.0])
+    both = out(model, calls[0])
+    model.fuse_lora(adapter_names=["a", "b"])
+    assert (out(model, calls[0]) - both).norm() < 0.9 * (both - plain).norm()
+    model.unfuse_lora()
+    assert torch.equal(out(model, calls[0]), both)
+    model.set_adapters("a")
+    alone = out(model, calls[0])
+    assert not torch.equal(alone, both)
+    model.delete_adapters("b")
+    assert torch.equal(out(model, calls[0]), alone)
+    model.unload_lora()
+    assert torch.equal(out(model, calls[0]), plain)
 
 
 def test_a_float_model_with_an_adapter_is_not_quantized(made):
@@ -209,6 +238,16 @@ def test_quantized_projections_are_not_fused(made, state):
     with pytest.raises(ConversionError, match=r"before tdq\.quantize"):
         model.fuse_qkv_projections()
     assert model.attn_processors == before
+    block = model.get_submodule(LAYER.removesuffix(".to_q"))
+    with pytest.raises(ConversionError, match=r"before tdq\.quantize"):
+        block.fuse_projections()
+    assert not hasattr(block, "to_qkv")
+
+
+def test_float_models_of_a_marked_class_still_fuse(made):
+    model = copy.deepcopy(made[0].unet)
+    model.fuse_qkv_projections()
+    assert hasattr(model.get_submodule(LAYER.removesuffix(".to_q")), "to_qkv")
 
 
 def test_projections_that_were_fused_first(made, tmp_path):
@@ -224,3 +263,49 @@ def test_projections_that_were_fused_first(made, tmp_path):
     assert torch.equal(out(again, calls[0]), found)
     tdq.save(frozen, tmp_path / "own")
     assert torch.equal(out(tdq.load(tmp_path / "own"), calls[0]), found)
+
+
+def with_adapter(made, kind):
+    """A loaded model with an adapter that is not fused, and a call of it."""
+    pipe, calls, models = made
+    model = copy.deepcopy(models["codes", 8])
+    if kind == "ip":
+        model._load_ip_adapter_weights(image_weights(pipe.unet), low_cpu_mem_usage=False)
+        return model, {**calls[0], **image(calls, 0)}
+    model.add_adapter(KINDS[kind]())
+    fill(model)
+    return model, calls[0]
+
+
+SLOW = [pytest.param(engine, marks=pytest.mark.slow) for engine in ("openvino", ".xml", ".onnx")]
+
+
+@pytest.mark.parametrize("engine", ["reference", "onednn", *SLOW])
+@pytest.mark.parametrize("kind", [*KINDS, "ip"])
+def test_an_engine_computes_with_the_adapter_or_refuses(made, kind, engine, tmp_path):
+    model, call = with_adapter(made, kind)
+    right, file = out(model, call), tmp_path / "unet"
+    try:
+        if engine.startswith("."):
+            tdq.export(model, file.with_suffix(engine), call)
+            compiled = tdq.open_session(file.with_suffix(engine))
+        else:
+            compiled = tdq.compile(model, engine)
+        found = out(compiled, call)
+    except TDQError:
+        refused = {"onednn": ("dora", "loha", "lokr"), "openvino": ("lokr",), ".xml": ("lokr",)}
+        assert kind in refused.get(engine, ())
+        assert not list(tmp_path.iterdir())
+    else:
+        assert (found - right).norm() < 1e-4 * right.norm()
+
+
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
+def test_layers_without_their_weight_refuse_adapters_that_read_it(made, kind):
+    from tdquant.lowering.cuda import lower_on
+
+    model, _ = with_adapter(made, kind)
+    with pytest.raises(BackendError, match="reads the weight"):
+        tdq.compile(model, "onednn")
+    with pytest.raises(BackendError, match="reads the weight"):
+        lower_on(model, "cpu")

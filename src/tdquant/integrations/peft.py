@@ -124,12 +124,20 @@ def _put_back(base: QuantLayer, before: tuple[dict[str, Any], nn.Module]) -> Non
 
 
 def _measure(old: Tensor, asked: Tensor, got: Tensor) -> None:
-    """Notes what rounding kept of a change of a weight, for whom it may concern."""
+    """Notes what rounding kept of a change of a weight, for the model's warning; a layer that is
+    merged by itself warns in words that are the same for all, which Python shows once.
+    """
+    delta = (asked - old).double()
+    kept, whole = float(((got - old).double() * delta).sum()), float(delta.square().sum())
     shares = _SHARES.get()
     if shares is not None:
-        delta = (asked - old).double()
-        kept = (got - old).double()
-        shares.append((float((kept * delta).sum()), float(delta.square().sum())))
+        shares.append((kept, whole))
+    elif kept < _ENOUGH * whole:
+        warnings.warn(
+            f"rounding keeps less than {_ENOUGH:.0%} of an adapter merged into a layer: it is "
+            "small beside the weight's steps. Unmerged, it is a float branch and is kept whole",
+            stacklevel=4,
+        )
 
 
 def warn_of_rounding(fuse: Any, self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
+from tdquant.errors import BackendError
+
 PEFT = "a model with adapters of peft"
 IMAGE = "a model with an IP-Adapter"
+
+_WEIGHT_READERS = (".lora_magnitude_vector.", ".hada_", ".lokr_")
+"""Parts of the names of parameters of DoRA, LoHa and LoKr."""
 
 
 def adapters_of(model: nn.Module) -> tuple[str, str] | None:
@@ -16,3 +21,17 @@ def adapters_of(model: nn.Module) -> tuple[str, str] | None:
         if "IPAdapter" in type(module).__name__:
             return IMAGE, path
     return None
+
+
+def refuse_weight_readers(model: nn.Module, backend: str) -> None:
+    """Raises BackendError for adapters that compute with the weight below them, or with its shape:
+    layers of this backend do not keep it.
+    """
+    for name, _ in model.named_parameters():
+        if any(part in name for part in _WEIGHT_READERS):
+            raise BackendError(
+                "an adapter that reads the weight below it cannot be compiled",
+                where=name,
+                why=f"layers of backend {backend!r} keep codes alone",
+                fix='fuse it, or backend="reference"',
+            )

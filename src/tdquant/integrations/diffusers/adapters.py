@@ -58,12 +58,12 @@ def check_ip_adapters() -> None:
     wrap_method(UNet2DConditionLoadersMixin, "_load_ip_adapter_weights", checked)
 
 
-def check_fusing(cls: type[nn.Module]) -> None:
-    """Has ``fuse_qkv_projections`` of a class of models refuse those that are quantized."""
-    if not hasattr(cls, "fuse_qkv_projections"):
-        return
+def check_fusing(model: nn.Module) -> None:
+    """Has ``fuse_qkv_projections`` of a model's class, and ``fuse_projections`` of those of its
+    blocks, refuse projections that are quantized.
+    """
 
-    def fuse(fuse: Any, self: nn.Module) -> Any:
+    def fuse(method: Any, self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for path, module in self.named_modules():
             quantized = isinstance(module, (QuantLayer, StructuredLayer))
             if quantized and path.split(".")[-1] in ("to_q", "to_k", "to_v"):
@@ -73,6 +73,9 @@ def check_fusing(cls: type[nn.Module]) -> None:
                     why="the fused layer would be a float one, without their scales and codes",
                     fix="model.fuse_qkv_projections() before tdq.quantize",
                 )
-        return fuse(self)
+        return method(self, *args, **kwargs)
 
-    wrap_method(cls, "fuse_qkv_projections", fuse)
+    for cls in {type(module) for module in model.modules()}:
+        for name in ("fuse_qkv_projections", "fuse_projections"):
+            if hasattr(cls, name):
+                wrap_method(cls, name, fuse)

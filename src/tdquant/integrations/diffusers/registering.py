@@ -40,7 +40,7 @@ def mark(model: nn.Module) -> None:
 
     if not isinstance(model, ModelMixin):
         return
-    check_fusing(type(model))
+    check_fusing(model)
     marked: Any = model
     frozen = is_frozen(model)
     config = TDQConfig(

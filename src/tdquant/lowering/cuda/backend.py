@@ -17,6 +17,7 @@ from tdquant.lowering.backends import Example, register_backend, time_calls
 from tdquant.lowering.cuda.kernels import FP8_EXACT, FloatProduct, MatrixProduct
 from tdquant.lowering.operation import Operation
 from tdquant.lowering.products import ProductLayer, lower_layers
+from tdquant.support.adapters import refuse_weight_readers
 from tdquant.support.hooks import hooked
 
 FP8_CAPABILITY = (8, 9)
@@ -59,6 +60,7 @@ def lower_on(
         example: Arguments of a call to measure kernels with.
         fp8: Whether float8 may be used; None asks the device.
     """
+    refuse_weight_readers(frozen, "cuda")
     device = torch.device(device)
     if fp8 is None:
         fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY

@@ -28,6 +28,7 @@ from tdquant.lowering.onednn.kernels import (
 from tdquant.lowering.operation import Operation
 from tdquant.lowering.products import lower_layers
 from tdquant.model_summary import Row, layer_row
+from tdquant.support.adapters import refuse_weight_readers
 from tdquant.support.memory import trim_heap
 
 _ROUNDS = 3
@@ -42,13 +43,14 @@ def lower(frozen: nn.Module, example: Example | None = None) -> nn.Module:
     or else on the first call, computes with rounded inputs in float.
 
     Raises:
-        BackendError: The model is on another device.
+        BackendError: The model is on another device, or has an adapter of kind DoRA, LoHa or LoKr.
     """
     devices = {p.device.type for p in frozen.parameters()}
     if devices - {"cpu"}:
         raise BackendError(
             f"the model is on {', '.join(sorted(devices))}", where="onednn", fix="model.cpu()"
         )
+    refuse_weight_readers(frozen, "onednn")
     model = lower_layers(frozen, partial(OneDnnLayer, Trials()))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
