@@ -403,3 +403,21 @@ def test_a_disk_that_takes_no_file(frozen, tmp_path, monkeypatch):
             frozen, tmp_path / "m.xml", example=(torch.zeros(1, 6, 8, 8), torch.tensor([1]))
         )
     assert not list(tmp_path.iterdir())
+
+
+class Counting(nn.Module):
+    """Branches on how many numbers are positive, which no graph can."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, t):
+        y = self.layer(x)
+        return y + 1 if len(y[y > 0]) == 1 else y
+
+
+def test_a_graph_that_cannot_be_traced_is_not_printed(tmp_path, capfd):
+    with pytest.raises(ExportError, match="cannot be traced"):
+        tdq.export(frozen(Counting()), tmp_path / "m.onnx", (torch.ones(2, 8), torch.ones(2)))
+    assert capfd.readouterr() == ("", "")

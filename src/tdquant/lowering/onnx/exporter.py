@@ -27,6 +27,7 @@ References:
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -198,11 +199,11 @@ def _free(call: Call) -> tuple[dict[int, Any], ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides the warnings, logs and prints of torch's exporter."""
+    """Hides the warnings, logs and prints of torch's exporter, which prints a graph that fails."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with quiet_tracing():
+        with quiet_tracing(), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.disable(level)
