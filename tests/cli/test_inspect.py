@@ -83,7 +83,7 @@ def test_a_terminal_is_not_overrun_and_a_pipe_gets_everything(tmp_path, capsys, 
 
     saved = tdq.save(tdq.freeze(quantized()), tmp_path / "model")
     _, whole = inspect(saved, capsys)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((60, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((60, 24)))
     assert inspect(saved, capsys)[1] == whole
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     _, text = inspect(saved, capsys)

@@ -22,8 +22,9 @@ def to_uint8(images: Tensor) -> Tensor:
     """
     if images.dtype == torch.uint8:
         return images
-    bad = int((~images.isfinite()).flatten(1).any(1).sum())
-    if bad:
+    finite = images.isfinite()
+    if not finite.all():
+        bad = sum(not image.all() for image in finite)
         raise ModelError(
             f"{bad} of {len(images)} images have NaN or infinite numbers",
             fix="look for them in the model's weights; then try more sampler steps, or float32",
