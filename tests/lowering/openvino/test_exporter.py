@@ -1,5 +1,6 @@
 """What writing an OpenVINO file takes, and what is in it."""
 
+import multiprocessing
 import re
 from pathlib import Path
 
@@ -25,20 +26,33 @@ def resident(which):
     return 1024 * int(re.search(rf"{which}:\s+(\d+)", status)[1])
 
 
-@pytest.mark.skipif(not PEAK.exists(), reason="needs Linux's peak of resident memory")
-def test_export_never_holds_all_weights_in_float(tmp_path):
+def measured(folder):
+    """For writing a graph and for ``export``, which also runs it: the peak of memory and what
+    stays, as parts of the weights in float.
+    """
     model = frozen(One(nn.Sequential(*[nn.Linear(2048, 2048) for _ in range(8)])), 8)
     size = sum(p.nbytes for p in model.parameters())
     x = torch.randn(2, 2048)
-    tdq.export(frozen(One(nn.Linear(8, 8)), 8), tmp_path / "warm.xml", (x[:, :8], 3))
+    tdq.export(frozen(One(nn.Linear(8, 8)), 8), folder / "warm.xml", (x[:, :8], 3))
     trim_heap()
     before = resident("VmRSS")
-    # Codes are 0.25. ``export`` also runs the file, whose engine packs them.
-    for write, most in ((write_graph, 0.6), (tdq.export, 0.75)):
+    found = []
+    for write in (write_graph, tdq.export):
         PEAK.write_text("5")
-        write(model, tmp_path / "model.xml", (x, 3))
-        assert resident("VmHWM") - before < most * size
-        assert resident("VmRSS") - before < 0.15 * size
+        write(model, folder / "model.xml", (x, 3))
+        found.append([(resident(which) - before) / size for which in ("VmHWM", "VmRSS")])
+    return found
+
+
+@pytest.mark.skipif(not PEAK.exists(), reason="needs Linux's peak of resident memory")
+def test_export_never_holds_all_weights_in_float(tmp_path):
+    # A process of its own: what other tests have left on the heap would be used first.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        (peak, left), (peak_run, left_run) = pool.apply(measured, (tmp_path,))
+    # Codes are 0.25; an engine packs them.
+    assert peak < 0.6
+    assert peak_run < 0.85
+    assert max(left, left_run) < 0.15
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 4)])
