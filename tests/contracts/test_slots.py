@@ -2,8 +2,6 @@
 OpenVINO graph, a session of an exported file.
 """
 
-import copy
-
 import pytest
 import torch
 
@@ -110,7 +108,7 @@ def test_a_session_in_the_place_of_a_transformer(flux):
 
 
 def test_what_pipelines_read(flux):
-    frozen, session = flux.frozen["transformer"], copy.copy(flux.session)
+    frozen, session = flux.frozen["transformer"], flux.session
     assert session.config.in_channels == session.config["in_channels"] == 16
     assert session.config.guidance_embeds is True
     assert session.num_parameters() == frozen.num_parameters()
