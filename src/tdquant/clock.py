@@ -335,6 +335,8 @@ class Clock:
 
     def _stop(self, model: nn.Module, args: Any, output: Any) -> None:
         moment = self._now.get(_caller())
+        if moment is not None:
+            moment.frame = None  # with its variables; the graph may keep the moment for long
         if moment is not None and moment.hidden and torch.is_grad_enabled():
             for leaf in tree_leaves(output):
                 if isinstance(leaf, Tensor):
