@@ -397,7 +397,7 @@ def test_a_disk_that_takes_no_file(frozen, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
 
-    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     with pytest.raises(StorageError, match="cannot be written"):
         tdq.export(
             frozen, tmp_path / "m.xml", example=(torch.zeros(1, 6, 8, 8), torch.tensor([1]))

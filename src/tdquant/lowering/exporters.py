@@ -13,11 +13,11 @@ from torch import nn
 
 from tdquant.clock import clock_of
 from tdquant.errors import ExportError, MissingDependencyError
-from tdquant.files.workspace import workspace
+from tdquant.files.workspace import flush, flush_entry, workspace
 from tdquant.files.writing import disk_errors
 from tdquant.lowering.calls import Call, Example, read_call
 from tdquant.lowering.lowered import float32_copy, require_frozen
-from tdquant.lowering.sealing import put_files
+from tdquant.lowering.sealing import CONSTANTS
 from tdquant.lowering.session import ENGINES, open_session
 from tdquant.lowering.slot import described
 from tdquant.model_summary import summary
@@ -88,14 +88,30 @@ def export(
             if target.suffix in ENGINES:
                 with contextlib.suppress(MissingDependencyError):
                     open_session(file)(**call.values)
-            put_files(file, target)
+            flush(file.parent)
+            _put(file, target)
+            flush_entry(target.parent)
     return target
+
+
+def _put(source: Path, target: Path) -> None:
+    """Moves a file, after all that lies beside it in a folder of its own, to another name of a
+    file. Constants of an earlier file there that the new one does not have are removed.
+    """
+    others = [file for file in source.parent.iterdir() if file != source]
+    for file in (*others, source):
+        file.replace(target.with_name(file.name))
+    constants = target.with_name(target.name + CONSTANTS)
+    if constants.name not in [file.name for file in others]:
+        constants.unlink(missing_ok=True)
 
 
 def write_graph(
     frozen: nn.Module, target: Path, example: Example, *, portable: bool = False
 ) -> Call:
-    """Writes the file of ``export`` without running it; returns the call that was traced."""
+    """Writes the file of ``export`` into a folder of its own, without running it; returns the call
+    that was traced.
+    """
     if target.suffix not in EXPORTERS:
         raise ExportError(
             f"no exporter for {target.suffix or 'a file without suffix'!r}",

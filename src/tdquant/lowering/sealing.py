@@ -7,12 +7,10 @@ Engines check little of what they read: a changed byte among the weights is just
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +18,6 @@ from pydantic import Field
 
 from tdquant.errors import ExportError
 from tdquant.files.documents import Document, Section
-from tdquant.files.workspace import flush, flush_entry
 
 KEY = "tdquant"
 """Key of the description in a file's own metadata."""
@@ -71,41 +68,16 @@ def description_text(about: dict[str, Any]) -> str:
     return json.dumps({**about, **known})
 
 
-@contextlib.contextmanager
-def sealed(path: Path) -> Iterator[Path]:
-    """Yields a temporary name for an exported file. When the context ends without an error, the
-    file is sealed and moves to its place, with the files that were written beside it.
-
-    Arguments:
-        path: The file to write.
+def seal(file: Path, others: Sequence[Path] = ()) -> None:
+    """Enters the digest of an exported file, and of those beside it, into its description.
 
     Raises:
         ExportError: The file does not hold the description.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        fresh = Path(folder) / path.name
-        yield fresh
-        others = sorted(file for file in fresh.parent.iterdir() if file != fresh)
-        data, blank = fresh.read_bytes(), BLANK.encode()
-        if data.count(blank) != 1:
-            raise ExportError("the engine did not keep the description", where=str(path))
-        fresh.write_bytes(data.replace(blank, _digest(data, others).encode()))
-        put_files(fresh, path)
-
-
-def put_files(source: Path, target: Path) -> None:
-    """Moves a file, after all that lies beside it in a folder of its own, to another name of a
-    file. Constants of an earlier file there that the new one does not have are removed.
-    """
-    flush(source.parent)
-    others = [file for file in source.parent.iterdir() if file != source]
-    for file in (*others, source):
-        file.replace(target.with_name(file.name))
-    constants = target.with_name(target.name + CONSTANTS)
-    if constants.name not in [file.name for file in others]:
-        constants.unlink(missing_ok=True)
-    flush_entry(target.parent)
+    data, blank = file.read_bytes(), BLANK.encode()
+    if data.count(blank) != 1:
+        raise ExportError("the engine did not keep the description", where=str(file))
+    file.write_bytes(data.replace(blank, _digest(data, others).encode()))
 
 
 def check_seal(file: Path, others: Sequence[Path] = ()) -> None:

@@ -17,7 +17,6 @@ from tdquant.errors import (
     MissingDependencyError,
     ModelError,
     StorageError,
-    TDQError,
 )
 from tdquant.integrations.pipelines import folder as folders
 from tdquant.integrations.pipelines.opening import Autoencoder, TextEncoder
@@ -308,7 +307,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         tdq.export_pipeline(pipe, out, example=call, progress=False)
     monkeypatch.undo()
     monkeypatch.setattr(ov, "serialize", failed)
-    with pytest.raises(TDQError, match="OpenVINO cannot write"):
+    with pytest.raises(StorageError, match="OpenVINO cannot write"):
         tdq.export_pipeline(pipe, out, example=call, progress=False)
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
     assert not list(out.iterdir())

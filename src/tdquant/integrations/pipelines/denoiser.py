@@ -30,10 +30,10 @@ from tdquant.integrations.pipelines.layout import (
 from tdquant.lowering import Session, open_session
 from tdquant.lowering.calls import bound
 from tdquant.lowering.exporters import export
+from tdquant.lowering.openvino.graph import write_sealed
 from tdquant.lowering.openvino.nodes import operators
 from tdquant.lowering.openvino.session import core
-from tdquant.lowering.sealing import KEY, description_text, read_description, sealed
-from tdquant.support.optional import require
+from tdquant.lowering.sealing import KEY, description_text, read_description
 
 OUTPUT = "out_sample"
 
@@ -64,7 +64,6 @@ def write_denoiser(frozen: Any, call: Mapping[str, Any], folder: Path, flat: boo
 
 def _rewrite(source: Path, target: Path) -> None:
     """Writes an exported file anew with the inputs of the layout."""
-    ov = require("openvino", "openvino")
     graph = core().read_model(str(source))
     about = read_description(str(graph.get_rt_info([KEY]).value), source)
     names = [flat_name(spec["name"]) for spec in about["inputs"]]
@@ -78,8 +77,7 @@ def _rewrite(source: Path, target: Path) -> None:
     graph.outputs[0].get_tensor().set_names({OUTPUT})
     graph.validate_nodes_and_infer_types()
     graph.set_rt_info(description_text(about), [KEY])
-    with sealed(target) as file:
-        ov.serialize(graph, str(file), str(file.with_suffix(".bin")))
+    write_sealed(graph, target)
 
 
 def _free_sequences(graph: Any, inputs: list[dict[str, Any]]) -> None:

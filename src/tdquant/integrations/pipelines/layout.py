@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdquant.errors import StorageError
-from tdquant.lowering.calls import leaves
+from tdquant.lowering.nests import leaves
 
 GRAPH = "openvino_model.xml"
 CONFIG = "config.json"
@@ -100,21 +99,10 @@ def name_input(port: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def part_folder(folder: Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """The path for the graph of a part, in a new folder; its configuration is written afterwards.
-
-    Raises:
-        StorageError: OpenVINO cannot write the graph; it gives no reason.
+    """The path for the graph of a part, in a new folder; its configuration is written
+    afterwards.
     """
     folder.mkdir()
-    file = folder / GRAPH
-    try:
-        yield file
-    except RuntimeError as error:
-        raise StorageError(
-            "OpenVINO cannot write the graph",
-            where=str(file),
-            why=str(error).strip().splitlines()[-1],
-            fix="a disk with room, and a folder that may be written",
-        ) from error
+    yield folder / GRAPH
     text = json.dumps(dict(config), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n")

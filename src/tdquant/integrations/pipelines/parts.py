@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tdquant.errors import ExportError
 from tdquant.integrations.pipelines.layout import name_input, part_folder
-from tdquant.lowering.openvino.graph import EXACT
+from tdquant.lowering.openvino.graph import EXACT, write_errors
 from tdquant.lowering.openvino.tracing import trace
 from tdquant.support.optional import require
 
@@ -172,6 +172,6 @@ def _write(
         graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_SYM)
     for name, value in EXACT.items():
         graph.set_rt_info(value, ["runtime_options", name])
-    with part_folder(folder, config) as file:
+    with part_folder(folder, config) as file, write_errors(file):
         # Weights that were float16 are so in the file: nothing is lost, and it is half the size.
         ov.save_model(graph, file, compress_to_fp16=dtype == torch.float16)

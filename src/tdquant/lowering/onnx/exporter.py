@@ -49,7 +49,7 @@ from tdquant.lowering.onnx.operators import OPSET, dequantize, patches, quantize
 from tdquant.lowering.openvino.tracing import quiet_tracing
 from tdquant.lowering.operand import Operand
 from tdquant.lowering.operation import INT8_CODES
-from tdquant.lowering.sealing import CONSTANTS, KEY, description_text, sealed
+from tdquant.lowering.sealing import CONSTANTS, KEY, description_text, seal
 from tdquant.support.optional import require
 
 LARGEST = 2**31 - 2**24
@@ -248,6 +248,6 @@ def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], porta
     large = sum(len(tensor.raw_data) for tensor in graph.graph.initializer) >= LARGEST
     if not large:
         onnx.checker.check_model(graph, full_check=True)
-    with sealed(path) as file:
-        data = f"{file.name}{CONSTANTS}"
-        onnx.save_model(graph, str(file), save_as_external_data=large, location=data)
+    data = f"{path.name}{CONSTANTS}"
+    onnx.save_model(graph, str(path), save_as_external_data=large, location=data)
+    seal(path, companions(path))

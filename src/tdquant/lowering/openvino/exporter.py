@@ -37,13 +37,19 @@ from tdquant.lowering.calls import BATCH, Call
 from tdquant.lowering.exporters import register_exporter
 from tdquant.lowering.layer import LoweredLayer
 from tdquant.lowering.lowered import Factor, LoweredAttention, lower
-from tdquant.lowering.openvino.graph import EXACT, avoid_saturation, mark_float, pack_int4
+from tdquant.lowering.openvino.graph import (
+    EXACT,
+    avoid_saturation,
+    mark_float,
+    pack_int4,
+    write_sealed,
+)
 from tdquant.lowering.openvino.nodes import operators
 from tdquant.lowering.openvino.passes import optimize
 from tdquant.lowering.openvino.tracing import trace
 from tdquant.lowering.operand import Operand
 from tdquant.lowering.operation import INT8_CODES
-from tdquant.lowering.sealing import KEY, description_text, sealed
+from tdquant.lowering.sealing import KEY, description_text
 from tdquant.support.memory import trim_heap
 from tdquant.support.optional import require
 
@@ -212,15 +218,4 @@ def _free_shapes(graph: Any, call: Call) -> None:
 @register_exporter(".xml")
 def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], portable: bool) -> None:
     """Writes ``path`` and the ``.bin`` beside it, which holds the constants."""
-    ov = require("openvino", "openvino")
-    graph = convert(model, call, about, portable)
-    with sealed(path) as file:
-        try:
-            ov.serialize(graph, str(file), str(file.with_suffix(".bin")))
-        except RuntimeError as error:  # which does not tell why
-            raise ExportError(
-                "OpenVINO cannot write the file",
-                where=str(file),
-                why=(str(error).strip() or "no reason given").splitlines()[-1],
-                fix="a disk with room",
-            ) from error
+    write_sealed(convert(model, call, about, portable), path)

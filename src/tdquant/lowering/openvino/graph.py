@@ -1,16 +1,22 @@
-"""The codes in an OpenVINO graph: int4 constants, and products that could saturate."""
+"""An OpenVINO graph before it is written: int4 constants, and products that could saturate; and
+writing it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tdquant.errors import StorageError
 from tdquant.lowering import labels
 from tdquant.lowering.openvino.nodes import operators, replace
 from tdquant.lowering.operation import INT8_CODES, saturates
+from tdquant.lowering.sealing import seal
 from tdquant.numerics.packing import pack
 from tdquant.support.optional import require
 
@@ -119,3 +125,29 @@ def _largest_weight(value: Any) -> int:
         return 8 if node.get_element_type().get_type_name() == "i4" else 0
     data = node.get_data().astype(np.int16)
     return int(np.abs(data).max(initial=0))
+
+
+def write_sealed(graph: Any, path: Path) -> None:
+    """Writes a graph with a description to ``path``, and its constants to the ``.bin`` beside it.
+
+    Raises:
+        StorageError: OpenVINO cannot write there.
+    """
+    constants = path.with_suffix(".bin")
+    with write_errors(path):
+        require("openvino", "openvino").serialize(graph, str(path), str(constants))
+    seal(path, [constants])
+
+
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Raises StorageError where OpenVINO cannot write a graph, for which it gives no reason."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise StorageError(
+            "OpenVINO cannot write the graph",
+            where=str(path),
+            why=(str(error).strip() or "no reason given").splitlines()[-1],
+            fix="a disk with room, and a folder that may be written",
+        ) from error

@@ -1,7 +1,7 @@
 """Turning a PyTorch module into an OpenVINO graph.
 
 ``openvino.convert_model`` does the same, and reports each conversion to Google Analytics unless
-its user has opted out: some thirty forks of a process that runs threads, which wait for the
+its user has opted out: dozens of forks of a process that runs threads, which wait for the
 network when it ends. So its PyTorch frontend is called directly.
 """
 
