@@ -50,8 +50,7 @@ def test_layers_of_the_reference(asking, compact, tmp_path, x):
     assert sum(p.numel() for p in exact.parameters()) == sum(
         p.numel() for p in asking.parameters()
     )
-    error = (exact(x[:2], T) - asking(x[:2], T)).abs()
-    assert error.quantile(0.9) < 1e-5  # a sum beside a tie may round to the next code
+    assert torch.allclose(exact(x[1:], T), asking(x[1:], T), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -135,6 +135,7 @@ def train(net, more, steps=3, accumulation=2, folder=None, start=0, precision="n
 def test_gradient_checkpointing_changes_no_gradient(subject, reentrant, precision):
     net, more = subject
     plain = train(copy.deepcopy(net), more, steps=1, precision=precision)[0]
+    exact = train(copy.deepcopy(net), more, steps=1)[0] if precision != "no" else plain
 
     def run(function, *args):
         return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=reentrant)
@@ -143,8 +144,10 @@ def test_gradient_checkpointing_changes_no_gradient(subject, reentrant, precisio
     found = train(net, more, steps=1, precision=precision)[0]
     assert found.keys() == plain.keys()
     assert plain
-    rounding, least = (1e-5, 1e-7) if precision == "no" else (0.1, 1e-6)
+    rounding = 1e-5 if precision == "no" else 0.1
     for name, gradient in plain.items():
+        # Sums that cancel are as far off as the precision makes them without checkpointing.
+        least = max(1e-7, float((gradient - exact[name]).norm()))
         assert (found[name] - gradient).norm() <= rounding * gradient.norm() + least, name
 
 

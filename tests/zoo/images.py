@@ -54,20 +54,20 @@ case(
     },
     "sizes",
 )  # fmt: skip
-_SD3 = {
+SD3 = {
     **HEADS, "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 2,
     "joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10,
     "pos_embed_max_size": 8,
 }  # fmt: skip
 case(
     "SD3Transformer2DModel",
-    _SD3,
+    SD3,
     lambda n: {**image(n), "pooled_projections": n(B, 10)},
     **LEVELS,
 )
 case(
     "SD3Transformer2DModel",
-    {**_SD3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"},
+    {**SD3, "dual_attention_layers": (0,), "qk_norm": "rms_norm"},
     lambda n: {**image(n), "pooled_projections": n(B, 10)},
     "dual attention",
     **LEVELS,
@@ -170,20 +170,20 @@ case(
     image,
     **UNIT,
 )  # fmt: skip
-_SANA = {
+SANA = {
     **HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_cross_attention_heads": 2,
     "cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": 12,
     "sample_size": 8,
 }  # fmt: skip
 case(
     "SanaTransformer2DModel",
-    _SANA,
+    SANA,
     lambda n: {**image(n), "encoder_attention_mask": mask(6, 4, torch.long)},
     **LEVELS,
 )
 case(
     "SanaTransformer2DModel",
-    {**_SANA, "guidance_embeds": True, "qk_norm": "rms_norm_across_heads"},
+    {**SANA, "guidance_embeds": True, "qk_norm": "rms_norm_across_heads"},
     lambda n: {**image(n), "guidance": torch.full((B,), 0.45)},
     "guidance",
     **UNIT,

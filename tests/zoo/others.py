@@ -3,7 +3,7 @@
 import torch
 
 from tests.zoo.case import HEADS, B, case, mask
-from tests.zoo.images import image, patches, qwen, texts
+from tests.zoo.images import SANA, SD3, image, patches, qwen, texts
 
 _UNET = {
     "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 8,
@@ -297,17 +297,13 @@ case(
 )  # fmt: skip
 case(
     "SanaControlNetModel",
-    {**HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 1, "num_cross_attention_heads": 2,
-     "cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": 12,
-     "sample_size": 8},
+    {**SANA, "num_layers": 1},
     lambda n: {**image(n), "controlnet_cond": n(B, 4, 8, 8)},
     times="levels",
 )  # fmt: skip
 case(
     "SD3ControlNetModel",
-    {**HEADS, "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 1,
-     "joint_attention_dim": 12, "caption_projection_dim": 16, "pooled_projection_dim": 10,
-     "pos_embed_max_size": 8},
+    {**SD3, "num_layers": 1},
     lambda n: {**image(n), "pooled_projections": n(B, 10), "controlnet_cond": n(B, 4, 8, 8)},
     times="levels",
 )  # fmt: skip

@@ -3,7 +3,7 @@
 import torch
 
 from tests.zoo.case import HEADS, B, case, mask
-from tests.zoo.images import texts
+from tests.zoo.images import SANA, texts
 
 LEVELS = {"times": "levels"}
 
@@ -301,9 +301,7 @@ case(
 )  # fmt: skip
 case(
     "SanaVideoTransformer3DModel",
-    {**HEADS, "in_channels": 4, "out_channels": 4, "num_layers": 1, "num_cross_attention_heads": 2,
-     "cross_attention_head_dim": 8, "cross_attention_dim": 16, "caption_channels": 12,
-     "sample_size": 8},
+    {**SANA, "num_layers": 1},
     lambda n: {**video(n), "encoder_attention_mask": mask(6, 4, torch.long)},
     **LEVELS,
 )  # fmt: skip
