@@ -17,12 +17,12 @@ from tdquant.calls.observing import observing
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.families.roles import Roles
-from tdquant.flow.settle import apply_roles, layers_kept_on_error, settle_roles
+from tdquant.flow.settle import apply_roles, settle_roles
 from tdquant.layers.base import INPUT
 from tdquant.quantizers import activation_quantizers
 from tdquant.state import state_of
 from tdquant.support.progress import track
-from tdquant.support.restoring import with_gradients
+from tdquant.support.restoring import changes_model
 
 _UNREACHED = "no call reached it"
 _ZERO = "it saw nothing but zeros"
@@ -52,7 +52,7 @@ class Observations:
     roles: Roles | None = None
 
 
-@with_gradients
+@changes_model
 def observe(
     model: nn.Module,
     batches: Iterable[Call],
@@ -78,14 +78,6 @@ def observe(
             The model is then left as it was.
         ConversionError: The model is not quantized.
     """
-    clock_of(model)
-    with layers_kept_on_error(model):
-        return _observe(model, batches, calls, samples, seed, progress)
-
-
-def _observe(
-    model: nn.Module, batches: Iterable[Call], calls: int, samples: int, seed: int, progress: bool
-) -> Observations:
     clock, stream = clock_of(model), iter(track(batches, "observing", show=progress))
     first = settle_roles(model, stream)
     quantizers = dict(activation_quantizers(model))

@@ -25,7 +25,6 @@ from tdquant.calls.call import Call, outputs
 from tdquant.calls.observing import observing
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
-from tdquant.flow.settle import layers_kept_on_error
 from tdquant.layers import QuantLayer, SplitLayer, replace_module
 from tdquant.layers.base import INPUT
 from tdquant.numerics.fake_quantize import fake_quantize
@@ -111,25 +110,7 @@ def calibrate(
         raise CalibrationError(
             f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"
         )
-    with layers_kept_on_error(model):
-        return _calibrate(
-            model, observed(model, batches, seed, progress), estimator, margin, split, generate,
-            bias_correction, time_range, seed, progress,
-        )  # fmt: skip
-
-
-def _calibrate(
-    model: nn.Module,
-    batches: Observations,
-    estimator: str,
-    margin: float,
-    split: bool,
-    generate: Callable[[nn.Module], Tensor] | None,
-    bias_correction: bool,
-    time_range: tuple[float, float] | None,
-    seed: int,
-    progress: bool,
-) -> nn.Module:
+    batches = observed(model, batches, seed, progress)
     seen, calls = batches.seen, batches.calls
     span = time_range or batches.times.resolve()
 

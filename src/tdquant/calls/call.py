@@ -57,11 +57,18 @@ def called(model: Callable[..., Any], call: Call) -> Any:
     )
 
 
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested dictionaries, lists and tuples, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (Mapping, list, tuple)):
+        for part in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from tensors_in(part)
+
+
 def leaf_tensors(tree: Any) -> list[Tensor]:
-    """The floating-point tensors in a tree of dictionaries, lists and tuples, in order."""
-    found: list[Tensor] = []
-    map_tensors(lambda t: found.append(t) if t.is_floating_point() else None, tree)
-    return found
+    """The floating-point tensors among ``tensors_in``."""
+    return [t for t in tensors_in(tree) if t.is_floating_point()]
 
 
 def _rows(tree: Any, size: int) -> Iterator[Tensor | None]:
@@ -107,23 +114,15 @@ def few_samples(call: Call, count: int) -> Call:
 def take_samples(call: Call, chosen: Tensor, size: int) -> Call:
     """The call with some of its ``size`` samples, by their indices, as detached copies."""
 
-    def cut(tensor: Tensor) -> Tensor:
-        tensor, axis = tensor.detach(), sample_axis(tensor, size)
+    def cut(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return [leaf[i].detach().clone() for i in chosen.tolist()]
+        tensor, axis = leaf.detach(), sample_axis(leaf, size)
         if axis is None:
             return tensor.clone()
         return tensor.index_select(axis, chosen.to(tensor.device))
 
-    def take(tree: Any) -> Any:
-        if is_sample_list(tree, size):
-            return [tree[i].detach().clone() for i in chosen.tolist()]
-        if isinstance(tree, Mapping):
-            return {key: take(value) for key, value in tree.items()}
-        if isinstance(tree, (list, tuple)):
-            items = [take(value) for value in tree]
-            return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-        return map_tensors(cut, tree)
-
-    return take(call if isinstance(call, Mapping) else tuple(call))
+    return map_samples(cut, call if isinstance(call, Mapping) else tuple(call), size)
 
 
 def sample_axis(tensor: Tensor, size: int) -> int | None:
@@ -148,12 +147,23 @@ def map_tensors(change: Callable[[Any], Any], tree: Any, kind: type = Tensor) ->
     """Applies ``change`` to every tensor, or leaf of another ``kind``, in a tree of dictionaries,
     lists and tuples.
     """
-    if isinstance(tree, kind):
+    return _map_leaves(change, tree, lambda part: isinstance(part, kind))
+
+
+def map_samples(change: Callable[[Any], Any], tree: Any, size: int) -> Any:
+    """As ``map_tensors``; a list of one tensor for each of ``size`` samples is a leaf, too."""
+    return _map_leaves(
+        change, tree, lambda part: isinstance(part, Tensor) or is_sample_list(part, size)
+    )
+
+
+def _map_leaves(change: Callable[[Any], Any], tree: Any, is_leaf: Callable[[Any], bool]) -> Any:
+    if is_leaf(tree):
         return change(tree)
     if isinstance(tree, Mapping):
-        return {key: map_tensors(change, value, kind) for key, value in tree.items()}
+        return {key: _map_leaves(change, value, is_leaf) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        items = [map_tensors(change, value, kind) for value in tree]
+        items = [_map_leaves(change, value, is_leaf) for value in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     return tree
 

@@ -25,6 +25,7 @@ from tdquant.diffusion.sampling import stream_of
 from tdquant.errors import ConversionError, ModelError
 from tdquant.support.hooks import hooked
 from tdquant.support.progress import track
+from tdquant.support.restoring import keeping_random_state
 
 KeywordCall = dict[str, Any]
 Prompts = int | str | Sequence[str | KeywordCall] | None
@@ -124,8 +125,7 @@ class Recording:
         """Runs the pipeline once. What it draws without a generator depends on the seed and on
         the index of the run's first sample; the caller's random state stays as it is.
         """
-        cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        with torch.random.fork_rng(devices=cuda):
+        with keeping_random_state():
             torch.manual_seed(stream_of(self.seed, first).initial_seed())
             return self.pipe(**given)
 

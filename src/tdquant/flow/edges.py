@@ -7,13 +7,14 @@ tensor objects, so views, casts and operations in place need no rules of their o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+
+from tdquant.calls.call import tensors_in
 
 _FRESH = (
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
@@ -90,15 +91,3 @@ def _storage(tensor: Tensor) -> int | None:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse, or a subclass without memory
         return None
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested dictionaries, lists and tuples."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors_in(value)
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from tensors_in(value)

@@ -15,11 +15,11 @@ from tdquant.calls.call import (
     Call,
     batch_size,
     is_sample_list,
-    map_tensors,
+    map_samples,
     sample_axis,
     take_samples,
+    tensors_in,
 )
-from tdquant.flow.edges import tensors_in
 
 SAMPLES = 2
 _SEED = 0x7D0  # unlikely to be that of the arguments
@@ -153,17 +153,13 @@ def _changed(tree: Any, row: int, rng: torch.Generator) -> Any:
         noise = torch.randn(x.shape, generator=rng).to(x.device) * (level + (level == 0))
         return x + noise.to(x.dtype)
 
-    def change(x: Tensor) -> Tensor:
-        axis = sample_axis(x, SAMPLES)
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return [noisy(x) if i == row else x for i, x in enumerate(leaf)]
+        axis = sample_axis(leaf, SAMPLES)
         if axis is not None:
-            x = x.clone()
-            x.select(axis, row).copy_(noisy(x.select(axis, row)))
-        return x
+            leaf = leaf.clone()
+            leaf.select(axis, row).copy_(noisy(leaf.select(axis, row)))
+        return leaf
 
-    if is_sample_list(tree, SAMPLES):
-        return [noisy(x) if i == row else x for i, x in enumerate(tree)]
-    if isinstance(tree, Mapping):
-        return {key: _changed(value, row, rng) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_changed(value, row, rng) for value in tree)
-    return map_tensors(change, tree)
+    return map_samples(change, tree, SAMPLES)

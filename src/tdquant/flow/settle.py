@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -67,18 +66,3 @@ def apply_roles(model: nn.Module, roles: Roles) -> None:
         if name in roles.left_out:
             leave_float(model, name)
         quantizer.batch = roles.batch.get(name.removesuffix(INPUT))
-
-
-@contextlib.contextmanager
-def layers_kept_on_error(model: nn.Module) -> Iterator[None]:
-    """Puts the modules and roles of a model back if an error ends the context."""
-    before = [(module, dict(module._modules)) for module in model.modules()]
-    roles = state_of(model).roles
-    try:
-        yield
-    except BaseException:
-        for module, children in before:
-            module._modules.clear()
-            module._modules.update(children)
-        state_of(model).roles = roles
-        raise

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.calls.call import Call
-from tdquant.flow.edges import CONDITION, LAYERS, ROUTED, SAMPLE, FlowMode, tensors_in
+from tdquant.calls.call import Call, tensors_in
+from tdquant.flow.edges import CONDITION, LAYERS, ROUTED, SAMPLE, FlowMode
 from tdquant.flow.probes import SAMPLES, Probe
 from tdquant.flow.sketches import Sketch, changed
 from tdquant.layers import QUANTIZED, QuantLayer

@@ -57,16 +57,10 @@ def keeping_gradients(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keeping_random_state() -> Iterator[None]:
-    """Restores the state of torch's global generators."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    states = torch.cuda.get_rng_state_all() if cuda else []
-    state = torch.get_rng_state()
-    try:
+    """Restores the state of torch's global generators, of the GPUs if this process uses them."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=gpus):
         yield
-    finally:
-        torch.set_rng_state(state)
-        if cuda:
-            torch.cuda.set_rng_state_all(states)
 
 
 @contextlib.contextmanager

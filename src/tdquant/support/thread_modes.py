@@ -19,8 +19,27 @@ _FILL: set[Any] = {
 _MAKE: set[Any] = {torch.rand, torch.randn, torch.randint, torch.randperm}
 
 
-class DrawingFrom(TorchFunctionMode):
-    """Has what is drawn on the CPU come from a generator instead of torch's global one.
+class _OptionsMode(TorchFunctionMode):
+    """Changes the keyword arguments of torch's functions."""
+
+    def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> None:
+        """Changes the options of a call in place."""
+        raise NotImplementedError
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        self.change(func, args, options)
+        return func(*args, **options)
+
+
+class DrawingFrom(_OptionsMode):
+    """Draws on the CPU come from a generator instead of torch's global one.
 
     Arguments:
         generator: The generator.
@@ -30,36 +49,21 @@ class DrawingFrom(TorchFunctionMode):
         super().__init__()
         self.generator = generator
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        options = dict(kwargs or {})
-        if options.get("generator") is None:
-            device = None
-            if func in _FILL:
-                device = (args[0] if args else options["tensor"]).device
-            elif func in _MAKE:
-                device = torch.device(options.get("device") or torch.get_default_device())
-            if device is not None and device.type == "cpu":
-                options["generator"] = self.generator
-        return func(*args, **options)
+    def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> None:
+        if options.get("generator") is not None:
+            return
+        device = None
+        if func in _FILL:
+            device = (args[0] if args else options["tensor"]).device
+        elif func in _MAKE:
+            device = torch.device(options.get("device") or torch.get_default_device())
+        if device is not None and device.type == "cpu":
+            options["generator"] = self.generator
 
 
-class EmptyOnMeta(TorchFunctionMode):
-    """Has ``torch.empty``, by which torch's layers allocate parameters, allocate nothing."""
+class EmptyOnMeta(_OptionsMode):
+    """``torch.empty``, by which torch's layers allocate parameters, allocates nothing."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        options = dict(kwargs or {})
+    def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> None:
         if func is torch.empty:
             options["device"] = "meta"
-        return func(*args, **options)
