@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from tdquant.clock import clock_of
 from tdquant.errors import ExportError
+from tdquant.lowering.nests import leaves, rebuilt
 
 BATCH = 2
 """Samples of the call that is traced: a batch of one would leave broadcasting undecided."""
@@ -32,41 +33,6 @@ CALL_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
 """What a model raises for arguments that it does not take."""
 
 Example = tuple[Any, ...] | Mapping[str, Any]
-
-
-class Output(dict[str, Any]):
-    """What a diffusers model returns: fields by name, by attribute and by position."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError as error:
-            raise AttributeError(name) from error
-
-    def __getitem__(self, key: str | int) -> Any:
-        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
-
-
-def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Tensors and constants in nested dictionaries, lists and tuples: ``added.text_embeds``."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from leaves(f"{name}.{key}", part)
-    elif isinstance(value, (list, tuple)):
-        for index, part in enumerate(value):
-            yield from leaves(f"{name}.{index}", part)
-    else:
-        yield name, value
-
-
-def rebuilt(name: str, value: Any, found: Mapping[str, Any]) -> Any:
-    """``value`` with every leaf that ``found`` names replaced by what is found there."""
-    if isinstance(value, Mapping):
-        return {key: rebuilt(f"{name}.{key}", part, found) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        parts = [rebuilt(f"{name}.{i}", part, found) for i, part in enumerate(value)]
-        return parts if isinstance(value, list) else tuple(parts)
-    return found.get(name, value)
 
 
 def bound(parameters: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict:

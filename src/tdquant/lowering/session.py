@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from tdquant.clock import outside_message
 from tdquant.errors import BackendError, ClockError, ExportError
-from tdquant.lowering.calls import Output, bound, flat_times, leaves
+from tdquant.lowering.calls import bound, flat_times
+from tdquant.lowering.nests import Output, leaves
 from tdquant.lowering.slot import OnEngine, described
 from tdquant.model_summary import Row
 from tdquant.support.registry import registrar

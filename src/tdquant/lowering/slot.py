@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tdquant.errors import EngineAttributeError, ExportError
-from tdquant.lowering.calls import Output
+from tdquant.lowering.nests import Output
 
 _HOOKS = "_diffusers_hook"
 """Where diffusers keeps its caches and group offloading on a module."""

@@ -19,7 +19,7 @@ from tdquant.files.documents import read_json
 from tdquant.integrations.pipelines.denoiser import open_denoiser
 from tdquant.integrations.pipelines.layout import CONFIG, GRAPH, INDEX, READ_BY_OPTIMUM
 from tdquant.lowering import open_session
-from tdquant.lowering.calls import Output
+from tdquant.lowering.nests import Output
 from tdquant.lowering.openvino.session import OpenVINOEngine, core
 from tdquant.support.optional import require
 

@@ -13,109 +13,22 @@ networks become one batched product instead of four hundred small ones.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from tdquant.clock.moment import GRAPH, Moment, caller, identity
+from tdquant.clock.timestep import find_timestep, outside_message
 from tdquant.errors import ClockError, ConversionError
 from tdquant.state import ModelState, state_of
 from tdquant.support.recomputation import GraphTimeline, Replay
-
-TIMESTEP_NAMES = (
-    "timestep",
-    "timesteps",
-    "t",
-    "time",
-    "time_step",
-    "timestep_ratio",
-    "sigma",
-    "noise_level",
-)
-
-
-def find_timestep(model: nn.Module, name: str | None = None) -> tuple[str, int]:
-    """The name and position of the timestep among the arguments of ``model.forward``.
-
-    Raises:
-        ConversionError: ``name`` is not an argument, or no argument has a usual name.
-    """
-    parameters = list(inspect.signature(model.forward).parameters)
-    where = f"{type(model).__name__}.forward({', '.join(parameters)})"
-    if name is not None and name not in parameters:
-        raise ConversionError(
-            f"no argument {name!r}", where=where, fix="timestep= one of its arguments"
-        )
-    found = [p for p in parameters if p in TIMESTEP_NAMES] if name is None else [name]
-    if not found:
-        raise ConversionError(
-            "the timestep argument cannot be found",
-            where=where,
-            why=f"none of the usual names {TIMESTEP_NAMES} is there",
-            fix='name it: tdq.quantize(model, recipe, timestep="...")',
-        )
-    return found[0], parameters.index(found[0])
-
-
-_GRAPH = 0
-"""In the place of a thread's number, which is never 0, where a compiled graph asks."""
-
-
-def _caller() -> int:
-    """The calling thread: threads may share a model. A graph that is being compiled has one."""
-    return _GRAPH if torch.compiler.is_compiling() else threading.get_ident()
-
-
-def identity(module: nn.Module) -> Any:
-    """A key for the module in dictionaries, shared by the proxies that torch.export traces with:
-    they are other objects over the same attributes.
-    """
-    return module if torch.compiler.is_dynamo_compiling() else id(vars(module))
-
-
-@dataclass(eq=False)
-class Moment:
-    """One call.
-
-    Attributes:
-        timestep: Its timestep.
-        steps: The steps computed before it, by the scale's identity.
-        replay: Computes them again, for a graph of its own.
-        without_graph: Scales that were asked for while no graph was recorded. Who asks for them
-            again with gradients recomputes a reentrant checkpoint, and runs backward at once.
-        hidden: Whether quantizers ran while no graph was recorded, as in such a checkpoint.
-        frame: Where the model is called, if it is.
-    """
-
-    timestep: Tensor
-    steps: dict[Any, Tensor] = field(default_factory=dict)
-    replay: Replay[dict[Any, Tensor]] | None = None
-    without_graph: set[Any] = field(default_factory=set)
-    hidden: bool = False
-    frame: FrameType | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the call has ended without a word: torch calls no hook after what is not an
-        ``Exception``, such as KeyboardInterrupt.
-        """
-        if self.frame is None:
-            return False
-        try:
-            self.frame.clear()  # refused for what is running
-        except RuntimeError:
-            return False
-        return True
 
 
 class Clock:
@@ -199,7 +112,7 @@ class Clock:
 
     def preserve(self) -> tuple[Any, Any]:
         """``context_fn`` for ``torch.utils.checkpoint`` around parts that are compiled by
-        themselves: they cannot look for the call that they recompute. Others need it not.
+        themselves: they cannot find the call that they recompute. Other parts do not need it.
         """
         return contextlib.nullcontext(), self._during(self._moment())
 
@@ -211,7 +124,7 @@ class Clock:
 
     @contextlib.contextmanager
     def _during(self, moment: Moment | None) -> Iterator[None]:
-        before = self._now.get(_caller())
+        before = self._now.get(caller())
         self._set(moment)
         try:
             yield
@@ -224,28 +137,28 @@ class Clock:
             recomputed = self._timeline.find()
             if recomputed is not None:
                 return recomputed
-        moment = self._now.get(_caller())
+        moment = self._now.get(caller())
         if moment is None or torch.compiler.is_compiling() or not moment.is_over:
             return moment
         self._set(None)
         return None
 
     def _set(self, moment: Moment | None) -> None:
-        caller = _caller()
+        here = caller()
         if moment is None:
-            self._now.pop(caller, None)
+            self._now.pop(here, None)
         else:
-            self._now[caller] = moment
-        if caller == _GRAPH:
+            self._now[here] = moment
+        if here == GRAPH:
             return
         self._timeline.note(moment)
         # A part of the model that is compiled by itself cannot ask for its thread. It reads the
         # one call in progress, and finds none where several threads share the model.
-        calls = [m for c, m in list(self._now.items()) if c != _GRAPH]
+        calls = [m for c, m in list(self._now.items()) if c != GRAPH]
         if len(calls) == 1:
-            self._now[_GRAPH] = calls[0]
+            self._now[GRAPH] = calls[0]
         else:
-            self._now.pop(_GRAPH, None)
+            self._now.pop(GRAPH, None)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles start between calls, and look for scales among their own modules.
@@ -334,7 +247,7 @@ class Clock:
             warnings.warn(message, stacklevel=3)
 
     def _stop(self, model: nn.Module, args: Any, output: Any) -> None:
-        moment = self._now.get(_caller())
+        moment = self._now.get(caller())
         if moment is not None:
             moment.frame = None  # with its variables; the graph may keep the moment for long
         if moment is not None and moment.hidden and torch.is_grad_enabled():
@@ -342,23 +255,6 @@ class Clock:
                 if isinstance(leaf, Tensor):
                     self._timeline.keep_everywhere(leaf, moment)
         self._set(None)
-
-
-def outside_message(timestep: Tensor, coverage: Sequence[float]) -> str:
-    """A warning of times outside the range of the tables, or empty. In half precision 999 arrives
-    as 1000: what rounding to the dtype can have moved is not outside.
-    """
-    first, last = coverage
-    room = 1e-6 * (last - first)  # of a continuous time in another precision
-    if timestep.is_floating_point():
-        room += torch.finfo(timestep.dtype).eps / 2 * max(abs(first), abs(last))
-    low, high = float(timestep.min()), float(timestep.max())
-    if low >= first - room and high <= last + room:
-        return ""
-    return (
-        f"timestep {low if low < first - room else high:g} lies outside the scale tables' range "
-        f"[{first:g}, {last:g}] and is clamped to it (said once)"
-    )
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -1,0 +1,62 @@
+"""The timestep argument of a model: where it is, and whether its values are known."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.errors import ConversionError
+
+TIMESTEP_NAMES = (
+    "timestep",
+    "timesteps",
+    "t",
+    "time",
+    "time_step",
+    "timestep_ratio",
+    "sigma",
+    "noise_level",
+)
+
+
+def find_timestep(model: nn.Module, name: str | None = None) -> tuple[str, int]:
+    """The name and position of the timestep among the arguments of ``model.forward``.
+
+    Raises:
+        ConversionError: ``name`` is not an argument, or no argument has a usual name.
+    """
+    parameters = list(inspect.signature(model.forward).parameters)
+    where = f"{type(model).__name__}.forward({', '.join(parameters)})"
+    if name is not None and name not in parameters:
+        raise ConversionError(
+            f"no argument {name!r}", where=where, fix="timestep= one of its arguments"
+        )
+    found = [p for p in parameters if p in TIMESTEP_NAMES] if name is None else [name]
+    if not found:
+        raise ConversionError(
+            "the timestep argument cannot be found",
+            where=where,
+            why=f"none of the usual names {TIMESTEP_NAMES} is there",
+            fix='name it: tdq.quantize(model, recipe, timestep="...")',
+        )
+    return found[0], parameters.index(found[0])
+
+
+def outside_message(timestep: Tensor, coverage: Sequence[float]) -> str:
+    """A warning of times outside the range of the tables, or empty. In half precision 999 arrives
+    as 1000: what rounding to the dtype can have moved is not outside.
+    """
+    first, last = coverage
+    room = 1e-6 * (last - first)  # of a continuous time in another precision
+    if timestep.is_floating_point():
+        room += torch.finfo(timestep.dtype).eps / 2 * max(abs(first), abs(last))
+    low, high = float(timestep.min()), float(timestep.max())
+    if low >= first - room and high <= last + room:
+        return ""
+    return (
+        f"timestep {low if low < first - room else high:g} lies outside the scale tables' range "
+        f"[{first:g}, {last:g}] and is clamped to it (said once)"
+    )
