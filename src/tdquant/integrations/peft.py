@@ -37,8 +37,8 @@ _SHARES: ContextVar[list[tuple[float, float]] | None] = ContextVar("shares", def
 
 
 def register() -> None:
-    """Has peft fuse into codes, and refuse what quantized layers cannot take before it changes the
-    model.
+    """Makes peft fuse into codes, and raise before it changes a model whose quantized layers
+    cannot take an adapter.
     """
     wrap_method(BaseTuner, "inject_adapter", _inject)
     for cls in _MERGING:
@@ -49,7 +49,7 @@ def register() -> None:
 
 
 def register_fusing() -> None:
-    """Has ``fuse_lora`` of diffusers' models say how much of an adapter rounding keeps."""
+    """Makes ``fuse_lora`` of diffusers warn where rounding keeps little of an adapter."""
     from diffusers.loaders.peft import PeftAdapterMixin
 
     wrap_method(PeftAdapterMixin, "fuse_lora", warn_of_rounding)

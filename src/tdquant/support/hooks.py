@@ -25,8 +25,8 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def onloaded(module: nn.Module) -> Iterator[None]:
-    """Has the parameters below a module there although nobody calls it: accelerate offloads them
-    and brings them in at the calls of the modules that own them.
+    """Loads the offloaded parameters below a module while the context lasts. accelerate loads them
+    only for the calls of the modules that own them.
     """
     hooks: list[tuple[Any, nn.Module]] = [
         (hook, m) for m in module.modules() if (hook := getattr(m, "_hf_hook", None)) is not None
@@ -41,7 +41,8 @@ def onloaded(module: nn.Module) -> Iterator[None]:
 
 
 def check_onloaded(model: nn.Module, verb: str) -> None:
-    """Refuses a model whose weights accelerate has offloaded: they are there in calls alone.
+    """Checks that no weights of a model are offloaded by accelerate, which loads them only during
+    calls.
 
     Raises:
         ConversionError: A layer is offloaded; the first is named.
@@ -61,8 +62,8 @@ _LIBRARIES = ("tdquant.", "torch.", "diffusers.", "accelerate.", "peft.")
 
 @contextlib.contextmanager
 def without_user_hooks(model: nn.Module) -> Iterator[None]:
-    """Leaves off the forward hooks that the user put on a model's modules, for calls that nobody
-    made. Afterwards they are there again, in their order.
+    """Disables the user's forward hooks on the modules of a model, for calls that the user did not
+    make, and restores them in their order.
     """
     tables = [t for m in model.modules() for t in (m._forward_pre_hooks, m._forward_hooks) if t]
     before = [dict(table) for table in tables]

@@ -44,18 +44,18 @@ class GraphTimeline(Generic[T]):
         return type(self), ()  # copies have seen nothing
 
     def note(self, value: T | None) -> None:
-        """Has the nodes that this thread makes from now on belong to ``value``, or to nothing."""
+        """Assigns the nodes that this thread makes from now on to ``value``, or to nothing."""
         number = torch._C._autograd._get_sequence_nr()  # type: ignore[attr-defined]
         self._add(_Change(number, None if value is None else weakref.ref(value)))
 
     def keep(self, output: Tensor, value: T) -> None:
-        """Has the node that made ``output`` keep ``value`` as long as it lives."""
+        """Lets the node that made ``output`` keep ``value`` as long as it lives."""
         node: Any = output.grad_fn
         if node is not None:
             node.metadata.setdefault(self, value)
 
     def keep_everywhere(self, output: Tensor, value: T) -> None:
-        """Has all nodes of ``value`` before ``output`` keep it."""
+        """Lets all nodes of ``value`` before ``output`` keep it."""
         first = min((c.number for c in self._here() if _value(c) is value), default=0)
         nodes: list[Any] = [output.grad_fn]
         seen = {None}

@@ -17,8 +17,8 @@ from tdquant.layers.attention import QuantAttention
 
 
 def allow_own_dtype() -> None:
-    """Has ``.to`` of quantized models take the dtype that they have: ``load_ip_adapter`` ends with
-    it, for layers that it has read in another one. diffusers refuses every dtype.
+    """Lets ``.to`` of a quantized model take the dtype that the model already has. diffusers
+    raises for any dtype, and ``load_ip_adapter`` ends with such a call.
     """
     from diffusers.models.modeling_utils import ModelMixin
 
@@ -34,8 +34,8 @@ def allow_own_dtype() -> None:
 
 
 def check_ip_adapters() -> None:
-    """Has ``load_ip_adapter`` and ``unload_ip_adapter`` raise ConversionError at once where they
-    would make attention processors anew that hold quantizers.
+    """Makes ``load_ip_adapter`` and ``unload_ip_adapter`` raise ConversionError where they would
+    replace attention processors that hold quantizers.
     """
     from diffusers.loaders.ip_adapter import IPAdapterMixin
     from diffusers.loaders.unet import UNet2DConditionLoadersMixin
@@ -47,7 +47,7 @@ def check_ip_adapters() -> None:
                 raise ConversionError(
                     "an IP-Adapter cannot be loaded or unloaded here",
                     where=path,
-                    why="diffusers makes all attention processors anew, and this one holds the "
+                    why="diffusers replaces all attention processors, and this one holds the "
                     "quantizers of Recipe(attention=...)",
                     fix="load it before tdq.quantize, or Recipe(attention=32)",
                 )
@@ -59,8 +59,8 @@ def check_ip_adapters() -> None:
 
 
 def check_fusing(model: nn.Module) -> None:
-    """Has ``fuse_qkv_projections`` of a model's class, and ``fuse_projections`` of those of its
-    blocks, refuse projections that are quantized.
+    """Makes ``fuse_qkv_projections`` of a model's class, and ``fuse_projections`` of the classes
+    of its blocks, raise ConversionError for quantized projections.
     """
 
     def fuse(method: Any, self: nn.Module, *args: Any, **kwargs: Any) -> Any:
