@@ -98,11 +98,14 @@ class Clock:
         """
         if torch.compiler.is_compiling():
             return
+        if not torch.is_grad_enabled():
+            moment = self._now.get(caller())
+            if moment is not None:
+                moment.hidden = True
+            return
         moment = self._moment()
-        if moment is not None and torch.is_grad_enabled():
+        if moment is not None:
             self._timeline.keep(output, moment)
-        elif moment is not None:
-            moment.hidden = True
 
     @contextlib.contextmanager
     def at(self, timestep: Tensor | float) -> Iterator[None]:
@@ -133,15 +136,16 @@ class Clock:
 
     def _moment(self) -> Moment | None:
         """The call in progress, or the one that a backward pass recomputes."""
-        if not torch.compiler.is_compiling():
-            recomputed = self._timeline.find()
-            if recomputed is not None:
-                return recomputed
+        if torch.compiler.is_compiling():
+            return self._now.get(GRAPH)
+        recomputed = self._timeline.find()
+        if recomputed is not None:
+            return recomputed
         moment = self._now.get(caller())
-        if moment is None or torch.compiler.is_compiling() or not moment.is_over:
-            return moment
-        self._set(None)
-        return None
+        if moment is not None and moment.is_over:
+            self._set(None)
+            return None
+        return moment
 
     def _set(self, moment: Moment | None) -> None:
         here = caller()

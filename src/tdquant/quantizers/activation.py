@@ -58,17 +58,19 @@ class ActivationQuantizer(nn.Module):
     def step(self, x: Tensor) -> Tensor:
         """The step for x at the current timestep, shaped to broadcast over x."""
         scale, batch = self.scale, self.batch
-        in_front = x
-        if batch is not None and batch.axis is not None and batch.axis < x.ndim:
-            in_front = x.movedim(batch.axis, 0)
         if not scale.timed:
             # A step of its own for each index there, if any: a sample may have several.
             rows = BatchAxis(batch.axis or 0) if batch is not None else None
-            return expand_scale(scale(None, in_front, self.grid), x, rows)
+            return expand_scale(scale(None, self._in_front(x), self.grid), x, rows)
         step = self.clock.precomputed_step(scale)
         if step is None:
-            step = scale(self.clock.read(), in_front, self.grid)
+            step = scale(self.clock.read(), self._in_front(x), self.grid)
         return expand_scale(step, x, batch)
+
+    def _in_front(self, x: Tensor) -> Tensor:
+        """x with its samples on the first dimension, if it is known where they lie."""
+        axis = self.batch.axis if self.batch is not None else None
+        return x.movedim(axis, 0) if axis and axis < x.ndim else x
 
     def forward(self, x: Tensor) -> Tensor:
         """The nearest grid points of x, in its dtype."""
