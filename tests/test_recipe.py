@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tdquant.errors import RecipeError
-from tdquant.recipe import Recipe
+from tdquant.recipe import REMEDIES, Recipe
 
 
 @pytest.mark.parametrize("bits", [1, 17, 0, -4, 8.0, True, "8"])
@@ -58,3 +58,29 @@ def test_float_operands_stay_float_everywhere():
     recipe = Recipe(weights=32, activations=5, edges=8)
     assert recipe.for_layer([], edge=True, time_path=False).weights == 32
     assert recipe.for_layer([], edge=False, time_path=True).weights == 32
+
+
+def test_remedies_come_with_automatic_scales():
+    assert all(Recipe().uses(name) for name in REMEDIES)
+    assert not any(Recipe(scale="temporal").uses(name) for name in REMEDIES)
+    assert not any(Recipe(remedies=()).uses(name) for name in REMEDIES)
+    one = Recipe(scale="static", remedies=["factors"])
+    assert [name for name in REMEDIES if one.uses(name)] == ["factors"]
+    assert Recipe.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+
+
+def test_mistakes_in_remedies():
+    with pytest.raises(RecipeError) as error:
+        Recipe(remedies=("factors", "magic"), group=8)
+    assert "magic" in str(error.value)
+    assert "group=8" in str(error.value)
+    with pytest.raises(RecipeError, match="remedies='all'"):
+        Recipe(remedies="all")
+    with pytest.raises(RecipeError, match="none with grid='published'"):
+        Recipe(
+            grid="published",
+            scale="static",
+            time_weights=32,
+            granularity="tensor",
+            remedies=("factors",),
+        )

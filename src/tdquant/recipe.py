@@ -17,6 +17,20 @@ FLOAT = 32
 
 GRANULARITIES = ("channel", "tensor")
 GRIDS = ("auto", "symmetric", "published")
+REMEDIES = (
+    "groups",
+    "factors",
+    "rotation",
+    "low_rank",
+    "protection",
+    "rounding",
+    "correction",
+)
+"""Remedies beside scales: see ``Recipe.remedies``."""
+
+MAX_GROUPED = 6
+"""Most bits of weights that are quantized in groups: multiples of wider codes do not fit int8."""
+
 _TEMPORAL_OPTIONS = ("features", "hidden", "depth", "dropout", "encoding")
 
 
@@ -59,6 +73,15 @@ class Recipe:
         exclude: Patterns of layers that stay in float.
         overrides: Pattern -> fields of LayerRecipe to replace; later patterns win.
         temporal: Options of TemporalScale: features, hidden, depth, dropout, encoding.
+        remedies: What may be used beside scales, by name: ``"groups"`` (weights of up to 6 bits
+            have integer multipliers of their step for each group of inputs), and, each where
+            calibration measures that it helps, ``"factors"`` (input channels are divided by
+            factors that the weight takes over), ``"rotation"`` (inputs of linear layers are
+            rotated), ``"low_rank"`` (a branch of low rank beside the weight), ``"protection"``
+            (8 bits for the inputs of a few layers), ``"rounding"`` (codes of weights chosen by
+            the layer's output) and ``"correction"`` (gain and bias of the model's output over
+            time). ``"auto"`` is all of them with ``scale="auto"``, and none with other kinds.
+        group: Inputs that share a multiplier, 16 to 128.
 
     Raises:
         RecipeError: Anything is out of range or misspelt; all mistakes are listed.
@@ -76,8 +99,12 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     temporal: Mapping[str, Any] = field(default_factory=dict)
+    remedies: str | tuple[str, ...] = "auto"
+    group: int = 32
 
     def __post_init__(self) -> None:
+        if not isinstance(self.remedies, str):
+            object.__setattr__(self, "remedies", tuple(self.remedies))
         object.__setattr__(self, "include", tuple(self.include))
         object.__setattr__(self, "exclude", tuple(self.exclude))
         mistakes = self._mistakes()
@@ -103,6 +130,12 @@ class Recipe:
                     found += _check_choice(where, value, kinds)
                 else:
                     found.append(f"{where}: no such field; one of weights, activations, scale")
+        if isinstance(self.remedies, str):
+            found += _check_choice("remedies", self.remedies, ("auto",))
+        for name in self.remedies if isinstance(self.remedies, tuple) else ():
+            found += _check_choice("remedy", name, REMEDIES)
+        if not (_is_whole(self.group) and 16 <= self.group <= 128):
+            found.append(f"group={self.group!r}: 16 to 128 inputs")
         if self.grid == "published":
             found += self._unpublished()
         for key in self.temporal:
@@ -118,6 +151,8 @@ class Recipe:
             for name in names
             if getattr(self, name) != getattr(fixed, name)
         ]
+        if isinstance(self.remedies, tuple) and self.remedies:
+            found.append(f"remedies={self.remedies!r}: none with grid='published'")
         if self.scale not in ("temporal", "static"):
             found.append(f"scale={self.scale!r}: temporal or static with grid='published'")
         for name in ("weights", "activations"):
@@ -145,6 +180,12 @@ class Recipe:
             granularity="tensor",
             grid="published",
         )
+
+    def uses(self, remedy: str) -> bool:
+        """Whether the recipe allows a remedy, one of REMEDIES."""
+        if isinstance(self.remedies, str):
+            return self.scale == "auto" and self.grid != "published"
+        return remedy in self.remedies
 
     def for_layer(self, overridden: list[str], edge: bool, time_path: bool) -> LayerRecipe:
         """What a layer gets that matches the override patterns ``overridden``, in their order."""
@@ -188,10 +229,13 @@ class Recipe:
 
 
 def _check_bits(name: str, value: object) -> list[str]:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and (value == FLOAT or MIN_BITS <= value <= MAX_BITS):  # type: ignore[operator]
+    if _is_whole(value) and (value == FLOAT or MIN_BITS <= value <= MAX_BITS):  # type: ignore[operator]
         return []
     return [f"{name}={value!r}: bits are {MIN_BITS} to {MAX_BITS}, or {FLOAT} for float"]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> list[str]:
