@@ -15,6 +15,7 @@ from tdquant.families.roles import Roles, named_roles, quantizable_layers
 from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
 from tdquant.layers.base import INPUT, keep_layers_called
+from tdquant.layers.structure import names_of
 from tdquant.models.compvis.published_quantizers import equip
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, CodedWeight, NoiseWeight, WeightQuantizer
@@ -85,12 +86,12 @@ def convert_layers(
             where=type(model).__name__,
             why=f"it has no layer of type {', '.join(sorted(t.__name__ for t in QUANTIZED))}",
         )
-    chosen = _select(layers, recipe)
+    chosen = _select(model, layers, recipe)
     clock = Clock(model, timestep or family.timestep)
     swaps: dict[str, nn.Module] = {}
     mistakes: list[ConversionError] = []
     for path in chosen:
-        plan = _plan(path, recipe, roles)
+        plan = _plan(model, path, recipe, roles)
         if min(plan.weights, plan.activations) < FLOAT:
             try:
                 swaps[path] = _quant_layer(
@@ -108,10 +109,10 @@ def convert_layers(
     state_of(model).recipe = recipe
 
 
-def _plan(path: str, recipe: Recipe, roles: Roles) -> LayerRecipe:
+def _plan(model: nn.Module, path: str, recipe: Recipe, roles: Roles) -> LayerRecipe:
     """What a layer gets: overrides win over its role."""
     edge, time_path = path in roles.first | roles.last, path in roles.time_path
-    return recipe.for_layer(matching(path, recipe.overrides), edge, time_path)
+    return recipe.for_layer(matching(names_of(model, path), recipe.overrides), edge, time_path)
 
 
 def change_roles(model: nn.Module, roles: Roles) -> None:
@@ -123,9 +124,9 @@ def change_roles(model: nn.Module, roles: Roles) -> None:
     if not isinstance(recipe, Recipe) or recipe.grid == "published":
         return  # published quantizers are those of named layers
     layers, clock = quantizable_layers(model), clock_of(model)
-    for path in _select(layers, recipe):
-        old, plan = layers[path], _plan(path, recipe, roles)
-        if plan == _plan(path, recipe, before):
+    for path in _select(model, layers, recipe):
+        old, plan = layers[path], _plan(model, path, recipe, roles)
+        if plan == _plan(model, path, recipe, before):
             continue
         if isinstance(old, QuantLayer) and isinstance(old.weight_quantizer, CodedWeight):
             old.input_quantizer = _input_quantizer(path, plan, recipe, clock)
@@ -250,13 +251,15 @@ def _attention(
     ]
 
 
-def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
+def _select(model: nn.Module, layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
     """The paths that the patterns leave; patterns that match nothing are mistakes."""
     patterns = [*recipe.include, *recipe.exclude, *recipe.overrides]
-    unknown = unmatched_patterns(patterns, layers)
+    names = {path: names_of(model, path) for path in layers}
+    known = dict.fromkeys(name for several in names.values() for name in several)
+    unknown = unmatched_patterns(patterns, known)
     if unknown:
         hints = {
-            p: difflib.get_close_matches(p.strip("*."), layers, n=2, cutoff=0.3) for p in unknown
+            p: difflib.get_close_matches(p.strip("*."), known, n=2, cutoff=0.3) for p in unknown
         }
         lines = [f"{p!r}" + (f" (near: {', '.join(h)})" if h else "") for p, h in hints.items()]
         raise RecipeError(
@@ -264,4 +267,8 @@ def _select(layers: dict[str, nn.Module], recipe: Recipe) -> list[str]:
             fix="patterns are globs over module paths, such as 'up_blocks.*.conv1'",
         )
 
-    return [p for p in layers if matching(p, recipe.include) and not matching(p, recipe.exclude)]
+    return [
+        path
+        for path, own in names.items()
+        if matching(own, recipe.include) and not matching(own, recipe.exclude)
+    ]

@@ -7,8 +7,12 @@ from torch import nn
 import tdquant as tdq
 from tdquant.errors import CalibrationError, ConversionError
 from tdquant.lab.metrics import mse
-from tdquant.layers import STRUCTURES, structured_layers
+from tdquant.layers import QUANTIZED, STRUCTURES, structured_layers
 from tdquant.layers.balance import BalancedLayer
+from tdquant.numerics.grid import Grid
+from tdquant.quantizers import FrozenWeight, WeightQuantizer
+from tdquant.quantizers.rounding import nearest
+from tdquant.quantizers.weight import mse_step
 from tdquant.refine.balancing import balance, factors
 
 
@@ -102,16 +106,93 @@ def test_factors_stay_float32_in_half_precision():
     assert new(torch.randn(2, 6).bfloat16()).dtype == torch.bfloat16
 
 
-def test_factors_share_out_the_range():
-    weight, largest = torch.randn(7, 5), torch.tensor([1.0, 200, 0.01, 3, 0])
-    c = factors(largest, weight, 1.0)
+LAYERS = {
+    "linear": (lambda: nn.Linear(6, 4), (2, 5, 6)),
+    "conv1d": (lambda: nn.Conv1d(6, 4, 3, padding="same", bias=False), (2, 6, 9)),
+    "conv2d": (lambda: nn.Conv2d(6, 4, (3, 2), stride=2, padding=1, dilation=2), (2, 6, 9, 8)),
+    "reflect": (lambda: nn.Conv2d(6, 4, 3, padding=1, padding_mode="reflect"), (2, 6, 5, 5)),
+    "groups": (lambda: nn.Conv2d(6, 9, 3, groups=3), (2, 6, 5, 5)),
+    "depthwise": (lambda: nn.Conv1d(6, 12, 3, groups=6), (6, 7)),
+    "conv3d": (lambda: nn.Conv3d(6, 4, (3, 1, 2), padding=1), (2, 6, 3, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_balanced_layer_is_the_float_layer(name):
+    torch.manual_seed(0)
+    make, shape = LAYERS[name]
+    layer, x, c = make().double(), torch.randn(shape).double(), torch.rand(6) * 50 + 0.02
+    with torch.no_grad():
+        y = layer(x)
+        new = BalancedLayer.balanced(copy.deepcopy(layer), c)
+        assert (new(x) - y).abs().max() < 1e-13 * y.abs().max()
+        quantized = QUANTIZED[type(layer)].from_float(layer)
+        assert torch.equal(BalancedLayer.from_quantized(quantized, c)(x), new(x))
+        assert torch.equal(layer(x), y)  # from_quantized left it as it was
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_steps_of_a_quantized_layer_are_found_anew(name):
+    torch.manual_seed(0)
+    make, shape = LAYERS[name]
+    layer, x, c = make(), torch.randn(shape), torch.tensor([1.0, 1, 0.3, 4, 3, 1])
+    live = QUANTIZED[type(layer)].from_float(layer)
+    grid = Grid.signed(16, narrow=True)
+    live.weight_quantizer = WeightQuantizer(grid, mse_step(layer.weight, grid, True))
+    live.input_quantizer = kept = nn.Identity()
+    new = BalancedLayer.from_quantized(live, c)
+    assert new.layer.input_quantizer is kept
+    steps = mse_step(new.layer.weight, grid, True)
+    assert torch.equal(new.layer.weight_quantizer.step, steps)
+    with torch.no_grad():
+        assert (new(x) - layer(x)).norm() < 2e-3 * layer(x).norm()
+    assert new.layer.weight.requires_grad
+
+
+def test_frozen_layers_and_learned_codes():
+    torch.manual_seed(0)
+    live = QUANTIZED[nn.Linear].from_float(nn.Linear(6, 4))
+    grid = Grid.signed(4, narrow=True)
+    start = WeightQuantizer(grid, mse_step(live.weight, grid, False))
+    live.weight_quantizer = nearest(start, live.weight)
+    new = BalancedLayer.from_quantized(live, torch.ones(6) * 2)
+    assert type(new.layer.weight_quantizer) is WeightQuantizer
+    assert new.layer.weight_quantizer.step.shape == ()
+    live.weight_quantizer = FrozenWeight(grid, start.step)
+    with pytest.raises(ConversionError, match="frozen"):
+        BalancedLayer.from_quantized(live, torch.ones(6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tiny_and_dead_channels_in_half_precision(dtype):
+    torch.manual_seed(0)
+    largest = torch.tensor([1e-7, 1e-7, 1e-7, 1e-7, 0.0, 900.0])
+    x, layer = (torch.randn(50, 6) * largest).to(dtype), nn.Linear(6, 4).to(dtype)
+    exact = layer.float()(x.float())
+    for alpha in (0.5, 1.0):
+        c = factors(largest, layer.to(dtype), alpha)
+        assert c[4] == 1
+        new = BalancedLayer.balanced(copy.deepcopy(layer), c)
+        assert new.weight.isfinite().all()
+        assert new(x).dtype == dtype
+        assert (new(x).float() - exact).norm() < 10 * torch.finfo(dtype).eps * exact.norm()
+    if dtype == torch.float16:
+        with pytest.raises(ConversionError, match="too large for torch"):
+            BalancedLayer.balanced(layer, torch.ones(6) * 1e6)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(5, 7), lambda: nn.Conv2d(5, 7, 3)])
+def test_factors_share_out_the_range(make):
+    layer, largest = make(), torch.tensor([1.0, 200, 0.01, 3, 0])
+    columns = layer.weight.detach().abs().transpose(0, 1).flatten(1).amax(1)[:4]
+    c = factors(largest, layer, 1.0)
     ratio = (largest / c)[:4]
     assert torch.allclose(ratio, ratio[0].expand(4), rtol=1e-4)
     assert c[4] == 1  # never used
-    columns = (weight * factors(largest, weight, 0.0)).abs().amax(0)[:4]
-    assert torch.allclose(columns, columns[0].expand(4), rtol=1e-4)
-    both = factors(largest, weight, 0.5)
-    balanced = (largest / both)[:4] / (weight * both).abs().amax(0)[:4]
+    moved = columns * factors(largest, layer, 0.0)[:4]
+    assert torch.allclose(moved, moved[0].expand(4), rtol=1e-4)
+    both = factors(largest, layer, 0.5)[:4]
+    balanced = (largest[:4] / both) / (columns * both)
     assert torch.allclose(balanced, balanced[0].expand(4), rtol=1e-3)
 
 
@@ -152,7 +233,7 @@ def test_what_cannot_be():
     model = transformer()
     with pytest.raises(ConversionError, match="alpha"):
         balance(model, batches(), alpha=2.0)
-    with pytest.raises(ConversionError, match="no linear layer"):
+    with pytest.raises(ConversionError, match="no layer"):
         balance(model, batches(), layers=["*.to_qq"])
     with pytest.raises(CalibrationError, match="no batches"):
         balance(model, [], progress=False)
@@ -162,7 +243,7 @@ def test_what_cannot_be():
         balance(model, bad, progress=False)
     assert not list(structured_layers(model))
     with pytest.raises(ConversionError, match="cannot be balanced"):
-        BalancedLayer.from_float(nn.Conv2d(3, 3, 1))
+        BalancedLayer.from_float(nn.ConvTranspose2d(3, 3, 1))
     with pytest.raises(ConversionError, match="positive and finite"):
         BalancedLayer.balanced(nn.Linear(3, 3), torch.tensor([1.0, 0.0, 2.0]))
     tdq.quantize(model, tdq.Recipe())
@@ -226,3 +307,62 @@ def test_shared_weights_are_refused_by_name():
     model = Tied().eval()
     with pytest.raises(ConversionError, match="weights are read by another module"):
         balance(model, [(torch.randn(2, 16), 3)], layers=["b"], progress=False)
+
+
+class Convolutions(nn.Module):
+    """Convolutions whose inputs have channels of very different size; one in groups."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.mid = nn.Conv2d(8, 8, 3, stride=2, dilation=2)
+        self.grouped = nn.Conv2d(8, 8, 3, padding="same", groups=2)
+        self.last = nn.Conv2d(8, 3, 1)
+        self.register_buffer("size", 10 ** torch.linspace(-2, 2, 8).reshape(-1, 1, 1))
+        with torch.no_grad():
+            for layer in (self.mid, self.grouped):
+                layer.weight /= (
+                    self.size.reshape(layer.groups, 1, -1, 1, 1)
+                    .expand(-1, 8 // layer.groups, -1, -1, -1)
+                    .reshape(8, -1, 1, 1)
+                )
+
+    def forward(self, x, t):
+        y = self.mid(self.first(x) * self.size)
+        return self.last(torch.tanh(self.grouped(y * self.size)))
+
+
+def images(count=3):
+    rng = torch.Generator().manual_seed(0)
+    return [(torch.randn(2, 3, 12, 12, generator=rng), torch.tensor(3)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("alpha", [0.5, "search"])
+def test_convolutions_are_balanced(alpha):
+    exact, errors = Convolutions().eval(), {}
+    for balanced in (False, True):
+        model = Convolutions().eval()
+        if balanced:
+            balance(model, images(), alpha=alpha, layers=["mid", "grouped"], progress=False)
+            assert set(model.tdq.balance) == {"mid", "grouped"}
+            with torch.no_grad():
+                for call in images():
+                    assert torch.allclose(model(*call), exact(*call), atol=1e-5)
+        tdq.quantize(model, tdq.Recipe(scale="static"))
+        tdq.calibrate(model, images(), split=False, progress=False)
+        with torch.no_grad():
+            errors[balanced] = sum(float(mse(model(*c), exact(*c)).mean()) for c in images())
+    assert errors[True] < 0.1 * errors[False]
+
+
+def test_patterns_for_a_layer_are_for_what_it_became():
+    model = Convolutions().eval()
+    balance(model, images(), layers=["mid", "grouped"], progress=False)
+    recipe = tdq.Recipe(exclude=("grouped",), overrides={"mid": {"weights": 4}})
+    tdq.quantize(model, recipe)
+    assert type(model.grouped.layer) is nn.Conv2d
+    assert model.mid.layer.weight_quantizer.grid.bits == 4
+    tdq.calibrate(model, images(), progress=False)
+    assert type(model.grouped.layer) is nn.Conv2d
+    assert model.mid.layer.weight_quantizer.grid.bits == 4

@@ -13,6 +13,7 @@ from torch import nn
 from tdquant.families import Family, family_of
 from tdquant.layers import QUANTIZED, QuantLayer
 from tdquant.layers.base import INPUT
+from tdquant.layers.structure import names_of
 from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.support.patterns import matching
 
@@ -89,7 +90,7 @@ def quantizable_layers(model: nn.Module, family: Family | None = None) -> dict[s
         for path, module in model.named_modules()
         if path
         and (type(module) in QUANTIZED or isinstance(module, QuantLayer))
-        and not matching(path, family.read_by_parent)
+        and not matching(names_of(model, path), family.read_by_parent)
     }
 
 
@@ -105,12 +106,12 @@ def named_roles(model: nn.Module) -> Roles:
     ]
 
     def named(patterns: tuple[str, ...], otherwise: list[str]) -> frozenset[str]:
-        found = {path for path in everything if matching(path, patterns)}
+        found = {path for path in everything if matching(names_of(model, path), patterns)}
         return frozenset(found & set(paths) if found else otherwise)
 
     return Roles(
         named(family.first, paths[:1]),
         named(family.last, paths[-1:]),
-        frozenset(path for path in paths if matching(path, family.time_path)),
+        frozenset(path for path in paths if matching(names_of(model, path), family.time_path)),
         why="the model was not calibrated",
     )

@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tdquant.errors import ConversionError
 from tdquant.layers.structure import StructuredLayer
-from tdquant.quantizers import CodedWeight, FrozenWeight
+from tdquant.quantizers import CodedWeight, FrozenWeight, WeightQuantizer
 
 QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {}
 """Quantized class of every float class that can be quantized. Registered by subclassing
@@ -71,6 +72,32 @@ class QuantLayer(nn.Module):
         layer: Any = kind(**kwargs, bias=self.bias is not None, device="meta")
         layer.weight, layer.bias = self.weight, self.bias
         return layer.train(self.training)
+
+    def with_weight(self, weight: Tensor, where: str = "") -> QuantLayer:
+        """The layer with another weight of its shape: bias and input quantizer are the very ones
+        of this layer, the weight's steps are found anew.
+
+        Arguments:
+            weight: The weight.
+            where: What the layer is called in errors.
+
+        Raises:
+            ConversionError: The weight is frozen, not finite, or zero throughout.
+        """
+        old = self.weight_quantizer
+        if isinstance(old, FrozenWeight):
+            raise ConversionError(
+                "its weight is frozen",
+                where=where or type(self).__name__,
+                why="another weight needs codes of its own, and only the float weight has them",
+                fix="rewrite the layer before tdq.freeze, of a model that holds no codes",
+            )
+        new = type(self).from_float(self)
+        new.weight = nn.Parameter(weight, self.weight.requires_grad)
+        new.input_quantizer = self.input_quantizer
+        if isinstance(old, WeightQuantizer):
+            new.weight_quantizer = old.refitted(new.weight, where)
+        return new.train(self.training)
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and "codes" in self._parameters:

@@ -20,25 +20,14 @@ from torch import Tensor, nn
 
 from tdquant.errors import ConversionError
 from tdquant.layers.base import QUANTIZED, QuantLayer
-from tdquant.layers.structure import StructuredLayer
+from tdquant.layers.structure import CHANNELS, StructuredLayer, channel_dimension
 from tdquant.quantizers import ActivationQuantizer, WeightQuantizer
-from tdquant.quantizers.weight import mse_step
 from tdquant.scales import PendingScale
 
-CHANNELS: dict[type[nn.Module], int] = {
-    nn.Conv3d: -4,
-    nn.Conv2d: -3,
-    nn.Conv1d: -2,
-    nn.Linear: -1,
-}
-"""Dimension of the input channels in what a layer takes, counted from the end."""
 
-
-def channel_dimension(layer: nn.Module) -> int | None:
+def split_dimension(layer: nn.Module) -> int | None:
     """The dimension along which the layer can be split, or None if it cannot."""
-    if getattr(layer, "groups", 1) != 1:
-        return None
-    return next((d for kind, d in CHANNELS.items() if isinstance(layer, kind)), None)
+    return channel_dimension(layer) if getattr(layer, "groups", 1) == 1 else None
 
 
 class SplitLayer(StructuredLayer):
@@ -57,7 +46,7 @@ class SplitLayer(StructuredLayer):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.sizes = tuple(sizes)
-        dimension = channel_dimension(parts[0])
+        dimension = split_dimension(parts[0])
         assert dimension is not None
         self.dimension = dimension
 
@@ -73,7 +62,7 @@ class SplitLayer(StructuredLayer):
             ConversionError: The layer cannot be split, or not into these sizes.
         """
         sizes = tuple(int(size) for size in spec["sizes"])
-        if channel_dimension(layer) is None:
+        if split_dimension(layer) is None:
             raise ConversionError(
                 f"a {type(layer).__name__} cannot be split",
                 where="SplitLayer",
@@ -107,8 +96,7 @@ class SplitLayer(StructuredLayer):
             new = type(layer).from_float(part)
             weight, activation = layer.weight_quantizer, layer.input_quantizer
             if isinstance(weight, WeightQuantizer):
-                step = mse_step(new.weight, weight.grid, weight.step.ndim > 0, f"part {i}")
-                new.weight_quantizer = type(weight)(weight.grid, step.to(new.weight.device))
+                new.weight_quantizer = weight.refitted(new.weight, f"part {i}")
             if isinstance(activation, ActivationQuantizer):
                 new.input_quantizer = quantizer = ActivationQuantizer(
                     activation.grid,

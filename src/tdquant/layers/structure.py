@@ -17,6 +17,19 @@ from torch import nn
 STRUCTURES: dict[str, type[StructuredLayer]] = {}
 """Structure of every name. Registered by subclassing StructuredLayer with a ``structure``."""
 
+CHANNELS: dict[type[nn.Module], int] = {
+    nn.Conv3d: -4,
+    nn.Conv2d: -3,
+    nn.Conv1d: -2,
+    nn.Linear: -1,
+}
+"""Dimension of the input channels in what a layer takes, counted from the end."""
+
+
+def channel_dimension(layer: nn.Module) -> int | None:
+    """The dimension of the input channels in what a layer takes, None if it is not known."""
+    return next((d for kind, d in CHANNELS.items() if isinstance(layer, kind)), None)
+
 
 class StructuredLayer(nn.Module):
     """A layer of several. A subclass names itself and says how it comes from one float layer."""
@@ -41,6 +54,15 @@ class StructuredLayer(nn.Module):
     def specification(self) -> dict[str, Any]:
         """JSON-safe keyword arguments of ``from_float``; tensors belong into the state dict."""
         raise NotImplementedError
+
+
+def names_of(model: nn.Module, path: str) -> list[str]:
+    """The path of a module, and before it the paths of the rewritten layers that it is a part of:
+    a pattern for one of them is meant for it as well.
+    """
+    parts = path.split(".")
+    outer = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return [p for p in outer if isinstance(model.get_submodule(p), StructuredLayer)] + [path]
 
 
 def structured_layers(model: nn.Module) -> Iterator[tuple[str, StructuredLayer]]:

@@ -47,6 +47,10 @@ class RoundedWeight(WeightQuantizer):
         """The numbers that the codes stand for, in the dtype of the weight."""
         return (self.codes * self.scale(weight)).to(weight.dtype)
 
+    def refitted(self, weight: Tensor, where: str = "") -> WeightQuantizer:
+        """A quantizer that rounds another weight to nearest: codes were decided for this one."""
+        return WeightQuantizer(self.grid, self.step).refitted(weight, where)
+
 
 class LearnedRounding(WeightQuantizer):
     """Fake-quantizes a weight by a rounding that learns.

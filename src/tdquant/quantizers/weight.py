@@ -118,6 +118,14 @@ class WeightQuantizer(KeepFloat32Mixin):
         """The nearest grid points of the weight, in its dtype."""
         return fake_quantize(weight, self.scale(weight), self.grid.low, self.grid.high)
 
+    def refitted(self, weight: Tensor, where: str = "") -> WeightQuantizer:
+        """A quantizer of another weight: the same codes, steps of least squared error.
+
+        Raises:
+            ConversionError: As ``mse_step``.
+        """
+        return type(self)(self.grid, mse_step(weight, self.grid, self.step.ndim > 0, where))
+
     def extra_repr(self) -> str:
         return f"bits={self.grid.bits}, codes={self.grid.codes}, steps={self.step.numel()}"
 

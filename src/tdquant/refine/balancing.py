@@ -1,14 +1,16 @@
-r"""``balance``: scales the input channels of linear layers before a float model is quantized.
+r"""``balance``: scales the input channels of layers before a float model is quantized.
 
     c_j = a_j^alpha / w_j^(1 - alpha),    a_j = max |x_j|,   w_j = max_i |W_ij|
 
-over calls, positions and samples. alpha = 1 equalizes all channels of the input, alpha = 0 all
-columns of the weight. ``"search"`` takes for each layer the alpha with the least
+a_j is over calls, positions and samples, w_j over the taps of a convolution as well. alpha = 1
+equalizes all channels of the input, alpha = 0 all columns of the weight. ``"search"`` takes for
+each layer the alpha with the least
 
     |W_hat(c) x_hat(c) - W x|^2
 
-on a sample of its inputs, with both operands rounded to nearest; no division is a candidate too,
-so that a layer never gets worse by this measure.
+on a sample of what its products see (rows of inputs, patches under a window) with both operands
+rounded to nearest; no division is a candidate too, so that a layer never gets worse by this
+measure.
 
 References:
     Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
@@ -18,9 +20,10 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdquant.calls.call import Call, run
@@ -31,6 +34,7 @@ from tdquant.families import family_of
 from tdquant.layers import replace_module
 from tdquant.layers.balance import BalancedLayer
 from tdquant.layers.base import keep_layers_called, shared_parameters
+from tdquant.layers.structure import CHANNELS, channel_dimension, names_of
 from tdquant.numerics.fake_quantize import FLOOR, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers.weight import mse_step
@@ -58,15 +62,15 @@ def balance(
     activations: int = 8,
     progress: bool = True,
 ) -> nn.Module:
-    """Divides the input channels of linear layers of a float model, in place. A later ``quantize``
-    finds plain linear layers behind the divisions.
+    """Divides the input channels of linear layers and convolutions of a float model, in place. A
+    later ``quantize`` finds plain layers behind the divisions.
 
     Arguments:
         model: A float model.
         batches: Calls of it, as for ``calibrate``.
         alpha: Share of the range that moves from inputs into weights, in [0, 1], or ``"search"``.
-        layers: Glob patterns over paths; None takes every linear layer that a call reaches, except
-            on the time path, at the edges, and those whose weight another module reads as well.
+        layers: Glob patterns over paths; None takes every layer that a call reaches, except on the
+            time path, at the edges, and those whose weight another module reads as well.
         weights: Bits of the weights that the search assumes.
         activations: Bits of the inputs that the search assumes.
         progress: Draw a bar.
@@ -98,9 +102,11 @@ def balance(
     for path, most in track(largest.items(), "balancing", len(largest), progress):
         layer = chosen[path]
         searching = alpha == "search"
-        best = _search(layer, most, torch.cat(rows[path]), *grids) if searching else float(alpha)
+        best = (
+            _search(layer, most, torch.cat(rows[path], 1), *grids) if searching else float(alpha)
+        )
         if best is not None:
-            new = BalancedLayer.balanced(layer, factors(most, layer.weight, best))
+            new = BalancedLayer.balanced(layer, factors(most, layer, best))
             replace_module(model, layer, new.train(layer.training))
             found[path] = best
     keep_layers_called(model)
@@ -110,23 +116,50 @@ def balance(
     return model
 
 
-def factors(largest: Tensor, weight: Tensor, alpha: float) -> Tensor:
+def factors(largest: Tensor, layer: nn.Module, alpha: float) -> Tensor:
     """The divisors c ``(C,)``, of geometric mean 1; an unused channel, or one that no weight
     reads, keeps 1.
 
     Arguments:
         largest: ``max |x_j|``, ``(C,)``.
-        weight: ``(out, C)``.
+        layer: A linear layer or convolution.
         alpha: Share of the range that moves.
     """
-    columns = weight.detach().float().abs().amax(0)
+    columns = _matrices(layer).abs().amax(1).reshape(len(largest), -1).amax(1)
     used = (largest > 0) & (columns > 0)
     log_c = alpha * largest.clamp(min=FLOOR).log() - (1 - alpha) * columns.clamp(min=FLOOR).log()
     mean = log_c[used].mean() if bool(used.any()) else log_c.new_zeros(())
-    return torch.where(used, log_c - mean, torch.zeros_like(log_c)).clamp(-12, 12).exp()
+    c = torch.where(used, log_c - mean, torch.zeros_like(log_c)).clamp(-12, 12).exp()
+    # Products have to stay within the dtype of the weight, which may be float16.
+    room = torch.finfo(layer.weight.dtype).max / 2  # type: ignore[arg-type]
+    return c.minimum(room / columns.clamp(min=FLOOR))
 
 
-def _choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Linear]:
+def _matrices(layer: Any) -> Tensor:
+    """The weight as a float32 matrix for each group, ``(groups, out / groups, in * taps)``."""
+    weight, groups = layer.weight.detach().float(), getattr(layer, "groups", 1)
+    return weight.reshape(groups, len(weight) // groups, -1)
+
+
+def _patches(layer: Any, x: Tensor, count: int) -> Tensor:
+    """An even choice of what a layer's products see, ``(groups, n, in * taps)``, on the CPU."""
+    if isinstance(layer, nn.Linear):
+        rows = x.reshape(-1, x.shape[-1])
+        return rows[:: max(len(rows) // count, 1)][:count].cpu().unsqueeze(0)
+    dims = len(layer.kernel_size)
+    x = F.pad(x if x.ndim > dims + 1 else x[None], layer._reversed_padding_repeated_twice)
+    taps = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    for d, (size, stride, dilation) in enumerate(taps):
+        x = x.unfold(2 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    places = torch.Size((len(x), *x.shape[2 : 2 + dims]))
+    # A golden ratio apart: even in every dimension.
+    index = (torch.arange(min(count, places.numel())) * 0.6180339887 % 1) * places.numel()
+    sample, *place = torch.unravel_index(index.long().to(x.device), places)
+    found = x.movedim(1, 1 + dims)[(sample, *place)]
+    return found.reshape(len(index), layer.groups, -1).transpose(0, 1).cpu()
+
+
+def _choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Module]:
     family = family_of(model)
     left_out = () if patterns else (*family.first, *family.last, *family.time_path)
     shared = shared_parameters(model)
@@ -135,22 +168,22 @@ def _choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Li
     found = {
         path: module
         for path, module in model.named_modules()
-        if type(module) is nn.Linear
+        if type(module) in CHANNELS
         and id(module) not in inside
-        and matching(path, wanted)
-        and not matching(path, left_out)
+        and matching(names_of(model, path), wanted)
+        and not matching(names_of(model, path), left_out)
     }
-    unknown = unmatched_patterns(wanted, found)
+    unknown = unmatched_patterns(wanted, {n for path in found for n in names_of(model, path)})
     if unknown:
         raise ConversionError(
-            "patterns that match no linear layer: " + ", ".join(map(repr, unknown)),
+            "patterns that match no layer: " + ", ".join(map(repr, unknown)),
             where="balance(layers=)",
             fix="globs over module paths, such as 'transformer_blocks.*.ff.*'",
         )
     read_elsewhere = [
         path
         for path, layer in found.items()
-        if id(layer.weight) in shared or matching(path, family.read_by_parent)
+        if id(layer.weight) in shared or matching(names_of(model, path), family.read_by_parent)
     ]
     if patterns is not None and read_elsewhere:
         raise ConversionError(
@@ -165,25 +198,24 @@ def _choose(model: nn.Module, patterns: Iterable[str] | None) -> dict[str, nn.Li
 @torch.no_grad()
 def _watch(
     model: nn.Module,
-    layers: dict[str, nn.Linear],
+    layers: dict[str, nn.Module],
     batches: Iterable[Call],
     keep: bool,
     progress: bool,
 ) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
     """The largest magnitude of each input channel, ``(C,)``, of every layer that calls reach, and
-    with ``keep`` an even choice of its input rows.
+    with ``keep`` an even choice of what its products see.
     """
     largest: dict[str, Tensor] = {}
     kept: dict[str, list[Tensor]] = {}
 
-    def see(path: str, layer: nn.Linear, x: Tensor, y: Tensor) -> None:
-        rows = x.detach().float().reshape(-1, x.shape[-1])
-        most = rows.abs().amax(0)
+    def see(path: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
+        x, channels = x.detach().float(), channel_dimension(layer)
+        assert channels is not None
+        most = x.movedim(channels, -1).reshape(-1, x.shape[channels]).abs().amax(0)
         largest[path] = most.maximum(largest.get(path, most))
         if keep:
-            share = ROWS // 16
-            some = rows[:: max(len(rows) // share, 1)][:share].cpu()
-            kept.setdefault(path, []).append(some)
+            kept.setdefault(path, []).append(_patches(layer, x, ROWS // 16))
 
     count = 0
     with evaluating(model), watching(layers, see):
@@ -201,25 +233,27 @@ def _watch(
 
 
 def _search(
-    layer: nn.Linear, largest: Tensor, rows: Tensor, weight_grid: Grid, input_grid: Grid
+    layer: nn.Module, largest: Tensor, rows: Tensor, weight_grid: Grid, input_grid: Grid
 ) -> float | None:
     """The alpha with the least output error, or None for no division."""
-    rows = rows[:: -(-len(rows) // ROWS)].to(layer.weight.device)
-    weight = layer.weight.detach().float()
-    exact = rows @ weight.T
+    weight = _matrices(layer)
+    rows = rows[:, :: -(-rows.shape[1] // ROWS)].to(weight.device)
+    exact = rows @ weight.mT
 
     def error(c: Tensor) -> float:
-        x, w = rows / c, weight * c
+        columns = c.reshape(len(weight), 1, -1)
+        columns = columns.repeat_interleave(weight.shape[2] // columns.shape[2], 2)
+        x, w = rows / columns, weight * columns
         if not w.any():
             return 0.0
         # The input step with the least squared error, as in calibration.
         step = mse_step(x, input_grid, per_channel=False) if x.any() else torch.ones(())
         x = fake_quantize(x, step, input_grid.low, input_grid.high)
-        steps = mse_step(w, weight_grid, per_channel=True).unsqueeze(1)
-        w = fake_quantize(w, steps, weight_grid.low, weight_grid.high)
-        return float((x @ w.T - exact).square().mean())
+        steps = mse_step(w.flatten(0, 1), weight_grid, per_channel=True)
+        w = fake_quantize(w, steps.reshape(*w.shape[:2], 1), weight_grid.low, weight_grid.high)
+        return float((x @ w.mT - exact).square().mean())
 
     errors: dict[float | None, float] = {None: error(torch.ones_like(largest))}
     for alpha in ALPHAS:
-        errors[alpha] = error(factors(largest, weight, alpha))
+        errors[alpha] = error(factors(largest, layer, alpha))
     return min(errors, key=errors.__getitem__)

@@ -15,9 +15,10 @@ def matches(path: str, pattern: str) -> bool:
     return path == pattern or (not _WILD.isdisjoint(pattern) and fnmatchcase(path, pattern))
 
 
-def matching(path: str, patterns: Iterable[str]) -> list[str]:
-    """The patterns that match a path, in their order."""
-    return [pattern for pattern in patterns if matches(path, pattern)]
+def matching(paths: str | Collection[str], patterns: Iterable[str]) -> list[str]:
+    """The patterns that match a path, or one of the paths that a module has, in their order."""
+    paths = (paths,) if isinstance(paths, str) else paths
+    return [pattern for pattern in patterns if any(matches(path, pattern) for path in paths)]
 
 
 def unmatched_patterns(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
