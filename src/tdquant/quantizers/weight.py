@@ -71,12 +71,12 @@ def mse_step(weight: Tensor, grid: Grid, per_channel: bool, where: str = "") -> 
 
 def row_blocks(rows: Tensor) -> list[slice]:
     """Slices of the rows ``(C, N)`` of a size to work on at once: in the cache on the CPU, all of
-    them elsewhere. Each has a multiple of 4 rows, but for the last.
+    them elsewhere. Each has a multiple of 8 rows, but for the last.
     """
     count = max(len(rows), 1)
     if rows.device.type == "cpu":
         wanted = _BLOCK * torch.get_num_threads() // max(rows.shape[1], 1)
-        count = min(count, max(wanted // 4 * 4, 4))
+        count = min(count, max(wanted // 8 * 8, 8))
     return [slice(start, start + count) for start in range(0, len(rows), count)]
 
 

@@ -15,6 +15,7 @@ from tdquant.layers import quantized_layers, structured_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.layers.gain import gain_of
 from tdquant.numerics.grid import Grid
+from tdquant.numerics.packing import aligned_bits, stored_bits
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import TableScale
@@ -78,6 +79,7 @@ def _operands(layer: Any) -> dict[str, Any]:
         spec["weight"] = {
             "bits": frozen.grid.bits,
             "qmax": frozen.grid.qmax,
+            "packed": stored_bits(frozen.grid.bits),
             "shape": list(weight.shape),
             "steps": len(frozen.step) if frozen.step.ndim else None,
             "dtype": str(weight.dtype).removeprefix("torch."),
@@ -126,3 +128,8 @@ def weight_grid(spec: Mapping[str, Any]) -> Grid:
     """The grid of a described weight."""
     grid = Grid.signed(spec["bits"], narrow=True)
     return Grid(grid.bits, -spec["qmax"], spec["qmax"]) if "qmax" in spec else grid
+
+
+def stored_width(spec: Mapping[str, Any]) -> int:
+    """Bits that a stored code of a described weight takes; version 1 rounded them up."""
+    return spec.get("packed") or aligned_bits(spec["bits"])

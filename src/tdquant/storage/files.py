@@ -15,9 +15,11 @@ from tdquant.files.checkpoints import LazyTensor
 from tdquant.files.checkpoints.opening import open_safetensors
 from tdquant.files.documents import Document, Section, read_json
 from tdquant.files.writing import recover
+from tdquant.numerics.packing import stored_bits
 from tdquant.storage.diffusers_folder import CONFIG, quantized_parts, read_config, weight_files
 
-FORMAT, VERSION = "tdquant", 1
+FORMAT, VERSION = "tdquant", 2
+"""Since version 2 the codes of weights have no gaps, and groups of them may have multipliers."""
 INDEX, TENSORS = "tdquant.json", "model.safetensors"
 _FIX = "save the model again"
 
@@ -29,13 +31,20 @@ def _dtype(name: str) -> str:
 
 
 class Weight(Section):
-    """A weight that is stored as codes."""
+    """A weight that is stored as codes, of ``packed`` bits each."""
 
     bits: int
     qmax: int | None = None
+    packed: int | None = None
     shape: list[int]
     steps: int | None = None
     dtype: Annotated[str, AfterValidator(_dtype)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Weight:
+        if self.packed is not None and self.packed != stored_bits(self.bits):
+            raise ValueError(f"has codes of {self.bits} bits in {self.packed}")
+        return self
 
 
 class Batch(Section):

@@ -27,7 +27,7 @@ from tdquant.quantizers import ActivationQuantizer, CodedWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import DynamicScale, Scale, TableScale
 from tdquant.state import state_of
-from tdquant.storage.description import Description, activations, weight_grid
+from tdquant.storage.description import Description, activations, stored_width, weight_grid
 
 CODES, STEP, TABLE = ".weight.codes", ".weight.step", ".scale.table"
 
@@ -185,9 +185,8 @@ def unpack_tensors(
         if first != name and name.endswith(CODES):
             spec = description["layers"][name.removesuffix(CODES)]["weight"]
             grid = weight_grid(spec)
-            tensor = unpack(
-                tensor, tuple(spec["shape"]), grid.qmin, grid.bits, code_dtype(grid.bits)
-            )
+            kind, width = code_dtype(grid.bits), stored_width(spec)
+            tensor = unpack(tensor, tuple(spec["shape"]), grid.qmin, grid.bits, kind, width)
         out[first] = tensor
         for other in knots:
             out[other] = _knots(tables[name]["knots"], tables[name]["first"])

@@ -20,10 +20,10 @@ from torch import Tensor
 from tdquant.files.checkpoints import LazyTensor
 from tdquant.files.writing import unshared
 from tdquant.numerics.grid import Grid
-from tdquant.numerics.packing import code_bits, pack
+from tdquant.numerics.packing import pack, packed_bytes
 from tdquant.quantizers import FrozenWeight
 from tdquant.quantizers.weight import row_blocks
-from tdquant.storage.description import Description, activations, weight_grid
+from tdquant.storage.description import Description, activations, stored_width, weight_grid
 
 
 def stored_tensors(state: Mapping[str, Tensor], description: Description) -> dict[str, LazyTensor]:
@@ -46,8 +46,9 @@ def stored_tensors(state: Mapping[str, Tensor], description: Description) -> dic
         step = state.pop(f"{path}.weight_quantizer.step")
         name = "codes" if f"{path}.codes" in state else "weight"
         weight = state.pop(f"{path}.{name}")
-        size = -(-weight.numel() * code_bits(grid.bits) // 8)
-        load = partial(_pack_weight, weight, step, grid, path)
+        width = stored_width(layer["weight"])
+        load = partial(_pack_weight, weight, step, grid, width, path)
+        size = packed_bytes(weight.numel(), width)
         out[f"{path}.weight.codes"] = LazyTensor(torch.Size([size]), torch.uint8, load)
         state[f"{path}.weight.step"] = step
     for path, spec in activations(description):
@@ -73,8 +74,8 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.cpu().contiguous()
 
 
-def _pack_weight(weight: Tensor, step: Tensor, grid: Grid, path: str) -> Tensor:
-    """Packs a weight, given as numbers or codes, by blocks of rows. A block has a multiple of 4
+def _pack_weight(weight: Tensor, step: Tensor, grid: Grid, width: int, path: str) -> Tensor:
+    """Packs a weight, given as numbers or codes, by blocks of rows. A block has a multiple of 8
     rows, and so whole bytes.
     """
     rows = weight.reshape(len(weight), math.prod(weight.shape[1:]))
@@ -85,5 +86,5 @@ def _pack_weight(weight: Tensor, step: Tensor, grid: Grid, path: str) -> Tensor:
         if codes.is_floating_point():
             quantizer = FrozenWeight(grid, steps[block] if step.ndim else steps)
             codes = quantizer.codes(codes, path)
-        parts.append(pack(codes, grid.qmin, grid.bits).cpu())
+        parts.append(pack(codes, grid.qmin, grid.bits, width).cpu())
     return torch.cat(parts)
