@@ -18,7 +18,7 @@ from tests.lab.data.written import (
 
 def options(name, root):
     """Options of a tiny data set of this name, written into ``root``."""
-    if name == "cats":
+    if name in ("cats", "robots"):
         return {"split": "heldout", "count": 6}
     if name == "cifar10":
         write_cifar10(root)

@@ -16,6 +16,7 @@ from tdquant.lab.data.cifar10 import cifar10
 from tdquant.lab.data.fashion_mnist import fashion_mnist
 from tdquant.lab.data.folder import folder
 from tdquant.lab.data.lsun import LMDB_FILE, lsun
+from tdquant.lab.data.robots import Robots
 
 DATASETS: dict[str, Callable[..., ImageDataset]] = {
     "cats": Cats,
@@ -23,6 +24,7 @@ DATASETS: dict[str, Callable[..., ImageDataset]] = {
     "fashion-mnist": fashion_mnist,
     "folder": folder,
     "lsun": lsun,
+    "robots": Robots,
 }
 """Name -> what makes the data set. A new data set is one new file and one line here."""
 
