@@ -65,6 +65,7 @@ bench: venv
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/reconstruct.py
 	$(BIN)/python benchmarks/recording.py
+	$(BIN)/python -m benchmarks.peers
 
 # About an hour of two cores: damaged files, kill -9, full disks (as root), threads, shapes.
 CAMPAIGN := campaign

@@ -7,8 +7,6 @@ Times are medians of interleaved runs in one process, so that a noisy machine di
 
 import argparse
 import copy
-import random
-import statistics
 import tempfile
 import threading
 import time
@@ -19,6 +17,7 @@ import psutil
 import torch
 
 import tdquant as tdq
+from interleaved import interleaved
 from record import table, write
 
 
@@ -74,22 +73,6 @@ def activation_bytes(model, call):
     for hook in hooks:
         hook.remove()
     return total
-
-
-def interleaved(functions, rounds):
-    """Median seconds of each function. Every round has an order of its own: what one leaves in the
-    caches, or threads of its library that still wait for work, meets all alike.
-    """
-    times = {name: [] for name in functions}
-    order, shuffled = list(functions.items()), random.Random(0)
-    with torch.no_grad():
-        for _ in range(rounds + 2):
-            shuffled.shuffle(order)
-            for name, function in order:
-                started = time.perf_counter()
-                function()
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(t[2:]) for name, t in times.items()}
 
 
 def forwards(model, shape, batches, rounds, recipe):

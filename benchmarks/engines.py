@@ -22,7 +22,9 @@ import numpy as np
 import torch
 
 import tdquant as tdq
-from cost import cifar_unet, interleaved
+from cost import cifar_unet
+from graphs import Plain, float_graph, options
+from interleaved import interleaved
 from record import table, write
 
 TIMES = (0, 250, 500, 750, 999)
@@ -35,27 +37,6 @@ SETTINGS = {
     "W8A8, attention": {"weights": 8, "activations": 8, "attention": 8},
     "W4A8": {"weights": 4, "activations": 8},
 }
-
-
-class Plain(torch.nn.Module):
-    """A diffusers model as a function of tensors to a tensor."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x, t):
-        y = self.model(x, t)
-        return getattr(y, "sample", y)
-
-
-def openvino_float(model, shape):
-    import openvino as ov
-
-    example = (torch.randn(1, *shape), torch.tensor([3]))
-    graph = ov.convert_model(Plain(model).eval(), example_input=example)
-    graph.reshape({graph.inputs[0]: [1, *shape], graph.inputs[1]: [1]})
-    return graph
 
 
 def nncf_int8(graph, calls, halved=False):
@@ -76,17 +57,12 @@ def compiled(graph, threads, batch=None):
     """
     import openvino as ov
 
-    options = {
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
     graph = graph.clone()
     times = [i for i, port in enumerate(graph.inputs) if port.get_partial_shape().rank == 1]
     if batch is not None:
         sizes = {i: [batch] if i in times else [batch, 3, 32, 32] for i in (0, 1)}
         graph.reshape(sizes)
-    request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()
+    request = ov.Core().compile_model(graph, "CPU", options(threads)).create_infer_request()
     whole = graph.inputs[times[0]].get_element_type().is_integral()
 
     def call(x, t):
@@ -187,8 +163,9 @@ def unet(args, folder):
             file = folder / f"{name.replace(', ', '-').replace(' ', '-')}{suffix}"
             files[file.name] = exported(models[name], file, calls[0])
             sessions[name, suffix] = tdq.open_session(file, args.threads)
-    static = kept(lambda: nncf_int8(openvino_float(big, shape), calls), folder / "nncf.xml")
-    graph = kept(lambda: openvino_float(big, shape), folder / "float.xml")
+    one = (torch.randn(1, *shape), torch.tensor([3]))
+    graph = kept(lambda: float_graph(big, one), folder / "float.xml")
+    static = kept(lambda: nncf_int8(graph, calls), folder / "nncf.xml")
     fast = models["W8A8"]()
     ours = {name: session for (name, suffix), session in sessions.items() if suffix == ".xml"}
     raw = ov.Core().read_model(folder / "W8A8.xml")
@@ -258,7 +235,8 @@ def error(args, folder):
     )
     calls = list(recorded(count=4, seed=0))
     unseen = list(recorded(count=2, seed=1))
-    graph = kept(lambda: openvino_float(pipe.unet, pipe.shape), folder / "cats-float.xml")
+    one = (torch.randn(1, *pipe.shape), torch.tensor([3]))
+    graph = kept(lambda: float_graph(pipe.unet, one), folder / "cats-float.xml")
     static = kept(lambda: nncf_int8(graph, calls), folder / "cats-nncf.xml")
     halved = kept(lambda: nncf_int8(graph, calls, halved=True), folder / "cats-nncf-halved.xml")
     models = {

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 import tdquant as tdq
-from cost import cifar_unet, interleaved
+from cost import cifar_unet
+from interleaved import interleaved
 from record import RESULTS, write
 from tdquant.models import load_embedded
 from tdquant.models.compvis.unet import UNetModel

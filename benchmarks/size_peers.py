@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import graphs
 import size
 import tdquant as tdq
-from cost import interleaved
 from engines import NNCF, nncf_int8
+from interleaved import interleaved
 from record import table, write
 from tdquant.support.memory import trim_heap
 
@@ -74,12 +75,8 @@ def nncf_call(file, threads):
     """NNCF's file as a function, with the options of our sessions."""
     import openvino as ov
 
-    options = {
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    request = ov.Core().compile_model(file, "CPU", options).create_infer_request()
+    compiled = ov.Core().compile_model(file, "CPU", graphs.options(threads))
+    request = compiled.create_infer_request()
 
     def call(x, t, context):
         values = [x.numpy(), t.reshape(1).numpy(), context.numpy()]

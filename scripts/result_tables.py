@@ -230,6 +230,72 @@ def size_peers(found: dict) -> str:
     )
 
 
+PEER_HEAD = [
+    "bits", "project", "weights", "inputs", "median", "geometric mean", "mean", "KB", "int8",
+    "ms", "/ float", "s to quantize",
+]  # fmt: skip
+
+
+def _peer_cells(row: dict) -> list[str]:
+    """A row of the table of peers; parts that were not measured are dashes."""
+
+    def cell(form: str, name: str, times: float = 1) -> str:
+        return format(row[name] * times, form) if name in row else "-"
+
+    integer = f"{row['integer']} of {row['products']}" if "products" in row else "-"
+    ratio = f"{row['ms'] / row['float_ms']:.2f}" if "ms" in row else "-"
+    name = f"**{row['project']}**" if row["project"] == OURS else row["project"]
+    if row["note"]:
+        name += f" ({row['note']})"
+    if "missing" in row:
+        name += f": not installed, `{row['missing']}`"
+    if "failed" in row:
+        name += f": `{row['failed']}`"
+    return [
+        row["setting"], name, cell(".0%", "weights"), cell(".0%", "inputs"), cell(".2g", "median"),
+        cell(".2g", "geometric"), cell(".2g", "mean"), cell(".0f", "bytes", 1e-3), integer,
+        cell(".1f", "ms"), ratio, cell(".0f", "seconds"),
+    ]  # fmt: skip
+
+
+def beside_peers(found: dict) -> str:
+    """Every quantizer on every model, at every setting."""
+    pages = []
+    for model in dict.fromkeys(row["model"] for row in found["rows"]):
+        rows = [_peer_cells(row) for row in found["rows"] if row["model"] == model]
+        pages.append(f"`{model}`:\n\n{markdown(PEER_HEAD, rows, slice(2, None))}")
+    settings = found["settings"]
+    versions = dict.fromkeys(row["version"] for row in found["rows"] if "version" in row)
+    return "\n\n".join(pages) + (
+        f"\n\n{settings['images']} images of {settings['steps']} steps; calls at batch 1, medians "
+        f"of {settings['rounds']}, {settings['threads']} thread. {', '.join(versions)}; "
+        f"{where(found)}."
+    )
+
+
+OURS = "tdquant, default"
+WHOLE = 0.5
+"""Least share of multiplications with inputs of few bits, to be compared with ours."""
+
+
+def peers_in_short(found: dict) -> str:
+    """Ours and the best of the others that quantize most of the inputs, by median error."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in found["rows"]:
+        if row.get("inputs", 0) >= WHOLE and "median" in row:
+            groups.setdefault((row["model"], row["setting"]), []).append(row)
+    rows = []
+    for (model, setting), measured in groups.items():
+        ours = [row for row in measured if row["project"] == OURS]
+        others = [row for row in measured if "tdquant" not in row["project"]]
+        if ours and others:
+            best = min(others, key=lambda row: row["median"])
+            cells = (f"{r[key]:.2g}" for key in ("median", "mean") for r in (ours[0], best))
+            rows.append([model, setting, best["project"], *cells])
+    head = ["model", "bits", "best other", "median: tdquant", "other", "mean: tdquant", "other"]
+    return f"{markdown(head, rows, slice(3, None))}\n\n{where(found)}."
+
+
 OUTCOMES = {"refused": "an error", "same": "what was there", "other": "another file"}
 """What may become of a damaged file; everything else is a failure."""
 

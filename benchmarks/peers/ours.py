@@ -1,0 +1,106 @@
+"""The float model and tdquant's ways to quantize it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import ClassVar
+
+from benchmarks.peers.peer import Peer
+from torch import nn
+
+import tdquant as tdq
+from tdquant.support.machine import version
+
+BITS = {"W8A8": (8, 8), "W5A8": (5, 8), "W4A8": (4, 8), "W8A5": (8, 5)}
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class InPyTorch(Peer):
+    """The model as it is."""
+
+    name = "float, PyTorch"
+    package = "torch"
+    settings: ClassVar = {"float": None}
+
+    def quantize(self, model, calls):
+        return model
+
+    def write(self, model, folder):
+        from safetensors.torch import save_file
+
+        save_file(model.state_dict(), folder / "model.safetensors")
+
+    def layers(self, model):
+        return {}
+
+
+class Default(Peer):
+    name = "tdquant, default"
+    package = "tdquant"
+    settings = BITS
+
+    @classmethod
+    def version(cls):
+        said = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, text=True,
+            capture_output=True, check=False,
+        )  # fmt: skip
+        return f"tdquant {version()} {said.stdout.strip()}".strip()
+
+    def recipe(self, model):
+        return tdq.Recipe(*self.options)
+
+    def calibrate(self, model, calls):
+        tdq.calibrate(model, calls, progress=False)
+
+    def quantize(self, model, calls):
+        model = tdq.quantize(model, self.recipe(model))
+        self.calibrate(model, calls)
+        return tdq.freeze(model)
+
+    def sampled(self, model, call):
+        return tdq.compile(model, "openvino", call)
+
+    def write(self, model, folder):
+        tdq.save(model, folder)
+
+    def layers(self, model):
+        return {
+            row.path: (row.weight_codes is not None, row.input_codes is not None)
+            for row in tdq.summary(model)
+        }
+
+    def products(self, model, run, call):
+        rows = [row for row in tdq.summary(run) if row.kernel]
+        return sum("int8" in row.kernel for row in rows), len(rows)
+
+
+class Tried(Default):
+    name = "tdquant, tried on samples"
+    note = "`calibrate(generate=...)`"
+
+    def calibrate(self, model, calls):
+        tdq.calibrate(model, calls, generate=self.generate, progress=False)
+
+
+class Static(Default):
+    name = "tdquant, static"
+
+    def recipe(self, model):
+        return tdq.Recipe(*self.options, scale="static")
+
+
+class Linear(Default):
+    name = "tdquant, linear layers alone"
+    settings: ClassVar = {"W8A8": (8, 8)}
+    note = "the layers that torchao quantizes"
+
+    @classmethod
+    def applies(cls, model):
+        return any(isinstance(module, CONVOLUTIONS) for module in model.modules())
+
+    def recipe(self, model):
+        named = model.named_modules()
+        excluded = [path for path, module in named if isinstance(module, CONVOLUTIONS)]
+        return tdq.Recipe(*self.options, exclude=tuple(excluded))

@@ -1,0 +1,25 @@
+"""The table of quantizers, in the order of the results."""
+
+from benchmarks.peers.nncf import NNCF, InGraphs, NNCFCorrected
+from benchmarks.peers.ours import Default, InPyTorch, Linear, Static, Tried
+from benchmarks.peers.peer import Peer
+from benchmarks.peers.quanto import Quanto
+from benchmarks.peers.sdnq import SDNQ, SDNQRotated, SDNQWeights
+from benchmarks.peers.torchao import TorchAO, TorchAOInt4
+
+PEERS: tuple[type[Peer], ...] = (
+    InPyTorch,
+    InGraphs,
+    Default,
+    Tried,
+    Static,
+    Linear,
+    SDNQ,
+    SDNQRotated,
+    SDNQWeights,
+    NNCF,
+    NNCFCorrected,
+    TorchAO,
+    TorchAOInt4,
+    Quanto,
+)
