@@ -22,8 +22,9 @@ KINDS = {
 
 
 def corrected(frozen):
-    """The frozen model with a gain behind its output."""
-    return tdq.correct(frozen, Mixed().eval(), list(calls()), progress=False)
+    """The frozen model with a gain and a bias behind its output."""
+    plain, shift = Mixed().eval(), torch.linspace(-1, 1, 6).reshape(-1, 1, 1)
+    return tdq.correct(frozen, lambda x, t: plain(x, t) + shift, list(calls()), progress=False)
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError, FreezeError
 from tdquant.layers import QuantLayer, quantized_layers
+from tdquant.layers.correction import correction_of
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import (
@@ -32,6 +33,7 @@ from tdquant.quantizers import (
 from tdquant.quantizers.weight import mse_step
 from tdquant.scales import DynamicScale, PendingScale, Scale, TableScale
 from tdquant.scales.base import floored, steps_at
+from tdquant.scales.table import training_timesteps
 from tdquant.support.announce import announce
 from tdquant.support.hooks import check_onloaded
 from tdquant.support.restoring import with_gradients
@@ -107,7 +109,10 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
             if isinstance(q.scale, TableScale) and not q.scale.static:
                 coverage += [float(q.scale.knots[0]), float(q.scale.knots[-1])]
     if coverage:
-        clock_of(frozen).coverage = min(coverage), max(coverage)
+        span = clock_of(frozen).coverage = min(coverage), max(coverage)
+        correction = correction_of(frozen)
+        if correction is not None:  # one lookup finds rows for all
+            correction.resample(training_timesteps(*span) if knots is None else knots)
     return announce(frozen)
 
 

@@ -64,7 +64,7 @@ def test_searched_and_reconstructed(source, tmp_path, capsys):
     assert recipe.overrides
     steps = [step["step"] for step in unet.tdq.history]
     assert steps == ["calibrate", "reconstruct", "correct", "compare"]
-    assert unet.tdq_gain.scale.table.min() > 0.5
+    assert unet.tdq_correction.scale.table.min() > 0.5
     assert (tmp_path / "out" / "search-unet.png").exists()
 
 

@@ -10,6 +10,7 @@ import torch
 import tdquant as tdq
 from tdquant.clock import clock_of
 from tdquant.layers import quantized_layers
+from tdquant.layers.correction import correction_of
 from tdquant.lowering.backends import BACKENDS
 from tdquant.lowering.cuda import lower_on
 from tdquant.quantizers import ActivationQuantizer
@@ -38,9 +39,12 @@ def frozen_by(setting):
         plain = copy.deepcopy(frozen)
 
         def louder(x, t):
-            return (1 + torch.as_tensor(t).reshape(-1, 1, 1, 1) / 1500) * plain(x, t)
+            t = torch.as_tensor(t).reshape(-1, 1, 1, 1) / 1000
+            shift = torch.linspace(-1, 1, 6).reshape(-1, 1, 1)
+            return (1 + t / 1.5) * plain(x, t.flatten() * 1000) + (1 + t) * shift
 
         frozen = tdq.correct(frozen, louder, calls(), progress=False)
+        assert correction_of(frozen).bias.table.abs().max() > 1
     return frozen
 
 

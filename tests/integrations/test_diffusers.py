@@ -82,7 +82,7 @@ def test_a_corrected_model_saved_and_reloaded(frozen, tmp_path, dtype):
     )
     corrected.save_pretrained(tmp_path)
     unet = UNet2DModel.from_pretrained(tmp_path, dtype=dtype)
-    assert torch.equal(unet.tdq_gain.scale.table, corrected.tdq_gain.scale.table)
+    assert torch.equal(unet.tdq_correction.scale.table, corrected.tdq_correction.scale.table)
     if dtype == torch.float32:
         assert equal(outputs(unet), outputs(corrected))
     assert not equal(outputs(corrected), outputs(frozen))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tdquant as tdq
@@ -42,9 +42,9 @@ def test_bit_equal(weights, scale, tmp_path, x):
     assert again.tdq.recipe == frozen.tdq.recipe
 
 
-def test_the_gain_of_the_output_is_saved(frozen, tmp_path, x):
+def test_the_correction_of_the_output_is_saved(frozen, tmp_path, x):
     plain = copy.deepcopy(frozen)
-    frozen = tdq.correct(frozen, lambda x, t: 1.25 * plain(x, t), calls(), progress=False)
+    frozen = tdq.correct(frozen, lambda x, t: 1.25 * plain(x, t) + 0.5, calls(), progress=False)
     back = tdq.load(tdq.save(frozen, tmp_path / "m"), model=Mixed())
     with torch.no_grad():
         for t in (torch.tensor(3), torch.tensor([0, 431, 999]), torch.tensor(10.5)):
@@ -52,8 +52,31 @@ def test_the_gain_of_the_output_is_saved(frozen, tmp_path, x):
         assert not torch.allclose(back(x, 3), plain(x, 3), rtol=0.1)
     said = inspect_saved(tmp_path / "m")
     assert "correct: gain 1.25" in said
+    assert ", bias 0.5" in said
     assert "gain of the output over time: " in said
+    assert "largest bias of the output over time: " in said
     assert "over time" not in inspect_saved(tdq.save(plain, tmp_path / "plain"))
+
+
+def test_a_gain_that_0_1_saved(frozen, tmp_path, x):
+    plain = copy.deepcopy(frozen)
+    frozen = tdq.correct(
+        frozen, lambda x, t: 1.25 * plain(x, t), calls(), bias=False, progress=False
+    )
+    folder = tdq.save(frozen, tmp_path / "m")
+    tensors = {
+        name.replace("tdq_correction.", "tdq_gain."): tensor
+        for name, tensor in load_file(folder / TENSORS).items()
+    }
+    save_file(tensors, folder / TENSORS)
+    index = json.loads((folder / INDEX).read_text())
+    settings = index.pop("correction")
+    index |= {"gain": {"knots": settings["knots"], "channels": None}, "digest": None}
+    (folder / INDEX).write_text(json.dumps({**index, "tensors": sorted(tensors)}))
+    with torch.no_grad():
+        assert torch.equal(tdq.load(folder, model=Mixed())(x, 3), frozen(x, 3))
+        assert not torch.equal(frozen(x, 3), plain(x, 3))
+    assert "gain of the output over time: 1.25" in inspect_saved(folder)
 
 
 def test_static_and_half_precision(tmp_path, x):

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import tdquant as tdq
+from tdquant.clock import clock_of
 from tdquant.errors import DataError, StorageError, TrainingError
+from tdquant.layers.correction import BiasTable, OutputCorrection, correction_of
 from tdquant.quantizers import activation_quantizers
-from tdquant.scales import PendingScale
+from tdquant.scales import PendingScale, TableScale
 from tdquant.training.callbacks import Callback
 from tests.denoisers import Mixed, calls
 from tests.training.runs import Noise, model, run
@@ -63,6 +65,22 @@ def test_trained_models_freeze(uninterrupted, x):
     with torch.no_grad():
         live = uninterrupted.average(x, torch.tensor(17))
         assert torch.equal(frozen(x, torch.tensor(17)), live)
+
+
+def test_training_drops_the_correction_of_the_untrained_model():
+    net, plain = model(), model()
+    knots = torch.tensor([0.0, 999.0])
+    correction = OutputCorrection(
+        TableScale(knots, torch.full((2,), 1.5)),
+        clock_of(net),
+        bias=BiasTable(knots, torch.ones(2, 6)),
+    )
+    correction.attach(net)
+    done, exact = run(steps=3, net=net), run(steps=3, net=plain)
+    assert done.losses == exact.losses
+    assert equal(done.model, exact.model)
+    assert correction_of(net) is None
+    assert {"step": "drop correction", "before": "train"} in net.tdq.history
 
 
 def test_stopped_and_resumed_is_bit_equal(tmp_path, uninterrupted):

@@ -27,6 +27,7 @@ from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.layers import QuantLayer, SplitLayer, replace_module
 from tdquant.layers.base import INPUT
+from tdquant.layers.correction import drop_correction
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
@@ -98,6 +99,7 @@ def calibrate(
     the estimator (``tdquant.calibration.published``).
     """
     clock_of(model)
+    drop_correction(model, "calibrate")
     recipe = recipe_of(model)
     if recipe is not None and recipe.grid == "published":
         if isinstance(batches, Observations):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from tdquant.clock import is_quantized
+from tdquant.layers.correction import uncorrected
 from tdquant.quantizers import (
     ActivationQuantizer,
     CodedWeight,
@@ -49,8 +50,8 @@ def observing(
     quantizers: Mapping[str, ActivationQuantizer],
     look: Callable[[str, Tensor, Tensor], Tensor] = pass_on,
 ) -> Iterator[None]:
-    """Runs a quantized model in float, with observers in place of activation quantizers and with
-    weights unquantized, except those that are held as codes alone.
+    """Runs a quantized model in float, with observers in place of activation quantizers, with
+    weights unquantized, except those that are held as codes alone, and without a correction.
 
     Arguments:
         model: The quantized model.
@@ -64,7 +65,7 @@ def observing(
         if name.rpartition(".")[2] == "weight_quantizer"
         and not isinstance(module, (nn.Identity, CodedWeight))
     }
-    with evaluating(model):
+    with evaluating(model), uncorrected(model):
         try:
             for name in weights:
                 model.set_submodule(name, nn.Identity())

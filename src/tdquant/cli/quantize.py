@@ -52,8 +52,8 @@ def add(commands: Any) -> None:
     flag("--iterations", type=int, default=400, help="updates a block of adaround (default: 400)")
     flag("--balance", type=float, metavar="ALPHA", help="first move this share of outlier "
          "channels' range into the weights, for transformers: 0.5")  # fmt: skip
-    flag("--correct", action="store_true", help="unbias predictions by a gain over time, fitted "
-         "on the quantized model's own samples: less grain at few bits")  # fmt: skip
+    flag("--correct", action="store_true", help="correct predictions by a gain and a bias over "
+         "time, fitted on the quantized model's own samples: less grain at few bits")  # fmt: skip
     flag("--pictures", type=int, default=4, help="samples to compare with float (default: 4)")
     flag("--layers", action="store_true", help="print the layer table")
 

@@ -79,8 +79,8 @@ def _own_flags() -> argparse.ArgumentParser:
     flag("--distill", type=float, metavar="SHARE", help="learn from the float model's output, "
          "0 to 1")  # fmt: skip
     flag("--correct", type=int, nargs="?", const=32, metavar="SAMPLES", help="in the end fit a "
-         "gain of the output over time, which takes grain out of samples of few bits (on 32 "
-         "samples)")  # fmt: skip
+         "gain and a bias of the output over time, which take grain out of samples of few bits "
+         "(on 32 samples)")  # fmt: skip
     flag("--recompute", action="store_true", help="gradient checkpointing: less memory, more time")
     flag("--workers", type=int, help="processes that read data (default: data.params.num_workers)")
     return parser

@@ -27,7 +27,7 @@ from tdquant.errors import FreezeError
 from tdquant.freezing import is_frozen
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention
-from tdquant.layers.gain import gain_of
+from tdquant.layers.correction import correction_of
 from tdquant.lowering import labels
 from tdquant.lowering.calls import Call
 from tdquant.lowering.layer import LoweredLayer
@@ -65,7 +65,7 @@ class Lowered(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.call.tensors, tensors, strict=True))
-        time = named[self.call.timestep]
+        time = self.values.timestep = named[self.call.timestep]
         self.values.banks = {i: bank(time).unbind(0) for i, bank in enumerate(self.banks)}
         outputs = self.call.flat(self.denoiser(**self.call.arguments(named)))
         return tuple(self._marked(output, named) for output in outputs)
@@ -177,15 +177,16 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
     """
     table = summary(model)
     remove_clock(model)
-    gain = gain_of(model)
-    holders = [q for _, q in activation_quantizers(model)] + ([gain] if gain else [])
+    correction = correction_of(model)
+    holders = [q for _, q in activation_quantizers(model)] + ([correction] if correction else [])
     bank_tables(holders)
     found = dict.fromkeys(h.scale.bank for h in holders if isinstance(h.scale, BankedScale))
     banks, values = list(found), StepValues()
     for bank in banks:
         _keep_variable(bank)
-    if gain is not None:
-        gain.scale = PrecomputedScale(gain.scale, values, banks)  # type: ignore[arg-type]
+    if correction is not None:
+        correction.scale = PrecomputedScale(correction.scale, values, banks)  # type: ignore[arg-type]
+        correction.clock = values  # type: ignore[assignment]
 
     def operand(quantizer: nn.Module) -> Operand | None:
         if isinstance(quantizer, ActivationQuantizer):

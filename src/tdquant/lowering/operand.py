@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tdquant.lowering.operation import Codes
@@ -24,6 +25,11 @@ class StepValues:
     def __init__(self) -> None:
         self.banks: dict[int, tuple[Tensor, ...]] = {}
         self.one_time = False
+        self.timestep = torch.zeros(())
+
+    def read(self) -> Tensor:
+        """The timestep, as ``Clock.read`` gives it."""
+        return self.timestep
 
 
 class PrecomputedScale(Scale):

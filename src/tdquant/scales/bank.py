@@ -8,7 +8,7 @@ runs before the model does, through ``batched_steps``; backends and exporters lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -43,32 +43,50 @@ class ScaleBank(KeepFloat32Mixin):
             self.register_buffer("steps", torch.stack(columns, dim=1).contiguous())
 
     def forward(self, timestep: Tensor) -> Tensor:
-        knots, steps = self.knots, self.steps
-        last = len(knots) - 1
-        flat = timestep.to(knots.device).reshape(-1)
-        if last == 0:
-            found = steps.expand(flat.shape[0], -1)
-        elif self.first is not None and not flat.is_floating_point():
-            # index_select on a flat index: indexing by a 0-dim tensor would synchronise with the
-            # device.
-            found = steps.index_select(0, (flat - self.first).clamp(0, last))
-        else:
-            t = flat.to(torch.float32).clamp(knots[0], knots[-1])
-            if self.first is not None:
-                # Through whole numbers: engines that compute in bfloat16 know none beyond 256.
-                right = (t.ceil().long() - self.first).clamp(1, last)
-                w = t - (right + (self.first - 1))
-            else:
-                # searchsorted, in operations that every exporter knows.
-                right = (knots < t[:, None]).sum(1).clamp(1, last)
-                t0, t1 = knots.index_select(0, right - 1), knots.index_select(0, right)
-                w = torch.where(t1 > t0, (t - t0) / (t1 - t0), 1.0)
-            s0, s1 = steps.index_select(0, right - 1), steps.index_select(0, right)
-            found = interpolated(s0, s1, w[:, None])
+        found = rows_at(timestep, self.knots, self.first, self.steps, interpolated)
         return found.reshape(-1) if timestep.ndim == 0 else found.t()
 
     def extra_repr(self) -> str:
         return f"knots={len(self.knots)}, scales={self.steps.shape[1]}"
+
+
+def rows_at(
+    timestep: Tensor,
+    knots: Tensor,
+    first: int | None,
+    rows: Tensor,
+    between: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The rows of a table at times ``()`` or ``(B,)``, ``(1, L)`` or ``(B, L)``, in operations
+    that every exporter knows.
+
+    Arguments:
+        timestep: The times.
+        knots: Times of the rows ``(K,)``, increasing.
+        first: The first of knots that are consecutive integers, else None.
+        rows: ``(K, L)``.
+        between: ``(row, next row, share of the next)`` -> what lies between the two.
+    """
+    last = len(knots) - 1
+    flat = timestep.to(knots.device).reshape(-1)
+    if last == 0:
+        return rows.expand(flat.shape[0], -1)
+    if first is not None and not flat.is_floating_point():
+        # index_select on a flat index: indexing by a 0-dim tensor would synchronise with the
+        # device.
+        return rows.index_select(0, (flat - first).clamp(0, last))
+    t = flat.to(torch.float32).clamp(knots[0], knots[-1])
+    if first is not None:
+        # Through whole numbers: engines that compute in bfloat16 know none beyond 256.
+        right = (t.ceil().long() - first).clamp(1, last)
+        w = t - (right + (first - 1))
+    else:
+        # searchsorted, in operations that every exporter knows.
+        right = (knots < t[:, None]).sum(1).clamp(1, last)
+        t0, t1 = knots.index_select(0, right - 1), knots.index_select(0, right)
+        w = torch.where(t1 > t0, (t - t0) / (t1 - t0), 1.0)
+    s0, s1 = rows.index_select(0, right - 1), rows.index_select(0, right)
+    return between(s0, s1, w[:, None])
 
 
 class BankedScale(Scale):

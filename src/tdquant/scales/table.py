@@ -63,6 +63,13 @@ def interpolated(s0: Tensor, s1: Tensor, w: Tensor) -> Tensor:
     return torch.where(w == 1, s1, between)
 
 
+def first_index(knots: Tensor) -> int | None:
+    """The first of several knots ``(K,)`` that are consecutive integers, else None."""
+    count, first = len(knots), float(knots[0])
+    even = bool((knots == torch.arange(count, device=knots.device) + first).all())
+    return int(first) if even and first.is_integer() and count > 1 else None
+
+
 class TableScale(Scale):
     """Steps ``table`` (K,) at increasing times ``knots`` (K,).
 
@@ -115,10 +122,7 @@ class TableScale(Scale):
 
     def index_knots(self) -> None:
         """Records whether the knots are consecutive integers, which integer timesteps index."""
-        count = len(self.knots)
-        first = float(self.knots[0])
-        even = bool((self.knots == torch.arange(count, device=self.knots.device) + first).all())
-        self.first = int(first) if even and first.is_integer() and count > 1 else None
+        self.first = first_index(self.knots)
 
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         last = len(self.knots) - 1

@@ -13,7 +13,7 @@ from tdquant.errors import FreezeError
 from tdquant.freezing import is_frozen
 from tdquant.layers import quantized_layers, structured_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
-from tdquant.layers.gain import gain_of
+from tdquant.layers.correction import correction_of
 from tdquant.numerics.grid import Grid
 from tdquant.numerics.packing import aligned_bits, stored_bits
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
@@ -38,11 +38,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
             where=type(model).__name__,
             fix="tdq.calibrate it if that is not done, then save tdq.freeze(model)",
         )
-    recipe, gain = recipe_of(model), gain_of(model)
+    recipe, correction = recipe_of(model), correction_of(model)
     behind: dict[str, Any] = {}
-    if gain is not None:
-        knots: Any = gain.scale.knots
-        behind["gain"] = {"knots": len(knots), "channels": gain.channels}
+    if correction is not None:
+        behind["correction"] = correction.settings()
     if any(getattr(module, "fused_projections", False) for module in model.modules()):
         behind["fused"] = True
     if aliases := _aliases(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
@@ -83,10 +83,19 @@ class Layer(Section):
 
 
 class Gain(Section):
-    """A gain of the output over time."""
+    """A gain of the output over time, as 0.1 wrote it."""
 
     knots: int
     channels: int | None = None
+
+
+class Correction(Section):
+    """A correction of the output over time; ``bias`` is the number of channels that it shifts."""
+
+    knots: int
+    channels: int | None = None
+    bias: int | None = None
+    axis: Literal[1, -1] = 1
 
 
 class Index(Document):
@@ -104,6 +113,7 @@ class Index(Document):
     attention: dict[str, dict[str, Activation]]
     history: list[dict[str, Any]] = Field(default_factory=list)
     gain: Gain | None = None
+    correction: Correction | None = None
     fused: bool = False
     aliases: dict[str, str] = Field(default_factory=dict)
     tensors: list[str] | None = None

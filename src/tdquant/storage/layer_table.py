@@ -23,7 +23,7 @@ Tensors = Mapping[str, LazyTensor]
 def layer_table(index: Description, tensors: Tensors, width: int | None = None) -> str:
     """One line for each layer: bits of weight and input, zero point, kilobytes stored, and the
     activation's step size: its value, or its least and largest over time and the curve between;
-    and the gain of a corrected model.
+    and the gain of a corrected model, and the largest of its bias.
 
     Arguments:
         index: What ``read_index`` gave.
@@ -40,11 +40,22 @@ def layer_table(index: Description, tensors: Tensors, width: int | None = None) 
     else:
         table = text_table(drawn, HEAD, right=(4, 5), width=width)
     lines = [table]
-    if index.get("gain"):
-        curve = _curve(_table("tdq_gain.", tensors), _BARS)
-        gain = f"gain of the output over time: {curve}"
-        lines += ["", gain if width is None else cut(gain, width)]
+    corrected = list(_correction(index, tensors))
+    if corrected:
+        lines += ["", *(line if width is None else cut(line, width) for line in corrected)]
     return "\n".join([*lines, _totals(index, tensors)])
+
+
+def _correction(index: Description, tensors: Tensors) -> Iterator[str]:
+    """What is done to the output, over time."""
+    if not (index.get("correction") or index.get("gain")):
+        return
+    child = "tdq_correction." if index.get("correction") else "tdq_gain."
+    yield f"gain of the output over time: {_curve(_table(child, tensors), _BARS)}"
+    bias = tensors.get(f"{child}bias.table")
+    if bias is not None:
+        largest = bias.load().double().abs().amax(1)
+        yield f"largest bias of the output over time: {_curve(largest, _BARS)}"
 
 
 def _rows(index: Description, tensors: Tensors) -> Iterator[tuple[Any, ...]]:

@@ -19,7 +19,7 @@ from tdquant.errors import StorageError
 from tdquant.layers import QUANTIZED, STRUCTURES, quantized_layers, replace_module
 from tdquant.layers.attention import QuantAttention
 from tdquant.layers.base import keep_layers_called
-from tdquant.layers.gain import OutputGain
+from tdquant.layers.correction import BiasTable, OutputCorrection
 from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.grid import Grid
 from tdquant.numerics.packing import code_dtype, unpack
@@ -60,8 +60,8 @@ def build_skeleton(
     for path, spec in description["layers"].items():
         _put_layer(model, path, spec, clock, dtype)
     keep_layers_called(model)
-    if gain := description.get("gain"):
-        OutputGain(_table(gain["knots"]), clock, gain["channels"]).attach(model)
+    if correction := description.get("correction") or description.get("gain"):
+        OutputCorrection.blank(clock, **correction).attach(model)
     for path, operands in description["attention"].items():
         block: Any = _at(model, path)
         block.set_processor(
@@ -155,6 +155,9 @@ def state_names(names: Iterable[str], description: Description) -> list[str]:
 def _renamed(description: Description) -> dict[str, tuple[str, ...]]:
     """Stored names of weights and of tables with unstored knots -> names in the state dict."""
     out: dict[str, tuple[str, ...]] = {}
+    if description.get("gain"):  # of 0.1
+        for name in ("table", "knots"):
+            out[f"tdq_gain.scale.{name}"] = (f"tdq_correction.scale.{name}",)
     for path, spec in description["layers"].items():
         if "weight" in spec:
             out[path + CODES] = (f"{path}.codes",)
@@ -215,7 +218,7 @@ def finalize_weights(model: nn.Module, compact: bool) -> nn.Module:
         The model, in evaluation mode.
     """
     for module in model.modules():
-        if isinstance(module, TableScale):
+        if isinstance(module, TableScale | BiasTable):
             module.index_knots()
     if not compact:
         for _, layer in quantized_layers(model):

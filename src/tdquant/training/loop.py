@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tdquant.errors import StorageError, TrainingError, raise_collected
+from tdquant.layers.correction import drop_correction
 from tdquant.state import state_of
 from tdquant.support.optional import require
 from tdquant.support.restoring import (
@@ -132,6 +133,7 @@ def train(
             fix="the model that tdq.freeze was given",
         )
     make_ordinary(model)
+    drop_correction(model, "train")
     if objective is None:
         objective = DiffusionObjective(scheduler, **loss_options)
     elif loss_options:

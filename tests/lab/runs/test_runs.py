@@ -17,7 +17,7 @@ from tdquant.lab.opening import open_model
 from tdquant.lab.run_folder import RunFolder
 from tdquant.lab.runs import pictures, sample_pictures
 from tdquant.lab.runs.pictures import claim_folder
-from tdquant.layers.gain import gain_of
+from tdquant.layers.correction import correction_of
 from tests.lab.runs.tiny import CONFIG, workspace
 from tests.models.compvis.examples import checkpoint, published, read, weights, write
 
@@ -103,9 +103,9 @@ def test_a_run_whose_layers_were_split_goes_on(place, tmp_path):
 def test_correcting_at_the_end_or_later(place, tmp_path):
     frozen = RunFolder(tmp_path / "run").frozen
     assert train(place, tmp_path, "--max_steps", "2", "--correct", "2") == 0
-    assert gain_of(tdq.load(frozen)) is not None
+    assert correction_of(tdq.load(frozen)) is not None
     assert main(["train", "--resume", str(tmp_path / "run"), "--correct", "0", "--quiet"]) == 0
-    assert gain_of(tdq.load(frozen)) is None
+    assert correction_of(tdq.load(frozen)) is None
 
 
 def test_nothing_to_correct_against(place, trained, tmp_path, capsys):

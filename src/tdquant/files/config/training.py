@@ -58,7 +58,7 @@ class TrainingOptions(Section):
             each weight, the time path in float.
         rates: published: learned step sizes at a tenth of the rate, scales' networks at the whole;
             equal: all at the rate.
-        correct: Samples on which a gain of the output over time is fitted at the end; 0: none.
+        correct: Samples on which a correction of the output is fitted at the end; 0: none.
         calibration_batches: Batches from which the scales start. With ``scheme: published``, draws
             of t for one batch, 100 by default.
     """

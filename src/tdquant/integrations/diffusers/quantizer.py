@@ -32,7 +32,7 @@ from tdquant.support.memory import page_out
 
 _ZERO_POINT = ".zero_point"
 _STEP = ".weight_quantizer.step"
-_FLOAT32 = (".scale.table", ".scale.knots", _STEP)
+_FLOAT32 = (".scale.table", ".scale.knots", ".bias.table", ".bias.knots", _STEP)
 
 
 class TDQQuantizer(DiffusersQuantizer):

@@ -34,7 +34,7 @@ class QuantizeOptions:
         max_error: Predicted output error to search a recipe for, or None.
         reconstruct: ``"adaround"``, ``"gptq"``, or None.
         iterations: Updates of each block while reconstructing.
-        correct: Whether to put a gain over time behind each denoiser's output.
+        correct: Whether to correct each denoiser's output over time.
         pictures: Samples to compare with the float pipeline's.
         dtype: Type to load the pipeline in.
         device: Where to run it.

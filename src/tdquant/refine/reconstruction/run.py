@@ -18,6 +18,7 @@ from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.files.job_folder import JobFolder, open_job
 from tdquant.freezing import check_calibrated
+from tdquant.layers.correction import drop_correction
 from tdquant.quantizers import RoundedWeight, WeightQuantizer, activation_quantizers
 from tdquant.refine.reconstruction.adaround import Rates
 from tdquant.refine.reconstruction.blocks import SCOPES, find_blocks, learned_layers
@@ -123,6 +124,7 @@ def reconstruct(
         raise CalibrationError(
             "no batches", where="reconstruct", fix="yield calls, such as (x, t)"
         )
+    drop_correction(model, "reconstruct")
     accelerator = accelerator or launched()
     world = Processes(accelerator)
     options = {
