@@ -47,6 +47,7 @@ def test_a_systematic_error_is_corrected(calibrated, x):
     assert report.count == 3  # the halves of a batch may be one under guidance
     assert report.after < 0.01 * report.before
     assert report.change < -3
+    assert report.mean_before == pytest.approx(1)  # relative, at every time
     with torch.no_grad():
         assert (model(x, 300) - exact(x, 300)).square().mean() < 0.01 * before
     step = model.tdq.history[-1]

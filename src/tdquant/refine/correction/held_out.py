@@ -77,8 +77,8 @@ class CorrectionReport:
         verdict = "kept" if self.kept else "left out"
         return (
             f"correction of the output {verdict}: error of {self.count} {self.judged_by} "
-            f"{self.before:.3g} -> {self.after:.3g} (x{math.exp(self.change):.2f}, standard error "
-            f"{self.error:.2f}), mean {self.mean_before:.3g} -> {self.mean_after:.3g}"
+            f"{self.before:.3g} -> {self.after:.3g} (x{math.exp(self.change):.3f}, standard error "
+            f"{self.error:.3f}), mean {self.mean_before:.3g} -> {self.mean_after:.3g}"
         )
 
 
@@ -233,9 +233,9 @@ def _held_out(moments: Moments, gain: str, bias: bool, seed: int) -> tuple[Tenso
         tables = solve(moments.of(fitted), gain, bias)
         nothing = Tables(tables.knots, torch.ones_like(tables.gains))
         before, after = nothing.errors(rows), tables.errors(rows)
-        _, place = rows.times.unique(return_inverse=True)
-        total = torch.zeros(int(place.max()) + 1).double().index_add_(0, place, before)
-        weight = 1 / total[place].clamp(min=1e-300)
+        _, place, counts = rows.times.unique(return_inverse=True, return_counts=True)
+        total = torch.zeros(len(counts)).double().index_add_(0, place, before)
+        weight = (counts / total.clamp(min=1e-300))[place]
         for sample in judged:
             own = rows.samples == sample
             parts.append(((before * weight)[own].mean(), (after * weight)[own].mean()))
