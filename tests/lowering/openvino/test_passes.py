@@ -109,6 +109,39 @@ def test_images_are_rows_without_being_moved():
     assert turns == []  # of three dimensions none is left: those move memory
 
 
+class Kept(nn.Module):
+    """Attention whose result is zero where a token is masked, as in LongCat's audio model."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, x, keep):
+        heads = x.unflatten(2, (2, -1)).transpose(1, 2)
+        y = F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2)
+        return self.operation(y, (keep > 0).float()[:, :, None, None] + 1).flatten(2)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [torch.mul, torch.sub, torch.div, lambda y, k: torch.div(k, y), lambda y, k: (y * k + k) * k],
+)
+def test_attention_is_scaled_before_its_heads_are_transposed(operation):
+    torch.manual_seed(0)
+    module, x, keep = Kept(operation), torch.randn(2, 5, 12), torch.randn(2, 5)
+    graph = graph_of(module, x, keep)
+    passes.optimize(graph, "t")
+    behind = [
+        user.get_node().get_type_name()
+        for node in graph.get_ops()
+        if node.get_type_name() == "Transpose"
+        and node.input_value(0).get_node().get_type_name() == "MatMul"
+        for user in node.output(0).get_target_inputs()
+    ]
+    assert not {"Multiply", "Subtract", "Divide"} & set(behind)  # which ends the process
+    check(graph, module, x, keep)
+
+
 @pytest.mark.parametrize("options", [{"attn_mask": torch.randn(5, 5)}, {"is_causal": True}])
 def test_attention_with_a_mask_stays_right(options):
     class Masked(nn.Module):

@@ -27,6 +27,7 @@ def optimize(graph: Any, timestep: str) -> None:
     decompose_norms(graph)
     flatten_channels_last(graph)
     decompose_attention(graph)
+    scale_heads(graph)
     join_splits(graph)
     merge_time_products(graph, timestep)
     graph.validate_nodes_and_infer_types()
@@ -155,6 +156,39 @@ def decompose_attention(graph: Any) -> None:
         )
         found.set_friendly_name(node.get_friendly_name())
         replace(node.output(0), found.output(0))
+
+
+def scale_heads(graph: Any) -> None:
+    """Moves what is multiplied with, added to or divided into the result of an attention before
+    the transposition of its heads, ``(B, heads, N, C) -> (B, N, heads, C)``. OpenVINO's CPU plugin
+    dies of a segmentation fault (2026.4) while it compiles such an operation behind it, as in
+    LongCat's audio model, which multiplies with the mask of its queries.
+    """
+    op = operators()
+    found = {
+        "Add": op.add, "Divide": op.divide, "Multiply": op.multiply, "Subtract": op.subtract,
+    }  # fmt: skip
+    waiting = list(_transposes(graph))
+    while waiting:
+        node, order = waiting.pop()
+        heads = node.input_value(0)
+        whole = heads.get_node().get_type_name() in ("MatMul", "ScaledDotProductAttention", *found)
+        if list(order) != [0, 2, 1, 3] or not whole:
+            continue
+        for user in [port.get_node() for port in node.output(0).get_target_inputs()]:
+            sides = list(user.input_values())
+            others = [side for side in sides if side != node.output(0)]
+            if user.get_type_name() not in found or len(others) != 1:
+                continue
+            if constant(others[0]) is not None or others[0].get_partial_shape().rank != 4:
+                continue
+            turned = op.transpose(others[0], op.constant(order)).output(0)
+            sides = [heads if side == node.output(0) else turned for side in sides]
+            scaled = found[user.get_type_name()](*sides)
+            scaled.set_friendly_name(user.get_friendly_name())
+            back = op.transpose(scaled, op.constant(order))
+            replace(user.output(0), back.output(0))
+            waiting.append((back, order))
 
 
 def join_splits(graph: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tdquant.lowering.openvino.views import FreshViews
 from tdquant.support.memory import trim_heap
 from tdquant.support.optional import require
 
@@ -36,7 +37,7 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], extensions: Sequence[Any]
     frontend = frontends.FrontEndManager().load_by_framework("pytorch")
     for extension in extensions:
         frontend.add_extension(extension)
-    with torch.no_grad(), quiet_tracing():
+    with torch.no_grad(), quiet_tracing(), FreshViews():
         # Traced once: to compare a second time takes as long again, and finds differences in
         # what the model keeps between calls.
         decoder = decoders.TorchScriptPythonDecoder(
