@@ -9,6 +9,7 @@ from typing import Any
 
 from tdquant.cli.launch import own_share, spread
 from tdquant.cli.options import add_command, call_arguments, changed_flags, picked, shared
+from tdquant.files.looking import exists
 
 USUAL = {
     "images": 5000,
@@ -231,7 +232,7 @@ def _evaluate(model: str, out: Path, options: argparse.Namespace, judging: dict[
         against=None if other is None else open_model(other, **how).model,
         paired=_setting(options, "paired"),
         call=call_arguments(options.overrides) if pipeline else None,
-        source=str(Path(model).resolve()) if Path(model).exists() else model,
+        source=str(Path(model).resolve()) if exists(model) else model,
         **picked(options, "seed", "batch", "eta", "lpips", "backend", "device"),
         **judging,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.cli.options import add_command
+from tdquant.files.looking import exists, is_file
 
 
 def add(commands: Any) -> None:
@@ -50,7 +51,7 @@ def _model(source: str, width: int | None) -> str:
     kind = kind_of(source, {"exported": fix})
     if kind == "embedded":
         return f"an embedded model, in float\n{summary(open_model(source).model.unet)}"
-    if not Path(source).exists():
+    if not exists(source):
         raise ModelError("a pipeline on the hub", where=source, fix="download it, then its folder")
     return inspect_saved(source, width)
 
@@ -60,11 +61,11 @@ def _result(path: Path) -> str | None:
     from tdquant.lab.evaluation.record import PROGRESS, RECORD, Record
     from tdquant.lab.report.formats import StudyFile
 
-    if path.name in (RECORD, PROGRESS) and path.is_file():
+    if path.name in (RECORD, PROGRESS) and is_file(path):
         path = path.parent
-    if (path / RECORD).is_file():
+    if is_file(path / RECORD):
         return _evaluation(path / RECORD)
-    if (path / PROGRESS).is_file():
+    if is_file(path / PROGRESS):
         return _unfinished(path)
     format = _format(path)
     if format == Record.FORMAT:

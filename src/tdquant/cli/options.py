@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.errors import TDQError
+from tdquant.files.looking import exists
 
 
 def truth(text: str | bool) -> bool:
@@ -144,7 +145,7 @@ def picked(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits words into files or names, and ``KEY=VALUE`` overrides."""
-    changes = [w for w in words if "=" in w and not Path(w).exists()]
+    changes = [w for w in words if "=" in w and not exists(w)]
     return [w for w in words if w not in changes], changes
 
 

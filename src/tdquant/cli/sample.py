@@ -11,6 +11,7 @@ from typing import Any
 from tdquant.cli.launch import own_share, spread
 from tdquant.cli.options import add_command, picked, shared, unicode_text
 from tdquant.cli.published import add_sample_flags
+from tdquant.files.looking import exists
 
 _REFUSED = {
     "pipeline": "tdquant evaluate, or the pipeline itself",
@@ -110,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
         steps=steps,
         condition=_condition(pipe, options),
         settings={
-            "ckpt": str(source.resolve()) if source.exists() else options.model,
+            "ckpt": str(source.resolve()) if exists(source) else options.model,
             "scheduler": type(pipe.scheduler).__name__,
             "ema": options.ema,
             "overrides": options.overrides,

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from tdquant.errors import StorageError
 from tdquant.files.documents import Document, FileName, json_safe
+from tdquant.files.looking import entries, exists, is_file, is_folder
 from tdquant.files.workspace import clean_up, lock_file
 from tdquant.files.writing import disk_errors, replacing, write_tensors
 
@@ -113,7 +114,7 @@ class JobFolder:
             StorageError: It is damaged, or of another job.
         """
         file = self.path / (name + SUFFIX)
-        if not file.exists():
+        if not exists(file):
             return None
         try:
             with safe_open(file, framework="pt") as opened:
@@ -211,10 +212,10 @@ def _index(kind: str, asked: Mapping[str, Any]) -> JobIndex:
 
 def _find(folder: Path) -> JobIndex | None:
     """The index of the job in a folder; None if it is missing or empty."""
-    if (folder / INDEX).exists():
+    if exists(folder / INDEX):
         return JobIndex.read(folder / INDEX, "the index of a job", "remove the folder")
-    there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_file() or any(n != LOCK and not n.startswith(f".{INDEX}.") for n in there):
+    there = {file.name for file in entries(folder)} if is_folder(folder) else set()
+    if is_file(folder) or any(n != LOCK and not n.startswith(f".{INDEX}.") for n in there):
         raise StorageError(
             "there is something else where unfinished work would lie",
             where=str(folder),
@@ -239,7 +240,7 @@ def _remove_own(folder: Path, index: JobIndex) -> None:
     for name in index.names:
         place = folder / name
         clean_up(place)
-        if place.is_dir() and not place.is_symlink():
+        if is_folder(place) and not place.is_symlink():
             shutil.rmtree(place, ignore_errors=True)
         else:
             place.unlink(missing_ok=True)

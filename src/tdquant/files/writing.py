@@ -16,6 +16,7 @@ from torch import Tensor
 from tdquant.errors import StorageError
 from tdquant.files.checkpoints.safetensors_format import write_safetensors
 from tdquant.files.checkpoints.tensors import LazyTensor
+from tdquant.files.looking import entries, exists, is_folder
 from tdquant.files.workspace import clean_up, flush, flush_entry, put, workspace
 
 _DISK = {
@@ -109,7 +110,7 @@ def recover(directory: Path) -> None:
     """Restores a folder that is missing since a process was killed between the two renames of
     ``replacing_folder``. Readers of such folders call it first.
     """
-    if not directory.exists():
+    if not exists(directory):
         clean_up(directory.resolve())
 
 
@@ -153,7 +154,7 @@ def check_folder(directory: str | os.PathLike[str], mark: str) -> Path:
         StorageError: There is something of another kind already.
     """
     target = Path(directory).resolve()
-    if _taken(target) and not (target / mark).exists():
+    if _taken(target) and not exists(target / mark):
         raise StorageError(
             "there is something else already",
             where=str(target),
@@ -174,15 +175,15 @@ def check_new_folder(directory: str | os.PathLike[str]) -> None:
 
 
 def _taken(target: Path) -> bool:
-    return target.exists() and (not target.is_dir() or any(target.iterdir()))
+    return exists(target) and (not is_folder(target) or any(entries(target)))
 
 
 def _link_others(target: Path, new: Path, is_own: Callable[[str], bool]) -> bool:
     """Links files of an earlier folder that are not its own into the new one."""
     found = False
-    for file in target.rglob("*") if target.is_dir() else ():
+    for file in target.rglob("*") if is_folder(target) else ():
         name = file.relative_to(target)
-        if is_own(name.as_posix()) or (file.is_dir() and not file.is_symlink()):
+        if is_own(name.as_posix()) or (is_folder(file) and not file.is_symlink()):
             continue
         found = True
         (new / name).parent.mkdir(parents=True, exist_ok=True)

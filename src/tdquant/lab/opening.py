@@ -16,6 +16,7 @@ from torch import nn
 from tdquant.clock import is_quantized
 from tdquant.diffusion import make_scheduler
 from tdquant.errors import ModelError, StorageError
+from tdquant.files.looking import exists, is_folder
 from tdquant.freezing import freeze, is_frozen
 from tdquant.integrations.pipelines.folder import load_pipeline
 from tdquant.lab.run_folder import RunFolder
@@ -84,10 +85,10 @@ def kind_of(source: str | Path, refused: Mapping[str, str] | None = None) -> str
         ModelError: The kind is refused.
     """
     path, name = Path(source), str(source)
-    if path.is_dir():
-        saved = (path / INDEX).exists() or read_config(path) is not None
-        kind = "pipeline" if (path / PIPELINE).exists() else "saved" if saved else "run"
-    elif path.exists():
+    if is_folder(path):
+        saved = exists(path / INDEX) or read_config(path) is not None
+        kind = "pipeline" if exists(path / PIPELINE) else "saved" if saved else "run"
+    elif exists(path):
         kind = "exported" if path.suffix in (".xml", ".onnx") else "checkpoint"
     elif name in EMBEDDED:
         kind = "embedded"

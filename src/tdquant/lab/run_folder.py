@@ -24,6 +24,7 @@ from tdquant.errors import StorageError
 from tdquant.files.checkpoints import open_checkpoint
 from tdquant.files.config import training_options
 from tdquant.files.documents import Document, read_json
+from tdquant.files.looking import exists, is_file
 from tdquant.files.writing import replacing, write_tensors
 from tdquant.models import Pipe, load_compvis
 from tdquant.quantization import quantize
@@ -61,7 +62,7 @@ class RunFolder:
     @classmethod
     def around(cls, path: Path) -> RunFolder:
         """The run at a path, or around one of its checkpoints."""
-        return cls(path.parent.parent if (path / "state.json").exists() else path)
+        return cls(path.parent.parent if exists(path / "state.json") else path)
 
     @property
     def config(self) -> Path:
@@ -86,7 +87,7 @@ class RunFolder:
     @property
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return (self.path / "run.json").exists()
+        return exists(self.path / "run.json")
 
     @property
     def index(self) -> RunIndex:
@@ -165,7 +166,7 @@ class RunFolder:
         Raises:
             StorageError: There is no whole checkpoint.
         """
-        if checkpoint is None and ema and (self.frozen / "tdquant.json").exists():
+        if checkpoint is None and ema and exists(self.frozen / "tdquant.json"):
             return replace(self._untrained(None, overrides), unet=load(self.frozen))
         found = read_checkpoint(checkpoint) if checkpoint else self.checkpoints.latest()
         if found is None:
@@ -186,7 +187,7 @@ class RunFolder:
         structure = found.state["structure"]
         if structure is not None and structure["recipe"] is None:
             source = self.asked()["checkpoint"]
-            if source is None or not Path(source).is_file():
+            if source is None or not is_file(source):
                 raise StorageError(
                     "the quantized checkpoint that the run began with is not there",
                     where=str(source),

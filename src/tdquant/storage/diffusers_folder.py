@@ -10,6 +10,7 @@ from typing import Any
 
 from tdquant.errors import StorageError
 from tdquant.files.documents import read_json
+from tdquant.files.looking import entries, exists, is_folder
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
@@ -47,9 +48,9 @@ def weight_files(folder: Path) -> list[Path]:
     whole = folder / f"{WEIGHTS}.safetensors"
     named = ((_json(folder / f"{WEIGHTS}.safetensors.index.json") or {}).get("weight_map")) or {}
     names = set(map(str, named.values())) if isinstance(named, dict) else set()
-    if names and names <= {file.name for file in folder.iterdir()}:
+    if names and names <= {file.name for file in entries(folder)}:
         return [folder / name for name in sorted(names)]
-    if whole.exists():
+    if exists(whole):
         return [whole]
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.glob(f"{WEIGHTS}*.safetensors")):
@@ -66,11 +67,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def quantized_parts(folder: Path) -> list[Path]:
     """Finds the folders of a pipeline's quantized models; none if the folder is no pipeline."""
-    if not (folder / PIPELINE).exists():
+    if not exists(folder / PIPELINE):
         return []
-    return [part for part in sorted(folder.iterdir()) if part.is_dir() and read_config(part)]
+    return [part for part in entries(folder) if is_folder(part) and read_config(part)]
 
 
 def _json(file: Path) -> dict[str, Any] | None:
-    found = read_json(file, "the configuration") if file.exists() else None
+    found = read_json(file, "the configuration") if exists(file) else None
     return found if isinstance(found, dict) else None

@@ -14,6 +14,7 @@ from tdquant.errors import StorageError
 from tdquant.files.checkpoints import LazyTensor
 from tdquant.files.checkpoints.opening import open_safetensors
 from tdquant.files.documents import Document, Section, read_json
+from tdquant.files.looking import exists
 from tdquant.files.writing import recover
 from tdquant.numerics.packing import stored_bits
 from tdquant.storage.diffusers_folder import CONFIG, quantized_parts, read_config, weight_files
@@ -129,7 +130,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     recover(folder)
     file, index = folder / INDEX, None
-    if not file.exists():
+    if not exists(file):
         file, index = folder / CONFIG, read_config(folder)
         if index is None:
             parts = ", ".join(str(part) for part in quantized_parts(folder))
@@ -154,13 +155,13 @@ def open_tensors(folder: Path) -> Iterator[dict[str, LazyTensor]]:
     Raises:
         StorageError: A file is missing or cut.
     """
-    files = [folder / TENSORS] if (folder / INDEX).exists() else weight_files(folder)
+    files = [folder / TENSORS] if exists(folder / INDEX) else weight_files(folder)
     if not files:
         raise StorageError("no safetensors here", where=str(folder))
     found: dict[str, LazyTensor] = {}
     with contextlib.ExitStack() as stack:
         for file in files:
-            if not file.exists():
+            if not exists(file):
                 raise StorageError(f"no {file.name} here", where=str(folder))
             found |= stack.enter_context(open_safetensors(file))
         yield found

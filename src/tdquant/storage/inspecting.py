@@ -15,6 +15,7 @@ from typing import Any
 from tdquant.errors import StorageError
 from tdquant.files.checkpoints import LazyTensor, open_checkpoint
 from tdquant.files.documents import Section, checked, json_safe, read_json
+from tdquant.files.looking import entries, exists, is_file, is_folder
 from tdquant.recipe import Recipe
 from tdquant.storage.diffusers_folder import quantized_parts
 from tdquant.storage.files import open_tensors, read_index
@@ -36,16 +37,16 @@ def inspect_saved(path: str | os.PathLike[str], width: int | None = None) -> str
         StorageError: There is nothing, or it cannot be described without running it.
     """
     place = Path(path)
-    if not place.exists():
+    if not exists(place):
         raise StorageError("there is nothing here", where=str(place), fix="check the path")
-    if place.is_file():
+    if is_file(place):
         return _file(place, width)
     parts = quantized_parts(place)
     if parts:
         return "\n\n".join(f"{part.name}: {inspect_saved(part, width)}" for part in parts)
-    if (place / "state.json").exists():
+    if exists(place / "state.json"):
         return _checkpoint(place)
-    if (place / "checkpoints").is_dir() or (place / "run.json").exists():
+    if is_folder(place / "checkpoints") or exists(place / "run.json"):
         return _run(place, width)
     return _model(place, width)
 
@@ -55,7 +56,7 @@ def _model(folder: Path, width: int | None) -> str:
     with open_tensors(folder) as tensors:
         table = layer_table(index, tensors, width)
     model = index["model"] or {"source": "the caller's", "class": "model"}
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    size = sum(file.stat().st_size for file in entries(folder) if is_file(file))
     lines = [
         f"{model['source']} {model['class']}, timestep argument {index['timestep']!r}, "
         f"{size / 1e6:.2f} MB"
@@ -90,7 +91,7 @@ def _run(folder: Path, width: int | None) -> str:
     lines = [f"a training run, {_megabytes(folder):.2f} MB"]
     kept = sorted((folder / "checkpoints").glob("step-*"))
     lines += [_checkpoint(kept[-1])] if kept else ["no checkpoint yet"]
-    if (folder / "frozen").is_dir():
+    if is_folder(folder / "frozen"):
         lines += ["", f"frozen: {_model(folder / 'frozen', width)}"]
     return "\n".join(lines)
 
@@ -161,4 +162,4 @@ def _listing(tensors: Mapping[str, LazyTensor], width: int | None) -> str:
 
 
 def _megabytes(folder: Path) -> float:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
+    return sum(f.stat().st_size for f in folder.rglob("*") if is_file(f)) / 1e6

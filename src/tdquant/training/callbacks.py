@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tdquant.diffusion.pictures import grid, save_png
 from tdquant.errors import ModelError
 from tdquant.files.documents import json_safe
+from tdquant.files.looking import exists
 from tdquant.files.writing import replacing
 from tdquant.support.optional import require
 from tdquant.support.progress import Bar
@@ -87,7 +88,7 @@ class JsonLog(Callback):
         self.file, self.every = out / "log.jsonl", every
 
     def start(self, run: Run) -> None:
-        if self.file.exists():
+        if exists(self.file):
             lines = self.file.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= run.step]
             with replacing(self.file) as fresh:

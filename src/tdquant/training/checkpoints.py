@@ -26,6 +26,7 @@ from torch import Tensor
 from tdquant.errors import StorageError
 from tdquant.files.digests import file_digest
 from tdquant.files.documents import check_version, read_json
+from tdquant.files.looking import is_folder
 from tdquant.files.workspace import flush_entry
 from tdquant.files.writing import unshared, write_tensors
 
@@ -127,7 +128,7 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         """Newest first."""
-        found = [f for f in self.folder.glob("step-*") if _NAME.fullmatch(f.name) and f.is_dir()]
+        found = [f for f in self.folder.glob("step-*") if _NAME.fullmatch(f.name) and is_folder(f)]
         return sorted(found, reverse=True)
 
     def _remove_unfinished(self) -> None:

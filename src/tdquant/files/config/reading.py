@@ -17,6 +17,7 @@ from typing import Any
 
 from tdquant.errors import ConfigError, first_line, raise_collected
 from tdquant.files.config.checking import dotted
+from tdquant.files.looking import entries, is_file, is_folder
 from tdquant.support.optional import require
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -43,7 +44,7 @@ def read_config(paths: Paths, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not files:
         raise ConfigError("no configuration file was given", fix="name at least one YAML file")
     where = " + ".join(str(file) for file in files)
-    mistakes = [_missing(file) for file in files if not file.is_file()]
+    mistakes = [_missing(file) for file in files if not is_file(file)]
     raise_collected(ConfigError, mistakes, "the configuration files")
     parts = []
     for file in files:
@@ -69,11 +70,11 @@ def read_config(paths: Paths, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def _missing(file: Path) -> str:
     """Describes a file that is not there, with the most similar names beside it."""
-    if file.is_dir():
+    if is_folder(file):
         return f"{file}: a folder, not a file"
-    if not file.parent.is_dir():
+    if not is_folder(file.parent):
         return f"{file}: no such file, and no folder {file.parent}"
-    beside = [p.name for p in file.parent.iterdir() if p.suffix in (".yaml", ".yml")]
+    beside = [p.name for p in entries(file.parent) if p.suffix in (".yaml", ".yml")]
     close = get_close_matches(file.name, beside, cutoff=0.3) or sorted(beside)[:3]
     return f"{file}: no such file; " + (
         f"nearest there: {', '.join(close)}" if close else "no YAML file is there"

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tdquant.files.looking import exists
 from tdquant.files.writing import replacing
 from tdquant.integrations.diffusers.config import METHOD
 from tdquant.integrations.diffusers.saving import check_saving
@@ -30,7 +31,7 @@ def write_card(directory: str | Path, model: Any) -> Path:
         model: The model; its ``hf_quantizer`` is tdquant's.
     """
     file = Path(directory) / CARD
-    before = file.read_text(errors="replace") if file.exists() else OURS
+    before = file.read_text(errors="replace") if exists(file) else OURS
     if OURS not in before and GENERATED not in before:
         return file
     size = sum(f.stat().st_size for f in file.parent.glob("*.safetensors"))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tdquant.errors import ModelError, StorageError, TDQError
 from tdquant.files.documents import read_json
+from tdquant.files.looking import is_file, is_folder
 from tdquant.integrations.pipelines.denoiser import open_denoiser
 from tdquant.integrations.pipelines.layout import CONFIG, GRAPH, INDEX, READ_BY_OPTIMUM
 from tdquant.lowering import open_session
@@ -66,7 +67,7 @@ def open_pipeline(
             library, kind = value
             if library is None:
                 given[name] = None
-            elif (folder / name / GRAPH).is_file() and not name.startswith("text_encoder"):
+            elif is_file(folder / name / GRAPH) and not name.startswith("text_encoder"):
                 given[name] = open_graph(folder / name / GRAPH, **run)
             else:
                 given[name] = _part(folder, name, library, kind, run)
@@ -94,11 +95,11 @@ def _damage(folder: Path, name: str) -> Iterator[None]:
 
 def _part(folder: Path, name: str, library: str, cls: str, run: dict[str, Any]) -> Any:
     """A component beside the denoisers, of the class that ``model_index.json`` names."""
-    if (folder / name / GRAPH).is_file():
+    if is_file(folder / name / GRAPH):
         return TextEncoder(folder / name, run)
-    if (folder / f"{name}_decoder" / GRAPH).is_file():
+    if is_file(folder / f"{name}_decoder" / GRAPH):
         return Autoencoder(folder, name, run)
-    if not (folder / name).is_dir():
+    if not is_folder(folder / name):
         raise ModelError(
             f"the folder has no {name}", where=str(folder), fix="export the pipeline again"
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from tdquant.calls import record_denoiser
 from tdquant.errors import BackendError
 from tdquant.files.documents import write_json
+from tdquant.files.looking import entries, exists
 from tdquant.lab.bench.subject import Subject
 from tdquant.lab.bench.worker import FLOAT, FROZEN, Worker, WorkerConfig, is_exported
 from tdquant.lab.metrics.sqnr import mean_sqnr, sqnr_over_time
@@ -238,7 +239,7 @@ class _Exact:
 
 def _size(backend: str, folder: Path) -> float:
     """Megabytes of the files that a backend is built from."""
-    files = list(folder.iterdir())
+    files = entries(folder)
     if is_exported(backend):
-        files = [f for f in (Path(backend), Path(backend).with_suffix(".bin")) if f.exists()]
+        files = [f for f in (Path(backend), Path(backend).with_suffix(".bin")) if exists(f)]
     return sum(file.stat().st_size for file in files) / 1e6

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import BackendError, TDQError
+from tdquant.files.looking import is_file
 from tdquant.lab.bench.subject import float_model
 from tdquant.lowering import compile
 from tdquant.lowering.session import open_session
@@ -38,7 +39,7 @@ PAUSE = 0.02
 
 def is_exported(backend: str) -> bool:
     """Whether the name is that of a file that ``tdq.export`` wrote."""
-    return Path(backend).suffix in (".xml", ".onnx") and Path(backend).is_file()
+    return Path(backend).suffix in (".xml", ".onnx") and is_file(backend)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import torch
 
 from tdquant.errors import DataError
 from tdquant.files.checkpoints.unpickling import unpickle
+from tdquant.files.looking import is_file
 from tdquant.lab.data.base import StoredImages
 
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
@@ -55,7 +56,7 @@ def _files(root: Path, batches: list[str]) -> list[Path]:
     for place in (root, *(root / name for name in FOLDERS)):
         for suffix in ("", ".bin"):
             files = [place / f"{batch}{suffix}" for batch in batches]
-            missing = [file.name for file in files if not file.is_file()]
+            missing = [file.name for file in files if not is_file(file)]
             if not missing:
                 return files
             if len(missing) < len(files):

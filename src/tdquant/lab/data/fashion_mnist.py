@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from tdquant.errors import DataError, raise_collected
+from tdquant.files.looking import is_file
 from tdquant.lab.data.base import StoredImages
 
 ROOT = "/usr/share/datasets/fashion-mnist"
@@ -98,8 +99,8 @@ def read_idx(path: str | os.PathLike[str], dimensions: int) -> np.ndarray:
 def _present(name: str) -> Path:
     """The file, compressed or not."""
     path, packed = Path(name), Path(f"{name}.gz")
-    if path.is_file() or packed.is_file():
-        return path if path.is_file() else packed
+    if is_file(path) or is_file(packed):
+        return path if is_file(path) else packed
     raise DataError(
         "no Fashion-MNIST",
         where=str(path.parent),

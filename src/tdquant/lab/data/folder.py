@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from tdquant.errors import DataError
+from tdquant.files.looking import is_file, is_folder
 from tdquant.lab.data.encoded import EncodedImages, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
@@ -19,7 +20,7 @@ def picture_files(root: str | os.PathLike[str]) -> list[Path]:
         DataError: There is no such folder, no image in it, or a name that is no text.
     """
     place = Path(root)
-    if not place.is_dir():
+    if not is_folder(place):
         raise DataError("no such folder", where=str(place))
     found, entered = [], set()
     for folder, inside, names in os.walk(place, followlinks=True):
@@ -28,7 +29,7 @@ def picture_files(root: str | os.PathLike[str]) -> list[Path]:
         if real not in entered:
             found += [Path(folder, name) for name in names if not name.startswith(".")]
         entered.add(real)
-    found = sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in found if p.suffix.lower() in SUFFIXES and is_file(p))
     if not found:
         raise DataError("no images", where=str(place), why=f"looked for {', '.join(SUFFIXES)}")
     odd = [ascii(str(p)) for p in found if not str(p).isprintable()]

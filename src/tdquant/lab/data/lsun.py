@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tdquant.errors import DataError
+from tdquant.files.looking import is_file, is_folder
 from tdquant.lab.data.encoded import EncodedImages, Source
 from tdquant.support.optional import require
 
@@ -97,7 +98,7 @@ def lsun(
         MissingDependencyError: lmdb is needed and not installed.
     """
     root = Path(data_root)
-    if (root / LMDB_FILE).is_file():
+    if is_file(root / LMDB_FILE):
         if txt_file is not None:
             raise DataError(
                 "a list of names for an LMDB folder",
@@ -113,9 +114,9 @@ def lsun(
 
 def _names(root: Path, txt_file: str | os.PathLike[str] | None) -> list[str]:
     """The names in ``txt_file``."""
-    if not root.is_dir() or txt_file is None or not Path(txt_file).is_file():
+    if not is_folder(root) or txt_file is None or not is_file(txt_file):
         found = "txt_file is not given" if txt_file is None else f"there is no file {txt_file}"
-        found = found if root.is_dir() else f"there is no folder {root}"
+        found = found if is_folder(root) else f"there is no folder {root}"
         raise DataError(
             "no LSUN images",
             where=str(root),

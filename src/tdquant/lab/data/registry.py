@@ -10,6 +10,7 @@ from typing import Any
 
 from tdquant.errors import DataError, raise_collected
 from tdquant.files.config import check_keys
+from tdquant.files.looking import is_file
 from tdquant.lab.data.base import ImageDataset
 from tdquant.lab.data.cats import Cats
 from tdquant.lab.data.cifar10 import cifar10
@@ -97,7 +98,7 @@ def dataset_from_config(
     name, defaults = _known(str(node["target"]), where)
     options = {**defaults, **params}
     root = options.get("data_root")
-    if name == "lsun" and "txt_file" not in params and root and (Path(root) / LMDB_FILE).is_file():
+    if name == "lsun" and "txt_file" not in params and root and is_file(Path(root) / LMDB_FILE):
         options.pop("txt_file", None)
     if "progress" in inspect.signature(DATASETS[name]).parameters:
         options.setdefault("progress", progress)

@@ -17,6 +17,7 @@ from tdquant.calls import record_denoiser
 from tdquant.diffusion import sample
 from tdquant.diffusion.sampling import stream_of
 from tdquant.files.documents import write_json
+from tdquant.files.looking import entries
 from tdquant.freezing import freeze
 from tdquant.lab.metrics import FrechetDistance, mse, sqnr_over_time
 from tdquant.lab.metrics.sqnr import mean_sqnr
@@ -222,7 +223,7 @@ def _megabytes(model: nn.Module) -> float:
     """Size of the saved model."""
     with tempfile.TemporaryDirectory() as folder:
         path = save(model, Path(folder) / "model")
-        return sum(file.stat().st_size for file in path.iterdir()) / 1e6
+        return sum(file.stat().st_size for file in entries(path)) / 1e6
 
 
 def moving_curves(model: nn.Module, count: int = 6) -> dict[str, tuple[Tensor, Tensor]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.errors import DataError, StorageError
+from tdquant.files.looking import exists
 from tdquant.lab.data.folder import picture_files
 from tdquant.lab.evaluation.config import JudgeConfig
 from tdquant.lab.evaluation.folder import check_out, close, retire, wait_for_record
@@ -53,7 +54,7 @@ def evaluate_images(
     config = replace(config or JudgeConfig(), **options)
     out = Path(out)
     check_out(out)
-    if (out / "images" / "samples.json").exists():
+    if exists(out / "images" / "samples.json"):
         raise StorageError(
             "the folder is the run of a model", where=str(out), fix="another folder for --out"
         )

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tdquant.errors import DataError, StorageError
 from tdquant.files.caching import cache_folder
+from tdquant.files.looking import exists
 from tdquant.files.writing import replacing, write_tensors
 from tdquant.lab.evaluation.image_files import read_pictures, stat_digest
 from tdquant.lab.evaluation.picture_sets import PictureSet
@@ -123,7 +124,7 @@ class FeatureShards:
 
     def _compute_shard(self, k: int, on_part: Callable[[int], None]) -> None:
         files = self._files(k)
-        wait_for(lambda: sum(not file.exists() for file in files), "images", self.folder.parent)
+        wait_for(lambda: sum(not exists(file) for file in files), "images", self.folder.parent)
         if self._is_whole(k):
             return
         facts = self._facts(k)  # of the files as they are before they are read
@@ -186,7 +187,7 @@ def reference_features(
     asked = [source.name, source.place, source.preprocessing, network.digest, *kinds]
     key = hashlib.sha256("|".join(asked).encode()).hexdigest()[:16]
     file = cache_folder() / "references" / f"{key}.safetensors"
-    if file.exists():
+    if exists(file):
         try:
             return _cached(file, facts)
         except DataError as error:

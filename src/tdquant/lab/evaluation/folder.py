@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tdquant.diffusion.pictures import grid, save_png
 from tdquant.errors import StorageError
+from tdquant.files.looking import entries, exists, is_file, is_folder
 from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.progress import Progress, wait_for
 from tdquant.lab.evaluation.record import PROGRESS, RECORD, Record, SamplingCost, newer_version
@@ -33,8 +34,8 @@ def check_out(out: Path) -> None:
             fix="update tdquant, or another folder for --out",
         )
     marks = (RECORD, PROGRESS, PREVIOUS, "images/samples.json", "features")
-    if out.is_file() or (
-        out.is_dir() and any(out.iterdir()) and not any((out / m).exists() for m in marks)
+    if is_file(out) or (
+        is_folder(out) and any(entries(out)) and not any(exists(out / m) for m in marks)
     ):
         raise StorageError(
             "there is something else already",
@@ -51,7 +52,7 @@ def has_partial_results(out: Path) -> bool:
 def count_missing(files: Sequence[Path]) -> int:
     """How many files of one folder do not exist; lists the folder once."""
     folder = files[0].parent
-    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    there = set(os.listdir(folder)) if is_folder(folder) else set()
     return sum(file.name not in there for file in files)
 
 
@@ -75,7 +76,7 @@ def finished(
 def retire(out: Path, state: Progress) -> None:
     """Moves an earlier record away; ``state`` keeps how long its images took."""
     file = out / RECORD
-    if not file.exists():
+    if not exists(file):
         return
     with contextlib.suppress(StorageError):
         record = Record.read(file)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
+from tdquant.files.looking import is_folder
 from tdquant.lab.data import DATASETS
 from tdquant.lab.data.folder import picture_files
 from tdquant.lab.data.registry import make_dataset
@@ -68,9 +69,9 @@ def find_pictures(spec: str, side: int | None, resize: int | None) -> PictureSet
 def counted_folder(spec: str) -> tuple[Path | None, int | None]:
     """Folder and count of ``FOLDER[:COUNT]``; no folder if ``spec`` is something else."""
     before, _, count = spec.rpartition(":")
-    if Path(spec).is_dir():
+    if is_folder(spec):
         return Path(spec), None
-    if count.isdigit() and before and Path(before).is_dir():
+    if count.isdigit() and before and is_folder(before):
         return Path(before), int(count)
     return None, None
 

@@ -18,6 +18,7 @@ from tdquant.calls.prompts import COUNT, FIRST
 from tdquant.clock import is_quantized
 from tdquant.diffusion.pictures import save_png, to_uint8
 from tdquant.errors import ModelError
+from tdquant.files.looking import exists
 from tdquant.lab.evaluation.config import EvaluationConfig
 from tdquant.lab.evaluation.generator import Generator, Sampling
 from tdquant.lab.evaluation.subject import digest_of, frozen_of, running
@@ -100,7 +101,7 @@ class PipelineGenerator(Generator):
         for k, given in enumerate(recording.arguments()):
             first, images = recording.runs[k][FIRST], recording.runs[k][COUNT]
             files = [picture_path(folder, i) for i in range(first, first + images)]
-            if k % config.world == config.rank and not all(file.exists() for file in files):
+            if k % config.world == config.rank and not all(exists(file) for file in files):
                 todo.append((given, first, files))
         if not todo:
             return 0
@@ -122,7 +123,7 @@ class PipelineGenerator(Generator):
                 # Not before there is an image: settings that fail leave the folder to others.
                 claim_folder(folder, made_with)
                 for file, image in zip(files, drawn, strict=True):
-                    if not file.exists():
+                    if not exists(file):
                         save_png(image, file)
                         written += 1
                 bar.advance()

@@ -17,6 +17,7 @@ from typing_extensions import Required, TypedDict
 
 from tdquant.errors import StorageError, TDQError
 from tdquant.files.documents import Document, Gap, Section, checked, read_json
+from tdquant.files.looking import exists, is_folder
 
 RECORD, PROGRESS = "record.json", "progress.json"
 _fields = with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
@@ -167,9 +168,9 @@ class Record(Document):
             StorageError: It is missing, damaged, foreign or newer, or the run is not finished.
         """
         file = Path(path)
-        if file.is_dir():
+        if is_folder(file):
             file = file / RECORD
-        if not file.exists():
+        if not exists(file):
             raise _missing(file)
         return super().read(file, what, fix)
 

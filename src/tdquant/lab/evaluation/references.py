@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tdquant.errors import DataError
 from tdquant.files.digests import file_digest
+from tdquant.files.looking import is_file
 from tdquant.lab.evaluation.feature_files import reference_features
 from tdquant.lab.evaluation.picture_sets import HELDOUT, PictureSet, find_pictures
 from tdquant.lab.metrics.features import FeatureNetwork
@@ -180,7 +181,7 @@ def read_statistics(path: Path, network: FeatureNetwork) -> Statistics:
         DataError: The file cannot be read, holds something else or numbers that are not finite,
             or has another number of features.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise DataError("no such file", where=str(path), fix="check the path")
     if path.suffix == ".npz":
         found = _read_npz(path)

@@ -23,6 +23,7 @@ from typing import Any
 from tdquant.clock import is_quantized
 from tdquant.errors import ModelError, StorageError
 from tdquant.files.documents import read_json, write_json
+from tdquant.files.looking import exists
 from tdquant.lab.evaluation.config import EvaluationConfig
 from tdquant.lab.evaluation.folder import (
     check_out,
@@ -109,7 +110,7 @@ def evaluate(
         more["lpips"] = Lpips(None if config.lpips is True else config.lpips)
     sampling = Sampling(steps, seed, batch, config.eta, config.backend, config.place)
     settings = generator.settings(sampling)
-    if (out / "images" / "samples.json").exists():  # refused before a record is moved
+    if exists(out / "images" / "samples.json"):  # refused before a record is moved
         claim_folder(out / "images", generator.made_with(sampling))
     asked = digest_of_json(
         {"sampling": settings, "images": images, "steps": steps, "seed": seed, "eta": config.eta}
@@ -136,7 +137,7 @@ def evaluate(
     def check_first_image() -> None:
         """Opens the reference set once the first image shows the size that it must have."""
         nonlocal size
-        if rank == 0 and size is None and files[0].exists():
+        if rank == 0 and size is None and exists(files[0]):
             size = check_pictures(files[:1], config.resize)
             judges.open_reference(judges.find_reference(size))
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 from tdquant.errors import StorageError
 from tdquant.files.documents import Document
 from tdquant.files.job_folder import JobFolder, open_job
+from tdquant.files.looking import exists, is_file
 from tdquant.files.writing import check_folder
 from tdquant.lab.jobs.options import QuantizeOptions
 
@@ -40,7 +41,7 @@ def check_out(out: Path, model: str) -> None:
         StorageError: It is something else, or the float model itself.
     """
     target = check_folder(out, MARK)
-    if Path(model).exists() and Path(model).resolve() == target:
+    if exists(model) and Path(model).resolve() == target:
         raise StorageError(
             "the output is the float model itself", where=str(target), fix="another --out"
         )
@@ -60,7 +61,7 @@ def job_files(out: Path) -> set[str]:
     Raises:
         StorageError: Its ``MARK`` is damaged.
     """
-    if not (out / MARK).exists():
+    if not exists(out / MARK):
         return set()
     return {MARK, *Mark.read(out / MARK, MARK, "another --out").files}
 
@@ -77,4 +78,4 @@ def work_folder(options: QuantizeOptions) -> AbstractContextManager[JobFolder]:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if is_file(f))

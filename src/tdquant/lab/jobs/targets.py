@@ -21,6 +21,7 @@ from tdquant.diffusion import Condition, sample
 from tdquant.errors import ModelError, StorageError
 from tdquant.files.config import read_config
 from tdquant.files.digests import add_value
+from tdquant.files.looking import is_folder
 from tdquant.lab.jobs.options import QuantizeOptions
 from tdquant.lab.jobs.pictures import render
 from tdquant.lab.opening import kind_of, open_model
@@ -152,7 +153,7 @@ class CheckpointTarget:
             text_encoder=options.text_encoder,
         ).model
         source = Path(options.model)
-        files = [RunFolder.around(source).config] if source.is_dir() else options.config
+        files = [RunFolder.around(source).config] if is_folder(source) else options.config
         self.config = read_config(files or (), options.overrides)
         if is_quantized(self.pipe.unet):
             raise ModelError(

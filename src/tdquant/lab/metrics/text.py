@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tdquant.diffusion.pictures import to_uint8
 from tdquant.errors import DataError
+from tdquant.files.looking import is_folder
 from tdquant.lab.metrics.features import rgb
 from tdquant.support.optional import require
 
@@ -48,7 +49,7 @@ class ClipScore(nn.Module):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         transformers = require("transformers", "pipelines")
-        if not Path(folder).is_dir():
+        if not is_folder(folder):
             raise DataError(
                 "no such folder", where=str(folder), fix="a folder of a CLIP model and processor"
             )

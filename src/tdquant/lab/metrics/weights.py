@@ -13,6 +13,7 @@ from tdquant.errors import DataError, StorageError
 from tdquant.files.caching import cache_folder
 from tdquant.files.checkpoints import open_checkpoint
 from tdquant.files.digests import file_digest
+from tdquant.files.looking import is_file
 from tdquant.files.writing import replacing
 
 _NAMED = 6
@@ -31,7 +32,7 @@ def find_weights(names: Sequence[str], url: str, download: bool | None = None) -
     """
     folders = (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints")
     files = (folder / name for folder in folders for name in names)
-    file = next((file for file in files if file.is_file()), None)
+    file = next((file for file in files if is_file(file)), None)
     if file is None:
         target = cache_folder() / names[0]
         if download:

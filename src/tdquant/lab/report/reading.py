@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tdquant.errors import StorageError, raise_collected
 from tdquant.files.documents import MOST_SHOWN, read_json
+from tdquant.files.looking import entries, exists, is_file, is_folder
 from tdquant.lab.evaluation.record import (
     PROGRESS,
     RECORD,
@@ -61,7 +62,7 @@ class Run:
     def grid(self) -> Path | None:
         """The overview of its first images: all that is kept of images made elsewhere."""
         file = self.path / "grid.png"
-        return file if file.is_file() else None
+        return file if is_file(file) else None
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def read_inputs(inputs: Sequence[str | os.PathLike[str]]) -> Inputs:
     for path in map(Path, inputs):
         readers = list(_readers(path, found))
         if not readers:
-            what = "has no run and no study" if path.exists() else "there is no such file"
+            what = "has no run and no study" if exists(path) else "there is no such file"
             wrong.append(StorageError(what, where=str(path)))
         for read in readers:
             try:
@@ -127,18 +128,18 @@ def _position(study: Study) -> float:
 
 def _readers(path: Path, found: Inputs, deeper: bool = True) -> Iterator[Callable[[], None]]:
     """A function for each input at a path, which reads it into ``found``."""
-    if path.is_file() and path.name == RECORD:
+    if is_file(path) and path.name == RECORD:
         path = path.parent
-    if path.is_file():
+    if is_file(path):
         yield lambda: found.studies.append(read_study(path))
-    elif (path / RECORD).is_file():
+    elif is_file(path / RECORD):
         yield lambda: found.runs.append(read_run(path))
-    elif (path / PROGRESS).is_file():
+    elif is_file(path / PROGRESS):
         yield lambda: found.unfinished.append(read_unfinished(path))
-    elif path.is_dir():
+    elif is_folder(path):
         for file in filter(_may_be_study, sorted(path.glob("*.json"))):
             yield from _readers(file, found)
-        for folder in sorted(each for each in path.iterdir() if each.is_dir() and deeper):
+        for folder in sorted(each for each in entries(path) if is_folder(each) and deeper):
             yield from _readers(folder, found, deeper=False)
 
 
@@ -168,7 +169,7 @@ def read_study(path: Path) -> Study:
         file = (folder / name).resolve()
         if not file.is_relative_to(folder):
             wrong.append(f"{place}: {name} lies outside the study's folder")
-        elif not file.is_file():
+        elif not is_file(file):
             wrong.append(f"{place}: there is no {name}")
     raise_collected(StorageError, wrong, "the pictures", MOST_SHOWN, where=str(path))
     return Study(path, content)
@@ -182,7 +183,7 @@ def read_run(folder: Path) -> Run:
     """
     record = Record.read(folder / RECORD)
     file = folder / LAYERS
-    if not file.is_file():
+    if not is_file(file):
         return Run(folder, record, None)
     layers = LayersFile.read(file, "the file")
     kept = [layer for layer in layers.layers if layer.steps]

@@ -24,6 +24,7 @@ from tdquant.diffusion.sampling import generate, scheduled
 from tdquant.errors import ModelError, StorageError
 from tdquant.files.digests import hash_tensors
 from tdquant.files.documents import json_safe, read_json, write_json
+from tdquant.files.looking import exists
 from tdquant.files.writing import disk_errors
 from tdquant.lab.runs.comparing import differences
 from tdquant.models import Pipe, UNetModel
@@ -95,7 +96,7 @@ def sample_pictures(
     size = min(batch, count)
     asked = range(start, start + count)
     missing = {i for i in asked if i % (size * world) // size == rank}
-    missing = {i for i in missing if not picture_path(folder, i).exists()}
+    missing = {i for i in missing if not exists(picture_path(folder, i))}
     numbers = sorted({i // size for i in missing})
     pipe.unet.to(device).eval()
     if pipe.vae is not None:
@@ -207,7 +208,7 @@ def is_claimed(folder: Path, settings: dict[str, Any]) -> bool:
         StorageError: They are others.
     """
     file = folder / _SETTINGS
-    if not file.exists():
+    if not exists(file):
         return False
     changed = differences(read_json(file, _SETTINGS), json_safe(settings))
     if changed:

@@ -9,6 +9,7 @@ from typing import Any
 from tdquant.clock import is_quantized
 from tdquant.diffusion.sampling import stream_of
 from tdquant.errors import ModelError, StorageError
+from tdquant.files.looking import is_file
 from tdquant.lab.opening import open_model
 from tdquant.lab.run_folder import RunFolder
 from tdquant.lab.runs.comparing import differences
@@ -38,7 +39,7 @@ def start_model(config: dict[str, Any], checkpoint: str | Path | None) -> Pipe:
     Raises:
         ModelError: It is a quantized run, or another model than the configuration describes.
     """
-    if checkpoint is None or Path(checkpoint).is_file():
+    if checkpoint is None or is_file(checkpoint):
         return load_compvis(config, checkpoint)
     pipe: Pipe = open_model(
         checkpoint,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import ModelError, StorageError
+from tdquant.files.looking import is_folder
 from tdquant.models.compvis import checkpoint as files
 from tdquant.models.compvis import published
 from tdquant.models.compvis.autoencoder import to_published
@@ -42,7 +43,7 @@ def save_compvis(
             are not those of the UNet's parameters.
         StorageError: There is a folder of that name.
     """
-    if Path(file).is_dir():
+    if is_folder(file):
         raise StorageError("a folder, not a file", where=str(file), fix="a name for the file")
     unet = model.unet if isinstance(model, Pipe) else model
     state = {files.UNET + name: tensor for name, tensor in published.to_published(unet).items()}

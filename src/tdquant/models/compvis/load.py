@@ -21,6 +21,7 @@ from tdquant.errors import ModelError, TDQError, first_line
 from tdquant.files.checkpoints import open_checkpoint
 from tdquant.files.checkpoints.tensors import fill_module
 from tdquant.files.config import read_config
+from tdquant.files.looking import is_file
 from tdquant.models.compvis import checkpoint as files
 from tdquant.models.compvis import published
 from tdquant.models.compvis.autoencoder import build_first_stage, from_published
@@ -236,7 +237,7 @@ def _first_stage(
     """The first stage, filled from the checkpoint, else from the file that its node names."""
     params = node["params"]
     tensors, path = files.below(state, files.FIRST_STAGE), params.get("ckpt_path")
-    own = not tensors and path and Path(path).is_file()
+    own = not tensors and path and is_file(path)
     if not tensors and not own:
         missing = f"there is no file {path}" if path else "its node names no ckpt_path"
         if state:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tdquant.diffusion.guidance import Condition
 from tdquant.errors import ModelError, first_line
+from tdquant.files.looking import is_folder
 from tdquant.support.optional import require
 
 GUIDANCE = 7.5
@@ -74,11 +75,11 @@ def load_text_encoder(condition: Any, folder: str | os.PathLike[str]) -> TextEnc
             why="only CLIP text encoders (FrozenCLIPEmbedder) can be taken from a folder",
             fix="leave text_encoder out, and pass embeddings as context=",
         )
-    if not place.is_dir():
+    if not is_folder(place):
         raise ModelError("no such folder", where=str(place), fix="check the path")
     transformers = require("transformers", "pipelines")
     models, texts = place, place
-    if (place / "text_encoder").is_dir():
+    if is_folder(place / "text_encoder"):
         models, texts = place / "text_encoder", place / "tokenizer"
     try:
         tokenizer = transformers.CLIPTokenizer.from_pretrained(texts, local_files_only=True)
