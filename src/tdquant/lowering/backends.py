@@ -79,7 +79,13 @@ class Choice:
 
 
 @with_gradients
-def compile(frozen: nn.Module, backend: str = "auto", example: Example | None = None) -> nn.Module:
+def compile(
+    frozen: nn.Module,
+    backend: str = "auto",
+    example: Example | None = None,
+    *,
+    check: bool = True,
+) -> nn.Module:
     """Lowers a frozen model to integer arithmetic.
 
     Arguments:
@@ -89,6 +95,9 @@ def compile(frozen: nn.Module, backend: str = "auto", example: Example | None = 
         example: Arguments ``(x, t)`` of a typical call. With it a backend is built, and fails, at
             once; else some are built at the first call, where ``"auto"`` falls back with a
             warning.
+        check: Compare the first call of an engine that runs a graph with the frozen model's,
+            which costs one more call of it, and refuse the engine if it computes something else
+            (``lowering.agreement``).
 
     Returns:
         A module with the same call. Its ``tdq_backend`` is the ``Choice``, which ``tdq.summary``
@@ -96,7 +105,7 @@ def compile(frozen: nn.Module, backend: str = "auto", example: Example | None = 
 
     Raises:
         FreezeError: The model is not frozen.
-        BackendError: No such backend, or it cannot run the model here.
+        BackendError: No such backend, or it cannot run the model here, or computes something else.
         MissingDependencyError: The backend's package is not installed, or too old.
     """
     require_frozen(frozen, "compiled", "tdq.compile(tdq.freeze(model))")
@@ -104,26 +113,37 @@ def compile(frozen: nn.Module, backend: str = "auto", example: Example | None = 
         known = ", ".join((*BACKENDS, *ALIASES))
         raise BackendError(f"no backend {backend!r}", where="compile", fix=f"one of {known}")
     if backend not in ALIASES:
-        compiled = BACKENDS[backend](frozen, example)
+        compiled = _built(backend, frozen, example, check)
         compiled.tdq_backend = Choice(backend, AS_ASKED)  # type: ignore[assignment]
         return compiled
     device = next((p.device.type for p in frozen.parameters()), "cpu")
     if backend == "cpu" != device:
         raise BackendError(f"the model is on {device!r}", where="cpu", fix="model.cpu()")
     names = PREFERENCE.get(device, ("reference",))
-    compiled, choice = _first_that_runs(frozen, [n for n in names if n in BACKENDS], example)
+    registered = [n for n in names if n in BACKENDS]
+    compiled, choice = _first_that_runs(frozen, registered, example, check)
     compiled.tdq_backend = choice  # type: ignore[assignment]
     return compiled
 
 
+def _built(name: str, frozen: nn.Module, example: Example | None, check: bool) -> nn.Module:
+    """The model compiled by one backend; with an example, graphs are made and run."""
+    compiled = BACKENDS[name](frozen, example)
+    if isinstance(compiled, ExportedModel):
+        compiled.check = check
+        if example is not None:
+            compiled(*example)
+    return compiled
+
+
 def _first_that_runs(
-    frozen: nn.Module, names: Sequence[str], example: Example | None
+    frozen: nn.Module, names: Sequence[str], example: Example | None, check: bool
 ) -> tuple[nn.Module, Choice]:
     """The model compiled by the first of the backends that does not fail, and the reasons."""
     failed: dict[str, str] = {}
     for place, name in enumerate(names):
         try:
-            compiled = BACKENDS[name](frozen, example)
+            compiled = _built(name, frozen, example, check)
         except Exception as error:  # an engine's own errors are as good a reason as ours
             failed[name] = _reason(error)
             continue
@@ -163,7 +183,7 @@ def _fall_back(
     failed = {**first.passed_over, first.backend: _reason(error)}
     for name in names:
         try:
-            other = BACKENDS[name](frozen)
+            other = _built(name, frozen, None, model.check)
             output = other(*args, **kwargs)
         except Exception as problem:
             failed[name] = _reason(problem)

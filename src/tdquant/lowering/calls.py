@@ -176,6 +176,19 @@ def _repeated(name: str, value: Tensor, batch: int) -> Tensor:
     return value[:BATCH] if batch >= BATCH else torch.cat([value] * BATCH)
 
 
+def _require_one_sample(given: Mapping[str, Any], timestep: str, where: str) -> None:
+    """Raises ExportError where the samples of a call are a list, each of its own size."""
+    name = next((n for n, value in given.items() if n != timestep), "")
+    if isinstance(given.get(name), (list, tuple)):
+        raise ExportError(
+            f"{name!r} is a list of samples, {len(given[name])} of them",
+            where=where,
+            why="each is a tensor of its own size; a graph takes one tensor whose first axis "
+            "counts them",
+            fix='tdq.compile(frozen, backend="onednn"), which runs the model itself',
+        )
+
+
 @torch.no_grad()
 def read_call(model: nn.Module, example: Example) -> Call:
     """The call that an example makes, checked by running the model on it.
@@ -205,6 +218,7 @@ def read_call(model: nn.Module, example: Example) -> Call:
     given = bound(parameters, () if by_name else tuple(example), example if by_name else {})  # type: ignore[arg-type]
     given.pop("return_dict", None)  # a session gives either form
     timestep = clock_of(model).argument
+    _require_one_sample(given, timestep, where)
     tensors = [
         value
         for name, part in given.items()

@@ -13,8 +13,10 @@ from torch import nn
 
 from tdquant.clock import clock_of
 from tdquant.errors import ExportError, MissingDependencyError
+from tdquant.files.looking import entries
 from tdquant.files.workspace import flush, flush_entry, workspace
 from tdquant.files.writing import disk_errors
+from tdquant.lowering.agreement import require_agreement
 from tdquant.lowering.calls import Call, Example, read_call
 from tdquant.lowering.lowered import float32_copy, require_frozen
 from tdquant.lowering.sealing import CONSTANTS
@@ -49,6 +51,7 @@ def export(
     example: Example,
     *,
     portable: bool = False,
+    check: bool = True,
 ) -> Path:
     """Writes a frozen model as a graph of another engine, the timestep an input of it.
 
@@ -66,6 +69,8 @@ def export(
             is right, and fast, on ARM and on x86 with VNNI or AMX. On other x86 it needs a
             session, which adapts it to the machine; a portable one is right there without a
             session, and slower everywhere.
+        check: Compare what the file computes of the example with the frozen model's, which costs
+            one more call of it, and refuse a file that computes something else.
 
     Returns:
         The file. It has run the example once, if its engine is installed.
@@ -74,7 +79,8 @@ def export(
         FreezeError: The model is not frozen.
         ConversionError: The model is not quantized.
         ExportError: An unknown suffix, an example that is no call of the model, a model that
-            cannot be traced, or a graph that its engine cannot run. What was at ``path`` stays.
+            cannot be traced, or a graph that its engine cannot run or of which it computes
+            something else. What was at ``path`` stays.
         StorageError: The disk is full, or the place is read-only.
         MissingDependencyError: The exporter's package is not installed.
     """
@@ -87,7 +93,13 @@ def export(
             call = write_graph(frozen, file, example, portable=portable)
             if target.suffix in ENGINES:
                 with contextlib.suppress(MissingDependencyError):
-                    open_session(file)(**call.values)
+                    session = open_session(file)
+                    output = session(**call.values)
+                    if check:
+                        engine = f"the engine of {target.suffix} files"
+                        require_agreement(
+                            session, output, frozen, (), call.values, engine, ExportError
+                        )
             flush(file.parent)
             _put(file, target)
             flush_entry(target.parent)
@@ -98,7 +110,7 @@ def _put(source: Path, target: Path) -> None:
     """Moves a file, after all that lies beside it in a folder of its own, to another name of a
     file. Constants of an earlier file there that the new one does not have are removed.
     """
-    others = [file for file in source.parent.iterdir() if file != source]
+    others = [file for file in entries(source.parent) if file != source]
     for file in (*others, source):
         file.replace(target.with_name(file.name))
     constants = target.with_name(target.name + CONSTANTS)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from tdquant.clock import outside_message
 from tdquant.errors import BackendError, ClockError, ExportError
+from tdquant.files.looking import is_file
+from tdquant.lowering.agreement import require_agreement
 from tdquant.lowering.calls import bound, flat_times
 from tdquant.lowering.nests import Output, leaves
 from tdquant.lowering.slot import OnEngine, described
@@ -230,7 +232,7 @@ def open_session(
             where=str(file),
             fix=f"a file of {', '.join(sorted(ENGINES))} that tdq.export wrote",
         )
-    if not file.is_file():
+    if not is_file(file):
         raise ExportError("there is no such file", where=str(file), fix="check the path")
     about, engine = ENGINES[file.suffix](file, threads or torch.get_num_threads(), device)
     return Session(about, engine, str(file))
@@ -242,19 +244,24 @@ class ExportedModel(NotPickled, OnEngine):
     Arguments:
         frozen: The model.
         make: From it and an example to a session.
+        engine: Name of the engine, for errors.
 
     Attributes:
         session: What runs the model; None before the first call.
+        check: Whether the first call is compared with the frozen model's.
         fall_back: From the error of a first call and its arguments to another model and its
             output, or to that error again; None to raise it.
     """
 
-    def __init__(self, frozen: nn.Module, make: Callable[[nn.Module, Any], Session]) -> None:
+    def __init__(
+        self, frozen: nn.Module, make: Callable[[nn.Module, Any], Session], engine: str
+    ) -> None:
         super().__init__({"model": type(frozen).__name__, **described(frozen)})
         # Not as a child: its parameters and rows are not those of what runs.
         self._source: tuple[nn.Module, ...] = (frozen,)
         self._make, self._lock, self._ran = make, threading.RLock(), False
         self.session: nn.Module | None = None
+        self.engine, self.check = engine, True
         self.fall_back: Callable[..., tuple[nn.Module, Any]] | None = None
 
     def prepare(self, *args: Any, **kwargs: Any) -> nn.Module:
@@ -276,7 +283,11 @@ class ExportedModel(NotPickled, OnEngine):
 
     def _first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            output = self.prepare(*args, **kwargs)(*args, **kwargs)
+            session = self.prepare(*args, **kwargs)
+            output = session(*args, **kwargs)
+            if self.check:
+                (frozen,) = self._source
+                require_agreement(session, output, frozen, args, kwargs, self.engine, BackendError)
         except Exception as error:
             if self.fall_back is None:
                 raise

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 import tdquant as tdq
+from tdquant.errors import BackendError
 from tdquant.lowering.exporters import about, prepared
 from tdquant.lowering.openvino.exporter import convert
 from tdquant.lowering.openvino.graph import avoid_saturation
@@ -210,3 +211,31 @@ def test_inputs_stay_as_they_are():
         before = {name: tensor.clone() for name, tensor in given.items()}
         assert torch.allclose(session(**given), model(**given), rtol=1e-4, atol=1e-4)
         assert all(torch.equal(given[name], before[name]) for name in given)
+
+
+def test_an_engine_that_fails_in_a_later_call_says_so_and_nothing_takes_its_place(frozen_model):
+    """Other arithmetic in the middle of sampling would be another picture without a word."""
+    model, x = frozen_model, torch.randn(2, 6, 8, 8)
+    fast = tdq.compile(model, "auto")
+    y = fast(x, 3)
+    choice, session = fast.tdq_backend, fast.session
+    (compiled,) = session.engine._compiled.values()
+    real, compiled.rest = compiled.rest, broken
+
+    with pytest.raises(
+        BackendError, match=r"OpenVINO failed while(.|\n)*out of beads(.|\n)*onednn"
+    ):
+        fast(x, 3)
+    assert fast.tdq_backend == choice
+    assert fast.session is session
+    compiled.rest = real
+    assert torch.equal(fast(x, 3), y)
+
+
+def broken(inputs):
+    raise RuntimeError("Exception from bead.cpp:7:\nout of beads")
+
+
+@pytest.fixture
+def frozen_model():
+    return frozen(One(nn.Conv2d(6, 6, 3, padding=1)), 4)

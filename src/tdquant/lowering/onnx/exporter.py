@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tdquant.files.looking import is_file
 from tdquant.layers import QuantLayer
 from tdquant.lowering import labels
 from tdquant.lowering.calls import Call, engine_errors
@@ -148,7 +149,7 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
         _quiet(),
     ):
         program = torch.onnx.export(
-            lowered,
+            _traced(lowered, call),
             tuple(call.tensors.values()),
             dynamo=True,
             opset_version=OPSET,
@@ -185,6 +186,19 @@ def _name(graph: Any, names: list[str]) -> None:
         del node.metadata_props[:]  # where in Python each came from: a quarter of the file
     for port in (*graph.input, *graph.output, *graph.value_info):
         port.name = new.get(port.name, port.name)
+
+
+def _traced(lowered: nn.Module, call: Call) -> Any:
+    """The program of a call, or the module, for the exporter to trace in its own way.
+
+    That takes no sizes to be equal, such as the batch of an attention mask and that of the sample,
+    and stops where a model needs them to be.
+    """
+    try:
+        inputs = tuple(call.tensors.values())
+        return torch.export.export(lowered, inputs, dynamic_shapes=(_free(call),), strict=False)
+    except Exception:  # torch.export raises whatever the model does
+        return lowered
 
 
 def _free(call: Call) -> tuple[dict[int, Any], ...]:
@@ -235,7 +249,7 @@ def pack_int4(graph: Any) -> None:
 def companions(path: Path) -> list[Path]:
     """The file of constants beside a graph that is too large for one file."""
     data = path.with_name(path.name + CONSTANTS)
-    return [data] if data.is_file() else []
+    return [data] if is_file(data) else []
 
 
 @register_exporter(".onnx")
@@ -247,7 +261,12 @@ def write(model: nn.Module, path: Path, call: Call, about: dict[str, Any], porta
     # protobuf itself cannot count beyond 2 GB. int4 codes are bytes here, two each.
     large = sum(len(tensor.raw_data) for tensor in graph.graph.initializer) >= LARGEST
     if not large:
-        onnx.checker.check_model(graph, full_check=True)
+        with engine_errors(
+            "the graph of the model is not valid",
+            type(model).__name__,
+            'tdq.compile(frozen, backend="onednn"), or an .xml file',
+        ):
+            onnx.checker.check_model(graph, full_check=True)
     data = f"{path.name}{CONSTANTS}"
     onnx.save_model(graph, str(path), save_as_external_data=large, location=data)
     seal(path, companions(path))

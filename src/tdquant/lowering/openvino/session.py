@@ -13,6 +13,7 @@ import tempfile
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdquant.errors import ExportError
+from tdquant.errors import BackendError, ExportError
+from tdquant.files.looking import is_file
 from tdquant.lowering.backends import Example, register_backend
 from tdquant.lowering.calls import engine_errors
 from tdquant.lowering.exporters import write_graph
@@ -156,7 +158,19 @@ class OpenVINOEngine:
     def __call__(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         tensors = {name: tensor.contiguous() for name, tensor in inputs.items()}
         compiled = self.compiled({name: tuple(t.shape) for name, t in tensors.items()})
-        return compiled(tensors)
+        try:
+            return compiled(tensors)
+        except RuntimeError as error:
+            raise BackendError(
+                "OpenVINO failed while it ran the graph",
+                where=self._called(tensors),
+                why=str(error).strip().splitlines()[-1] if str(error).strip() else "",
+                fix='more memory, or tdq.compile(frozen, backend="onednn")',
+            ) from error
+
+    def _called(self, tensors: Mapping[str, Tensor]) -> str:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        return f"{self._name} with {shapes}"
 
     def compiled(self, shapes: dict[str, tuple[int, ...]]) -> _Compiled:
         """The graph compiled for inputs of these shapes.
@@ -199,7 +213,7 @@ def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], Ope
     """The description and the engine of an ``.xml`` file with its ``.bin``."""
     require("openvino", "openvino")
     constants = path.with_suffix(".bin")
-    if not constants.is_file():
+    if not is_file(constants):
         raise ExportError(
             f"no {constants.name} beside it",
             where=str(path),
@@ -229,12 +243,9 @@ def open_xml(path: Path, threads: int, device: str) -> tuple[dict[str, Any], Ope
 
 @register_backend("openvino")
 def lower(frozen: nn.Module, example: Example | None = None) -> ExportedModel:
-    """The model as an OpenVINO graph, made at the first call if there is no example."""
+    """The model as an OpenVINO graph, made at the first call."""
     require("openvino", "openvino")
-    lowered = ExportedModel(frozen, _session)
-    if example is not None:
-        lowered(*example)
-    return lowered
+    return ExportedModel(frozen, _session, "OpenVINO")
 
 
 def _session(frozen: nn.Module, example: Any) -> Session:
