@@ -421,3 +421,40 @@ def test_a_graph_that_cannot_be_traced_is_not_printed(tmp_path, capfd):
     with pytest.raises(ExportError, match="cannot be traced"):
         tdq.export(frozen(Counting()), tmp_path / "m.onnx", (torch.ones(2, 8), torch.ones(2)))
     assert capfd.readouterr() == ("", "")
+
+
+class Turned(nn.Module):
+    """A rotary embedding in complex numbers, as Lumina's."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x, t):
+        pairs = torch.view_as_complex(self.layer(x).unflatten(-1, (3, 2)))
+        return torch.view_as_real(pairs[:, None].repeat(1, 2, 1) * 1j).sum(1).flatten(1)
+
+
+class Samples(nn.Module):
+    """Takes a list of samples, as Z-Image does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x, t):
+        return torch.stack([self.layer(part) for part in x])
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "why"),
+    [
+        (Turned, torch.randn(2, 6), "complex numbers"),
+        (Samples, [torch.randn(6), torch.randn(6)], "'x' is a list of samples, 2 of them"),
+    ],
+)
+@pytest.mark.parametrize("suffix", EXPORTERS)
+def test_the_kind_of_an_obstacle_is_named(suffix, model, x, why, tmp_path):
+    with pytest.raises(ExportError, match=rf"{why}(.|\n)*onednn"):
+        tdq.export(frozen(model()), tmp_path / f"m{suffix}", (x, 3))
+    assert list(tmp_path.iterdir()) == []

@@ -32,6 +32,12 @@ BATCH = 2
 CALL_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
 """What a model raises for arguments that it does not take."""
 
+OBSTACLES = {
+    "complex": "the model computes with complex numbers, which graphs do not have",
+    "data-dependent": "sizes inside the model depend on values of its inputs",
+}
+"""A word in what an engine says -> what it means."""
+
 Example = tuple[Any, ...] | Mapping[str, Any]
 
 
@@ -149,7 +155,9 @@ def engine_errors(
         while cause.__cause__ is not None:  # torch wraps it in advice
             cause = cause.__cause__
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise ExportError(what, where=where, why=lines[-1 if last else 0], fix=fix) from error
+        why = lines[-1 if last else 0]
+        known = (kind for word, kind in OBSTACLES.items() if word in f"{error}{cause}".lower())
+        raise ExportError(what, where=where, why=": ".join([*known, why]), fix=fix) from error
 
 
 def _layout(output: Any, where: str) -> dict[str, Any]:

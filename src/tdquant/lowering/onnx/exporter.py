@@ -143,7 +143,7 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
         engine_errors(
             "the model cannot be traced",
             type(model).__name__,
-            "torch.export.export of the float model shows where it stops",
+            'tdq.compile(frozen, backend="onednn"), which runs the model itself',
         ),
         torch.no_grad(),
         _quiet(),

@@ -32,8 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tdquant.errors import ExportError
-from tdquant.lowering.calls import BATCH, Call
+from tdquant.lowering.calls import BATCH, Call, engine_errors
 from tdquant.lowering.exporters import register_exporter
 from tdquant.lowering.layer import LoweredLayer
 from tdquant.lowering.lowered import Factor, LoweredAttention, lower
@@ -154,7 +153,12 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
         return op.multiply(op.convert(codes, np.float32), step).outputs()
 
     lowered = lower(model, call, OpenVINOLayer, OpenVINOAttention)
-    try:
+    with engine_errors(
+        "OpenVINO cannot trace the model",
+        type(model).__name__,
+        'tdq.compile(frozen, backend="onednn"), which runs the model itself',
+        last=True,
+    ):
         graph = trace(
             lowered,
             list(call.tensors.values()),
@@ -163,13 +167,6 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
                 frontend.ConversionExtension("tdquant::weight", multiply_out),
             ],
         )
-    except Exception as error:
-        raise ExportError(
-            "OpenVINO cannot trace the model",
-            where=type(model).__name__,
-            why=str(error).strip().splitlines()[-1],
-            fix="export to .onnx, or rewrite the operation that it names",
-        ) from error
     for port, name in zip(graph.inputs, call.tensors, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
