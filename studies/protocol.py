@@ -134,7 +134,7 @@ class Subject:
             frozen, self.pipe.scheduler, trajectories, self.pipe.shape, batch=trajectories,
             steps=steps, seed=seed,
         )  # fmt: skip
-        return tdq.correct(frozen, self.pipe.unet, own, progress=False)
+        return tdq.correct(frozen, self.pipe.unet, own, bias=False, progress=False)
 
     def judge(
         self, frozen: nn.Module, keep: Callable[[Tensor], None] | None = None
