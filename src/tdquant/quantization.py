@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from tdquant.families.roles import Roles, named_roles, quantizable_layers
 from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
 from tdquant.layers.base import INPUT, keep_layers_called
-from tdquant.layers.structure import names_of
+from tdquant.layers.structure import least_bits, names_of
 from tdquant.models.compvis.published_quantizers import equip
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, CodedWeight, NoiseWeight, WeightQuantizer
@@ -110,9 +111,15 @@ def convert_layers(
 
 
 def _plan(model: nn.Module, path: str, recipe: Recipe, roles: Roles) -> LayerRecipe:
-    """What a layer gets: overrides win over its role."""
+    """What a layer gets: overrides win over its role, and what a structure needs over both."""
     edge, time_path = path in roles.first | roles.last, path in roles.time_path
-    return recipe.for_layer(matching(names_of(model, path), recipe.overrides), edge, time_path)
+    plan = recipe.for_layer(matching(names_of(model, path), recipe.overrides), edge, time_path)
+    weights, activations = least_bits(model, path)
+    return replace(
+        plan,
+        weights=max(plan.weights, weights),
+        activations=max(plan.activations, activations),
+    )
 
 
 def change_roles(model: nn.Module, roles: Roles) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tdquant.errors import ConversionError
 from tdquant.layers.base import QUANTIZED, QuantLayer
-from tdquant.layers.structure import StructuredLayer, channel_dimension
+from tdquant.layers.structure import WrappedLayer, channel_dimension
 from tdquant.scales.base import KeepFloat32Mixin
 
 
@@ -45,7 +45,7 @@ class ChannelDivide(KeepFloat32Mixin):
         return (x * self.inverse.reshape(-1, *[1] * self.dims)).to(x.dtype)
 
 
-class BalancedLayer(StructuredLayer):
+class BalancedLayer(WrappedLayer):
     """A division and a plain layer, float or quantized, ``(*, in) -> (*, out)`` or
     ``(B, in, *) -> (B, out, *)``.
 
@@ -57,11 +57,10 @@ class BalancedLayer(StructuredLayer):
     structure = "balance"
 
     def __init__(self, layer: nn.Module, inverse: Tensor) -> None:
-        super().__init__()
+        super().__init__(layer)
         dimension = channel_dimension(layer)
         assert dimension is not None
         self.divide = ChannelDivide(inverse, -1 - dimension)
-        self.layer = layer
 
     @classmethod
     def from_float(cls, layer: nn.Module, **spec: Any) -> BalancedLayer:
@@ -116,16 +115,6 @@ class BalancedLayer(StructuredLayer):
         inverse = _inverse(layer, c)
         inner = layer.with_weight(_multiplied(layer, inverse), "BalancedLayer")
         return cls(inner, inverse).train(layer.training)
-
-    @property
-    def weight(self) -> Any:
-        """The inner weight, where a model looks for the dtype of a layer."""
-        return self.layer.weight
-
-    @property
-    def bias(self) -> Any:
-        """The inner bias."""
-        return self.layer.bias
 
     def specification(self) -> dict[str, Any]:
         return {}

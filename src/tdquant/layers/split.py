@@ -12,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +109,14 @@ class SplitLayer(StructuredLayer):
                 quantizer.batch = activation.batch
             split.parts[i] = new.train(layer.training)
         return split
+
+    @classmethod
+    def whole(cls, tensors: Mapping[str, Tensor], path: str, **spec: Any) -> dict[str, Tensor]:
+        parts = [tensors.get(f"{path}.parts.{i}.weight") for i in range(len(spec["sizes"]))]
+        found = [part for part in parts if part is not None]
+        out = {"weight": torch.cat(found, dim=1)} if len(found) == len(parts) else {}
+        bias = tensors.get(f"{path}.parts.0.bias")
+        return out if bias is None else out | {"bias": bias}
 
     def specification(self) -> dict[str, Any]:
         return {"sizes": list(self.sizes)}

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from tdquant.clock import Clock
 from tdquant.errors import StorageError
-from tdquant.layers import QUANTIZED, STRUCTURES, quantized_layers, replace_module
+from tdquant.layers import QUANTIZED, quantized_layers, replace_module
 from tdquant.layers.attention import QuantAttention
 from tdquant.layers.base import keep_layers_called
 from tdquant.layers.correction import BiasTable, OutputCorrection
+from tdquant.layers.structure import structure_named
 from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.grid import Grid
 from tdquant.numerics.packing import code_dtype, unpack
@@ -83,10 +84,8 @@ def _at(model: nn.Module, path: str) -> nn.Module:
 
 def _restructure(model: nn.Module, entry: dict[str, Any]) -> None:
     path, name = entry.pop("path"), entry.pop("structure")
-    if name not in STRUCTURES:
-        raise StorageError(f"no structure {name!r}", where=path, fix="update tdquant")
     old = _at(model, path)
-    replace_module(model, old, STRUCTURES[name].from_float(old, **entry))
+    replace_module(model, old, structure_named(name, path).from_float(old, **entry))
 
 
 def _put_layer(

@@ -16,7 +16,8 @@ from tdquant.clock import is_quantized
 from tdquant.errors import StorageError
 from tdquant.families.roles import Roles
 from tdquant.flow.settle import apply_roles
-from tdquant.layers import SplitLayer, quantized_layers, replace_module, structured_layers
+from tdquant.layers import QuantLayer, replace_module, structured_layers
+from tdquant.layers.structure import structure_named
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import activation_quantizers
 from tdquant.recipe import Recipe
@@ -40,28 +41,28 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
             }
             for path, q in activation_quantizers(model)
         },
-        "splits": {
-            path: list(layer.sizes)
+        "structures": [
+            {"path": path, "structure": layer.structure, **layer.specification()}
             for path, layer in structured_layers(model)
-            if isinstance(layer, SplitLayer)
-        },
+        ],
     }
 
 
 def restore(model: nn.Module, structure: dict[str, Any] | None, where: str = "") -> None:
-    """Gives layers the roles of the description, splits those that it splits, and replaces pending
-    scales by its kinds; tensors are loaded afterwards.
+    """Gives layers the roles of the description, rewrites those that it rewrites, and replaces
+    pending scales by its kinds; tensors are loaded afterwards.
 
     Raises:
-        StorageError: The model has other quantizers than the description.
+        StorageError: The model has other quantizers than the description, or a structure is not
+            known.
     """
     if structure and structure.get("roles") and state_of(model).roles is None:
         apply_roles(model, Roles.from_dict(structure["roles"]))
-    layers = dict(quantized_layers(model))
-    for path, sizes in ({} if structure is None else structure.get("splits", {})).items():
-        if path in layers:
-            whole = layers[path]
-            replace_module(model, whole, SplitLayer.from_quantized(whole, sizes))
+    for entry in _structures(structure):
+        layer = dict(model.named_modules()).get(entry.pop("path"))
+        if isinstance(layer, QuantLayer):
+            rewrite = structure_named(entry.pop("structure"), where)
+            replace_module(model, layer, rewrite.blank(layer, **entry))
     found = dict(activation_quantizers(model))
     known = {} if structure is None else structure["activations"]
     strange = sorted(set(found) ^ set(known))
@@ -81,16 +82,23 @@ def restore(model: nn.Module, structure: dict[str, Any] | None, where: str = "")
 
 
 def joined(tensors: Mapping[str, Tensor], structure: dict[str, Any] | None) -> dict[str, Tensor]:
-    """Tensors of a checkpoint, and beside them whole weights and biases of the layers that were
-    split, as the model has them before it is split again.
+    """Tensors of a checkpoint, and beside them a weight and bias of the layers that were
+    rewritten, of the shapes that the model has before it is rewritten again.
     """
     out = dict(tensors)
-    for path, sizes in ({} if structure is None else structure.get("splits", {})).items():
-        parts = [tensors[f"{path}.parts.{i}.weight"] for i in range(len(sizes))]
-        out[f"{path}.weight"] = torch.cat(parts, dim=1)
-        if f"{path}.parts.0.bias" in tensors:
-            out[f"{path}.bias"] = tensors[f"{path}.parts.0.bias"]
+    for entry in reversed(_structures(structure)):  # inner ones first
+        path = entry.pop("path")
+        whole = structure_named(entry.pop("structure"), path).whole(out, path, **entry)
+        out |= {f"{path}.{name}": tensor for name, tensor in whole.items()}
     return out
+
+
+def _structures(structure: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Structures of a description, outer ones first; in 0.1 there were split layers alone."""
+    known = structure or {}
+    splits = known.get("splits", {}).items()
+    old = [{"path": path, "structure": "split", "sizes": sizes} for path, sizes in splits]
+    return [*old, *map(dict, known.get("structures", []))]
 
 
 def _same_recipe(model: nn.Module, structure: dict[str, Any] | None, where: str) -> None:

@@ -20,7 +20,8 @@ from tdquant.calls.call import Call
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError, RecipeError
 from tdquant.families.roles import named_roles
-from tdquant.layers import QuantLayer, SplitLayer, quantized_layers, structured_layers
+from tdquant.layers import QuantLayer, quantized_layers
+from tdquant.layers.structure import names_of
 from tdquant.layers.base import INPUT
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import MAX_BITS, MIN_BITS, Grid
@@ -116,11 +117,8 @@ def sensitivity(
         found = [_least_effect(candidates, by_input, places, bits, kind) for places in options]
         return min(found, key=lambda effect: float(effect.square().mean()))
 
-    # A split layer is one of the float model.
-    splits = [path for path, layer in structured_layers(model) if isinstance(layer, SplitLayer)]
-
     def owner(path: str) -> str:
-        return next((split for split in splits if path.startswith(f"{split}.")), path)
+        return names_of(model, path)[0]  # a rewritten layer is one of the float model
 
     middles, counts, share = _time_ranges(torch.cat(times))
 
@@ -131,7 +129,7 @@ def sensitivity(
     facts: dict[str, LayerFacts] = {}
     errors: dict[str, Tensor] = {}
     activations: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
-    roles = _roles(model)
+    roles = {owner(path): role for path, role in _roles(model).items()}
     reached = [owner(p) for p in weights] + [owner(n.removesuffix(INPUT)) for n in quantizers]
     for path in dict.fromkeys(reached):
         own = [p for p in weights if owner(p) == path]
