@@ -16,6 +16,8 @@ from tdquant.lowering.cuda import lower_on
 from tdquant.quantizers import ActivationQuantizer
 from tests.conftest import quantized
 from tests.denoisers import Blocks, calls
+from tests.rewritten import CASES as REWRITES
+from tests.rewritten import FEW, inputs, rewritten
 
 SETTINGS = {
     "W8A8 temporal": {"weights": 8, "activations": 8},
@@ -167,3 +169,24 @@ def test_layers_of_odd_geometry(odd_model, backend):
             assert error.median() <= 1e-5 * y.abs().max()
             # Norms spread a value that fell elsewhere over a whole sample.
             assert error.mean() <= 5e-3 * y.abs().max()
+
+
+REWRITTEN = [
+    pytest.param(b, case, marks=[pytest.mark.slow] if b == "openvino" and case not in FEW else [])
+    for b in BACKENDS
+    for case in REWRITES
+]
+
+
+@pytest.mark.parametrize(("backend", "case"), REWRITTEN)
+def test_rewritten_layers(backend, case):
+    """The only layer of a model, so that nothing comes after it."""
+    frozen, (x,) = tdq.freeze(rewritten(case)), inputs(case, seed=1)
+    fast = lowered(frozen, backend)
+    with torch.no_grad():
+        for t in (torch.tensor(3), torch.tensor(640), torch.tensor([0, 431, 999])):
+            y = frozen(x, t)
+            error = (call(fast, x, t) - y).abs() / y.abs().max()
+            assert error.median() <= 1e-6
+            # Sums of a rotation are rounded in another order, and a value may fall elsewhere.
+            assert error.max() <= (1e-3 if "rotation" in case else 1e-6)

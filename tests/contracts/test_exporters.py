@@ -8,6 +8,8 @@ import torch
 import tdquant as tdq
 from tdquant.lowering import EXPORTERS
 from tests.contracts.test_backends import SETTINGS, frozen_by
+from tests.rewritten import CASES as REWRITES
+from tests.rewritten import FEW, inputs, rewritten
 
 QUICK = {".xml": ("W4A4 corrected", "W8A8 dynamic"), ".onnx": ("W4A4 corrected",)}
 """What is not left to the slow tests; the backend of OpenVINO goes through all settings, too."""
@@ -40,3 +42,24 @@ def test_equals_the_frozen_model(suffix, setting, x, tmp_path):
     assert all(torch.equal(before[k], v) for k, v in frozen.state_dict().items())
     assert {p.name for p in tmp_path.iterdir()} <= {"model.onnx", "model.xml", "model.bin"}
     assert [row.path for row in tdq.summary(session)] == [r.path for r in tdq.summary(frozen)]
+
+
+REWRITTEN = [
+    pytest.param(s, case, marks=[] if s == ".xml" and case in FEW else pytest.mark.slow)
+    for s in EXPORTERS
+    for case in REWRITES
+]
+
+
+@pytest.mark.parametrize(("suffix", "case"), REWRITTEN)
+def test_rewritten_layers(suffix, case, tmp_path):
+    frozen, (x,) = tdq.freeze(rewritten(case)), inputs(case, seed=1)
+    file = tdq.export(frozen, tmp_path / f"model{suffix}", (x, torch.tensor(7)))
+    session = tdq.open_session(file)
+    with torch.no_grad():
+        for t in (torch.tensor(3), torch.tensor([0, 431, 999])):
+            y = frozen(x, t)
+            error = (session(x, t) - y).abs() / y.abs().max()
+            assert error.median() <= 1e-6
+            # Sums of a rotation are rounded in another order, and a value may fall elsewhere.
+            assert error.max() <= (1e-3 if "rotation" in case else 1e-6)
