@@ -50,6 +50,8 @@ class LowRankLayer(WrappedLayer):
     """
 
     structure = "low_rank"
+    down: Any
+    up: Any
     least_bits: ClassVar = {"down": (FACTOR_BITS, 0), "up": (FACTOR_BITS, FACTOR_BITS)}
 
     def __init__(self, layer: nn.Module, down: nn.Module, up: nn.Module) -> None:
@@ -110,7 +112,7 @@ class LowRankLayer(WrappedLayer):
             ConversionError: As ``decomposed``, the weight is frozen, or nothing but the branch is
                 left of it.
         """
-        new = cls.blank(layer, rank)
+        new = cls.blank(layer, rank=rank)
         new._factorize(layer, importance)
         for factor in (new.down, new.up):
             factor.weight_quantizer.step.copy_(_step(factor.weight))
@@ -118,9 +120,10 @@ class LowRankLayer(WrappedLayer):
         return new
 
     @classmethod
-    def blank(cls, layer: QuantLayer, rank: int) -> LowRankLayer:
+    def blank(cls, layer: QuantLayer, **spec: Any) -> LowRankLayer:
         """The quantized layer with a branch of zeros, to be filled from a state dict."""
-        down, up = (QUANTIZED[type(f)].from_float(f) for f in _branch(layer, rank))
+        branch = _branch(layer, int(spec["rank"]))
+        down, up = (QUANTIZED[type(factor)].from_float(factor) for factor in branch)
         for factor in (down, up):
             factor.weight_quantizer = WeightQuantizer(
                 Grid.signed(FACTOR_BITS, narrow=True),

@@ -21,8 +21,8 @@ from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError, RecipeError
 from tdquant.families.roles import named_roles
 from tdquant.layers import QuantLayer, quantized_layers
-from tdquant.layers.structure import names_of
 from tdquant.layers.base import INPUT
+from tdquant.layers.structure import names_of
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import MAX_BITS, MIN_BITS, Grid
 from tdquant.quantizers import ActivationQuantizer, WeightQuantizer, activation_quantizers
