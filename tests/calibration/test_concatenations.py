@@ -219,10 +219,15 @@ def test_the_mode_knows_living_results_alone():
     assert mode.parts(x, -1) is None
 
 
-def test_a_checkpoint_of_training_brings_its_split_layers_back():
+@pytest.mark.parametrize("version", ["0.1", "now"])
+def test_a_checkpoint_of_training_brings_its_split_layers_back(version):
     model, _ = made()
     description = json.loads(json.dumps(describe(model)))
-    assert description["splits"] == {"both": [6, 6]}
+    found = description["structures"]
+    assert found == [{"path": "both", "structure": "split", "sizes": [6, 6]}]
+    if version == "0.1":
+        del description["structures"]
+        description["splits"] = {"both": [6, 6]}
     again = tdq.quantize(Skip().eval(), tdq.Recipe(weights=8, activations=4, scale="auto"))
     restore(again, description)
     again.load_state_dict(model.state_dict())

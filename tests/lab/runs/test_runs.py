@@ -94,7 +94,7 @@ def test_a_run_whose_layers_were_split_goes_on(place, tmp_path):
     wide = ("data.params.batch_size=8", "--max_steps")
     assert train(place, tmp_path, *wide, "2") == 0
     folder = RunFolder(tmp_path / "run")
-    assert folder.checkpoints.latest().state["structure"]["splits"]
+    assert folder.checkpoints.latest().state["structure"]["structures"]
     assert train(place, tmp_path, *wide, "3") == 0
     assert folder.checkpoints.latest().step == 3
     assert is_frozen(open_model(tmp_path / "run").model.unet)
