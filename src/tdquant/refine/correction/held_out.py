@@ -35,10 +35,10 @@ from tdquant.state import note
 from tdquant.support.progress import track
 from tdquant.support.restoring import changes_model, evaluating
 
-MARGIN = 0.005
+MARGIN = 0.01
 """Least improvement of calls. A bias that takes hundredths off the squared error of single calls,
-as of 4-bit weights that were rounded to nearest, takes a quarter or more off that of samples; one
-that takes a thousandth, as of 8-bit weights or codes by gptq, changes them by chance.
+as of 4-bit weights that were rounded to nearest, can take a quarter or more off that of samples;
+one that takes thousandths, as of 8-bit weights or codes by gptq, changes them by chance.
 """
 
 
