@@ -30,7 +30,7 @@ from tdquant.quantizers import (
     WeightQuantizer,
     activation_quantizers,
 )
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.starting import start_steps
 from tdquant.scales import DynamicScale, PendingScale, Scale, TableScale
 from tdquant.scales.base import floored, steps_at
 from tdquant.scales.table import training_timesteps
@@ -100,7 +100,8 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
             if isinstance(quantizer, WeightQuantizer):
                 # A parameter of its own: another layer may share the live one.
                 layer.weight = nn.Parameter(quantizer(layer.weight), requires_grad=False)
-                layer.weight_quantizer = FrozenWeight(quantizer.grid, floored(quantizer.step))
+                step = floored(quantizer.step)
+                layer.weight_quantizer = FrozenWeight(quantizer.grid, step, quantizer.groups)
         coverage: list[float] = []
         quantizers = [q for _, q in activation_quantizers(frozen)]
         known = _tables_of_batches(quantizers, knots)
@@ -151,12 +152,14 @@ def requantize(layer: QuantLayer) -> None:
     """Puts the weight of a frozen layer, changed from outside, back on a grid of the same codes,
     by steps that fit it, in place.
     """
-    old = layer.weight_quantizer
+    old, weight = layer.weight_quantizer, layer.weight
     assert isinstance(old, FrozenWeight)
-    step = mse_step(layer.weight, old.grid, per_channel=old.step.ndim > 0)
-    new = FrozenWeight(old.grid, floored(step))
-    weight = fake_quantize(layer.weight, new.scale(layer.weight), old.grid.low, old.grid.high)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
+    step, groups = start_steps(weight, old.grid, old.step.ndim > 0, old.group)
+    new = FrozenWeight(old.grid, floored(step), groups)
+    rounded = fake_quantize(
+        weight, new.scale(weight), old.grid.low, old.grid.high, new.spread(weight)
+    )
+    layer.weight = nn.Parameter(rounded, requires_grad=False)
     layer.weight_quantizer = new
 
 

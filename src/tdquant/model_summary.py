@@ -27,8 +27,8 @@ from tdquant.scales.bank import BankedScale
 @dataclass(frozen=True)
 class Row:
     """One layer: its path and class, bits and codes of weight and input, the kind of its scale,
-    and its number of weights; in a compiled model also the kernel that runs it, and what there is
-    to say about that.
+    its number of weights and how many of them share a multiplier (0: none do); in a compiled model
+    also the kernel that runs it, and what there is to say about that.
     """
 
     path: str
@@ -42,20 +42,22 @@ class Row:
     kernel: str = ""
     note: str = ""
     weights: int = 0
+    group: int = 0
 
     def on(self, kernel: str, note: str = "") -> Row:
         """The same layer on a kernel, such as ``"int8"`` or ``"float"``; the note says why."""
         return replace(self, kernel=kernel, note=note)
 
     def cells(self) -> tuple[str, ...]:
-        def width(bits: int, codes: int | None) -> str:
-            return "float" if codes is None else f"{bits} ({codes} codes)"
+        def width(bits: int, codes: int | None, group: int = 0) -> str:
+            shared = f", groups of {group}" if group else ""
+            return "float" if codes is None else f"{bits} ({codes} codes{shared})"
 
         zero = "" if self.zero_point is None else str(self.zero_point)
         return (
             self.path,
             self.layer,
-            width(self.weight_bits, self.weight_codes),
+            width(self.weight_bits, self.weight_codes, self.group),
             width(self.input_bits, self.input_codes),
             zero,
             self.scale,
@@ -138,6 +140,7 @@ def _row(
         quantizer.grid.zero_point if quantizer else None,
         scale_kind(quantizer) if quantizer else "",
         weights=weights,
+        group=getattr(weight, "group", 0),
     )
 
 

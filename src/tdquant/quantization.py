@@ -20,7 +20,7 @@ from tdquant.layers.structure import least_bits, names_of
 from tdquant.models.compvis.published_quantizers import equip
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, CodedWeight, NoiseWeight, WeightQuantizer
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.starting import start_steps
 from tdquant.recipe import FLOAT, LayerRecipe, Recipe
 from tdquant.scales import DynamicScale, NoiseScale, PendingScale, Scale
 from tdquant.state import recipe_of, state_of
@@ -53,9 +53,9 @@ def quantize(model: nn.Module, recipe: Recipe, *, timestep: str | None = None) -
     return announce(model)
 
 
-PutWeight = Callable[[QuantLayer, Grid, bool, LayerRecipe, str], None]
-"""Gives a layer the quantizer of its weight: the layer, the grid, whether there is one step a
-channel, what the recipe says of the layer, and its path."""
+PutWeight = Callable[[QuantLayer, Grid, Recipe, LayerRecipe, str], None]
+"""Gives a layer the quantizer of its weight: the layer, the grid, the recipe, what it says of the
+layer, and its path."""
 
 
 @changes_model
@@ -158,11 +158,16 @@ def leave_float(model: nn.Module, quantizer: str) -> None:
 
 
 def _search_step(
-    layer: QuantLayer, grid: Grid, per_channel: bool, plan: LayerRecipe, path: str
+    layer: QuantLayer, grid: Grid, recipe: Recipe, plan: LayerRecipe, path: str
 ) -> None:
-    step = mse_step(layer.weight, grid, per_channel, path)
     kind = NoiseWeight if plan.scale == NoiseScale.kind else WeightQuantizer
-    layer.weight_quantizer = kind(grid, step)
+    per_channel, group = weight_steps(recipe, plan)
+    layer.weight_quantizer = kind(grid, *start_steps(layer.weight, grid, per_channel, group, path))
+
+
+def weight_steps(recipe: Recipe, plan: LayerRecipe) -> tuple[bool, int]:
+    """Whether a weight has a step for each channel, and the size of its groups, or 0."""
+    return recipe.granularity == "channel", recipe.group_of(plan.weights, plan.scale)
 
 
 def _raise_collected(mistakes: list[ConversionError]) -> None:
@@ -211,7 +216,7 @@ def _quant_layer(
     new.input_quantizer = _input_quantizer(path, plan, recipe, clock)
     if plan.weights != FLOAT:
         grid = Grid.signed(plan.weights, narrow=True)
-        put_weight(new, grid, recipe.granularity == "channel", plan, path)
+        put_weight(new, grid, recipe, plan, path)
     return new.train(layer.training)
 
 

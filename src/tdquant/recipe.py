@@ -187,6 +187,13 @@ class Recipe:
             return self.scale == "auto" and self.grid != "published"
         return remedy in self.remedies
 
+    def group_of(self, bits: int, scale: str) -> int:
+        """Inputs that share a multiplier in a weight of so many bits, beside an activation scale
+        of a kind; 0 if its steps have none.
+        """
+        grouped = self.uses("groups") and self.granularity == "channel" and bits <= MAX_GROUPED
+        return self.group if grouped and scale != "nipq" else 0
+
     def for_layer(self, overridden: list[str], edge: bool, time_path: bool) -> LayerRecipe:
         """What a layer gets that matches the override patterns ``overridden``, in their order."""
         if time_path:

@@ -28,6 +28,14 @@ SETTINGS = {
     "float weights A8": {"weights": 32, "activations": 8},
     "W4A6 per tensor": {"weights": 4, "activations": 6, "granularity": "tensor"},
     "W4A8 symmetric": {"weights": 4, "activations": 8, "grid": "symmetric"},
+    "W4A8 groups": {"weights": 4, "activations": 8, "remedies": ("groups",), "group": 16},
+    "W3A5 groups static": {
+        "weights": 3,
+        "activations": 5,
+        "scale": "static",
+        "remedies": ("groups",),
+        "group": 32,
+    },
     "W4A4 corrected": {"weights": 4, "activations": 4, "corrected": True},
 }
 

@@ -12,7 +12,7 @@ from tdquant.layers.balance import BalancedLayer
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import FrozenWeight, WeightQuantizer
 from tdquant.quantizers.rounding import nearest
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.steps import mse_step
 from tdquant.refine.balancing import balance, factors
 
 

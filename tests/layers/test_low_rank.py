@@ -9,7 +9,7 @@ from tdquant.errors import ConversionError
 from tdquant.layers import QUANTIZED, LowRankLayer, quantized_layers
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import FrozenWeight, WeightQuantizer
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.steps import mse_step
 
 LAYERS = {
     "linear": (lambda: nn.Linear(40, 24), (2, 5, 40)),

@@ -7,7 +7,7 @@ from tdquant.layers import QUANTIZED, RotatedLayer
 from tdquant.layers.rotation import HadamardRotation
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import FrozenWeight, WeightQuantizer
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.steps import mse_step
 
 
 @pytest.mark.parametrize("width", [16, 32, 48, 320, 512, 1536])

@@ -71,3 +71,11 @@ def test_code_that_does_not_fit():
 def test_wrong_number_of_bytes():
     with pytest.raises(StorageError, match="3 bytes"):
         unpack(torch.zeros(3, dtype=torch.uint8), (10,), -7, 4)
+
+
+def test_codes_stay_as_they_are():
+    codes = torch.randint(1, 9, (40,), dtype=torch.uint8)
+    before = codes.clone()
+    unpacked = unpack(pack(codes, 1, 3), (40,), 1, 3, torch.uint8)
+    assert torch.equal(codes, before)
+    assert torch.equal(unpacked, before)

@@ -4,7 +4,7 @@ import torch
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import FrozenWeight, LearnedRounding, WeightQuantizer
 from tdquant.quantizers.rounding import nearest
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.steps import mse_step
 
 
 def pair(bits=4, per_channel=True):

@@ -5,7 +5,7 @@ from tdquant.errors import ConversionError, FreezeError
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import FrozenWeight, WeightQuantizer
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.steps import mse_step
 
 GRID = Grid.signed(4, narrow=True)
 

@@ -15,6 +15,7 @@ RECIPES = [
     {"weights": 2, "activations": 32},
     {"weights": 8, "granularity": "tensor", "grid": "symmetric", "scale": "temporal"},
     {"weights": 12, "activations": 8, "scale": "dynamic", "edges": 6},
+    {"weights": 5, "scale": "static", "remedies": ("groups",), "group": 16},
     {"weights": 4, "activations": 32, "overrides": {"linear": {"weights": 32}}},
 ]
 

@@ -105,7 +105,9 @@ class QuantLayer(nn.Module):
         return super().__getattr__(name)
 
     def hold_codes(self, codes: Tensor, quantizer: CodedWeight) -> None:
-        """Has the layer hold its weight as codes ``(C, *)``, int8 or int16, in place."""
+        """Has the layer hold its weight as codes ``(C, *)``, int8 or int16, in place; codes of
+        groups are times their multipliers.
+        """
         # Behind the bias: ``next(layer.parameters())`` is of the type that the layer computes in.
         del self._parameters["weight"]
         self.codes = nn.Parameter(codes, requires_grad=False)
@@ -117,10 +119,10 @@ class QuantLayer(nn.Module):
             weight, coded = self.weight, self.weight_quantizer
             del self._parameters["codes"]
             self.weight = nn.Parameter(weight, requires_grad=False)
-            self.weight_quantizer = FrozenWeight(coded.grid, coded.step)
+            self.weight_quantizer = FrozenWeight(coded.grid, coded.step, coded.groups)
 
     def weight_codes(self, path: str = "") -> Tensor:
-        """The codes of a frozen weight, int32 of its shape.
+        """The codes of a frozen weight, int32 of its shape, times the multipliers of groups.
 
         Arguments:
             path: Of the layer, for errors.

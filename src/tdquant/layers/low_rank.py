@@ -32,7 +32,7 @@ from tdquant.layers.base import QUANTIZED, QuantLayer
 from tdquant.layers.structure import CHANNELS, WrappedLayer, channel_dimension
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, WeightQuantizer
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.steps import mse_step
 from tdquant.scales import DynamicScale, PendingScale
 
 FACTOR_BITS = 8

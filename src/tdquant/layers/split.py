@@ -80,8 +80,8 @@ class SplitLayer(StructuredLayer):
 
     @classmethod
     def from_quantized(cls, layer: QuantLayer, sizes: Sequence[int]) -> SplitLayer:
-        """The split layer of quantized parts: grids and scales of the whole layer, weight steps at
-        each part's least squared error, and pending scales where the whole one has a scale.
+        """The split layer of quantized parts: grids and scales of the whole layer, steps and
+        groups of weights that fit each part, and pending scales where the whole one has a scale.
 
         Arguments:
             layer: A quantized linear layer or convolution of one group.

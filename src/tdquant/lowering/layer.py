@@ -22,6 +22,7 @@ class LoweredLayer(nn.Module):
     Attributes:
         reason: Why the product is none of 8-bit codes with sums of 32 bits, or empty.
         walk: Its geometry; ``inner``, that behind a border other than of zeros.
+        groups_of_weight: Multipliers that the codes have in, if any.
     """
 
     weight_codes: Tensor
@@ -35,6 +36,7 @@ class LoweredLayer(nn.Module):
         self.operand, self.reason = operand, operation.int32_reason
         self.walk, self.inner = operation.geometry, operation.geometry.inner
         self.taps, self.saturates = operation.taps, operation.saturates
+        self.groups_of_weight = operation.groups
         for name in layer.geometry:
             setattr(self, name, getattr(layer, name))
         codes, step = operation.weight, None

@@ -4,7 +4,8 @@ exporter starts from it.
     q = clip(round((x - o) / s), low, high)                    codes of the input
     y = s s_w sum q q_w + o s_w sum_{inside} q_w + b
 
-Codes are counted from zero. o is the real number of code 0: zero except on published grids, where
+Codes are counted from zero; those of a weight in groups are times their multipliers, and s_w is
+the step of these integers. o is the real number of code 0: zero except on published grids, where
 no code stands for the zeros that a convolution pads with, and the second sum leaves these out.
 
     A = high - low,    W = max |q_w|
@@ -27,6 +28,7 @@ from tdquant.lowering.geometry import Geometry
 from tdquant.numerics.grid import Grid
 from tdquant.numerics.packing import code_dtype
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
+from tdquant.quantizers.groups import Groups
 
 INT8_CODES = 256
 """Codes that an 8-bit operand can tell apart."""
@@ -97,6 +99,7 @@ class Operation:
         bias: ``(N,)`` or None.
         inputs: Codes of the input; None for float inputs.
         geometry: How windows lie.
+        groups: Multipliers that the codes of the weight have in, for files.
     """
 
     weight: Tensor
@@ -104,6 +107,7 @@ class Operation:
     bias: Tensor | None
     inputs: Codes | None
     geometry: Geometry = field(default_factory=Geometry)
+    groups: Groups | None = None
 
     @classmethod
     def of(cls, layer: QuantLayer, path: str) -> Operation:
@@ -116,14 +120,15 @@ class Operation:
         Raises:
             FreezeError: Its weight is off its grid.
         """
-        quantizer, step = layer.weight_quantizer, None
+        quantizer, step, groups = layer.weight_quantizer, None, None
         if isinstance(quantizer, FrozenWeight):
             weight = layer.weight_codes(path).to(code_dtype(quantizer.grid.bits))
-            step = quantizer.step.detach().float()
+            step, groups = quantizer.unit(quantizer.step.detach().float()), quantizer.groups
         else:
             weight = layer.weight.detach()
         bias = None if layer.bias is None else layer.bias.detach().float()
-        return cls(weight, step, bias, Codes.of(layer.input_quantizer), Geometry.of(layer))
+        inputs, geometry = Codes.of(layer.input_quantizer), Geometry.of(layer)
+        return cls(weight, step, bias, inputs, geometry, groups)
 
     @property
     def outputs(self) -> int:

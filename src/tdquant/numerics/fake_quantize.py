@@ -79,17 +79,19 @@ def common_value(scale: Tensor, x: Tensor) -> Tensor:
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        ctx.save_for_backward(x, scale)
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, multipliers: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, multipliers)
         ctx.bounds = low, high
-        return _round_to_grid(x, scale, low, high)
+        return _round_to_grid(x, scale, low, high, multipliers)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
         # The time is that of passes over memory: no masks, no copies, and most of it in place.
-        x, scale = ctx.saved_tensors
+        x, scale, multipliers = ctx.saved_tensors
         low, high = ctx.bounds
-        v = torch.div(x.float(), scale)
+        v = torch.div(x.float(), scale if multipliers is None else scale * multipliers)
         grad = grad.float()
         grad_x = grad_scale = None
         if ctx.needs_input_grad[0]:
@@ -97,20 +99,22 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             straight = _inside(v, v, low, high)
             slope = v.round_().clamp_(low, high).sub_(straight)
+            if multipliers is not None:
+                slope.mul_(multipliers)
             grad_scale = slope.mul_(grad).sum_to_size(scale.shape)
-        return grad_x, grad_scale, None, None
+        return grad_x, grad_scale, None, None, None
 
 
 class _ClipQuantize(_FakeQuantize):
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
-        x, scale = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+        x, scale, _ = ctx.saved_tensors
         v = torch.div(x.float(), scale)
         grad = grad.float()
         grad_x = _inside(grad, v, *ctx.bounds)
         # Inside the clipping range the difference is exactly zero.
         grad_scale = (grad - grad_x).mul_(v.clamp_(*ctx.bounds)).sum_to_size(scale.shape)
-        return grad_x.to(x.dtype), grad_scale, None, None
+        return grad_x.to(x.dtype), grad_scale, None, None, None
 
 
 class _NoiseQuantize(torch.autograd.Function):
@@ -146,12 +150,20 @@ def _ulp(code: int) -> float:
     return 2.0 ** (abs(code).bit_length() - 24) if code else 2.0**-149
 
 
-def _round_to_grid(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    v = torch.div(x.float(), scale)
-    return v.round_().clamp_(low, high).mul_(scale).to(x.dtype)
+def _round_to_grid(
+    x: Tensor, scale: Tensor, low: int, high: int, multipliers: Tensor | None = None
+) -> Tensor:
+    if multipliers is None:
+        v = torch.div(x.float(), scale)
+        return v.round_().clamp_(low, high).mul_(scale).to(x.dtype)
+    # As integers times one step, which is how whoever multiplies codes has it.
+    v = torch.div(x.float(), scale * multipliers)
+    return v.round_().clamp_(low, high).mul_(multipliers).mul_(scale).to(x.dtype)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Tensor, low: int, high: int, multipliers: Tensor | None = None
+) -> Tensor:
     """The grid point nearest to each element of x.
 
     Arguments:
@@ -159,19 +171,20 @@ def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
         scale: Positive step s, float32, broadcastable to x (see ``expand_scale``).
         low: Lowest code counted from zero.
         high: Highest code counted from zero.
+        multipliers: m, whole numbers in the shape of x: its steps are ``s m``.
 
     Returns:
         ``(B, *)`` in the dtype of x, differentiable in x and scale.
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        return _FakeQuantize.apply(x, scale, low, high)
-    return _round_to_grid(x, scale, low, high)
+        return _FakeQuantize.apply(x, scale, low, high, multipliers)
+    return _round_to_grid(x, scale, low, high, multipliers)
 
 
 def clip_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """``fake_quantize`` with PACT's gradient: the scale learns from clipping alone."""
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        return _ClipQuantize.apply(x, scale, low, high)
+        return _ClipQuantize.apply(x, scale, low, high, None)
     return _round_to_grid(x, scale, low, high)
 
 

@@ -66,7 +66,7 @@ def pack(codes: Tensor, qmin: int, bits: int, width: int | None = None) -> Tenso
         wide = codes.to(torch.int32) - qmin
         return torch.stack([wide & 0xFF, wide >> 8], dim=1).flatten().to(torch.uint8)
     # In bytes, which wrap around as two's complement does.
-    offset = codes.to(torch.uint8).sub_(qmin % 256)
+    offset = codes.to(torch.uint8) - qmin % 256
     if width == 8:
         return offset
     count = len(offset)

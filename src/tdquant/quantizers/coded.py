@@ -1,4 +1,4 @@
-"""A weight held as its codes, which forms its numbers at every use."""
+"""A weight held as its integers, which forms its numbers at every use."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ import torch
 from torch import Tensor
 
 from tdquant.numerics.grid import Grid
+from tdquant.quantizers.groups import Groups
 from tdquant.quantizers.weight import FrozenWeight
 
 
 class CodedWeight(FrozenWeight):
-    """A frozen weight held as its codes, a quarter of the memory: the numbers are formed at every
-    use, in the type that the model was cast to last.
+    """A frozen weight held as its integers, a quarter of the memory: the numbers are formed at
+    every use, in the type that the model was cast to last.
 
     Arguments:
         grid: Symmetric codes.
         step: ``(C,)`` or ``()``.
         dtype: Of the numbers.
+        groups: Multipliers of groups of inputs; the integers have them in.
     """
 
-    def __init__(self, grid: Grid, step: Tensor, dtype: torch.dtype) -> None:
-        super().__init__(grid, step)
+    def __init__(
+        self, grid: Grid, step: Tensor, dtype: torch.dtype, groups: Groups | None = None
+    ) -> None:
+        super().__init__(grid, step, groups)
         self.dtype = dtype
 
     def forward(self, weight: Tensor) -> Tensor:

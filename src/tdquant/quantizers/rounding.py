@@ -1,12 +1,12 @@
 r"""Learned rounding of a weight: every number goes to one of its two neighbours on the grid.
 
-    w_hat = s (floor(w / s) + [r >= 1/2]),    d w_hat / d r = s
+    w_hat = s (floor(w / s) + [r >= 1/2]),    d w_hat / d r = s,    s = s_c m / M
 
 r starts at the fraction of w / s, so that the start is rounding to nearest. That is the best
 choice for each number alone; for what a layer computes, errors that cancel each other are better.
 The gradient of the decision is straight-through: the loss is always that of whole codes, so
-nothing has to be decided in the end. The step learns beside it, as ``s exp(g)``; codes are counted
-in the first step, whatever becomes of g.
+nothing has to be decided in the end. The step of the channel learns beside it, as ``s_c exp(g)``;
+codes are counted in the first step, whatever becomes of g. Multipliers of groups stay.
 
 References:
     Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, 2020
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tdquant.numerics.fake_quantize import codes
 from tdquant.numerics.grid import Grid
 from tdquant.numerics.packing import code_dtype
+from tdquant.quantizers.groups import Groups
 from tdquant.quantizers.weight import WeightQuantizer, along_channels
 from tdquant.scales.base import floored
 
@@ -34,22 +35,27 @@ class RoundedWeight(WeightQuantizer):
     Arguments:
         grid: Symmetric codes.
         step: ``(C,)`` or ``()``.
-        codes: Integers of the weight's shape, counted from zero.
+        codes: Codes q of the weight's shape, counted from zero.
+        groups: Multipliers of groups of inputs.
     """
 
     codes: Tensor
 
-    def __init__(self, grid: Grid, step: Tensor, codes: Tensor) -> None:
-        super().__init__(grid, step)
+    def __init__(
+        self, grid: Grid, step: Tensor, codes: Tensor, groups: Groups | None = None
+    ) -> None:
+        super().__init__(grid, step, groups)
         self.register_buffer("codes", codes.detach().to(code_dtype(grid.bits)))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The numbers that the codes stand for, in the dtype of the weight."""
-        return (self.codes * self.scale(weight)).to(weight.dtype)
+        m = self.spread(weight)
+        integers = self.codes if m is None else self.codes * m
+        return (integers * self.channels(weight)).to(weight.dtype)
 
     def refitted(self, weight: Tensor, where: str = "") -> WeightQuantizer:
         """A quantizer that rounds another weight to nearest: codes were decided for this one."""
-        return WeightQuantizer(self.grid, self.step).refitted(weight, where)
+        return WeightQuantizer(self.grid, self.step, self.groups).refitted(weight, where)
 
 
 class LearnedRounding(WeightQuantizer):
@@ -59,6 +65,7 @@ class LearnedRounding(WeightQuantizer):
         grid: Symmetric codes.
         step: First step s, ``(C,)`` or ``()``; it stays.
         weight: ``(C, *)``, at whose codes and fractions the rounding starts.
+        groups: Multipliers of groups of inputs.
 
     Attributes:
         choice: r, one number for each weight.
@@ -67,8 +74,10 @@ class LearnedRounding(WeightQuantizer):
 
     below: Tensor
 
-    def __init__(self, grid: Grid, step: Tensor, weight: Tensor) -> None:
-        super().__init__(grid, step)
+    def __init__(
+        self, grid: Grid, step: Tensor, weight: Tensor, groups: Groups | None = None
+    ) -> None:
+        super().__init__(grid, step, groups)
         self.step.requires_grad_(False)
         v = torch.div(weight.detach().float(), self.scale(weight))
         # Beyond the grid there are two codes to choose from as well: the last and the one before.
@@ -78,19 +87,21 @@ class LearnedRounding(WeightQuantizer):
         self.growth = nn.Parameter(torch.zeros_like(self.step))
 
     def grown(self, weight: Tensor) -> Tensor:
-        """The step ``s exp(g)``, shaped to broadcast over the weight."""
-        return along_channels(self.step * self.growth.exp(), weight)
+        """The step ``s_c exp(g) / M``, shaped to broadcast over the weight."""
+        return along_channels(self.unit(self.step * self.growth.exp()), weight)
 
     def forward(self, weight: Tensor) -> Tensor:
         straight = self.choice - self.choice.detach()
-        found = self.below + (self.choice.detach() >= 0.5) + straight
+        found, m = self.below + (self.choice.detach() >= 0.5) + straight, self.spread(weight)
+        found = found if m is None else found * m
         return (found * self.grown(weight)).to(weight.dtype)
 
     @torch.no_grad()
     def rounded(self) -> RoundedWeight:
         """The rounding as it stands."""
         found = self.below + (self.choice >= 0.5).to(self.below.dtype)
-        return RoundedWeight(self.grid, floored(self.step * self.growth.exp()), found)
+        step = floored(self.step * self.growth.exp())
+        return RoundedWeight(self.grid, step, found, self.groups)
 
 
 @torch.no_grad()
@@ -98,4 +109,4 @@ def nearest(quantizer: WeightQuantizer, weight: Tensor) -> RoundedWeight:
     """The codes that rounding to nearest gives, at the quantizer's step."""
     step = floored(quantizer.step)
     found = codes(weight, quantizer.scale(weight), quantizer.grid.low, quantizer.grid.high)
-    return RoundedWeight(quantizer.grid, step, found)
+    return RoundedWeight(quantizer.grid, step, found, quantizer.groups)

@@ -37,7 +37,7 @@ from tdquant.layers.base import keep_layers_called, shared_parameters
 from tdquant.layers.structure import CHANNELS, channel_dimension, names_of
 from tdquant.numerics.fake_quantize import FLOOR, fake_quantize
 from tdquant.numerics.grid import Grid
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.steps import mse_step
 from tdquant.state import note, state_of
 from tdquant.support.hooks import check_onloaded
 from tdquant.support.patterns import matching, unmatched_patterns

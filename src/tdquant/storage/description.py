@@ -79,6 +79,7 @@ def _operands(layer: Any) -> dict[str, Any]:
             "bits": frozen.grid.bits,
             "qmax": frozen.grid.qmax,
             "packed": stored_bits(frozen.grid.bits),
+            **({"group": frozen.group} if frozen.group else {}),
             "shape": list(weight.shape),
             "steps": len(frozen.step) if frozen.step.ndim else None,
             "dtype": str(weight.dtype).removeprefix("torch."),

@@ -17,6 +17,7 @@ from tdquant.files.documents import Document, Section, read_json
 from tdquant.files.looking import exists
 from tdquant.files.writing import recover
 from tdquant.numerics.packing import stored_bits
+from tdquant.quantizers.groups import MULTIPLIER_BITS, count_groups
 from tdquant.storage.diffusers_folder import CONFIG, quantized_parts, read_config, weight_files
 
 FORMAT, VERSION = "tdquant", 2
@@ -32,11 +33,12 @@ def _dtype(name: str) -> str:
 
 
 class Weight(Section):
-    """A weight that is stored as codes, of ``packed`` bits each."""
+    """A weight that is stored as codes, of ``packed`` bits each, and multipliers of groups."""
 
     bits: int
     qmax: int | None = None
     packed: int | None = None
+    group: int | None = None
     shape: list[int]
     steps: int | None = None
     dtype: Annotated[str, AfterValidator(_dtype)]
@@ -45,6 +47,10 @@ class Weight(Section):
     def _fits(self) -> Weight:
         if self.packed is not None and self.packed != stored_bits(self.bits):
             raise ValueError(f"has codes of {self.bits} bits in {self.packed}")
+        if self.group is not None and not (
+            self.bits in MULTIPLIER_BITS and count_groups(self.shape, self.group)
+        ):
+            raise ValueError(f"has groups of {self.group} of {self.bits} bits")
         return self
 
 

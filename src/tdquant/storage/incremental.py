@@ -19,9 +19,11 @@ from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.numerics.fake_quantize import codes
 from tdquant.numerics.grid import Grid
 from tdquant.numerics.packing import code_dtype
-from tdquant.quantization import convert_layers
+from tdquant.quantization import convert_layers, weight_steps
 from tdquant.quantizers import CodedWeight
-from tdquant.quantizers.weight import mse_step, row_blocks
+from tdquant.quantizers.groups import no_multipliers
+from tdquant.quantizers.starting import start_steps
+from tdquant.quantizers.steps import row_blocks
 from tdquant.recipe import LayerRecipe, Recipe
 from tdquant.support.announce import announce
 
@@ -53,10 +55,12 @@ def quantize_empty(model: nn.Module, recipe: Recipe, *, timestep: str | None = N
 
 
 def _reserve_codes(
-    layer: QuantLayer, grid: Grid, per_channel: bool, plan: LayerRecipe, path: str
+    layer: QuantLayer, grid: Grid, recipe: Recipe, plan: LayerRecipe, path: str
 ) -> None:
+    per_channel, group = weight_steps(recipe, plan)
     step = torch.ones(len(layer.weight) if per_channel else ())
-    layer.weight_quantizer = CodedWeight(grid, step, layer.weight.dtype)
+    groups = no_multipliers(layer.weight.shape, group)
+    layer.weight_quantizer = CodedWeight(grid, step, layer.weight.dtype, groups)
     reserved = torch.empty(layer.weight.shape, dtype=code_dtype(grid.bits), device="meta")
     layer.weight = nn.Parameter(reserved, requires_grad=False)
 
@@ -87,13 +91,18 @@ def code_weight(layer: QuantLayer, weight: Tensor, path: str) -> None:
     assert isinstance(place, CodedWeight)
     grid, per_channel = place.grid, place.step.ndim > 0
     weight = weight.to(place.dtype)
-    step = mse_step(weight, grid, per_channel, path)
-    rows = weight.flatten(1)
+    step, groups = start_steps(weight, grid, per_channel, place.group, path)
+    coded = CodedWeight(grid, step, place.dtype, groups)
+    rows, units = weight.flatten(1), coded.unit(step)
     found = torch.empty_like(rows, dtype=layer.weight.dtype)
     for block in row_blocks(rows):
-        scale = step[block, None] if per_channel else step
-        found[block] = codes(rows[block], scale, grid.low, grid.high)
-    layer.hold_codes(found.reshape(weight.shape), CodedWeight(grid, step, place.dtype))
+        scale = units[block, None] if per_channel else units
+        if groups is None:
+            found[block] = codes(rows[block], scale, grid.low, grid.high)
+        else:
+            m = groups.of(block).spread(rows[block])
+            found[block] = codes(rows[block], scale * m, grid.low, grid.high).mul_(m)
+    layer.hold_codes(found.reshape(weight.shape), coded)
 
 
 def complete(model: nn.Module) -> nn.Module:

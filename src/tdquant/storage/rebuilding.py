@@ -25,12 +25,15 @@ from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.grid import Grid
 from tdquant.numerics.packing import code_dtype, unpack
 from tdquant.quantizers import ActivationQuantizer, CodedWeight, OffsetQuantizer
+from tdquant.quantizers.groups import MULTIPLIER_BITS, Groups, count_groups, no_multipliers
+from tdquant.quantizers.steps import row_blocks
 from tdquant.recipe import Recipe
 from tdquant.scales import DynamicScale, Scale, TableScale
 from tdquant.state import state_of
 from tdquant.storage.description import Description, activations, stored_width, weight_grid
 
 CODES, STEP, TABLE = ".weight.codes", ".weight.step", ".scale.table"
+MULTIPLIERS = ".weight.multipliers"
 
 
 def build_skeleton(
@@ -113,7 +116,8 @@ def _put_layer(
         step = torch.ones(()) if steps is None else torch.ones(steps)
         codes = torch.empty(shape, dtype=code_dtype(grid.bits), device="meta")
         numbers = dtype or getattr(torch, saved["dtype"])
-        layer.hold_codes(codes, CodedWeight(grid, step, numbers))
+        groups = no_multipliers(shape, saved.get("group") or 0)
+        layer.hold_codes(codes, CodedWeight(grid, step, numbers, groups))
     if "input" in spec:
         layer.input_quantizer = _activation(spec["input"], clock)
     replace_module(model, old, layer)
@@ -161,6 +165,8 @@ def _renamed(description: Description) -> dict[str, tuple[str, ...]]:
         if "weight" in spec:
             out[path + CODES] = (f"{path}.codes",)
             out[path + STEP] = (f"{path}.weight_quantizer.step",)
+            if spec["weight"].get("group"):
+                out[path + MULTIPLIERS] = (f"{path}.weight_quantizer.multipliers",)
     for path, spec in activations(description):
         if spec.get("first") is not None:
             out[path + TABLE] = (path + TABLE, f"{path}.scale.knots")
@@ -189,6 +195,10 @@ def unpack_tensors(
             grid = weight_grid(spec)
             kind, width = code_dtype(grid.bits), stored_width(spec)
             tensor = unpack(tensor, tuple(spec["shape"]), grid.qmin, grid.bits, kind, width)
+        elif first != name and name.endswith(MULTIPLIERS):
+            spec = description["layers"][name.removesuffix(MULTIPLIERS)]["weight"]
+            shape = spec["shape"][0], count_groups(spec["shape"], spec["group"])
+            tensor = unpack(tensor, shape, 1, MULTIPLIER_BITS[spec["bits"]], torch.uint8)
         out[first] = tensor
         for other in knots:
             out[other] = _knots(tables[name]["knots"], tables[name]["first"])
@@ -207,7 +217,8 @@ def _further(names: Iterable[str], description: Description) -> dict[str, str]:
 
 
 def finalize_weights(model: nn.Module, compact: bool) -> nn.Module:
-    """Makes a frozen model ready to run after all its tensors were loaded.
+    """Makes a frozen model ready to run after all its tensors were loaded. Once: codes of groups
+    are multiplied here, since multipliers may have come after them.
 
     Arguments:
         model: The skeleton with its tensors.
@@ -219,6 +230,9 @@ def finalize_weights(model: nn.Module, compact: bool) -> nn.Module:
     for module in model.modules():
         if isinstance(module, TableScale | BiasTable):
             module.index_knots()
+    for _, layer in quantized_layers(model):
+        if isinstance(layer.weight_quantizer, CodedWeight):
+            _multiply(layer.codes.data, layer.weight_quantizer.groups)
     if not compact:
         for _, layer in quantized_layers(model):
             layer.hold_numbers()
@@ -227,3 +241,12 @@ def finalize_weights(model: nn.Module, compact: bool) -> nn.Module:
         if tensor.is_floating_point() and tensor.device.type == "cpu" and tensor.data_ptr() % 64:
             tensor.data = tensor.data.clone()
     return model.eval().requires_grad_(False)
+
+
+def _multiply(codes: Tensor, groups: Groups | None) -> None:
+    """Multiplies codes by those of their groups, in place and by blocks of rows."""
+    if groups is None:
+        return
+    rows = codes.flatten(1)
+    for block in row_blocks(rows):
+        rows[block].mul_(groups.of(block).spread(rows[block]))

@@ -11,7 +11,8 @@ from torch import nn
 
 import tdquant as tdq
 from tdquant.lowering.exporters import write_graph
-from tdquant.lowering.openvino.graph import pack_int4
+from tdquant.lowering.openvino.graph import _largest_weight, content, pack_int4
+from tdquant.quantizers.groups import Groups
 from tdquant.support.memory import trim_heap
 from tests.lowering.models import One, frozen
 
@@ -61,8 +62,35 @@ def test_four_bits_hold_all_codes(shape):
     codes = np.resize(np.arange(-8, 8, dtype=np.int8), shape)
     x = op.parameter([1], np.float32)
     graph = ov.Model([op.multiply(op.convert(op.constant(codes), np.float32), x)], [x])
-    pack_int4(graph)
+    pack_int4(graph, {})
     types = {n.get_element_type() for n in graph.get_ops() if n.get_type_name() == "Constant"}
     assert types == {ov.Type.i4}
     run = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     assert (run([np.ones(1, np.float32)])[0] == codes).all()
+
+
+@pytest.mark.parametrize(("high", "most"), [(1, 32), (3, 32), (7, 16)])
+@pytest.mark.parametrize("columns", [64, 40])
+def test_four_bits_and_multipliers_are_the_codes(high, most, columns):
+    op, generator = ov.opset13, torch.Generator().manual_seed(0)
+    m = torch.randint(1, most + 1, (6, -(-columns // 16)), generator=generator, dtype=torch.uint8)
+    groups = Groups(m, 16)
+    codes = torch.randint(-high, high + 1, (6, columns), generator=generator, dtype=torch.int8)
+    codes = (codes * groups.spread(codes)).to(torch.int8)
+    x = op.parameter([4, columns], np.float32)
+    step = op.constant(np.full((6, 1), 0.5, np.float32))
+    weight = op.multiply(op.convert(op.constant(codes.numpy()), np.float32), step)
+    ends = [op.constant(np.float32(end)) for end in (-128, 127, -128, 127)]
+    product = op.matmul(op.fake_quantize(op.round(x), *ends, 256), weight, False, True)
+    graph = ov.Model([product], [x])
+    pack_int4(graph, {content(codes): groups})
+    four = {n.get_element_type() for n in graph.get_ops() if n.get_type_name() == "Constant"}
+    assert (ov.Type.i4 in four) == (columns % 16 == 0)  # the rest of a row stays int8
+    assert int(codes.abs().max()) <= _largest_weight(product.input_value(1)) <= most * (high + 4)
+    run = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    values = torch.randint(-128, 128, (4, columns), generator=generator).float()
+    found = torch.from_numpy(run([values.numpy()])[0])
+    assert torch.equal(found, values @ codes.float().T * 0.5)
+    # As integers: the multipliers are no operation of the compiled graph.
+    kinds = {n.get_rt_info()["layerType"].astype(str) for n in run.get_runtime_model().get_ops()}
+    assert not kinds & {"Eltwise", "Gather"}

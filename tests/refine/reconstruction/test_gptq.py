@@ -6,7 +6,7 @@ from tdquant.layers import QUANTIZED
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import WeightQuantizer
 from tdquant.quantizers.rounding import nearest
-from tdquant.quantizers.weight import mse_step
+from tdquant.quantizers.steps import mse_step
 from tdquant.refine.reconstruction.gptq import Hessian, gptq, patches
 
 LAYERS = {

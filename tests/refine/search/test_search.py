@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,22 @@ from tests.refine.search.test_sensitivity import Fragile, batches, difference, f
 
 @pytest.fixture(scope="module")
 def measured():
-    model = fragile(weights=4, activations=8, edges=8)
+    model = fragile(weights=4, activations=8, edges=8, remedies=())
     return sensitivity(model, batches(), progress=False)
+
+
+def test_multipliers_of_groups_count_in_the_budget(measured):
+    layers = {p: f.model_copy(update={"columns": 64}) for p, f in measured.layers.items()}
+    base = tdq.Recipe(weights=4, edges=8, remedies=("groups",), group=16)
+    measured = replace(measured, layers=layers)
+    found = search(measured, target_bits=4.25, base=base)
+    plain = search(measured, target_bits=4.25)
+    assert found.error > plain.error
+    overhead = {2: 5, 3: 5, 4: 4, 5: 3, 6: 2, 8: 0}
+    size = sum(layers[p].weights * (b + overhead[b] / 16) for p, b in found.weights.items())
+    assert found.bits == pytest.approx(size / sum(layers[p].weights for p in found.weights))
+    assert found.bits <= 4.25
+    assert [bits for bits, _ in found.uniform] == [b + n / 16 for b, n in overhead.items()]
 
 
 def average(weights, measured):
@@ -147,9 +162,9 @@ def test_later_overrides_of_the_base_do_not_undo_the_search(measured):
 
 def test_activations_that_were_not_measured(measured):
     bare = sensitivity(fragile(weights=4, activations=32), batches(2), bits=[4], progress=False)
-    assert search(bare, target_bits=4).activations == {}
+    assert search(bare, target_bits=4.2).activations == {}
     with pytest.raises(RecipeError, match="in float"):
-        search(bare, target_bits=4, base=tdq.Recipe(weights=4, activations=8))
+        search(bare, target_bits=4.2, base=tdq.Recipe(weights=4, activations=8))
     with pytest.raises(CalibrationError, match="7 bits were not measured"):
         search(measured, target_bits=4, base=tdq.Recipe(weights=4, activations=7))
 

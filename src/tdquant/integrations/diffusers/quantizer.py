@@ -31,7 +31,7 @@ from tdquant.storage.stored import pack_tensors
 from tdquant.support.memory import page_out
 
 _ZERO_POINT = ".zero_point"
-_STEP = ".weight_quantizer.step"
+_STEP, _MULTIPLIERS = ".weight_quantizer.step", ".weight_quantizer.multipliers"
 _FLOAT32 = (".scale.table", ".scale.knots", ".bias.table", ".bias.knots", _STEP)
 
 
@@ -93,7 +93,7 @@ class TDQQuantizer(DiffusersQuantizer):
         # Zero points are part of the description.
         missing = [key for key in missing_keys if not key.endswith(_ZERO_POINT)]
         if not self.pre_quantized:
-            return [key for key in missing if not key.endswith(_STEP)]
+            return [key for key in missing if not key.endswith((_STEP, _MULTIPLIERS))]
         odd = [f"missing {key}" for key in sorted(missing)]
         odd += [f"unexpected {key}" for key in sorted(self._names - set(model.state_dict()))]
         if odd:

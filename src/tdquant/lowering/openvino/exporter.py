@@ -19,7 +19,7 @@ where they do (``graph.avoid_saturation``). ``portable=True`` writes the file wi
 them, right on every machine and slower: those layers run in float.
 
 **Weights** of 4 bits and fewer are int4 in the file, converted to int8 while the graph is
-compiled.
+compiled; in groups, times int8 multipliers.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from tdquant.lowering.lowered import Factor, LoweredAttention, lower
 from tdquant.lowering.openvino.graph import (
     EXACT,
     avoid_saturation,
+    content,
     mark_float,
     pack_int4,
     write_sealed,
@@ -153,6 +154,11 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
         return op.multiply(op.convert(codes, np.float32), step).outputs()
 
     lowered = lower(model, call, OpenVINOLayer, OpenVINOAttention)
+    groups = {
+        content(layer.weight_codes): layer.groups_of_weight
+        for layer in lowered.modules()
+        if isinstance(layer, OpenVINOLayer) and layer.groups_of_weight is not None
+    }
     with engine_errors(
         "OpenVINO cannot trace the model",
         type(model).__name__,
@@ -182,7 +188,7 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
     rows = [asdict(row) for row in lowered.rows]
     if portable:
         mark_float(rows, avoid_saturation(graph))
-    pack_int4(graph)
+    pack_int4(graph, groups)
     one_time = lowered.values.one_time
     description = {**about, **call.description(shapes), "one_time": one_time, "rows": rows}
     graph.set_rt_info(description_text(description), [KEY])

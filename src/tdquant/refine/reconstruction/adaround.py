@@ -90,7 +90,7 @@ class AdaRound:
         self.nearest_error = float(sums[0].sum() / sums[1].sum())
         times.balance(sums)
         self._rounding = {
-            path: LearnedRounding(q.grid, q.step.detach(), block.layers[path].weight)
+            path: LearnedRounding(q.grid, q.step.detach(), block.layers[path].weight, q.groups)
             for path, q in self._start.items()
         }
         self._install(self._rounding)

@@ -103,7 +103,7 @@ def gptq(
     groups, width = hessian.shape[:2]
     weight = layer.weight.detach().double().reshape(groups, -1, width)
     scale = plain.scale(layer.weight).detach().double()
-    scale = scale.expand(layer.weight.shape).reshape(weight.shape)[..., :1]
+    scale = scale.expand(layer.weight.shape).reshape(weight.shape)
     found = torch.stack(
         [
             _round_columns(w, s, h, quantizer.grid.low, quantizer.grid.high, order)
@@ -115,14 +115,14 @@ def gptq(
     after = quadratic(found * scale - weight, hessian)
     better = (after < before).unsqueeze(-1)
     codes = torch.where(better, found, near).reshape(layer.weight.shape)
-    rounded = RoundedWeight(quantizer.grid, plain.step, codes)
+    rounded = RoundedWeight(quantizer.grid, plain.step, codes, plain.groups)
     return rounded, float(before.sum()), float(after.minimum(before).sum())
 
 
 def _round_columns(
     weight: Tensor, scale: Tensor, hessian: Tensor, low: int, high: int, order: bool
 ) -> Tensor:
-    """Codes ``(C, K)`` of one group."""
+    """Codes ``(C, K)`` of one group, by steps ``(C, K)``."""
     diagonal = hessian.diagonal()
     mean = diagonal.mean()
     if not mean > 0:  # no input ever reached it
@@ -136,7 +136,7 @@ def _round_columns(
         else torch.arange(len(diagonal), device=hessian.device)
     )
     damped = damped[permutation][:, permutation]
-    w = weight[:, permutation].clone()
+    w, s = weight[:, permutation].clone(), scale[:, permutation]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     u = torch.linalg.cholesky(inverse, upper=True)
     codes = torch.empty_like(w)
@@ -145,8 +145,8 @@ def _round_columns(
         last = min(first + _COLUMNS, width)
         errors = torch.empty_like(w[:, first:last])
         for j in range(first, last):
-            codes[:, j] = (w[:, j] / scale[:, 0]).round().clamp(low, high)
-            e = (w[:, j] - codes[:, j] * scale[:, 0]) / u[j, j]
+            codes[:, j] = (w[:, j] / s[:, j]).round().clamp(low, high)
+            e = (w[:, j] - codes[:, j] * s[:, j]) / u[j, j]
             w[:, j:last] -= e.unsqueeze(1) * u[j, j:last]
             errors[:, j - first] = e
         w[:, last:] -= errors @ u[first:last, last:]

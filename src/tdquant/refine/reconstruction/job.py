@@ -186,4 +186,5 @@ def _restore(block: Block, tensors: dict[str, Tensor]) -> None:
         quantizer, device = layer.weight_quantizer, layer.weight.device
         assert isinstance(quantizer, WeightQuantizer)
         step, codes = tensors[f"{name}|step"], tensors[f"{name}|codes"]
-        layer.weight_quantizer = RoundedWeight(quantizer.grid, step, codes).to(device)
+        rounded = RoundedWeight(quantizer.grid, step, codes, quantizer.groups)
+        layer.weight_quantizer = rounded.to(device)

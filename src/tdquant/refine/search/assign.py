@@ -5,7 +5,8 @@ of size, or the smallest under a budget of error, solves a knapsack problem:
 
     min sum_l e_l(b_l)  subject to  sum_l n_l b_l <= b sum_l n_l
 
-with n_l the weights of a layer and b the average bits; for inputs n_l are multiply-accumulates.
+with n_l the weights of a layer and b the average bits, to which multipliers of groups add theirs;
+for inputs n_l are multiply-accumulates.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def search(
         error,
         of_weights.curve(rest),
         activation_curve,
-        [(float(b), rest + problem.uniform(b)) for b in sensitivity.bits],
+        [(size, rest + error) for size, error in problem.uniform()],
         widths,
         {p: inputs[p] for p in problem.plain},
     )

@@ -23,12 +23,17 @@ from tdquant.families.roles import named_roles
 from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.layers.base import INPUT
 from tdquant.layers.structure import names_of
-from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import MAX_BITS, MIN_BITS, Grid
-from tdquant.quantizers import ActivationQuantizer, WeightQuantizer, activation_quantizers
-from tdquant.quantizers.weight import along_channels, mse_step
+from tdquant.quantizers import (
+    ActivationQuantizer,
+    NoiseWeight,
+    WeightQuantizer,
+    activation_quantizers,
+)
+from tdquant.quantizers.starting import start_steps
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.refine.search.sensitivity import ATTENTION, EDGE, KINDS, TIME, LayerFacts, Sensitivity
+from tdquant.scales import NoiseScale
 from tdquant.state import recipe_of, state_of
 from tdquant.support.progress import track
 from tdquant.support.restoring import with_gradients
@@ -79,6 +84,7 @@ def sensitivity(
     layers, weights, quantizers = _operands(model)  # the first calls decide which they are
     has = [w.grid.bits for w in weights.values()] + [q.grid.bits for q in quantizers.values()]
     widths = tuple(sorted({*bits, *has}))
+    recipe = recipe_of(model) or Recipe()
     parts = splittable(model, quantizers, batches.parts)
     owners = with_parts(quantizers, parts)
     candidates = {}
@@ -88,7 +94,7 @@ def sensitivity(
         candidates[name] = [c for grid in grids for c in make_candidates(seen, grid, "auto")]
     roundings = {
         path: [
-            (grid, mse_step(layers[path].weight, grid, quantizer.step.ndim > 0, path))
+            _rounding(layers[path].weight, quantizer, grid, recipe, path)
             for grid in (Grid.signed(b, narrow=True) for b in widths)
         ]
         for path, quantizer in weights.items()
@@ -146,8 +152,8 @@ def sensitivity(
             weight_bits=weights[own[0]].grid.bits if own else FLOAT,
             activation_bits=quantizers[names[0]].grid.bits if names else FLOAT,
             role=roles.get(path, ATTENTION if path in quantizers else ""),
+            columns=sum(layers[p].weight[0].numel() for p in own),
         )
-    recipe = recipe_of(model) or Recipe()
     return Sensitivity(widths, middles, counts, facts, errors, activations, recipe, local)
 
 
@@ -164,18 +170,23 @@ def _operands(
     return layers, weights, dict(activation_quantizers(model))
 
 
+def _rounding(
+    weight: Tensor, quantizer: WeightQuantizer, grid: Grid, recipe: Recipe, path: str
+) -> WeightQuantizer:
+    """The quantizer that the recipe has for a weight at another width."""
+    noisy = isinstance(quantizer, NoiseWeight)
+    group = recipe.group_of(grid.bits, NoiseScale.kind if noisy else "")
+    return WeightQuantizer(grid, *start_steps(weight, grid, quantizer.step.ndim > 0, group, path))
+
+
 def _weight_changes(
-    outputs: Iterable[LayerAt], roundings: Mapping[str, list[tuple[Grid, Tensor]]]
+    outputs: Iterable[LayerAt], roundings: Mapping[str, list[WeightQuantizer]]
 ) -> Iterator[Changes]:
     """What rounding a weight at every width changes in its layer's output."""
-
-    def change(layer: QuantLayer, x: Tensor, y: Tensor, grid: Grid, step: Tensor) -> Tensor:
-        scale = along_channels(step, layer.weight)
-        return layer.combine(x, fake_quantize(layer.weight, scale, grid.low, grid.high)).sub_(y)
-
     for path, layer, x, y, g, batch in outputs:
         if path in roundings:
-            changes = (change(layer, x, y, grid, step) for grid, step in roundings[path])
+            rounded = (quantizer(layer.weight) for quantizer in roundings[path])
+            changes = (layer.combine(x, weight).sub_(y) for weight in rounded)
             yield path, changes, g, batch
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tdquant.errors import RecipeError
+from tdquant.quantizers.groups import MULTIPLIER_BITS, count_groups
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.refine.search.frontier import Frontier, find_frontier
 from tdquant.refine.search.sensitivity import Sensitivity
@@ -128,6 +129,18 @@ class Problem:
         kind = self.sensitivity.kind(path, bits, self.margin) if operand == "activations" else ""
         return self.sensitivity.error(path, operand, bits, kind)
 
+    def _size(self, path: str, operand: str, bits: int) -> int:
+        """Bits of a layer's weights, with those of multipliers of groups, or of its inputs, by
+        multiply-accumulates.
+        """
+        facts = self.sensitivity.layers[path]
+        if operand != "weights":
+            return facts.macs * bits
+        size = self.base.group_of(bits, self._override(path, "scale", self.base.scale))
+        groups = count_groups((1, facts.columns), size)
+        multipliers = facts.weights // facts.columns * groups if groups else 0
+        return facts.weights * bits + multipliers * MULTIPLIER_BITS.get(bits, 0)
+
     def trade_off(self, operand: str) -> TradeOff:
         """The trade-off of the searched layers.
 
@@ -144,7 +157,7 @@ class Problem:
                 fix="measure a model whose recipe quantizes them, or name layers with also=",
             )
         frontier = find_frontier(
-            [[unit * b for b in bits] for unit in units],
+            [[self._size(p, operand, b) for b in bits] for p in paths],
             [[self._error(p, operand, b) for b in bits] for p in paths],
         )
         return TradeOff(paths, bits, sum(units), frontier)
@@ -177,9 +190,17 @@ class Problem:
         }
         return self.sensitivity.predict(weights, inputs)
 
-    def uniform(self, bits: int) -> float:
-        """The error of the searched weights with the same width for all."""
-        return sum(self._error(p, "weights", bits) for p in self.free["weights"])
+    def uniform(self) -> Curve:
+        """Average bits and error of the searched weights with the same width for all."""
+        paths, layers = self.free["weights"], self.sensitivity.layers
+        units = sum(layers[p].weights for p in paths)
+        return [
+            (
+                sum(self._size(p, "weights", b) for p in paths) / units,
+                sum(self._error(p, "weights", b) for p in paths),
+            )
+            for b in self.sensitivity.bits
+        ]
 
     def recipe(self, weights: Mapping[str, int], inputs: Mapping[str, tuple[int, str]]) -> Recipe:
         """The base recipe with an override for every layer that differs from it."""

@@ -36,6 +36,7 @@ class LayerFacts(Section):
         activation_bits: Bits of its input.
         role: ``""``, or ``"edge"``, ``"time path"`` or ``"attention"``: layers that a recipe
             treats separately.
+        columns: Weights of one output channel; 0 if that was not written down.
     """
 
     weights: int
@@ -43,6 +44,7 @@ class LayerFacts(Section):
     weight_bits: int
     activation_bits: int
     role: str
+    columns: int = 0
 
 
 @dataclass(frozen=True)
