@@ -11,9 +11,11 @@ there is a row that says how to install it: pip install -e ".[bench]" has all.
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from benchmarks.peers.apart import EndedError, apart
 from benchmarks.peers.measure import PARTS, measured
 from benchmarks.peers.registry import PEERS
 from benchmarks.peers.results import Results
@@ -50,9 +52,10 @@ def named(name, words):
     return words is not None and (not words or any(word in name for word in words))
 
 
-def main(argv=None, peers=PEERS):
+def main(argv=None, peers=PEERS, apart=apart):
     args = parsed(argv)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
+    alone = partial(apart, threads=args.threads)
     settings = {
         "images": args.images, "steps": args.steps, "batch": args.batch, "rounds": args.rounds,
         "threads": args.threads, "seeds": SEEDS, "calibration": RECORDED, "trials": TRIED,
@@ -79,8 +82,12 @@ def main(argv=None, peers=PEERS):
                 parts = args.parts if again else results.missing(key, args.parts)
                 if not parts or not kind.applies(world.pipe.unet):
                     continue
+                world.prepare(alone)
                 started = time.perf_counter()
-                row = measured(kind, bits, world, parts, args.rounds)
+                try:
+                    row = alone(measured, kind, bits, world, parts, args.rounds)
+                except EndedError as error:
+                    row = {"note": kind.note, "failed": str(error)}
                 results.keep(key, row, every)
                 say(key, row, time.perf_counter() - started)
     print(f"{len(results.rows)} rows in {args.out}")

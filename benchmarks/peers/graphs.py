@@ -58,7 +58,7 @@ def quantized_share(graph: Any) -> float:
         kind = op.get_type_name()
         if kind not in OUTER or not _above(op, 1, "Constant"):
             continue  # no product, or one of two activations
-        outputs, weight = (list(port.get_shape()) for port in (op.output(0), op.input(1)))
+        outputs, weight = _of_one(op.output(0)), list(op.input(1).get_shape())
         inner = (
             math.prod(weight[OUTER[kind] :]) if OUTER[kind] else math.prod(weight) // outputs[-1]
         )
@@ -66,6 +66,11 @@ def quantized_share(graph: Any) -> float:
         total += macs
         few += macs * _above(op, 0, "FakeQuantize")
     return few / total
+
+
+def _of_one(port: Any) -> list[int]:
+    """A shape for one sample, where their number is free."""
+    return [size.get_length() if size.is_static else 1 for size in port.get_partial_shape()]
 
 
 OUTER = {"Convolution": 1, "GroupConvolution": 2, "MatMul": 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,6 +105,11 @@ class World:
     @cached_property
     def exact(self) -> Tensor:
         return self.test(self.pipe.unet)
+
+    def prepare(self, apart: Callable[..., Any]) -> None:
+        """Records calls and draws the exact samples, in a process of its own."""
+        if "exact" not in self.__dict__:
+            self.calls, self.exact = apart(lambda: (self.calls, self.exact))
 
     def error(self, model: Denoiser) -> dict[str, float]:
         """Mean, median and geometric mean over images of the squared error of the model's samples
