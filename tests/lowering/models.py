@@ -7,6 +7,7 @@ from tdquant.clock import Clock
 from tdquant.layers import QUANTIZED, replace_module
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
+from tdquant.quantizers.groups import most, no_multipliers
 from tdquant.scales import TableScale
 
 LAYERS = {
@@ -67,8 +68,10 @@ class All(nn.Module):
         return tuple(layer(part) for layer, part in zip(self.layers, parts, strict=True))
 
 
-def frozen(model, weights=8, grid=None, offset=None, seed=0):
-    """``model`` with random frozen quantizers on all its layers, and steps that follow t."""
+def frozen(model, weights=8, grid=None, offset=None, seed=0, group=0):
+    """``model`` with random frozen quantizers on all its layers, and steps that follow t; with
+    ``group``, weights have random multipliers.
+    """
     rng = torch.Generator().manual_seed(seed)
     grid = grid or Grid.signed(8)
     clock = Clock(model)
@@ -79,8 +82,12 @@ def frozen(model, weights=8, grid=None, offset=None, seed=0):
         new = QUANTIZED[type(layer)].from_float(layer)
         codes = Grid.signed(weights, narrow=True)
         step = torch.rand(layer.weight.shape[0], generator=rng) * 0.1 + 0.01
-        new.weight_quantizer = FrozenWeight(codes, step)
         found = torch.randint(codes.qmin, codes.qmax + 1, layer.weight.shape, generator=rng)
+        groups = no_multipliers(found.shape, group)
+        if groups is not None:
+            groups.multipliers.random_(1, most(codes) + 1, generator=rng)
+            found *= groups.spread(found)
+        new.weight_quantizer = FrozenWeight(codes, step, groups)
         with torch.no_grad():
             new.weight.copy_(found * new.weight_quantizer.scale(found))
         table = TableScale(knots, 4 / max(grid.high, -grid.low) * (1 + knots / 500))

@@ -45,10 +45,14 @@ def check_all(layers, model, session, x):
 
 
 @pytest.mark.parametrize("suffix", SLOW_ONNX)
-@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (3, 5)], ids=lambda b: f"W{b[0]}A{b[1]}")
+@pytest.mark.parametrize(
+    "bits", [(8, 8), (4, 8), (3, 5), (4, 8, 3), (6, 8, 16)], ids=lambda b: "W{}A{}".format(*b)
+)
 def test_single_layers_are_exact(suffix, bits, tmp_path):
     """Behind a single layer there is no rounding boundary: every value must fit."""
-    model = frozen(All(LAYERS), bits[0], Grid.affine(bits[1], 2 ** (bits[1] - 2)))
+    weights, activations, *group = bits
+    grid = Grid.affine(activations, 2 ** (activations - 2))
+    model = frozen(All(LAYERS), weights, grid, group=sum(group))
     x = 3 * torch.randn(3, 6, 8, 8)
     (session,) = sessions(model, x, tmp_path, [suffix])
     check_all(LAYERS, model, session, x)

@@ -74,8 +74,10 @@ def _rows(index: Description, tensors: Tensors) -> Iterator[tuple[Any, ...]]:
 
 def _cells(weight: Any, activation: Any, prefix: str, tensors: Tensors) -> tuple[str, ...]:
     size = sum(t.nbytes for name, t in tensors.items() if name.startswith(prefix))
+    group = (weight or {}).get("group")
+    shared = f", groups of {group}" if group else ""
     return (
-        f"{weight['bits']} bits" if weight else "float",
+        f"{weight['bits']} bits{shared}" if weight else "float",
         f"{activation['bits']} bits" if activation else "float",
         str(activation["zero_point"]) if activation else "",
         f"{size / 1e3:.1f}",
@@ -111,7 +113,7 @@ def _totals(index: Description, tensors: Tensors) -> str:
     def megabytes(end: str) -> float:
         return sum(t.nbytes for name, t in tensors.items() if name.endswith(end)) / 1e6
 
-    packed = megabytes(".weight.codes")
+    packed = megabytes(".weight.codes") + megabytes(".weight.multipliers")
     text = f"{counted(len(index['layers']), 'layer')}, {megabytes(''):.2f} MB of tensors"
     if numbers:
         text += f": {numbers / 1e6:.2f}M weights as {packed:.2f} MB of codes ("

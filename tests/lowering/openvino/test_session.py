@@ -73,9 +73,12 @@ def test_a_portable_file_has_no_layer_that_could_saturate(tmp_path):
     assert row.kernel == "int8"
 
 
-@pytest.mark.parametrize("padding", [0, 1])
-def test_a_session_adapts_a_file_to_a_machine_that_saturates(padding, tmp_path, request):
-    model = frozen(One(nn.Conv2d(8, 8, 3, padding=padding)), 8, Grid.signed(8))
+@pytest.mark.parametrize(("padding", "bits", "group"), [(0, 8, 0), (1, 8, 0), (1, 4, 24)])
+def test_a_session_adapts_a_file_to_a_machine_that_saturates(
+    padding, bits, group, tmp_path, request
+):
+    conv = nn.Conv2d(8, 8, 3, padding=padding)
+    model = frozen(One(conv), bits, Grid.signed(8), group=group)
     x = torch.randn(1, 8, 8, 8)
     (row,) = opened(model, x, tmp_path).rows
     assert row.kernel == "int8"
