@@ -66,10 +66,14 @@ class Default(Peer):
         tdq.save(model, folder)
 
     def layers(self, model):
-        return {
-            row.path: (row.weight_codes is not None, row.input_codes is not None)
-            for row in tdq.summary(model)
-        }
+        found: dict[str, tuple[bool, bool]] = {}
+        for row in tdq.summary(model):
+            few, path = (row.weight_codes is not None, row.input_codes is not None), row.path
+            while path:  # the parts of a layer that became several speak for it
+                old = found.get(path, (False, False))
+                found[path] = (old[0] or few[0], old[1] or few[1])
+                path = path.rpartition(".")[0]
+        return found
 
     def products(self, model, run, call):
         rows = [row for row in tdq.summary(run) if row.kernel]

@@ -11,11 +11,12 @@ from benchmarks.peers import __main__ as command
 from benchmarks.peers import graphs, world
 from benchmarks.peers.apart import EndedError, apart
 from benchmarks.peers.nncf import NNCF, SAMPLES, samples
-from benchmarks.peers.ours import BITS, InPyTorch, Linear
+from benchmarks.peers.ours import BITS, Default, InPyTorch, Linear
 from benchmarks.peers.products import linear_macs, torch_products
 from benchmarks.peers.registry import PEERS
 from torch import nn
 
+import tdquant as tdq
 from tdquant.errors import ModelError
 from tests.docs.programs import DOCS
 from tests.docs.test_result_tables import script
@@ -251,6 +252,23 @@ def test_registered_quantizers_can_be_told_apart_and_installed():
     ]
     named = " ".join([*extras, "torch tdquant"])
     assert all(kind.pip().split()[-1] in named for kind in PEERS)
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.several = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        self.one = nn.Linear(4, 4)
+
+    def forward(self, x, t):
+        return self.one(self.several(x))
+
+
+def test_the_parts_of_a_layer_speak_for_it():
+    recipe = tdq.Recipe(8, 8, edges=8, exclude=("several.1", "one"))
+    layers = Default("W8A8").layers(tdq.quantize(Parts(), recipe))
+    assert layers["several.0"] == layers["several"] == (True, True)
+    assert layers["several.1"] == layers["one"] == (False, False)
 
 
 def test_our_linear_row_is_for_models_with_convolutions():
