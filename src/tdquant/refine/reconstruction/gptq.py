@@ -16,6 +16,8 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,15 +56,22 @@ class Hessian:
     Arguments:
         layer: The layer.
         limit: Rows to take of one call, or None for all.
+        columns: Most columns of a block; None for one block. What lies between blocks is left
+            out, which bounds memory and time for wide layers.
+
+    Attributes:
+        total: The blocks on the diagonal, ``(G, k, k)`` each.
     """
 
-    def __init__(self, layer: QuantLayer, limit: int | None = None) -> None:
+    def __init__(
+        self, layer: QuantLayer, limit: int | None = None, columns: int | None = None
+    ) -> None:
         self.layer, self.limit = layer, limit
         groups = getattr(layer, "groups", 1)
-        width = layer.weight[0].numel()
-        self.total = torch.zeros(
-            groups, width, width, dtype=torch.float64, device=layer.weight.device
-        )
+        self.total = [
+            torch.zeros(groups, width, width, dtype=torch.float64, device=layer.weight.device)
+            for width in block_widths(layer.weight[0].numel(), columns)
+        ]
         self.rows = 0
 
     @torch.no_grad()
@@ -73,8 +82,16 @@ class Hessian:
             # Spread over all rows, and different in every call.
             places = torch.linspace(0, rows.shape[1] - 1, self.limit, device=x.device).long()
             rows = rows[:, (places + call) % rows.shape[1]]
-        self.total += (rows.mT @ rows).double()
+        widths = [block.shape[1] for block in self.total]
+        for total, part in zip(self.total, rows.split(widths, 2), strict=True):
+            total += (part.mT @ part).double()
         self.rows += rows.shape[1]
+
+
+def block_widths(width: int, columns: int | None) -> list[int]:
+    """Widths of the fewest blocks of at most ``columns``, as equal as can be."""
+    count = -(-width // columns) if columns else 1
+    return [width * (i + 1) // count - width * i // count for i in range(count)]
 
 
 def quadratic(error: Tensor, hessian: Tensor) -> Tensor:
@@ -84,13 +101,14 @@ def quadratic(error: Tensor, hessian: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gptq(
-    layer: QuantLayer, hessian: Tensor, order: bool = True
+    layer: QuantLayer, hessian: Sequence[Tensor], order: bool = True
 ) -> tuple[RoundedWeight, float, float]:
     """The codes of a layer by GPTQ.
 
     Arguments:
         layer: A layer with a WeightQuantizer, whose steps are kept.
-        hessian: ``(G, K, K)``, the sum over the rows of its quantized inputs.
+        hessian: ``(G, k, k)`` of each block of columns, in order: the sum over the rows of its
+            quantized inputs.
         order: Round the columns with the largest inputs first.
 
     Returns:
@@ -100,23 +118,27 @@ def gptq(
     quantizer = layer.weight_quantizer
     assert isinstance(quantizer, WeightQuantizer)
     plain = nearest(quantizer, layer.weight)
-    groups, width = hessian.shape[:2]
-    weight = layer.weight.detach().double().reshape(groups, -1, width)
+    groups, widths = len(hessian[0]), [block.shape[1] for block in hessian]
+    weight = layer.weight.detach().double().reshape(groups, -1, sum(widths))
     scale = plain.scale(layer.weight).detach().double()
     scale = scale.expand(layer.weight.shape).reshape(weight.shape)
-    found = torch.stack(
-        [
-            _round_columns(w, s, h, quantizer.grid.low, quantizer.grid.high, order)
-            for w, s, h in zip(weight, scale, hessian, strict=True)
-        ]
-    )
     near = plain.codes.double().reshape(weight.shape)
-    before = quadratic(near * scale - weight, hessian)
-    after = quadratic(found * scale - weight, hessian)
-    better = (after < before).unsqueeze(-1)
-    codes = torch.where(better, found, near).reshape(layer.weight.shape)
+    blocks = zip(*(x.split(widths, 2) for x in (weight, scale, near)), hessian, strict=True)
+    chosen, errors = [], [0.0, 0.0]
+    for w, s, q, h in blocks:
+        found = torch.stack(
+            [
+                _round_columns(*each, quantizer.grid.low, quantizer.grid.high, order)
+                for each in zip(w, s, h, strict=True)
+            ]
+        )
+        before, after = quadratic(q * s - w, h), quadratic(found * s - w, h)
+        chosen.append(torch.where((after < before).unsqueeze(-1), found, q))
+        errors[0] += float(before.sum())
+        errors[1] += float(after.minimum(before).sum())
+    codes = torch.cat(chosen, 2).reshape(layer.weight.shape)
     rounded = RoundedWeight(quantizer.grid, plain.step, codes, plain.groups)
-    return rounded, float(before.sum()), float(after.minimum(before).sum())
+    return rounded, errors[0], errors[1]
 
 
 def _round_columns(

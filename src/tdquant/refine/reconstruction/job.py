@@ -161,8 +161,10 @@ class Job:
         for name, layer in block.layers.items():
             hessian = hessians[name]
             rows = world.sum(torch.tensor(float(hessian.rows)))
-            layer.weight_quantizer, plain, better = gptq(layer, world.sum(hessian.total))
-            count = max(float(rows), 1.0) * layer.weight.shape[0] / len(hessian.total)
+            layer.weight_quantizer, plain, better = gptq(
+                layer, [world.sum(block) for block in hessian.total]
+            )
+            count = max(float(rows), 1.0) * layer.weight.shape[0] / len(hessian.total[0])
             before, after = before + plain / count, after + better / count
         self._advance(block.path)
         return before, after
