@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from tdquant.numerics.grid import Grid
-from tdquant.quantizers import FrozenWeight, LearnedRounding, WeightQuantizer
+from tdquant.quantizers import (
+    FrozenWeight,
+    LearnedRounding,
+    RoundedWeight,
+    ShiftedWeight,
+    WeightQuantizer,
+)
 from tdquant.quantizers.rounding import nearest
 from tdquant.quantizers.steps import mse_step
 
@@ -62,3 +68,25 @@ def test_rounded_weights_freeze_to_their_codes(dtype):
     rounded = LearnedRounding(q.grid, q.step, w).rounded()
     frozen = FrozenWeight(q.grid, rounded.step)
     assert torch.equal(frozen.codes(rounded(w.to(dtype))), rounded.codes.int())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shift_leads_to_the_codes_that_were_decided(dtype):
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 40, generator=rng).to(dtype)
+    plain = WeightQuantizer(Grid.signed(4, narrow=True), torch.full((6,), 0.3))
+    moved = nearest(plain, weight).codes + torch.randint(-3, 4, weight.shape, generator=rng)
+    decided = RoundedWeight(plain.grid, plain.step, moved.clamp(-7, 7))
+    shifted = ShiftedWeight.from_rounded(decided, weight)
+    assert torch.equal(shifted(weight), decided(weight))
+    assert torch.equal(shifted.plain()(shifted.shifted(weight)).to(dtype), decided(weight))
+
+
+def test_a_shifted_weight_goes_on_learning():
+    weight = torch.randn(6, 40, requires_grad=True)
+    plain = WeightQuantizer(Grid.signed(4, narrow=True), torch.full((6,), 0.3))
+    shifted = ShiftedWeight.from_rounded(nearest(plain, weight), weight)
+    shifted(weight).square().sum().backward()
+    assert weight.grad.abs().sum() > 0
+    assert shifted.step.grad.abs().sum() > 0

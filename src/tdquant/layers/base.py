@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tdquant.errors import ConversionError
 from tdquant.layers.structure import StructuredLayer
-from tdquant.quantizers import CodedWeight, FrozenWeight, WeightQuantizer
+from tdquant.quantizers import CodedWeight, FrozenWeight, ShiftedWeight, WeightQuantizer
 
 QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {}
 """Quantized class of every float class that can be quantized. Registered by subclassing
@@ -156,6 +156,17 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, QuantLayer):
             yield name, module
+
+
+@torch.no_grad()
+def fold_shifts(model: nn.Module) -> None:
+    """Moves the weights of layers to the codes that were decided for them, in place, where
+    rounding to nearest finds them.
+    """
+    for _, layer in quantized_layers(model):
+        if isinstance(quantizer := layer.weight_quantizer, ShiftedWeight):
+            layer.weight.copy_(quantizer.shifted(layer.weight))
+            layer.weight_quantizer = quantizer.plain()
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

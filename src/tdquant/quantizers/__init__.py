@@ -3,7 +3,7 @@
 from tdquant.quantizers.activation import ActivationQuantizer, activation_quantizers
 from tdquant.quantizers.coded import CodedWeight
 from tdquant.quantizers.offset import OffsetQuantizer
-from tdquant.quantizers.rounding import LearnedRounding, RoundedWeight
+from tdquant.quantizers.rounding import LearnedRounding, RoundedWeight, ShiftedWeight
 from tdquant.quantizers.weight import FrozenWeight, NoiseWeight, WeightQuantizer
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "NoiseWeight",
     "OffsetQuantizer",
     "RoundedWeight",
+    "ShiftedWeight",
     "WeightQuantizer",
     "activation_quantizers",
 ]

@@ -28,6 +28,8 @@ from tdquant.quantizers.groups import Groups
 from tdquant.quantizers.weight import WeightQuantizer, along_channels
 from tdquant.scales.base import floored
 
+_SIXTEENTHS = 16
+
 
 class RoundedWeight(WeightQuantizer):
     """A weight whose codes are decided, whatever the float weight that they came from.
@@ -56,6 +58,55 @@ class RoundedWeight(WeightQuantizer):
     def refitted(self, weight: Tensor, where: str = "") -> WeightQuantizer:
         """A quantizer that rounds another weight to nearest: codes were decided for this one."""
         return WeightQuantizer(self.grid, self.step, self.groups).refitted(weight, where)
+
+
+class ShiftedWeight(WeightQuantizer):
+    r"""Fake-quantizes a weight whose codes were decided, and which can go on learning.
+
+        w_hat = s clip(round(w / s + r), low, high)
+
+    The shift r is what leads from the float weight to the code that was chosen for it, in
+    sixteenths: the weight stays the float one.
+
+    Arguments:
+        grid: Symmetric codes.
+        step: ``(C,)`` or ``()``.
+        shift: ``16 r``, int8 of the weight's shape.
+        groups: Multipliers of groups of inputs.
+    """
+
+    shift: Tensor
+
+    def __init__(
+        self, grid: Grid, step: Tensor, shift: Tensor, groups: Groups | None = None
+    ) -> None:
+        super().__init__(grid, step, groups)
+        self.register_buffer("shift", shift)
+
+    @classmethod
+    @torch.no_grad()
+    def from_rounded(cls, rounded: RoundedWeight, weight: Tensor) -> ShiftedWeight:
+        """The quantizer that rounds a weight to decided codes; to the nearest it can reach where
+        one is more than seven steps away.
+        """
+        r = rounded.codes - torch.div(weight.detach().float(), rounded.scale(weight))
+        shift = (r * _SIXTEENTHS).round_().clamp_(-127, 127).to(torch.int8)
+        return cls(rounded.grid, rounded.step.detach(), shift, rounded.groups)
+
+    def shifted(self, weight: Tensor) -> Tensor:
+        """The float32 weight ``w + s r``, which rounding to nearest takes to the same codes."""
+        return weight.float() + self.shift * (self.scale(weight).detach() / _SIXTEENTHS)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return super().forward(self.shifted(weight)).to(weight.dtype)
+
+    def plain(self) -> WeightQuantizer:
+        """The quantizer of the same steps that rounds to nearest."""
+        return WeightQuantizer(self.grid, self.step, self.groups)
+
+    def refitted(self, weight: Tensor, where: str = "") -> WeightQuantizer:
+        """A quantizer that rounds another weight to nearest: codes were decided for this one."""
+        return self.plain().refitted(weight, where)
 
 
 class LearnedRounding(WeightQuantizer):

@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tdquant.errors import StorageError, TrainingError, raise_collected
+from tdquant.layers.base import fold_shifts
 from tdquant.layers.correction import drop_correction
 from tdquant.state import state_of
 from tdquant.support.optional import require
@@ -134,6 +135,7 @@ def train(
         )
     make_ordinary(model)
     drop_correction(model, "train")
+    fold_shifts(model)
     if objective is None:
         objective = DiffusionObjective(scheduler, **loss_options)
     elif loss_options:

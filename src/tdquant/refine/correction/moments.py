@@ -160,7 +160,9 @@ class Collector:
             z, y = z[:, : layout.channels], y[:, : layout.channels]
         axis = layout.axis
         z, y = (
-            v.flatten(1)[:, None] if axis is None else v.movedim(axis, 1).flatten(2)
+            v.flatten(1)[:, None]
+            if axis is None
+            else v.movedim(axis, 1).flatten(1).unflatten(1, (v.shape[axis], -1))
             for v in (z.double(), y.double())
         )
         sums = [torch.ones_like(z), z, y, z * z, z * y, y * y]

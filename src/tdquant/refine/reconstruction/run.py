@@ -18,8 +18,14 @@ from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.files.job_folder import JobFolder, open_job
 from tdquant.freezing import check_calibrated
+from tdquant.layers import QuantLayer
 from tdquant.layers.correction import drop_correction
-from tdquant.quantizers import RoundedWeight, WeightQuantizer, activation_quantizers
+from tdquant.quantizers import (
+    RoundedWeight,
+    ShiftedWeight,
+    WeightQuantizer,
+    activation_quantizers,
+)
 from tdquant.refine.reconstruction.adaround import Rates
 from tdquant.refine.reconstruction.blocks import SCOPES, find_blocks, learned_layers
 from tdquant.refine.reconstruction.capture import with_times
@@ -190,6 +196,17 @@ def _check(model: nn.Module, method: str, scope: str, iterations: int, batch: in
     check_calibrated(model, "tdq.reconstruct(model, batches)")
 
 
+@torch.no_grad()
+def _keep_rounding(layer: QuantLayer, rounded: RoundedWeight) -> None:
+    """Writes the numbers of decided codes into the weight of a layer, in place: its own quantizer
+    rounds them to these codes.
+    """
+    layer.weight.copy_(rounded(layer.weight))
+    if isinstance(layer.weight_quantizer, ShiftedWeight):
+        layer.weight_quantizer = layer.weight_quantizer.plain()
+    layer.weight_quantizer.step.copy_(rounded.step)
+
+
 @contextlib.contextmanager
 def _restoring(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Restores the model, unless the function that it yields was called, which writes the learned
@@ -210,9 +227,8 @@ def _restoring(model: nn.Module) -> Iterator[Callable[[], None]]:
             if not isinstance(rounded, RoundedWeight):
                 continue  # no call reached it
             assert isinstance(before, WeightQuantizer)
-            layer.weight.copy_(rounded(layer.weight))
-            before.step.copy_(rounded.step)
             layer.weight_quantizer = before
+            _keep_rounding(layer, rounded)
         kept = True
 
     model.requires_grad_(False)
