@@ -1,6 +1,7 @@
 from . import diffusion, errors, layers, models, scales
-from .calibration import calibrate, observe
+from .calibration import observe
 from .calls import denoisers, trajectories
+from .choice import Budget, calibrate
 from .clock import is_quantized
 from .diffusion import sample
 from .errors import TDQError
@@ -30,6 +31,7 @@ from .training import train
 __version__: str
 
 __all__ = [
+    "Budget",
     "Recipe",
     "Record",
     "Session",

@@ -20,13 +20,14 @@ GRIDS = ("auto", "symmetric", "published")
 REMEDIES = (
     "groups",
     "factors",
-    "rotation",
-    "low_rank",
     "protection",
     "rounding",
     "correction",
 )
 """Remedies beside scales: see ``Recipe.remedies``."""
+
+AUTOMATIC = ("groups", "protection", "rounding", "correction")
+"""Remedies that ``"auto"`` stands for: those that need no more samples than scales do."""
 
 MAX_GROUPED = 6
 """Most bits of weights that are quantized in groups: multiples of wider codes do not fit int8."""
@@ -76,11 +77,10 @@ class Recipe:
         remedies: What may be used beside scales, by name: ``"groups"`` (weights of up to 6 bits
             have integer multipliers of their step for each group of inputs), and, each where
             calibration measures that it helps, ``"factors"`` (input channels are divided by
-            factors that the weight takes over), ``"rotation"`` (inputs of linear layers are
-            rotated), ``"low_rank"`` (a branch of low rank beside the weight), ``"protection"``
-            (8 bits for the inputs of a few layers), ``"rounding"`` (codes of weights chosen by
-            the layer's output) and ``"correction"`` (gain and bias of the model's output over
-            time). ``"auto"`` is all of them with ``scale="auto"``, and none with other kinds.
+            factors that the weight takes over), ``"protection"`` (8 bits for the inputs of a few
+            layers), ``"rounding"`` (codes of weights chosen by the layer's output) and
+            ``"correction"`` (a bias of the model's output over time). ``"auto"`` is AUTOMATIC with
+            ``scale="auto"``, and none with other kinds.
         group: Inputs that share a multiplier, 16 to 128.
 
     Raises:
@@ -184,7 +184,8 @@ class Recipe:
     def uses(self, remedy: str) -> bool:
         """Whether the recipe allows a remedy, one of REMEDIES."""
         if isinstance(self.remedies, str):
-            return self.scale == "auto" and self.grid != "published"
+            automatic = self.scale == "auto" and self.grid != "published"
+            return automatic and remedy in AUTOMATIC
         return remedy in self.remedies
 
     def group_of(self, bits: int, scale: str) -> int:

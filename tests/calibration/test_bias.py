@@ -8,9 +8,13 @@ def test_correction_moves_the_mean_output_towards_the_float_models():
     exact = Mixed().eval()
     errors = []
     for correct in (False, True):
-        model = tdq.quantize(Mixed().eval(), tdq.Recipe(weights=2, edges=2, activations=32))
+        model = tdq.quantize(
+            Mixed().eval(), tdq.Recipe(weights=2, edges=2, activations=32, remedies=())
+        )
         assert not hasattr(model.conv_in.input_quantizer, "grid")
-        model = tdq.quantize(Mixed().eval(), tdq.Recipe(weights=2, edges=2, activations=8))
+        model = tdq.quantize(
+            Mixed().eval(), tdq.Recipe(weights=2, edges=2, activations=8, remedies=())
+        )
         tdq.calibrate(model, calls(), bias_correction=correct, progress=False)
         with torch.no_grad():
             shift = sum((model(x, t) - exact(x, t)).mean((0, 2, 3)) for x, t in calls())
@@ -19,7 +23,7 @@ def test_correction_moves_the_mean_output_towards_the_float_models():
 
 
 def test_correcting_again_corrects_once():
-    model = tdq.quantize(Mixed().eval(), tdq.Recipe(2, 8, edges=2))
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(2, 8, edges=2, remedies=()))
     given = list(calls())
     before = model.reflect.bias.detach().clone()
     tdq.calibrate(model, given, bias_correction=True, progress=False)
@@ -45,7 +49,7 @@ def test_a_split_layer_is_corrected_for_all_of_its_parts():
     given = [(torch.randn(64, 4, generator=rng), torch.tensor(100 * i)) for i in range(8)]
     shifts = []
     for correct in (False, True):
-        recipe = tdq.Recipe(2, 8, edges=2, overrides={"b": {"activations": 8}})
+        recipe = tdq.Recipe(2, 8, edges=2, overrides={"b": {"activations": 8}}, remedies=())
         model = tdq.quantize(Joined().eval(), recipe)
         tdq.calibrate(model, given, margin=-10.0, bias_correction=correct, progress=False)
         assert hasattr(model.c, "parts")
@@ -82,7 +86,7 @@ def test_a_shared_bias_stays():
         def forward(self, x, t):
             return self.c(self.b(self.a(x).tanh()))
 
-    model = tdq.quantize(Tied().eval(), tdq.Recipe(weights=3, edges=3))
+    model = tdq.quantize(Tied().eval(), tdq.Recipe(weights=3, edges=3, remedies=()))
     before = {name: value.clone() for name, value in model.named_parameters() if "bias" in name}
     x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
     tdq.calibrate(model, [(x, 5)], bias_correction=True, progress=False)

@@ -45,7 +45,7 @@ def calls(count=24, batch=4):
 def made(activations=4, weights=8, scale="auto", model=None, **options):
     model = tdq.quantize(
         (model or Skip()).eval(),
-        tdq.Recipe(weights=weights, activations=activations, scale=scale),
+        tdq.Recipe(weights=weights, activations=activations, scale=scale, remedies=()),
     )
     return model, tdq.calibrate(model, calls(), progress=False, **options).tdq.calibration
 
@@ -84,7 +84,7 @@ def test_ranges_that_agree_are_left_together():
     del model.middle, model.normed
     with torch.no_grad():
         model.both.weight.fill_(0.3)
-    base = tdq.quantize(model.eval(), tdq.Recipe(activations=4))
+    base = tdq.quantize(model.eval(), tdq.Recipe(activations=4, remedies=()))
     observations = tdq.observe(base, calls(), progress=False)
     assert observations.parts["both.input_quantizer"].sizes == (6, 6)
     assert not tdq.calibrate(base, observations, progress=False).tdq.calibration.splits
@@ -119,7 +119,7 @@ def test_a_layer_whose_concatenation_changes_is_left_whole():
 
 
 def test_observations_serve_every_recipe_and_split_models_too():
-    base = tdq.quantize(Skip().eval(), tdq.Recipe())
+    base = tdq.quantize(Skip().eval(), tdq.Recipe(remedies=()))
     observations = tdq.observe(base, calls(), progress=False)
     assert {n: p.sizes for n, p in observations.parts.items()} == {"both.input_quantizer": (6, 6)}
     for activations in (4, 6):
@@ -154,7 +154,7 @@ def test_dead_parts_and_dead_weights_are_no_reason_to_fail():
         model.middle.weight.zero_()[0, 0, 0, 0] = 1e-20
         model.middle.bias.zero_()
     tdq.calibrate(
-        tdq.quantize(model, tdq.Recipe(exclude=("middle",))),
+        tdq.quantize(model, tdq.Recipe(exclude=("middle",), remedies=())),
         calls(),
         progress=False,
     )
@@ -228,7 +228,9 @@ def test_a_checkpoint_of_training_brings_its_split_layers_back(version):
     if version == "0.1":
         del description["structures"]
         description["splits"] = {"both": [6, 6]}
-    again = tdq.quantize(Skip().eval(), tdq.Recipe(weights=8, activations=4, scale="auto"))
+    again = tdq.quantize(
+        Skip().eval(), tdq.Recipe(weights=8, activations=4, scale="auto", remedies=())
+    )
     restore(again, description)
     again.load_state_dict(model.state_dict())
     x, t = next(iter(calls()))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tdquant as tdq
-from tdquant.calibration.run import ESTIMATORS
+from tdquant.calibration.placing import ESTIMATORS
 from tdquant.errors import CalibrationError, ConversionError
 from tdquant.quantizers import activation_quantizers
 from tdquant.scales import (
@@ -188,7 +188,7 @@ def test_times_at_which_an_activation_is_zero_say_nothing_of_its_step(scale):
     times = [0, 100, 200, 300, 400, 480, 530, 600, 700, 800, 900, 999]
     x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
     exact = Gated().eval()
-    model = tdq.quantize(Gated().eval(), tdq.Recipe(scale=scale, edges=8))
+    model = tdq.quantize(Gated().eval(), tdq.Recipe(scale=scale, edges=8, remedies=()))
     tdq.calibrate(model, [(x, torch.tensor(t)) for t in times], progress=False)
     for net in (model, tdq.freeze(model)):
         for t in (500, 505, 515, 525, 600):
@@ -215,7 +215,7 @@ def test_noise_levels_over_decades_have_steps_of_their_own(scale, count):
     levels = torch.logspace(math.log10(0.002), math.log10(80), count)
     x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
     exact = Levels().eval()
-    model = tdq.quantize(Levels().eval(), tdq.Recipe(scale=scale, edges=8))
+    model = tdq.quantize(Levels().eval(), tdq.Recipe(scale=scale, edges=8, remedies=()))
     tdq.calibrate(model, [(x, t) for t in levels], progress=False)
     frozen = tdq.freeze(model)
     for net in (model, frozen):

@@ -1,9 +1,8 @@
 """Calibration: activation scales from calls of the float model, judged by the error at the model's
-output.
+output. The verb ``calibrate`` is in ``tdquant.choice``, above the remedies that it uses.
 """
 
 from tdquant.calibration.observe import Observations, observe
 from tdquant.calibration.report import Calibration, LayerChoice, SplitChoice
-from tdquant.calibration.run import calibrate
 
-__all__ = ["Calibration", "LayerChoice", "Observations", "SplitChoice", "calibrate", "observe"]
+__all__ = ["Calibration", "LayerChoice", "Observations", "SplitChoice", "observe"]

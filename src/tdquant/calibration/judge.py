@@ -57,6 +57,11 @@ class Judgement:
         mean = float(total.mean())
         return replace(self, weights=bins.weight(self.times) * mean if mean else None)
 
+    def only(self, columns: Mapping[str, slice]) -> Judgement:
+        """The judgement of some of the candidates of some layers."""
+        effects = {name: self.effects[name][:, part] for name, part in columns.items()}
+        return replace(self, effects=effects)
+
     def errors(self, name: str) -> Tensor:
         """Weighted squared output error of each candidate of a layer by sample, ``(S, C)``."""
         squares = self.effects[name].square()

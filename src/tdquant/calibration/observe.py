@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from tdquant.calibration.concatenations import Concatenation, ConcatenationMode, PartObserver
 from tdquant.calibration.time_histograms import TimeHistograms, TimeRange
 from tdquant.calls.call import Call, Reservoir, run
-from tdquant.calls.observing import observing
+from tdquant.calls.observing import observing, watching
+from tdquant.calls.rollout import Rollout, RolloutFinder
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.families.roles import Roles
 from tdquant.flow.settle import apply_roles, settle_roles
+from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.layers.base import INPUT
 from tdquant.quantizers import activation_quantizers
 from tdquant.state import state_of
@@ -41,6 +43,8 @@ class Observations:
         count: Calls that were seen.
         made_by: Origin of the calls, if known.
         roles: Roles of the model's layers.
+        rollouts: Trajectories found in the calls.
+        macs: Path of a quantized layer -> multiply-accumulates for one sample.
     """
 
     seen: dict[str, TimeHistograms]
@@ -50,6 +54,8 @@ class Observations:
     count: int = 0
     made_by: Mapping[str, Any] = field(default_factory=dict)
     roles: Roles | None = None
+    rollouts: list[Rollout] = field(default_factory=list)
+    macs: dict[str, int] = field(default_factory=dict)
 
 
 @changes_model
@@ -94,13 +100,21 @@ def observe(
             raise CalibrationError(error.what, where=name, fix=error.fix) from error
         return x
 
-    with observing(model, quantizers, look):
+    finder, macs = RolloutFinder(), dict[str, int]()
+
+    def count(path: str, layer: QuantLayer, x: Tensor, y: Tensor) -> None:
+        if not reservoir.seen:
+            each = layer.weight[0].numel() if layer.weight.ndim > 1 else 1
+            macs[path] = macs.get(path, 0) + y[0].numel() * each
+
+    with observing(model, quantizers, look), watching(dict(quantized_layers(model)), count):
         for call in chain(first, stream):
             with torch.no_grad(), mode:
-                run(model, call)
+                output = run(model, call)
             mode.forget()
             times.update(clock.last)
             reservoir.offer(call)
+            finder.offer(call, output)
     if not reservoir.seen:
         raise CalibrationError(
             "there are no batches", where="calibrate", fix="an iterable of (x, t), at least one"
@@ -131,6 +145,8 @@ def observe(
         reservoir.seen,
         getattr(batches, "made_by", {}),
         roles,
+        finder.found(),
+        macs,
     )
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tdquant.families.roles import Roles
+from tdquant.recipe import FLOAT
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,46 @@ class SplitChoice:
 
 
 @dataclass(frozen=True)
+class ProtectedInput:
+    """An input with more bits than the recipe has for it.
+
+    Attributes:
+        path: Its layer.
+        bits: Its bits now; 32 is float.
+        saved: Share of the output error of all inputs' rounding that this saves, by the judge.
+        cost: Share of a call's multiply-accumulates, three times as much in float.
+    """
+
+    path: str
+    bits: int
+    saved: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class RemedyTrial:
+    """What became of one remedy for the whole model.
+
+    Attributes:
+        name: Its name in ``Recipe.remedies``.
+        kept: Whether the model has it now.
+        before: Error of the whole model without it, as ``Calibration.trials``.
+        after: The error with it.
+        what: Where it was applied, in a few words.
+    """
+
+    name: str
+    kept: bool
+    before: float
+    after: float
+    what: str
+
+    def __str__(self) -> str:
+        words = f"{self.what}: error {self.before:.3g} -> {self.after:.3g}"
+        return words if self.kept else f"{words}, not kept"
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The report of a calibration. ``str()`` gives a few lines.
 
@@ -61,6 +102,10 @@ class Calibration:
         roles: Roles of the model's layers, and those that were left in float.
         local: Why layers were judged by the error of their inputs, not of the model's output: it
             has no backward pass on this device. Empty if they were not.
+        basis: What whole models were compared by: generated samples, trajectories found in the
+            calls, or single calls, where errors cannot add up over the steps.
+        protected: Inputs with more bits than the recipe has for them.
+        remedies: Remedies that were tried on the whole model, in order.
     """
 
     layers: list[LayerChoice]
@@ -69,6 +114,9 @@ class Calibration:
     splits: list[SplitChoice] = field(default_factory=list)
     roles: Roles | None = None
     local: str = ""
+    basis: str = ""
+    protected: list[ProtectedInput] = field(default_factory=list)
+    remedies: list[RemedyTrial] = field(default_factory=list)
 
     def kinds(self) -> dict[str, int]:
         """Kind of scale -> number of activations."""
@@ -82,6 +130,17 @@ class Calibration:
             lines.append(f"layers judged by the error of their inputs: {self.local}")
         if self.roles is not None:
             lines.append(str(self.roles))
+        if self.trials and self.basis:
+            lines.append(f"tried, by the error of {self.basis}, weights in float:")
         for name, error in self.trials.items():
             lines.append(f"  {'*' if name == self.chosen else ' '} {name}: error {error:.3g}")
+        if self.protected:
+            share = sum(one.cost for one in self.protected)
+            lines.append(f"protected inputs, {share:.1%} of the work:")
+        for one in self.protected:
+            bits = "float" if one.bits == FLOAT else f"{one.bits} bits"
+            lines.append(f"  {one.path}: {bits}, {one.saved:.0%} of the error of all inputs")
+        if self.remedies:
+            lines.append(f"remedies, by the error of {self.basis}:")
+        lines += [f"  {'*' if one.kept else ' '} {one}" for one in self.remedies]
         return "\n".join(lines)

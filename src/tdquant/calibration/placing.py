@@ -1,130 +1,74 @@
-"""``calibrate``: observes the float model, makes candidate scales, judges them at the output and
-installs the best.
+"""From observations to scales: makes candidates, judges them at the output, confirms choices on
+the whole model and installs the best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tdquant.calibration.bias import correct_biases
 from tdquant.calibration.candidates import NAMES, Candidate, choose_grid, make_candidates
 from tdquant.calibration.choose import is_static, list_choices
 from tdquant.calibration.concatenations import Concatenation, splittable, with_parts
 from tdquant.calibration.fitting import make_scales, wanted_kind
 from tdquant.calibration.judge import judge
-from tdquant.calibration.observe import Observations, observed
-from tdquant.calibration.published import start_as_published
+from tdquant.calibration.observe import Observations
 from tdquant.calibration.report import Calibration, SplitChoice
 from tdquant.calls.call import Call, outputs
 from tdquant.calls.observing import observing
-from tdquant.clock import clock_of
-from tdquant.errors import CalibrationError
 from tdquant.layers import QuantLayer, SplitLayer, replace_module
 from tdquant.layers.base import INPUT
-from tdquant.layers.correction import drop_correction
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
 from tdquant.scales import DynamicScale, Scale
-from tdquant.state import note, recipe_of, state_of
+from tdquant.state import state_of
 from tdquant.support.devices import device_at
 from tdquant.support.progress import track
-from tdquant.support.restoring import changes_model
 
 ESTIMATORS = ("auto", *NAMES)
 
 
-@changes_model
-def calibrate(
+def place_scales(
     model: nn.Module,
-    batches: Iterable[Call] | Observations,
+    observations: Observations,
     *,
     estimator: str = "auto",
     margin: float = 0.1,
     split: bool = True,
     generate: Callable[[nn.Module], Tensor] | None = None,
-    bias_correction: bool = False,
     time_range: tuple[float, float] | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> nn.Module:
-    """Estimates every activation scale of a quantized model from one pass over calls of it, in
-    bounded memory. The model runs in float while it is observed.
-
-    The data flow of the first call settles which layers are first and last and which depend on
-    the timestep alone; where their names said otherwise, they get what the recipe has for them
-    now. Layers that no call reaches become float layers. ``model.tdq.calibration`` names both.
+) -> Calibration:
+    """Puts a scale in the place of every activation scale but dynamic ones, and splits layers, in
+    place. Arguments that are not named here are those of ``calibrate``.
 
     Arguments:
-        model: What ``quantize`` returned.
-        batches: Calls, tuples of positional or dictionaries of keyword arguments, as sampling
-            makes them (``tdq.trajectories``); every time that matters should occur. Or what
-            ``observe`` returned for the same architecture at any bits: a sweep over recipes
-            observes once.
-        estimator: ``"minmax"``, ``"percentile"``, ``"mse"``, ``"between"``, or ``"auto"``: for
-            each layer the one with the least error at the model's output, confirmed on the whole
-            model.
-        margin: An ``"auto"`` scale is temporal where that lowers the layer's output error by more
-            than this share.
-        split: A layer whose input is a concatenation becomes one layer for each part of it, with
-            separate scales, where that lowers its output error by more than ``margin``. Layers
-            that were calibrated before stay as they are.
-        generate: Samples with the model that it is given, from fixed noise. With ``"auto"``,
-            whole-model choices are then confirmed on the samples instead of single calls: an
-            error that is small in every call can add up over a trajectory.
-        bias_correction: Correct each layer's bias by the mean output error that the rounding of
-            its weights causes.
-        time_range: The model's times; ``0 .. 999``, or the range of the batches if continuous,
-            by default.
-        seed: Seed of all draws.
-        progress: Draw bars.
+        model: A quantized model.
+        observations: Those of its activations.
+        generate: Samples with the model that it is given, from fixed noise; choices for the whole
+            model are confirmed on them, otherwise on single calls.
 
     Returns:
-        The model. ``model.tdq.calibration`` is the report on each layer; ``tdq.summary(model)``
-        has the table.
-
-    Raises:
-        CalibrationError: No batches, none that reached a layer, NaN or infinite activations, an
-            unknown estimator, or calls at mixed times for a scale over time of a layer whose
-            samples cannot be told apart. The model is then left as it was.
-        ConversionError: The model is not quantized.
-
-    A model that ``Recipe.published`` quantized gets the published initial scales instead, whatever
-    the estimator (``tdquant.calibration.published``).
+        The report on each layer.
     """
-    clock_of(model)
-    drop_correction(model, "calibrate")
-    recipe = recipe_of(model)
-    if recipe is not None and recipe.grid == "published":
-        if isinstance(batches, Observations):
-            batches = batches.calls
-        state_of(model).calibration = start_as_published(
-            model, batches, time_range=time_range, seed=seed, progress=progress
-        )
-        return model
-    if estimator not in ESTIMATORS:
-        raise CalibrationError(
-            f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"
-        )
-    batches = observed(model, batches, seed, progress)
-    seen, calls = batches.seen, batches.calls
-    span = time_range or batches.times.resolve()
+    seen, calls = observations.seen, observations.calls
+    span = time_range or observations.times.resolve()
 
     quantizers = dict(activation_quantizers(model))
     pending = {n: q for n, q in quantizers.items() if not isinstance(q.scale, DynamicScale)}
-    parts = splittable(model, pending, batches.parts) if split else {}
+    parts = splittable(model, pending, observations.parts) if split else {}
     owners = with_parts(quantizers, parts)
     grids = {n: choose_grid(seen[n], q.grid, q.symmetric) for n, q in owners.items()}
     scales: dict[str, Scale] = {n: q.scale for n, q in quantizers.items()}
     report = Calibration([], roles=state_of(model).roles)
     if pending:
-        wanted = {n: wanted_kind(n, q, seen[n], batches.roles) for n, q in pending.items()}
+        wanted = {n: wanted_kind(n, q, seen[n], observations.roles) for n, q in pending.items()}
         kinds = {p: wanted[n] for n, c in parts.items() for p in c.names(n)} | wanted
         candidates = {
             n: make_candidates(seen[n], grids[n], estimator, is_static(kinds[n]))
@@ -165,19 +109,7 @@ def calibrate(
     for n, quantizer in activation_quantizers(model):
         scale = scales[n].to(device_at(model, n))
         quantizer.grid, quantizer.scale = grids[n], scale.train(quantizer.training)
-    if bias_correction:
-        correct_biases(model, calls)
-    facts: dict[str, Any] = {
-        "calls": batches.count,
-        "times": [batches.times.low, batches.times.high],
-        "scales": report.kinds(),
-        "split layers": len(report.splits),
-    }
-    if report.trials:
-        facts["error without rounded weights"] = report.trials[report.chosen]
-    note(model, "calibrate", data=dict(batches.made_by), **facts)
-    state_of(model).calibration = report
-    return model
+    return report
 
 
 @torch.no_grad()

@@ -1,0 +1,152 @@
+"""``calibrate``: scales for all activations, and the remedies beside them that help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from tdquant.calibration.bias import correct_biases
+from tdquant.calibration.observe import Observations, observed
+from tdquant.calibration.placing import ESTIMATORS, place_scales
+from tdquant.calibration.protection import ProtectedInput, choose_protected, put_bits
+from tdquant.calibration.published import start_as_published
+from tdquant.calibration.report import RemedyTrial
+from tdquant.calls.call import Call
+from tdquant.choice.budget import Budget
+from tdquant.choice.factors import try_factors
+from tdquant.choice.output import predictions, try_correction
+from tdquant.choice.rounding import try_rounding
+from tdquant.choice.trial import Trial
+from tdquant.clock import clock_of
+from tdquant.errors import CalibrationError
+from tdquant.layers.correction import drop_correction
+from tdquant.recipe import Recipe
+from tdquant.state import note, recipe_of, state_of
+from tdquant.support.restoring import changes_model
+
+TRIED = ("factors", "rounding", "correction")
+"""Remedies that a trial of the whole model confirms."""
+
+
+@changes_model
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Call] | Observations,
+    *,
+    budget: Budget | None = None,
+    estimator: str = "auto",
+    margin: float = 0.1,
+    split: bool = True,
+    generate: Callable[[nn.Module], Tensor] | None = None,
+    bias_correction: bool = False,
+    time_range: tuple[float, float] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """Estimates every activation scale of a quantized model from one pass over calls of it, in
+    bounded memory, and applies the remedies that the recipe allows, each where it helps. The model
+    runs in float while it is observed.
+
+    A remedy for the whole model stays if it lowers the error of the model as a whole: of samples
+    that ``generate`` draws, else at the end of the trajectories that are found in the calls
+    (``tdquant.calls.rollout``), else of single calls, which is weaker, since errors cannot add up
+    there. ``model.tdq.calibration`` says which it was.
+
+    The data flow of the first call settles which layers are first and last and which depend on
+    the timestep alone; where their names said otherwise, they get what the recipe has for them
+    now. Layers that no call reaches become float layers. ``model.tdq.calibration`` names both.
+
+    Arguments:
+        model: What ``quantize`` returned.
+        batches: Calls, tuples of positional or dictionaries of keyword arguments, as sampling
+            makes them (``tdq.trajectories``); every time that matters should occur. Or what
+            ``observe`` returned for the same architecture at any bits: a sweep over recipes
+            observes once.
+        budget: What remedies may cost; ``Budget()`` by default.
+        estimator: ``"minmax"``, ``"percentile"``, ``"mse"``, ``"between"``, or ``"auto"``: for
+            each layer the one with the least error at the model's output, confirmed on the whole
+            model.
+        margin: An ``"auto"`` scale is temporal where that lowers the layer's output error by more
+            than this share.
+        split: A layer whose input is a concatenation becomes one layer for each part of it, with
+            separate scales, where that lowers its output error by more than ``margin``. Layers
+            that were calibrated before stay as they are.
+        generate: Samples with the model that it is given, from fixed noise. Whole-model choices
+            are then confirmed on these samples.
+        bias_correction: Correct each layer's bias by the mean output error that the rounding of
+            its weights causes.
+        time_range: The model's times; ``0 .. 999``, or the range of the batches if continuous,
+            by default.
+        seed: Seed of all draws.
+        progress: Draw bars.
+
+    Returns:
+        The model. ``model.tdq.calibration`` is the report on each layer; ``tdq.summary(model)``
+        has the table.
+
+    Raises:
+        CalibrationError: No batches, none that reached a layer, NaN or infinite activations, an
+            unknown estimator, or calls at mixed times for a scale over time of a layer whose
+            samples cannot be told apart. The model is then left as it was.
+        ConversionError: The model is not quantized.
+
+    A model that ``Recipe.published`` quantized gets the published initial scales instead, whatever
+    the estimator (``tdquant.calibration.published``).
+    """
+    clock_of(model)
+    drop_correction(model, "calibrate")
+    recipe = recipe_of(model) or Recipe(remedies=())
+    if recipe.grid == "published":
+        if isinstance(batches, Observations):
+            batches = batches.calls
+        state_of(model).calibration = start_as_published(
+            model, batches, time_range=time_range, seed=seed, progress=progress
+        )
+        return model
+    if estimator not in ESTIMATORS:
+        raise CalibrationError(
+            f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"
+        )
+    budget = budget or Budget()
+    batches = observed(model, batches, seed, progress)
+    common: dict[str, Any] = {"estimator": estimator, "split": split}
+    common |= {"seed": seed, "progress": progress}
+    trial = Trial(batches, generate)
+    if any(recipe.uses(name) for name in TRIED):
+        trial.record(model)
+    targets = predictions(model, batches.calls) if recipe.uses("correction") else []
+    protected: list[ProtectedInput] = []
+    if recipe.uses("protection"):
+        protected = choose_protected(model, batches, recipe, budget.protection, **common)
+        put_bits(model, protected)
+    report = place_scales(
+        model, batches, margin=margin, generate=trial.generate, time_range=time_range, **common
+    )
+    remedies: list[RemedyTrial] = []
+    if recipe.uses("factors"):
+        remedies += try_factors(model, batches.calls, trial, seed=seed, progress=progress)
+    if recipe.uses("rounding"):
+        remedies += try_rounding(model, batches.calls, trial, progress=progress)
+    if bias_correction:
+        correct_biases(model, batches.calls)
+    if recipe.uses("correction"):
+        remedies += try_correction(model, batches.calls, targets, trial, seed, progress)
+    report = replace(report, basis=trial.basis, protected=protected, remedies=remedies)
+    facts: dict[str, Any] = {
+        "calls": batches.count,
+        "times": [batches.times.low, batches.times.high],
+        "scales": report.kinds(),
+        "split layers": len(report.splits),
+    }
+    if report.trials:
+        facts["error without rounded weights"] = report.trials[report.chosen]
+    if protected:
+        facts["protected inputs"] = len(protected)
+    if remedies:
+        facts["remedies"] = [one.name for one in remedies if one.kept]
+    note(model, "calibrate", data=dict(batches.made_by), **facts)
+    state_of(model).calibration = report
+    return model

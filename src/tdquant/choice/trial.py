@@ -1,0 +1,95 @@
+"""Trials: the error of the whole model, by which choices are confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calibration.observe import Observations
+from tdquant.calibration.report import RemedyTrial
+from tdquant.calls.call import outputs
+from tdquant.calls.observing import in_float
+from tdquant.support.restoring import evaluating
+
+MARGIN = 0.05
+"""Share by which a remedy has to lower the error: what a few samples show by chance is less."""
+
+Generate = Callable[[nn.Module], Tensor]
+
+SAMPLES, TRAJECTORIES, CALLS = "generated samples", "recorded trajectories", "single calls"
+
+
+class Trial:
+    """Compares a model with what it was in float: by samples that ``generate`` draws, else at the
+    end of the trajectories that were found in the calls, else by the outputs of single calls,
+    where errors cannot add up over the steps.
+
+    Arguments:
+        observations: Calls and trajectories.
+        generate: Samples with the model that it is given, from fixed noise.
+
+    Attributes:
+        basis: Which of the three it is.
+        generate: What draws the samples of the first two; None of the third.
+    """
+
+    def __init__(self, observations: Observations, generate: Generate | None) -> None:
+        self._calls, self._rollouts = observations.calls, observations.rollouts
+        self.generate: Generate | None = None
+        if generate is not None:
+            self.basis, self.generate = SAMPLES, generate
+        elif self._rollouts:
+            self.basis, self.generate = TRAJECTORIES, self._follow
+        else:
+            self.basis = CALLS
+        self._exact: list[Tensor] = []
+        self._last: float | None = None  # error of the model as it is
+
+    def record(self, model: nn.Module) -> None:
+        """Keeps what the model gives in float, as long as its weights are the float ones."""
+        with in_float(model):
+            self._exact = self._results(model)
+
+    @property
+    def samples(self) -> Tensor | None:
+        """What ``generate`` gives for the float model."""
+        return self._exact[0] if self.generate is not None and self._exact else None
+
+    def error(self, model: nn.Module) -> float:
+        """Geometric mean over samples of the mean squared error: the error of a sample that tips
+        over into another image is a hundred times that of the rest, and a few such samples would
+        decide by chance.
+        """
+        pairs = zip(self._results(model), self._exact, strict=True)
+        errors = [(y.float() - e.float()).square().flatten(1).mean(1) for y, e in pairs]
+        return float(torch.cat(errors).clamp(min=1e-20).log().mean().exp())
+
+    def confirm(
+        self, model: nn.Module, name: str, what: str, change: Callable[[bool], None]
+    ) -> RemedyTrial:
+        """Applies a remedy, and takes it back unless the error falls.
+
+        Arguments:
+            model: The model.
+            name: The remedy's name.
+            what: Where it is applied, in a few words.
+            change: Applies it, with True, or takes it back.
+        """
+        before = self.error(model) if self._last is None else self._last
+        change(True)
+        after = self.error(model)
+        kept = after < (1 - MARGIN) * before
+        if not kept:
+            change(False)
+        self._last = after if kept else before
+        return RemedyTrial(name, kept, before, after, what)
+
+    def _follow(self, model: nn.Module) -> Tensor:
+        ends = [rollout.run(model).flatten(1) for rollout in self._rollouts]
+        return torch.cat([end for end in ends if end.shape[1] == ends[0].shape[1]])
+
+    def _results(self, model: nn.Module) -> list[Tensor]:
+        with torch.no_grad(), evaluating(model):
+            return outputs(model, self._calls) if self.generate is None else [self.generate(model)]
