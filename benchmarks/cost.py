@@ -104,7 +104,7 @@ def main() -> None:
     batch = 16
     example = (torch.randn(batch, 3, 32, 32), torch.tensor(500))
     activations = activation_bytes(big, example)
-    recipe = tdq.Recipe(weights=4, activations=8)
+    recipe = tdq.Recipe(weights=4, activations=8, remedies=())
     memory = {}
     for batches in (8, 32):
         model = tdq.quantize(copy.deepcopy(big), recipe)

@@ -93,7 +93,7 @@ def onnx_float(model, shape, file, threads):
 
 
 def quantized(model, calls, **recipe):
-    q = tdq.quantize(copy.deepcopy(model), tdq.Recipe(**recipe))
+    q = tdq.quantize(copy.deepcopy(model), tdq.Recipe(**recipe, remedies=()))
     tdq.calibrate(q, calls, progress=False)
     return tdq.freeze(q)
 

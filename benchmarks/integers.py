@@ -67,7 +67,10 @@ def frozen_model(model, shape, weights, activations, scale="static", labels=()):
     """
     model = copy.deepcopy(model)
     recipe = tdq.Recipe(
-        weights=weights, activations=activations, scale="dynamic" if scale == "dynamic" else "auto"
+        weights=weights,
+        activations=activations,
+        scale="dynamic" if scale == "dynamic" else "auto",
+        remedies=(),
     )
     tdq.quantize(model, recipe)
     if scale == "dynamic":

@@ -46,7 +46,7 @@ def calibrated(pipe, bits, bias_correction=False):
         )
 
     weights, activations = WIDTHS[bits]
-    recipe = tdq.Recipe(weights=weights, activations=activations)
+    recipe = tdq.Recipe(weights=weights, activations=activations, remedies=())
     model = tdq.quantize(copy.deepcopy(pipe.unet), recipe)
     tdq.calibrate(
         model, calls(pipe), generate=generate, bias_correction=bias_correction, progress=False

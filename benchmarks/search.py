@@ -75,10 +75,12 @@ def main() -> None:
         }
 
     observations = tdq.observe(
-        quantized(tdq.Recipe()), calls(8, 1), calls=args.calls, progress=False
+        quantized(tdq.Recipe(remedies=())), calls(8, 1), calls=args.calls, progress=False
     )
     started = time.perf_counter()
-    measured = sensitivity(quantized(tdq.Recipe(weights=4)), observations, progress=False)
+    measured = sensitivity(
+        quantized(tdq.Recipe(weights=4, remedies=())), observations, progress=False
+    )
     seconds = time.perf_counter() - started
     print(f"sensitivity of {len(measured.layers)} layers: {seconds:.0f} s")
     print(measured, flush=True)
@@ -113,13 +115,13 @@ def main() -> None:
         keep()
 
     for bits in WEIGHTS:
-        base = tdq.Recipe(weights=bits, activations=8)
+        base = tdq.Recipe(weights=bits, activations=8, remedies=())
         found, balanced = (search(m, target_bits=bits, base=base) for m in both)
         compare(f"W{bits}A8", base, found, balanced, dict(found.uniform)[bits])
-    found = search(measured, target_bits=4, base=tdq.Recipe(weights=4, activations=8))
+    found = search(measured, target_bits=4, base=tdq.Recipe(weights=4, activations=8, remedies=()))
     found.plot(IMAGES / "search.png")
     for bits in INPUTS:
-        base = tdq.Recipe(weights=8, activations=bits)
+        base = tdq.Recipe(weights=8, activations=bits, remedies=())
         uniform = search(measured, target_bits=8, base=base)
         found, balanced = (
             search(m, target_bits=8, target_activation_bits=bits, base=base) for m in both
@@ -141,7 +143,7 @@ def main() -> None:
 
     before = {row["label"]: row["uniform"] for row in rows}
     for weights, activations in SPLITS:
-        recipe = tdq.Recipe(weights=weights, activations=activations)
+        recipe = tdq.Recipe(weights=weights, activations=activations, remedies=())
         label = f"W{weights}A{activations}"
         row = {
             "label": label,

@@ -65,7 +65,7 @@ def convert(work, bits):
     model = UNet2DConditionModel(**UNET).eval().requires_grad_(False)
     rows = []
     with measured(rows, "quantize"):
-        tdq.quantize(model, tdq.Recipe(weights=bits, activations=8))
+        tdq.quantize(model, tdq.Recipe(weights=bits, activations=8, remedies=()))
     for _, quantizer in activation_quantizers(model):  # calibration is another benchmark's
         quantizer.scale = TableScale(torch.arange(1000.0), torch.full((1000,), 0.05))
     with measured(rows, "freeze"):

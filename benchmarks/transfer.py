@@ -48,7 +48,7 @@ def main() -> None:
 
     models, seconds = {"float": pipe.unet}, {}
     for name, (scale, estimator) in PLANS.items():
-        recipe = tdq.Recipe(*args.bits, scale=scale)
+        recipe = tdq.Recipe(*args.bits, scale=scale, remedies=())
         model = tdq.quantize(copy.deepcopy(pipe.unet), recipe)
         began = time.perf_counter()
         tdq.calibrate(model, calls(), estimator=estimator, generate=generate, progress=False)

@@ -35,7 +35,7 @@ LIMIT, NEARLY = 1.01, 1.05
 
 
 def calibrated(subject, bits, scale):
-    model = subject.quantized(tdq.Recipe(*BITS[bits], scale=scale))
+    model = subject.quantized(tdq.Recipe(*BITS[bits], scale=scale, remedies=()))
     calls = list(subject.noised(8, 8, 0))
     tdq.calibrate(model, calls, estimator="mse", split=False, progress=False)
     return model

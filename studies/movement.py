@@ -61,7 +61,7 @@ def layers_of(name, settings, seed):
     """One run a layer."""
     subject = Subject(name, 1, 1, 64)
     pipe = subject.pipe
-    probe = subject.quantized(tdq.Recipe())
+    probe = subject.quantized(tdq.Recipe(remedies=()))
     calls = tdq.trajectories(
         pipe.unet, pipe.scheduler, settings["trajectories"], pipe.shape, steps=settings["steps"],
         seed=1000 + seed,

@@ -101,7 +101,7 @@ class Calibrations:
 
     def observed(self, law):
         if law not in self.seen:
-            probe = self.subject.quantized(tdq.Recipe())
+            probe = self.subject.quantized(tdq.Recipe(remedies=()))
             self.seen[law] = tdq.observe(
                 probe,
                 self.calls(law),
@@ -116,7 +116,7 @@ class Calibrations:
         options = dict(METHODS[method])
         learned, law = options.pop("reconstruct", False), options.pop("law", "uniform")
         corrected = options.pop("correct", False)
-        model = self.subject.quantized(tdq.Recipe(*BITS[bits], scale=scale))
+        model = self.subject.quantized(tdq.Recipe(*BITS[bits], scale=scale, remedies=()))
         tdq.calibrate(
             model, self.observed(law), **{"split": False, **options}, seed=self.seed,
             progress=False,

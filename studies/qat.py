@@ -69,7 +69,7 @@ def trained(subject, observations, bits, method, rate, seed, settings):
     """The frozen moving average, and the loss of the last fifth of the steps."""
     options = {"rates": "equal", "estimator": "mse", **METHODS[method]}
     rates, estimator = options.pop("rates"), options.pop("estimator")
-    model = subject.quantized(tdq.Recipe(*BITS[bits], **options))
+    model = subject.quantized(tdq.Recipe(*BITS[bits], **options, remedies=()))
     tdq.calibrate(model, observations, estimator=estimator, split=False, seed=seed, progress=False)
     return finished(subject, model, settings, rate, seed, rates)
 
@@ -90,7 +90,7 @@ def finished(subject, model, settings, rate, seed, rates="equal"):
 def observed(subject, settings, seed):
     """What every activation of the float model sees on noised training items."""
     calls = list(subject.noised(settings["batch"], settings["calibration"], seed))
-    probe = subject.quantized(tdq.Recipe())
+    probe = subject.quantized(tdq.Recipe(remedies=()))
     return tdq.observe(probe, calls, calls=settings["calibration"], seed=seed, progress=False)
 
 

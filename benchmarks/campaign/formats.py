@@ -63,7 +63,7 @@ def digest(*found):
 
 def frozen_tiny(**recipe):
     pipe = load_embedded("tiny")
-    model = tdq.quantize(pipe.unet, tdq.Recipe(4, 8, **recipe))
+    model = tdq.quantize(pipe.unet, tdq.Recipe(4, 8, **recipe, remedies=()))
     rng = torch.Generator().manual_seed(0)
     batches = [(torch.randn(2, 3, 16, 16, generator=rng), t) for t in range(0, 999, 200)]
     return tdq.freeze(tdq.calibrate(model, batches, progress=False))
@@ -87,7 +87,7 @@ def save_diffusers(folder):
                        layers_per_block=1, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
                        up_block_types=("AttnUpBlock2D", "UpBlock2D"), norm_num_groups=4,
                        attention_head_dim=8)  # fmt: skip
-    tdq.quantize(unet, tdq.Recipe(4, 8))
+    tdq.quantize(unet, tdq.Recipe(4, 8, remedies=()))
     batches = [(torch.randn(2, 3, 8, 8), t) for t in range(0, 999, 200)]
     frozen = tdq.freeze(tdq.calibrate(unet, batches, progress=False))
     frozen.save_pretrained(folder / "unet", max_shard_size="20KB")
@@ -280,7 +280,7 @@ def export_pipe(folder):
     unet = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8,),
                        layers_per_block=1, down_block_types=("DownBlock2D",),
                        up_block_types=("UpBlock2D",), norm_num_groups=4)  # fmt: skip
-    tdq.quantize(unet, tdq.Recipe(8, 8))
+    tdq.quantize(unet, tdq.Recipe(8, 8, remedies=()))
     batches = [(torch.randn(2, 3, 8, 8), t) for t in range(0, 999, 200)]
     unet = tdq.freeze(tdq.calibrate(unet, batches, progress=False))
     pipe = DDPMPipeline(unet, DDPMScheduler())

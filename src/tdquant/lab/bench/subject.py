@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from tdquant.calibration import calibrate
 from tdquant.calls import record_denoiser
+from tdquant.choice import calibrate
 from tdquant.clock import remove_clock
 from tdquant.errors import ModelError
 from tdquant.freezing import freeze

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tdquant.calibration import Observations, calibrate, observe
+from tdquant.calibration import Observations, observe
 from tdquant.calls import record_denoiser
+from tdquant.choice import calibrate
 from tdquant.diffusion import sample
 from tdquant.diffusion.sampling import stream_of
 from tdquant.files.documents import write_json
@@ -139,7 +140,7 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
         batch=16,
         seed=settings.seed + 1,
     )
-    probe = quantize(copy.deepcopy(pipe.unet), Recipe())
+    probe = quantize(copy.deepcopy(pipe.unet), Recipe(remedies=()))
     observations = observe(
         probe, calls, calls=settings.judged, seed=settings.seed, progress=progress
     )
@@ -152,7 +153,8 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
     timed = torch.zeros(TIMED, *pipe.shape).normal_(generator=stream_of(0, 0)), torch.tensor(500)
     for (weights, activations), scale in itertools.product(WIDTHS, SCALES):
         bits, label = f"W{weights}A{activations}", LABELS[scale]
-        recipe = Recipe(weights=weights, activations=activations, scale=scale)
+        # Scales alone: the demonstration is of what time adds to them.
+        recipe = Recipe(weights, activations, scale, remedies=())
         frozen = _quantized(pipe, recipe, observations, settings, progress)
         model = compile(frozen, "onednn", example=timed)
         running.append(model)

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from tdquant.calibration import calibrate, observe
+from tdquant.calibration import observe
+from tdquant.choice import calibrate
 from tdquant.errors import MissingDependencyError
 from tdquant.files.job_folder import JobFolder
 from tdquant.files.writing import replacing_folder

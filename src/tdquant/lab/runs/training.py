@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.calibration import calibrate
 from tdquant.calls import trajectories
+from tdquant.choice import calibrate
 from tdquant.clock import is_quantized
 from tdquant.diffusion.sampling import sample
 from tdquant.errors import ConfigError
