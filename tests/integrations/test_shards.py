@@ -91,7 +91,8 @@ def test_memory_is_that_of_the_codes(checkpoint):
         )
     codes = sum(p.nbytes for p in model.parameters())
     assert codes < 1.1 * sum(sizes)
-    assert live.peak < codes + 12 * max(sizes)  # float32 is 4 a number, and there is a buffer
+    # float32 is 4 a number, and the search of steps and multipliers has buffers.
+    assert live.peak < codes + 20 * max(sizes)
 
 
 def test_a_bad_weight_is_named(checkpoint, tmp_path):

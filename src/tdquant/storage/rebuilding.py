@@ -23,7 +23,7 @@ from tdquant.layers.correction import BiasTable, OutputCorrection
 from tdquant.layers.structure import structure_named
 from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.grid import Grid
-from tdquant.numerics.packing import code_dtype, unpack
+from tdquant.numerics.packing import code_dtype, stored_bits, unpack
 from tdquant.quantizers import ActivationQuantizer, CodedWeight, OffsetQuantizer
 from tdquant.quantizers.groups import MULTIPLIER_BITS, Groups, count_groups, no_multipliers
 from tdquant.quantizers.steps import row_blocks
@@ -110,6 +110,12 @@ def _put_layer(
                 f"the model's {shape}",
                 where=path,
                 fix="a float model of the architecture that was saved",
+            )
+        if saved.get("packed") not in (None, stored_bits(saved["bits"])):
+            raise StorageError(
+                f"codes of {saved['bits']} bits in {saved['packed']}",
+                where=path,
+                why="the description was changed",
             )
         grid = weight_grid(saved)
         steps = saved.get("steps", shape[0])
