@@ -112,7 +112,8 @@ def test_a_fused_model_is_saved_and_compiled(made, pipe, tmp_path):
         for one in calls[:2]:
             exact = again.unet(**{**one, "return_dict": True}).sample
             close = fast(**{**one, "return_dict": True}).sample
-            # A value at a boundary may round to the other side: a few differ, by a share of a step.
+            # A value at a boundary may round to the other side: a few differ, by a share of a
+            # step.
             difference = (close - exact).abs() / exact.abs().max()
             assert difference.median() < 1e-6
             assert difference.max() < 1e-2
