@@ -11,6 +11,7 @@ import torch
 import tdquant as tdq
 from tdquant.families import FAMILIES
 from tdquant.lab import data, metrics
+from tdquant.layers import STRUCTURES
 from tdquant.lowering import BACKENDS, EXPORTERS
 from tdquant.quantizers import activation_quantizers
 from tdquant.scales import SCALES, Curves, TableScale
@@ -20,7 +21,7 @@ from tests.integrations.pipelines.whole import quantized
 from tests.models.compvis import examples
 from tests.pipelines import sample
 
-REGISTRIES = (SCALES, BACKENDS, EXPORTERS, metrics.PAIRED, data.DATASETS)
+REGISTRIES = (SCALES, STRUCTURES, BACKENDS, EXPORTERS, metrics.PAIRED, data.DATASETS)
 
 
 @pytest.fixture(autouse=True)
