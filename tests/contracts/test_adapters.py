@@ -16,6 +16,7 @@ peft = pytest.importorskip("peft")
 
 from diffusers import UNet2DConditionModel  # noqa: E402
 
+from tests.ip_adapters import image, image_weights  # noqa: E402
 from tests.pipelines import PIPELINES  # noqa: E402
 
 TARGETS = ["to_q", "to_v"]
@@ -163,72 +164,6 @@ def test_a_float_model_with_an_adapter_is_not_quantized(made):
     model.add_adapter(KINDS["lora"]())
     with pytest.raises(ConversionError, match="fuse_lora"):
         tdq.quantize(model, tdq.Recipe())
-
-
-def image_weights(unet):
-    """A plain IP-Adapter of four tokens for images embedded in 8 numbers."""
-    rng = torch.Generator().manual_seed(0)
-    width = unet.config.cross_attention_dim
-    weights = {}
-    crossing = [n for n in unet.attn_processors if n.endswith("attn2.processor")]
-    for key, name in enumerate(crossing):
-        into = unet.get_submodule(name.removesuffix(".processor")).to_q.in_features
-        for part in ("to_k_ip", "to_v_ip"):
-            weight = 0.3 * torch.randn(into, width, generator=rng)
-            weights[f"{2 * key + 1}.{part}.weight"] = weight
-    projection = {
-        "proj.weight": 0.3 * torch.randn(4 * width, 8, generator=rng),
-        "proj.bias": torch.zeros(4 * width),
-        "norm.weight": torch.ones(width),
-        "norm.bias": torch.zeros(width),
-    }
-    return {"image_proj": projection, "ip_adapter": weights}
-
-
-def image(calls, seed):
-    rng = torch.Generator().manual_seed(seed)
-    embeds = torch.randn(len(calls[0]["sample"]), 1, 8, generator=rng)
-    return {"added_cond_kwargs": {"image_embeds": [embeds]}}
-
-
-@pytest.mark.parametrize("state", ["early", *STATES])
-def test_an_ip_adapter(made, state, tmp_path):
-    pipe, calls, models = made
-    weights = image_weights(pipe.unet)
-    whole = copy.deepcopy(pipe.unet)
-    whole._load_ip_adapter_weights(weights, low_cpu_mem_usage=False)
-    a, b = image(calls, 0), image(calls, 1)
-    if state == "early":
-        model = tdq.quantize(copy.deepcopy(whole), tdq.Recipe(weights=8, scale="table"))
-        seen = [{**c, **a} for c in calls]
-        model = tdq.freeze(tdq.calibrate(model, seen, estimator="minmax", progress=False))
-    else:
-        model = copy.deepcopy(models[state, 8])
-        model._load_ip_adapter_weights(weights, low_cpu_mem_usage=False)
-    assert model.config.encoder_hid_dim_type == "ip_image_proj"
-    right = out(whole, calls[0], **b) - out(whole, calls[0], **a)
-    error = out(model, calls[0], **b) - out(model, calls[0], **a) - right
-    assert error.norm() < 0.4 * right.norm()
-    with pytest.raises(FreezeError):
-        model.save_pretrained(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    slot = copy.copy(pipe)
-    slot.unet = model
-    slot.unload_ip_adapter()
-    if state != "live":
-        plain = out(model, calls[0])
-        model.save_pretrained(tmp_path / "out")
-        again = UNet2DConditionModel.from_pretrained(tmp_path / "out")
-        assert torch.equal(out(again, calls[0]), plain)
-
-
-def test_quantized_attention_takes_no_ip_adapter(made):
-    pipe, calls, _ = made
-    model = tdq.quantize(copy.deepcopy(pipe.unet), tdq.Recipe(attention=8, scale="dynamic"))
-    before = out(model, calls[0])
-    with pytest.raises(ConversionError, match="IP-Adapter"):
-        model._load_ip_adapter_weights(image_weights(model))
-    assert torch.equal(out(model, calls[0]), before)
 
 
 @pytest.mark.parametrize("state", STATES)

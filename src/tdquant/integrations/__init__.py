@@ -16,7 +16,7 @@ _EXTENSIONS = (
     ("diffusers.pipelines.pipeline_utils", f"{_DIFFUSERS}.saving", "check_pipelines"),
     ("diffusers.models.modeling_utils", f"{_DIFFUSERS}.card", "give_cards"),
     ("diffusers.models.modeling_utils", f"{_DIFFUSERS}.adapters", "allow_own_dtype"),
-    ("diffusers.loaders.ip_adapter", f"{_DIFFUSERS}.adapters", "check_ip_adapters"),
+    ("diffusers.loaders.ip_adapter", f"{_DIFFUSERS}.ip_adapters", "keep_quantizers"),
     ("diffusers.loaders.peft", "tdquant.integrations.peft", "register_fusing"),
     ("peft", "tdquant.integrations.peft", "register"),
 )

@@ -13,7 +13,6 @@ from tdquant.errors import ConversionError
 from tdquant.integrations.diffusers.config import METHOD
 from tdquant.integrations.importing import wrap_method
 from tdquant.layers import QuantLayer, StructuredLayer
-from tdquant.layers.attention import QuantAttention
 
 
 def allow_own_dtype() -> None:
@@ -31,31 +30,6 @@ def allow_own_dtype() -> None:
         return move(self, *args, **kwargs)
 
     wrap_method(ModelMixin, "to", to)
-
-
-def check_ip_adapters() -> None:
-    """Makes ``load_ip_adapter`` and ``unload_ip_adapter`` raise ConversionError where they would
-    replace attention processors that hold quantizers.
-    """
-    from diffusers.loaders.ip_adapter import IPAdapterMixin
-    from diffusers.loaders.unet import UNet2DConditionLoadersMixin
-
-    def checked(change: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-        model = getattr(self, "unet", self)
-        for path, module in model.named_modules() if isinstance(model, nn.Module) else ():
-            if isinstance(module, QuantAttention):
-                raise ConversionError(
-                    "an IP-Adapter cannot be loaded or unloaded here",
-                    where=path,
-                    why="diffusers replaces all attention processors, and this one holds the "
-                    "quantizers of Recipe(attention=...)",
-                    fix="load it before tdq.quantize, or Recipe(attention=32)",
-                )
-        return change(self, *args, **kwargs)
-
-    wrap_method(IPAdapterMixin, "load_ip_adapter", checked)
-    wrap_method(IPAdapterMixin, "unload_ip_adapter", checked)
-    wrap_method(UNet2DConditionLoadersMixin, "_load_ip_adapter_weights", checked)
 
 
 def check_fusing(model: nn.Module) -> None:

@@ -1,0 +1,102 @@
+"""IP-Adapters on quantized models.
+
+diffusers replaces all attention processors of a model when it loads or unloads an IP-Adapter.
+Those of ``Recipe(attention=...)`` hold quantizers, and are put back. A processor of the adapter
+computes the products of its block in float, and keeps the quantized processor that was there as a
+submodule, so that it is frozen and copied with the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from tdquant.clock import clock_of, is_quantized
+from tdquant.integrations.importing import wrap_method
+from tdquant.layers.attention import QuantAttention
+
+_KEPT = "tdq_kept"
+"""Name of the quantized processor in a processor of an IP-Adapter."""
+_PROJECTIONS = ("encoder_hid_proj", "text_encoder_hid_proj")
+"""Where diffusers puts the projection of images, and that of Kolors' texts meanwhile."""
+_KIND = "encoder_hid_dim_type"
+"""Entry of the configuration that says what the projection is of."""
+_ABSENT = object()
+
+
+def keep_quantizers() -> None:
+    """Makes loading and unloading an IP-Adapter keep the quantizers of attention, and a load that
+    fails leave a quantized model as it was.
+    """
+    from diffusers.loaders.ip_adapter import IPAdapterMixin
+    from diffusers.loaders.transformer_flux import FluxTransformer2DLoadersMixin
+    from diffusers.loaders.transformer_sd3 import SD3Transformer2DLoadersMixin
+    from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+
+    def load(change: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _processors_kept(self):
+            return change(self, *args, **kwargs)
+
+    def unload(change: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _processors_kept(self.unet):
+            return change(self, *args, **kwargs)
+
+    wrap_method(IPAdapterMixin, "unload_ip_adapter", unload)
+    for cls in (
+        UNet2DConditionLoadersMixin,
+        FluxTransformer2DLoadersMixin,
+        SD3Transformer2DLoadersMixin,
+    ):
+        wrap_method(cls, "_load_ip_adapter_weights", load)
+
+
+@contextlib.contextmanager
+def _processors_kept(model: Any) -> Iterator[None]:
+    """Puts default processors in the place of quantized ones while the context lasts. Afterwards
+    these are back, alone or in those of an adapter; after an error all is as it was.
+    """
+    if not is_quantized(model):
+        yield
+        return
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    before = model.attn_processors
+    projections = {name: getattr(model, name, _ABSENT) for name in _PROJECTIONS}
+    kind = getattr(model.config, _KIND, _ABSENT)
+    model.set_attn_processor(
+        {n: AttnProcessor2_0() if isinstance(p, QuantAttention) else p for n, p in before.items()}
+    )
+    try:
+        yield
+    except BaseException:
+        for name, module in projections.items():
+            _restore(model, name, module)
+        _restore(model.config, _KIND, kind)
+        model.set_attn_processor(dict(before))
+        raise
+    now = model.attn_processors
+    for name, processor in list(now.items()):
+        kept = _kept(before.get(name))
+        if kept is None:
+            continue
+        if "IPAdapter" in type(processor).__name__:
+            processor.add_module(_KEPT, kept)
+        else:
+            now[name] = kept
+    model.set_attn_processor(now)
+    clock_of(model).invalidate_scale_cache()
+
+
+def _kept(processor: Any) -> QuantAttention | None:
+    """The quantized processor that a processor is, or keeps."""
+    if isinstance(processor, QuantAttention):
+        return processor
+    return getattr(processor, _KEPT, None)
+
+
+def _restore(owner: Any, name: str, value: Any) -> None:
+    if value is not _ABSENT:
+        setattr(owner, name, value)
+    elif hasattr(owner, name):
+        delattr(owner, name)
