@@ -19,6 +19,7 @@ class ModelState:
         clock: The ``Clock`` of a quantized model, None of a float one.
         recipe: The ``Recipe`` that quantized it, or None.
         roles: The ``Roles`` of its layers by data flow, from ``tdq.calibrate``; None before.
+        remedies: The ``RemedyRecord`` of ``tdq.calibrate``; saved with the model.
         history: What was done to it, oldest first, each step a JSON-safe dictionary. It is saved
             with the model and shown on its model card.
         balance: Path of every balanced layer -> its alpha, from ``tdq.balance``.
@@ -30,6 +31,7 @@ class ModelState:
     clock: Any = None
     recipe: Any = None
     roles: Any = None
+    remedies: Any = None
     history: list[dict[str, Any]] = field(default_factory=list)
     balance: dict[str, float] | None = None
     calibration: Any = None
@@ -37,7 +39,7 @@ class ModelState:
     training: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("clock", "recipe", "roles", "history")
+        kept = ("clock", "recipe", "roles", "remedies", "history")
         return dict.fromkeys(self.__dict__) | {name: self.__dict__[name] for name in kept}
 
 

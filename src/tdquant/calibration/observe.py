@@ -17,9 +17,8 @@ from tdquant.calls.observing import observing, watching
 from tdquant.calls.rollout import Rollout, RolloutFinder
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
-from tdquant.families.roles import Roles
+from tdquant.families.roles import Roles, quantizable_layers
 from tdquant.flow.settle import apply_roles, settle_roles
-from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.layers.base import INPUT
 from tdquant.quantizers import activation_quantizers
 from tdquant.state import state_of
@@ -44,7 +43,8 @@ class Observations:
         made_by: Origin of the calls, if known.
         roles: Roles of the model's layers.
         rollouts: Trajectories found in the calls.
-        macs: Path of a quantized layer -> multiply-accumulates for one sample.
+        macs: Path of a layer that can be quantized, whether it is or not -> multiply-accumulates
+            for one sample.
     """
 
     seen: dict[str, TimeHistograms]
@@ -102,12 +102,13 @@ def observe(
 
     finder, macs = RolloutFinder(), dict[str, int]()
 
-    def count(path: str, layer: QuantLayer, x: Tensor, y: Tensor) -> None:
+    def count(path: str, layer: nn.Module, x: Tensor, y: Tensor) -> None:
         if not reservoir.seen:
-            each = layer.weight[0].numel() if layer.weight.ndim > 1 else 1
+            weight: Any = layer.weight
+            each = weight[0].numel() if weight.ndim > 1 else 1
             macs[path] = macs.get(path, 0) + y[0].numel() * each
 
-    with observing(model, quantizers, look), watching(dict(quantized_layers(model)), count):
+    with observing(model, quantizers, look), watching(quantizable_layers(model), count):
         for call in chain(first, stream):
             with torch.no_grad(), mode:
                 output = run(model, call)

@@ -12,6 +12,7 @@ share.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import nn
@@ -46,6 +47,7 @@ def choose_protected(
     observations: Observations,
     recipe: Recipe,
     budget: float,
+    spare: float = math.inf,
     *,
     estimator: str = "auto",
     split: bool = True,
@@ -59,6 +61,8 @@ def choose_protected(
         observations: Those of its activations.
         recipe: Its recipe. Inputs whose bits an override sets are left out.
         budget: Largest sum of costs.
+        spare: Most that inputs in float may add to the time of a call, as a share of the float
+            model's.
         estimator: As for ``calibrate``.
         split: As for ``calibrate``.
         seed: Seed of the judge.
@@ -107,8 +111,9 @@ def choose_protected(
             found_inputs.append(ProtectedInput(path, bits, saved / everything, cost))
     chosen: list[ProtectedInput] = []
     for one in sorted(found_inputs, key=lambda one: -one.saved / one.cost):
-        if sum(other.cost for other in chosen) + one.cost <= budget:
-            chosen.append(one)
+        after = [*chosen, one]
+        if sum(o.cost for o in after) <= budget and sum(map(_added_time, after)) <= spare:
+            chosen = after
     return chosen
 
 
@@ -122,6 +127,11 @@ def put_bits(model: nn.Module, inputs: list[ProtectedInput]) -> None:
             quantizer = layer.input_quantizer
             assert isinstance(quantizer, ActivationQuantizer)
             quantizer.grid = Grid.signed(one.bits)
+
+
+def _added_time(one: ProtectedInput) -> float:
+    """What it adds to the time of a call, as a share of the float model's."""
+    return one.cost / FLOAT_COST * (1 - 1 / FLOAT_COST) if one.bits == FLOAT else 0.0
 
 
 def _protectable(quantizers: Mapping[str, ActivationQuantizer], recipe: Recipe) -> dict[str, int]:

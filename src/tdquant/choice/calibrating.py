@@ -13,9 +13,9 @@ from tdquant.calibration.observe import Observations, observed
 from tdquant.calibration.placing import ESTIMATORS, place_scales
 from tdquant.calibration.protection import ProtectedInput, choose_protected, put_bits
 from tdquant.calibration.published import start_as_published
-from tdquant.calibration.report import RemedyTrial
 from tdquant.calls.call import Call
 from tdquant.choice.budget import Budget
+from tdquant.choice.budgeting import check_budget, check_unlimited, choose_bits, record_remedies
 from tdquant.choice.factors import try_factors
 from tdquant.choice.output import predictions, try_correction
 from tdquant.choice.rounding import try_rounding
@@ -65,7 +65,7 @@ def calibrate(
             makes them (``tdq.trajectories``); every time that matters should occur. Or what
             ``observe`` returned for the same architecture at any bits: a sweep over recipes
             observes once.
-        budget: What remedies may cost; ``Budget()`` by default.
+        budget: What remedies may cost, and what the model may; ``Budget()`` by default.
         estimator: ``"minmax"``, ``"percentile"``, ``"mse"``, ``"between"``, or ``"auto"``: for
             each layer the one with the least error at the model's output, confirmed on the whole
             model.
@@ -92,14 +92,17 @@ def calibrate(
             unknown estimator, or calls at mixed times for a scale over time of a layer whose
             samples cannot be told apart. The model is then left as it was.
         ConversionError: The model is not quantized.
+        RecipeError: A budget that cannot be met: the least that can be, and the layers that keep
+            it from less, are told. The model is then left as it was.
 
     A model that ``Recipe.published`` quantized gets the published initial scales instead, whatever
     the estimator (``tdquant.calibration.published``).
     """
     clock_of(model)
     drop_correction(model, "calibrate")
-    recipe = recipe_of(model) or Recipe(remedies=())
+    recipe, budget = recipe_of(model) or Recipe(remedies=()), budget or Budget()
     if recipe.grid == "published":
+        check_unlimited(budget)
         if isinstance(batches, Observations):
             batches = batches.calls
         state_of(model).calibration = start_as_published(
@@ -110,22 +113,24 @@ def calibrate(
         raise CalibrationError(
             f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"
         )
-    budget = budget or Budget()
     batches = observed(model, batches, seed, progress)
+    spare = check_budget(model, batches, recipe, budget)
     common: dict[str, Any] = {"estimator": estimator, "split": split}
     common |= {"seed": seed, "progress": progress}
     trial = Trial(batches, generate)
-    if any(recipe.uses(name) for name in TRIED):
+    if budget.size is not None or any(recipe.uses(name) for name in TRIED):
         trial.record(model)
     targets = predictions(model, batches.calls) if recipe.uses("correction") else []
     protected: list[ProtectedInput] = []
     if recipe.uses("protection"):
-        protected = choose_protected(model, batches, recipe, budget.protection, **common)
+        protected = choose_protected(model, batches, recipe, budget.protection, spare, **common)
         put_bits(model, protected)
     report = place_scales(
         model, batches, margin=margin, generate=trial.generate, time_range=time_range, **common
     )
-    remedies: list[RemedyTrial] = []
+    remedies = choose_bits(
+        model, batches, recipe, budget, trial, targets, time_range, seed, progress
+    )
     if recipe.uses("factors"):
         remedies += try_factors(model, batches.calls, trial, seed=seed, progress=progress)
     if recipe.uses("rounding"):
@@ -148,5 +153,6 @@ def calibrate(
     if remedies:
         facts["remedies"] = [one.name for one in remedies if one.kept]
     note(model, "calibrate", data=dict(batches.made_by), **facts)
-    state_of(model).calibration = report
+    state = state_of(model)
+    state.calibration, state.remedies = report, record_remedies(model, batches, report)
     return model

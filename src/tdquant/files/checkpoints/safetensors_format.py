@@ -86,6 +86,31 @@ def write_safetensors(
     Raises:
         OSError: It cannot be written.
     """
+    text, places, end = _header(tensors, metadata)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, place in sorted(places.items()):
+            value = tensors[name].load()
+            assert (value.shape, value.dtype) == (tensors[name].shape, tensors[name].dtype)
+            file.seek(8 + len(text) + place)
+            file.write(tensor_bytes(value))
+            if written is not None:
+                written(name, value)
+        file.truncate(8 + len(text) + end)
+
+
+def file_bytes(
+    tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None = None
+) -> int:
+    """Bytes of the file that ``write_safetensors`` would write."""
+    text, _, end = _header(tensors, metadata)
+    return 8 + len(text) + end
+
+
+def _header(
+    tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None
+) -> tuple[bytes, dict[str, int], int]:
+    """The header, where each tensor begins behind it, and where the last of them ends."""
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     places, end = {}, 0
     order = list(_NAMES)
@@ -98,14 +123,4 @@ def write_safetensors(
             "data_offsets": [places[name], end],
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, place in sorted(places.items()):
-            value = tensors[name].load()
-            assert (value.shape, value.dtype) == (tensors[name].shape, tensors[name].dtype)
-            file.seek(8 + len(text) + place)
-            file.write(tensor_bytes(value))
-            if written is not None:
-                written(name, value)
-        file.truncate(8 + len(text) + end)
+    return text + b" " * (-len(text) % 8), places, end

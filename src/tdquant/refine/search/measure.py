@@ -8,6 +8,7 @@ projections of the model's output, sample by sample: see ``tdquant.calibration.p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ def sensitivity(
     batches: Iterable[Call] | Observations,
     *,
     bits: Sequence[int] = (2, 3, 4, 5, 6, 8),
+    inputs: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> Sensitivity:
@@ -60,6 +62,8 @@ def sensitivity(
             quantized in it is measured.
         batches: Calls, as for ``calibrate``, or what ``observe`` returned.
         bits: Widths to measure, beside those of the model.
+        inputs: Measure inputs too. Without them it takes a fraction of the time, and the result is
+            that of the same recipe with ``activations=32``.
         seed: Seed of all draws.
         progress: Draw bars.
 
@@ -73,7 +77,8 @@ def sensitivity(
     if not bits or not all(MIN_BITS <= b <= MAX_BITS for b in bits):
         fix = f"from {MIN_BITS} to {MAX_BITS} bits"
         raise RecipeError(f"widths {list(bits)}", where="bits", fix=fix)
-    if not any(_operands(model)[1:]):
+    _, weights, quantizers = _operands(model)
+    if not weights and not (inputs and quantizers):
         raise CalibrationError(
             "nothing to measure",
             where=type(model).__name__,
@@ -82,9 +87,12 @@ def sensitivity(
         )
     batches = observed(model, batches, seed, progress)
     layers, weights, quantizers = _operands(model)  # the first calls decide which they are
+    recipe = recipe_of(model) or Recipe()
+    watched = quantizers
+    if not inputs:
+        quantizers, recipe = {}, replace(recipe, activations=FLOAT)
     has = [w.grid.bits for w in weights.values()] + [q.grid.bits for q in quantizers.values()]
     widths = tuple(sorted({*bits, *has}))
-    recipe = recipe_of(model) or Recipe()
     parts = splittable(model, quantizers, batches.parts)
     owners = with_parts(quantizers, parts)
     candidates = {}
@@ -93,10 +101,7 @@ def sensitivity(
         grids = [choose_grid(seen, Grid.signed(b), q.symmetric) for b in widths]
         candidates[name] = [c for grid in grids for c in make_candidates(seen, grid, "auto")]
     roundings = {
-        path: [
-            _rounding(layers[path].weight, quantizer, grid, recipe, path)
-            for grid in (Grid.signed(b, narrow=True) for b in widths)
-        ]
+        path: [rounding_at(layers[path].weight, quantizer, b, recipe, path) for b in widths]
         for path, quantizer in weights.items()
     }
     of_inputs = Effects({name: len(found) for name, found in candidates.items()})
@@ -105,9 +110,10 @@ def sensitivity(
     times: list[Tensor] = []
     calls = track(batches.calls, "measuring layers", show=progress)
     local = ""
-    for projection in project(model, quantizers, calls, seed, layers):
+    for projection in project(model, watched, calls, seed, layers):
         local = projection.local
-        of_inputs.add(projection, projection.input_changes(candidates, parts))
+        if quantizers:
+            of_inputs.add(projection, projection.input_changes(candidates, parts))
         of_weights.add(projection, _weight_changes(projection.outputs, roundings))
         if not times:
             for path, layer, _, y, *_ in projection.outputs:
@@ -170,12 +176,20 @@ def _operands(
     return layers, weights, dict(activation_quantizers(model))
 
 
-def _rounding(
-    weight: Tensor, quantizer: WeightQuantizer, grid: Grid, recipe: Recipe, path: str
+def rounding_at(
+    weight: Tensor, quantizer: WeightQuantizer, bits: int, recipe: Recipe, path: str
 ) -> WeightQuantizer:
-    """The quantizer that the recipe has for a weight at another width."""
-    noisy = isinstance(quantizer, NoiseWeight)
-    group = recipe.group_of(grid.bits, NoiseScale.kind if noisy else "")
+    """Rounding to nearest by the grid that the recipe has for a weight at another width.
+
+    Arguments:
+        weight: The weight.
+        quantizer: What quantizes it now.
+        bits: The other width.
+        recipe: The recipe.
+        path: Of the layer, for errors.
+    """
+    grid = Grid.signed(bits, narrow=True)
+    group = recipe.group_of(bits, NoiseScale.kind if isinstance(quantizer, NoiseWeight) else "")
     return WeightQuantizer(grid, *start_steps(weight, grid, quantizer.step.ndim > 0, group, path))
 
 

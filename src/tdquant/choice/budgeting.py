@@ -1,0 +1,117 @@
+"""Budgets of size and time while a model is calibrated, and the record of what came of them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tdquant.calibration.observe import Observations
+from tdquant.calibration.record import RemedyRecord
+from tdquant.calibration.report import Calibration, RemedyTrial
+from tdquant.choice.budget import Budget
+from tdquant.choice.size import float_bytes, later_bytes, saved_bytes
+from tdquant.choice.time import layer_macs, spare_time, time_share
+from tdquant.choice.trial import Trial
+from tdquant.choice.widths import Sizes, choose_widths
+from tdquant.errors import RecipeError
+from tdquant.layers import QuantLayer, quantized_layers
+from tdquant.layers.balance import BalancedLayer
+from tdquant.layers.structure import names_of
+from tdquant.quantizers import RoundedWeight, ShiftedWeight
+from tdquant.recipe import Recipe
+
+
+def check_unlimited(budget: Budget) -> None:
+    """Checks that there is no limit of size or time, which published quantizers cannot keep.
+
+    Raises:
+        RecipeError: There is.
+    """
+    if budget.size is not None or budget.time is not None:
+        raise RecipeError(
+            "a budget of size or time for the published quantizers",
+            where="Budget",
+            why="their bits are the same in all layers",
+            fix="Recipe() in place of Recipe.published()",
+        )
+
+
+def check_budget(
+    model: nn.Module, observations: Observations, recipe: Recipe, budget: Budget
+) -> float:
+    """Checks that a budget can be met, before anything is calibrated.
+
+    Returns:
+        Time that inputs in float may add to a call, as a share of the float model's.
+
+    Raises:
+        RecipeError: It cannot; the least that can be, and what stands in the way, is told.
+    """
+    if budget.size is not None:
+        Sizes(model, recipe, budget.size).check()
+    return spare_time(model, observations.macs, recipe, budget.time)
+
+
+def choose_bits(
+    model: nn.Module,
+    observations: Observations,
+    recipe: Recipe,
+    budget: Budget,
+    trial: Trial,
+    targets: list[Tensor],
+    span: tuple[float, float] | None,
+    seed: int,
+    progress: bool,
+) -> list[RemedyTrial]:
+    """Gives weights the bits that the budget of size, if there is one, allows, in place.
+
+    Arguments:
+        model: A quantized model whose scales are calibrated: their tables are in the file, too.
+        observations: Those of its activations.
+        recipe: Its recipe.
+        budget: The budget.
+        trial: Measures the whole model.
+        targets: Outputs that a correction will be fitted to.
+        span: The model's times; those of the observations if None.
+        seed: Seed of the judge.
+        progress: Draw bars.
+
+    Raises:
+        RecipeError: The size cannot be met.
+    """
+    if budget.size is None:
+        return []
+    later = later_bytes(model, recipe, targets, span or observations.times.resolve())
+    sizes = Sizes(model, recipe, budget.size, later)
+    return [choose_widths(model, observations, recipe, sizes, trial, seed=seed, progress=progress)]
+
+
+def record_remedies(
+    model: nn.Module, observations: Observations, report: Calibration
+) -> RemedyRecord:
+    """What became of the layers of a calibrated model, and what it costs."""
+    protected = {one.path for one in report.protected}
+    layers = {}
+    for path, layer in quantized_layers(model):
+        outer = names_of(model, path)
+        behind = [model.get_submodule(name) for name in outer]
+        found = {
+            "protection": not protected.isdisjoint(outer),
+            "factors": any(isinstance(module, BalancedLayer) for module in behind),
+            "rounding": _decided(layer),
+        }
+        if any(found.values()):
+            layers[path] = tuple(name for name, has in found.items() if has)
+    macs = layer_macs(model, observations.macs)
+    return RemedyRecord(
+        basis=report.basis,
+        trials=tuple(report.remedies),
+        protected=tuple(report.protected),
+        layers=layers,
+        macs=macs,
+        size=saved_bytes(model) / float_bytes(model),
+        time=time_share(model, macs),
+    )
+
+
+def _decided(layer: QuantLayer) -> bool:
+    return isinstance(layer.weight_quantizer, ShiftedWeight | RoundedWeight)

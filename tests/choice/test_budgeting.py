@@ -1,0 +1,171 @@
+"""Budgets of size and time, and the record of what came of them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tdquant as tdq
+from tdquant.choice.size import float_bytes, saved_bytes
+from tdquant.errors import RecipeError
+from tdquant.layers import quantized_layers
+from tdquant.recipe import FLOAT
+from tests.denoisers import Mixed, Wide, calls
+
+EVERYTHING = ("groups", "factors", "protection", "rounding", "correction")
+
+
+def wide():
+    return Wide(width=64, depth=6).eval()
+
+
+def rows(count=6, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return [(torch.randn(8, 64, generator=rng), torch.tensor(i * 180)) for i in range(count)]
+
+
+def budgeted(model=None, batches=None, recipe=None, **budget):
+    recipe = {"scale": "static", "edges": 8, "remedies": ("groups",)} | (recipe or {})
+    model = tdq.quantize(model or wide(), tdq.Recipe(4, 8, **recipe))
+    batches = rows() if batches is None else batches
+    return tdq.calibrate(model, batches, budget=tdq.Budget(**budget), progress=False)
+
+
+def share(model, folder):
+    file = tdq.save(tdq.freeze(model), folder) / "model.safetensors"
+    return file.stat().st_size / (4 * 6 * 64 * 64)
+
+
+def bits(model):
+    return {path: layer.weight_quantizer.grid.bits for path, layer in quantized_layers(model)}
+
+
+def error(model):
+    exact = wide()
+    with torch.no_grad():
+        return sum(float((model(*c) - exact(*c)).square().mean()) for c in rows(4, seed=3))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"scale": "table", "remedies": EVERYTHING},
+        {"scale": "static", "edges": 8, "granularity": "tensor", "remedies": ()},
+        {"scale": "dynamic", "weights": 3, "remedies": ("groups",)},
+        {"weights": FLOAT, "remedies": ("correction",)},
+    ],
+)
+def test_bytes_are_those_of_the_file(recipe, tmp_path):
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(**{"weights": 5, "activations": 5, **recipe}))
+    assert float_bytes(model) == 4 * sum(p.numel() for p in Mixed().parameters())
+    batches = [(40 * x, t) for x, t in calls(4)]
+    tdq.calibrate(model, batches, progress=False)
+    file = tdq.save(tdq.freeze(model), tmp_path / "model") / "model.safetensors"
+    assert saved_bytes(model) == file.stat().st_size
+
+
+def test_sizes_are_kept_and_used(tmp_path):
+    errors = []
+    for size in (0.195, 0.21, 0.24, 0.4):
+        model = budgeted(size=size)
+        found = share(model, tmp_path / "model")
+        assert found <= size
+        assert found > 0.93 * size or set(bits(model).values()) == {8}
+        assert model.tdq.remedies.size == pytest.approx(found, abs=1e-6)
+        (trial,) = model.tdq.calibration.remedies
+        assert (trial.name, trial.kept) == ("bits", True)
+        errors.append(error(model))
+    assert errors == sorted(errors, reverse=True)
+    assert bits(model) == dict.fromkeys(bits(model), 8)
+
+
+def test_bits_go_where_they_help_most():
+    model = wide()
+    with torch.no_grad():
+        model.layers[2].weight.mul_(8)
+    found = bits(budgeted(model, size=0.23))
+    others = [found[f"layers.{i}"] for i in (1, 3, 4)]
+    assert found["layers.2"] > min(others)
+    assert found["layers.0"] == found["layers.5"] == 8  # edges
+
+
+def test_bits_that_the_recipe_sets_are_left_alone(tmp_path):
+    recipe = {"overrides": {"layers.1": {"weights": 6}}, "exclude": ("layers.2",)}
+    model = budgeted(recipe=recipe, size=0.38)
+    assert bits(model)["layers.1"] == 6
+    assert type(model.layers[2]) is nn.Linear
+    assert share(model, tmp_path / "model") <= 0.38
+
+
+def test_more_than_there_is_to_choose():
+    model = budgeted(recipe={"overrides": {"*": {"weights": 5}}}, size=0.5)
+    (trial,) = model.tdq.calibration.remedies
+    assert "none is free" in trial.what
+    assert set(bits(model).values()) == {5}
+
+
+def test_layers_in_several_parts_get_one_width():
+    batches = [(40 * x, t) for x, t in calls(6, batch=4)]
+    model = budgeted(Mixed().eval(), batches, {"remedies": ("groups", "factors")}, size=0.6)
+    assert saved_bytes(model) <= 0.6 * float_bytes(model)
+
+
+@pytest.mark.parametrize(
+    ("budget", "recipe", "said"),
+    [
+        ({"size": 0.1}, {}, ["size=0.1 cannot be met", "edges=8 (layers.0", "weights of 3 bits"]),
+        ({"size": 0.2}, {"exclude": ("layers.3",)}, ["left in float (layers.3)"]),
+        ({"size": 0.2}, {"weights": FLOAT, "edges": 8}, ["weights=32 (layers.1"]),
+        ({"size": 0.2}, {"scale": "temporal"}, ["tables of scales"]),
+        (
+            {"size": 0.2},
+            {"overrides": {"layers.4": {"weights": 16}}},
+            ["overrides of the recipe (layers.4)"],
+        ),
+        ({"time": 0.33}, {}, ["least is 0.333", "in 8 bits or fewer"]),
+        ({"time": 0.4}, {"edges": FLOAT}, ["least is 0.556", "edges=32 (layers.0, layers.5)"]),
+        ({"time": 0.5}, {"activations": FLOAT}, ["least is 1.000", "activations=32"]),
+        ({"time": 0.4}, {"overrides": {"layers.2": {"activations": 16}}}, ["overrides of the"]),
+    ],
+)
+def test_budgets_that_cannot_be_met(budget, recipe, said):
+    made = {"weights": 4, "activations": 8, "scale": "static", "edges": 8} | recipe
+    model = tdq.quantize(wide(), tdq.Recipe(**made))
+    before = copy.deepcopy(model)
+    with pytest.raises(RecipeError) as caught:
+        tdq.calibrate(model, rows(2), budget=tdq.Budget(**budget), progress=False)
+    for words in said:
+        assert words in str(caught.value)
+    assert str(tdq.summary(model)) == str(tdq.summary(before))
+    assert model.tdq.calibration is None
+    assert all(torch.equal(v, before.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_what_an_error_says_can_be_met(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        budgeted(size=0.01)
+    least = float(caught.value.fix.partition(" or more")[0].removeprefix("size="))
+    model = budgeted(size=least)
+    assert share(model, tmp_path / "model") <= least
+    with pytest.raises(RecipeError):
+        budgeted(size=least - 0.002)
+
+
+def test_time_bounds_inputs_in_float():
+    recipe = {"remedies": ("protection",)}
+    free = budgeted(recipe=recipe, protection=1.0)
+    assert free.tdq.remedies.time == pytest.approx(
+        1 / 3 + sum(one.cost * 2 / 9 for one in free.tdq.remedies.protected)
+    )
+    assert free.tdq.remedies.time > 0.5
+    model = budgeted(recipe=recipe, protection=1.0, time=0.46)
+    assert 1 / 3 < model.tdq.remedies.time <= 0.46
+    assert {one.bits for one in model.tdq.remedies.protected} == {FLOAT}
+
+
+def test_published_quantizers_have_no_budget():
+    model = tdq.quantize(wide(), tdq.Recipe(4, 4))
+    model.tdq.recipe = tdq.Recipe.published(4, 4)
+    with pytest.raises(RecipeError, match="published"):
+        tdq.calibrate(model, rows(2), budget=tdq.Budget(size=0.5), progress=False)
