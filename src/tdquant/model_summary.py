@@ -11,6 +11,7 @@ A session that has no modules of its own keeps the rows of the whole model.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -22,13 +23,15 @@ from tdquant.quantizers import ActivationQuantizer
 from tdquant.recipe import FLOAT
 from tdquant.scales import TableScale
 from tdquant.scales.bank import BankedScale
+from tdquant.support.tables import text_table
 
 
 @dataclass(frozen=True)
 class Row:
     """One layer: its path and class, bits and codes of weight and input, the kind of its scale,
-    its number of weights and how many of them share a multiplier (0: none do); in a compiled model
-    also the kernel that runs it, and what there is to say about that.
+    its number of weights and how many of them share a multiplier (0: none do), what remedies it
+    has and its multiply-accumulates, if calibration counted them; in a compiled model also the
+    kernel that runs it, and what there is to say about that.
     """
 
     path: str
@@ -43,64 +46,89 @@ class Row:
     note: str = ""
     weights: int = 0
     group: int = 0
+    remedies: Sequence[str] = ()
+    macs: int = 0
 
     def on(self, kernel: str, note: str = "") -> Row:
         """The same layer on a kernel, such as ``"int8"`` or ``"float"``; the note says why."""
         return replace(self, kernel=kernel, note=note)
 
-    def cells(self) -> tuple[str, ...]:
-        def width(bits: int, codes: int | None, group: int = 0) -> str:
-            shared = f", groups of {group}" if group else ""
-            return "float" if codes is None else f"{bits} ({codes} codes{shared})"
-
-        zero = "" if self.zero_point is None else str(self.zero_point)
+    def cells(self, macs: int) -> tuple[str, ...]:
+        """Its cells of the table, where all layers have so many multiply-accumulates."""
         return (
             self.path,
-            self.layer,
-            width(self.weight_bits, self.weight_codes, self.group),
-            width(self.input_bits, self.input_codes),
-            zero,
+            self.layer.removeprefix("Quant"),
+            _width(self.weight_bits, self.weight_codes, 2**self.weight_bits - 1),
+            _width(self.input_bits, self.input_codes, 2**self.input_bits),
+            "" if self.zero_point is None else str(self.zero_point),
             self.scale,
+            f"{100 * self.macs / macs:.1f} %" if self.macs else "",
+            " ".join(["groups"] * (self.group > 0) + list(self.remedies)),
             self.kernel,
             self.note,
         )
 
 
+def _width(bits: int, codes: int | None, usual: int) -> str:
+    """Bits, and how many codes there are where that is not the usual number."""
+    if codes is None:
+        return "float"
+    return str(bits) if codes == usual else f"{bits} ({codes} codes)"
+
+
+HEAD = (
+    "layer", "type", "weight", "input", "zero", "scale", "work", "remedies", "kernel", "note",
+)  # fmt: skip
+
+
 class Summary(list[Row]):
-    """The rows of a model, printed as a table with a line of totals.
+    """The rows of a model, printed as a table with a few lines about the whole.
 
     Attributes:
         backend: Which backend runs the model and why, or empty.
         roles: How layers got their roles, first, last or time path, or empty if it is not known.
+        remedies: What calibration tried and kept, and what the model costs, or empty.
     """
 
     backend: str = ""
     roles: str = ""
+    remedies: str = ""
 
     def __str__(self) -> str:
-        head = ("layer", "type", "weight bits", "input bits", "zero", "scale", "kernel", "note")
-        shown = len(head) if any(row.kernel for row in self) else len(head) - 2
-        table = [cells[:shown] for cells in (head, *(row.cells() for row in self))]
-        widths = [max(len(line[i]) for line in table) for i in range(shown)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-            for line in table
+        return self.table()
+
+    def table(self, width: int | None = None) -> str:
+        """The table and what is said about the whole.
+
+        Arguments:
+            width: Characters of the terminal, to which paths are shortened; None shortens nothing.
+        """
+        macs = sum(row.macs for row in self)
+        cells = [row.cells(macs) for row in self]
+        shown = [i for i in range(len(HEAD)) if i < 6 or any(line[i] for line in cells)]
+        head = [HEAD[i] for i in shown]
+        rows = [[line[i] for i in shown] for line in cells]
+        right = [head.index(name) for name in ("zero", "work") if name in head]
+        return f"{text_table(rows, head, right, width)}\n{self.footer}"
+
+    @property
+    def footer(self) -> str:
+        """What is said about the whole."""
+        quantized = [
+            row for row in self if row.weight_codes is not None or row.input_codes is not None
         ]
-        lines.insert(1, "  ".join("-" * w for w in widths))
-        quantized = sum(
-            row.weight_codes is not None or row.input_codes is not None for row in self
-        )
-        total = f"{quantized} of {len(self)} layers quantized"
-        weights = sum(row.weights for row in self)
-        if weights:
-            few = sum(row.weights for row in self if row.weight_codes is not None)
-            total += f", {100 * few / weights:.1f} % of {weights:,} weights"
+        total = f"{len(quantized)} of {len(self)} layers quantized"
+        if weights := sum(row.weights for row in self):
+            few = [row for row in self if row.weight_codes is not None and row.weights]
+            count = sum(row.weights for row in few)
+            total += f", {100 * count / weights:.1f} % of {weights:,} weights"
+            if count:
+                bits = sum(row.weight_bits * row.weights for row in few) / count
+                total += f" at {bits:.3g} bits"
         total += _counts("scales", [row.scale for row in self])
         total += _counts("kernels", [row.kernel for row in self])
-        lines += [*self.roles.splitlines(), total]
-        if self.backend:
-            lines.append(f"backend: {self.backend}")
-        return "\n".join(lines)
+        backend = f"backend: {self.backend}" if self.backend else ""
+        return "\n".join(filter(None, [self.roles, self.remedies, total, backend]))
 
 
 def _counts(label: str, words: list[str]) -> str:
@@ -190,7 +218,16 @@ def summary(model: nn.Module) -> Summary:
     if any(row.kernel for row in rows):  # compiled: what no backend touched runs as it was
         rows[:] = [row if row.kernel else row.on(_untouched(row)) for row in rows]
     rows.backend = str(getattr(model, "tdq_backend", ""))
-    roles = getattr(getattr(model, "tdq", None), "roles", None)
+    roles, remedies = (
+        getattr(getattr(model, "tdq", None), name, None) for name in ("roles", "remedies")
+    )
+    if remedies is not None:
+        rows.remedies = str(remedies)
+        rows[:] = [
+            replace(row, remedies=found, macs=remedies.macs.get(row.path, 0))
+            for row in rows
+            for found in [remedies.layers.get(row.path, ())]
+        ]
     if roles is not None:
         rows.roles = str(roles)
     elif any(row.scale.startswith("pending") for row in rows):

@@ -4,6 +4,7 @@ ones included, and is saved with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -80,4 +81,6 @@ class RemedyRecord:
 
 
 def _made(kind: Any, data: Mapping[str, Any]) -> Any:
-    return kind(**{f.name: data[f.name] for f in fields(kind)})
+    """An entry of a record; JSON has no NaN."""
+    found = {f.name: data[f.name] for f in fields(kind)}
+    return kind(**{name: math.nan if v is None else v for name, v in found.items()})

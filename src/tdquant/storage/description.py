@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from tdquant.calibration.record import RemedyRecord
 from tdquant.clock import clock_of
 from tdquant.errors import FreezeError
 from tdquant.freezing import is_frozen
@@ -19,7 +20,7 @@ from tdquant.numerics.packing import aligned_bits, stored_bits
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, OffsetQuantizer
 from tdquant.recipe import Recipe
 from tdquant.scales import TableScale
-from tdquant.state import history, recipe_of
+from tdquant.state import history, recipe_of, state_of
 
 Description = Mapping[str, Any]
 
@@ -40,6 +41,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
         )
     recipe, correction = recipe_of(model), correction_of(model)
     behind: dict[str, Any] = {}
+    if isinstance(remedies := state_of(model).remedies, RemedyRecord):
+        behind["remedies"] = remedies.to_dict()
     if correction is not None:
         behind["correction"] = correction.settings()
     if any(getattr(module, "fused_projections", False) for module in model.modules()):

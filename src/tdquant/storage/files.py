@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from tdquant.errors import StorageError
 from tdquant.files.checkpoints import LazyTensor
 from tdquant.files.checkpoints.opening import open_safetensors
-from tdquant.files.documents import Document, Section, read_json
+from tdquant.files.documents import Document, Gap, Section, read_json
 from tdquant.files.looking import exists
 from tdquant.files.writing import recover
 from tdquant.numerics.packing import stored_bits
@@ -105,6 +105,37 @@ class Correction(Section):
     axis: Literal[1, -1] = 1
 
 
+class Trial(Section):
+    """A remedy that was tried on the whole model."""
+
+    name: str
+    kept: bool
+    before: Gap
+    after: Gap
+    what: str
+
+
+class Protected(Section):
+    """An input with more bits than the recipe has for it."""
+
+    path: str
+    bits: int
+    saved: Gap
+    cost: Gap
+
+
+class Remedies(Section):
+    """What calibration did beside scales."""
+
+    basis: str
+    trials: list[Trial] = Field(default_factory=list)
+    protected: list[Protected] = Field(default_factory=list)
+    layers: dict[str, list[str]] = Field(default_factory=dict)
+    macs: dict[str, int] = Field(default_factory=dict)
+    size: float
+    time: float
+
+
 class Index(Document):
     """``tdquant.json``: what ``describe`` gave, how to build the float model, and the tensors."""
 
@@ -122,6 +153,7 @@ class Index(Document):
     gain: Gain | None = None
     correction: Correction | None = None
     fused: bool = False
+    remedies: Remedies | None = None
     aliases: dict[str, str] = Field(default_factory=dict)
     tensors: list[str] | None = None
     digest: str | None = None

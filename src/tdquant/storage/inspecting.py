@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tdquant.calibration.record import RemedyRecord
 from tdquant.errors import StorageError
 from tdquant.files.checkpoints import LazyTensor, open_checkpoint
 from tdquant.files.documents import Section, checked, json_safe, read_json
@@ -66,6 +67,8 @@ def _model(folder: Path, width: int | None) -> str:
     for step in index.get("history", ()):
         facts = {k: v for k, v in step.items() if k != "step" and v not in ({}, [], None)}
         lines.append(f"{step.get('step')}: {_facts(facts)}")
+    if index.get("remedies"):
+        lines.append(str(RemedyRecord.from_dict(index["remedies"])))
     return "\n".join([*lines, "", table])
 
 
@@ -81,7 +84,8 @@ def _facts(facts: dict[str, Any]) -> str:
         if isinstance(value, dict):
             return "(" + _facts(value) + ")"
         if isinstance(value, list):
-            return " to ".join(map(word, value))
+            numbers = all(isinstance(each, (int, float)) for each in value)
+            return (" to " if numbers else " ").join(map(word, value))
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     return ", ".join(f"{k} {word(v)}" for k, v in facts.items())

@@ -13,7 +13,8 @@ from tdquant.storage.description import Description
 from tdquant.storage.sparkline import sparkline
 from tdquant.support.tables import counted, cut, text_table
 
-HEAD = ("layer", "type", "weight", "input", "zero", "kB", "s(t)")
+HEAD = ("layer", "type", "weight", "input", "zero", "kB", "remedies", "s(t)")
+_REMEDIES = HEAD.index("remedies")
 _BARS = 24
 """Characters of a sparkline. In narrow terminals it has 16 or 8, and no number of knots."""
 
@@ -21,9 +22,9 @@ Tensors = Mapping[str, LazyTensor]
 
 
 def layer_table(index: Description, tensors: Tensors, width: int | None = None) -> str:
-    """One line for each layer: bits of weight and input, zero point, kilobytes stored, and the
-    activation's step size: its value, or its least and largest over time and the curve between;
-    and the gain of a corrected model, and the largest of its bias.
+    """One line for each layer: bits of weight and input, zero point, kilobytes stored, remedies if
+    any layer has some, and the activation's step size: its value, or its least and largest over
+    time and the curve between; and the gain of a corrected model, and the largest of its bias.
 
     Arguments:
         index: What ``read_index`` gave.
@@ -32,13 +33,17 @@ def layer_table(index: Description, tensors: Tensors, width: int | None = None) 
             the paths, then the ends. None cuts nothing.
     """
     rows = list(_rows(index, tensors))
+    remedied = any(cells[_REMEDIES] for cells in rows)
+    shown = [i for i in range(len(HEAD)) if remedied or i != _REMEDIES]
+    head = [HEAD[i] for i in shown]
     for bars in (_BARS, 16, 8):
-        drawn = [(*cells, _curve(steps, bars)) for *cells, steps in rows]
-        table = text_table(drawn, HEAD, right=(4, 5))
+        drawn = [[*cells, _curve(steps, bars)] for *cells, steps in rows]
+        drawn = [[cells[i] for i in shown] for cells in drawn]
+        table = text_table(drawn, head, right=(4, 5))
         if width is None or max(map(len, table.splitlines())) <= width:
             break
     else:
-        table = text_table(drawn, HEAD, right=(4, 5), width=width)
+        table = text_table(drawn, head, right=(4, 5), width=width)
     lines = [table]
     corrected = list(_correction(index, tensors))
     if corrected:
@@ -60,24 +65,26 @@ def _correction(index: Description, tensors: Tensors) -> Iterator[str]:
 
 def _rows(index: Description, tensors: Tensors) -> Iterator[tuple[Any, ...]]:
     """The cells of each line, the last of them a curve or words."""
+    named = (index.get("remedies") or {}).get("layers", {})
     for path, spec in index["layers"].items():
         activation = spec.get("input")
         own = f"{path}.input_quantizer."
         cells = _cells(spec.get("weight"), activation, f"{path}.", tensors)
-        yield (path, spec["type"], *cells, _steps(activation, own, tensors))
+        grouped = ["groups"] if (spec.get("weight") or {}).get("group") else []
+        remedies = " ".join([*grouped, *named.get(path, ())])
+        kind = spec["type"].removeprefix("Quant")
+        yield (path, kind, *cells, remedies, _steps(activation, own, tensors))
     for path, operands in index["attention"].items():
         for name, activation in operands.items():
             own = f"{path}.processor.{name}_quantizer."
             cells = _cells(None, activation, own, tensors)
-            yield (f"{path}.{name}", "attention", *cells, _steps(activation, own, tensors))
+            yield (f"{path}.{name}", "attention", *cells, "", _steps(activation, own, tensors))
 
 
 def _cells(weight: Any, activation: Any, prefix: str, tensors: Tensors) -> tuple[str, ...]:
     size = sum(t.nbytes for name, t in tensors.items() if name.startswith(prefix))
-    group = (weight or {}).get("group")
-    shared = f", groups of {group}" if group else ""
     return (
-        f"{weight['bits']} bits{shared}" if weight else "float",
+        f"{weight['bits']} bits" if weight else "float",
         f"{activation['bits']} bits" if activation else "float",
         str(activation["zero_point"]) if activation else "",
         f"{size / 1e3:.1f}",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tdquant.calibration.record import RemedyRecord
 from tdquant.clock import Clock
 from tdquant.errors import StorageError
 from tdquant.layers import QUANTIZED, quantized_layers, replace_module
@@ -57,6 +58,8 @@ def build_skeleton(
     state.history = list(description.get("history", ()))
     if description.get("recipe"):
         state.recipe = Recipe.from_dict(description["recipe"])
+    if description.get("remedies"):
+        state.remedies = RemedyRecord.from_dict(description["remedies"])
     if description.get("fused"):
         model.fuse_qkv_projections()  # type: ignore[operator]
     for entry in description.get("structures", ()):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tdquant.calibration.record import RemedyRecord
+from tdquant.calibration.report import RemedyTrial
 from tdquant.clock import is_quantized
 from tdquant.errors import ModelError
 from tdquant.files.digests import hash_tensors
@@ -21,7 +23,7 @@ from tdquant.model_summary import layer_row
 from tdquant.quantizers import activation_quantizers
 from tdquant.recipe import Recipe
 from tdquant.scales import DynamicScale, TableScale
-from tdquant.state import history, recipe_of
+from tdquant.state import history, recipe_of, state_of
 from tdquant.storage.description import describe
 from tdquant.storage.stored import pack_tensors
 
@@ -33,11 +35,12 @@ def frozen_of(model: nn.Module) -> nn.Module:
 
 def digest_of(model: nn.Module) -> str:
     """First 16 hex digits of a SHA-256 of every tensor of a float or frozen model and the
-    description of its layers, without its history.
+    description of its layers, without its history and remedies.
     """
     found = hash_tensors(model.state_dict())
     if is_quantized(model):
-        described = describe(model) | {"history": None}
+        told = ("history", "remedies")
+        described = {k: v for k, v in describe(model).items() if k not in told} | {"history": None}
         found.update(json.dumps(described, sort_keys=True, default=str).encode())
     return found.hexdigest()[:16]
 
@@ -57,6 +60,7 @@ def describe_model(model: nn.Module, name: str, source: str, digest: str) -> dic
             "bits": bits,
             "scale": scale,
             "history": history(model),
+            "remedies": _remedies(model),
         }
     )
 
@@ -65,10 +69,24 @@ def _bits(model: nn.Module, recipe: Any) -> str:
     """``W4A4`` or the like: from the recipe, or without one from the layers if all agree."""
     if isinstance(recipe, Recipe):
         mixed = any({"weights", "activations"} & set(c) for c in recipe.overrides.values())
+        mixed |= any(one.name == "bits" for one in _trials(model))
         return "mixed" if mixed else f"W{recipe.weights}A{recipe.activations}"
     rows = [layer_row(path, layer) for path, layer in quantized_layers(model)]
     widths = {(row.weight_bits, row.input_bits) for row in rows}
     return "W{}A{}".format(*next(iter(widths))) if len(widths) == 1 else "mixed"
+
+
+def _remedies(model: nn.Module) -> dict[str, Any] | None:
+    """The record of calibration, without what it says of each layer."""
+    record = state_of(model).remedies
+    if not isinstance(record, RemedyRecord):
+        return None
+    return {k: v for k, v in record.to_dict().items() if k not in ("layers", "macs")}
+
+
+def _trials(model: nn.Module) -> tuple[RemedyTrial, ...]:
+    record = state_of(model).remedies
+    return record.trials if isinstance(record, RemedyRecord) else ()
 
 
 def _scale(model: nn.Module, recipe: Any) -> str:
