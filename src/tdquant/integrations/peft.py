@@ -23,6 +23,8 @@ from tdquant.errors import ConversionError
 from tdquant.freezing import requantize
 from tdquant.integrations.importing import wrap_method
 from tdquant.layers import QuantLayer, StructuredLayer, quantized_layers
+from tdquant.lowering.onednn.layer import OneDnnLayer
+from tdquant.lowering.products import ProductLayer
 from tdquant.quantizers import FrozenWeight
 
 KINDS = ("LORA", "LOHA", "LOKR", "IA3")
@@ -30,9 +32,11 @@ KINDS = ("LORA", "LOHA", "LOKR", "IA3")
 quantizer, or rotate its input away from what the scales were calibrated on."""
 
 _MERGING = (LoraLinear, LoraConv, LycorisLayer, IA3Linear, IA3Conv)
+_COMPILED = (ProductLayer, OneDnnLayer)
 _BEFORE = "_tdq_before"
 """Attribute of an adapter fused into a frozen layer: the layer's parameters and quantizer."""
 _ENOUGH = 0.8
+_FIRST = "fuse or unfuse the adapter of the frozen model, and compile that"
 _SHARES: ContextVar[list[tuple[float, float]] | None] = ContextVar("shares", default=None)
 
 
@@ -58,6 +62,7 @@ def register_fusing() -> None:
 def _inject(inject: Any, self: Any, model: nn.Module, adapter_name: str, *a: Any, **k: Any) -> Any:
     config = self.peft_config[adapter_name]
     kind = str(getattr(config.peft_type, "value", config.peft_type))
+    _refuse_compiled(model, "takes no adapter", "add it to the frozen model, and compile that")
     quantized = next(quantized_layers(model), None)
     if quantized is not None and (kind not in KINDS or getattr(config, "target_parameters", None)):
         raise ConversionError(
@@ -79,8 +84,21 @@ def _inject(inject: Any, self: Any, model: nn.Module, adapter_name: str, *a: Any
     return inject(self, model, adapter_name, *a, **k)
 
 
+def _refuse_compiled(model: nn.Module, what: str, fix: str) -> None:
+    """Raises ConversionError if a backend computes the model, or a layer of it."""
+    found = next((p for p, m in model.named_modules() if isinstance(m, _COMPILED)), None)
+    if found is not None:
+        raise ConversionError(
+            f"a compiled model {what}",
+            where=found or type(model).__name__,
+            why="its layers are those of a backend, which hold the products of what was frozen",
+            fix=fix,
+        )
+
+
 def _merge(merge: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     base = self.get_base_layer()
+    _refuse_compiled(base, "fuses no adapter", _FIRST)
     frozen = isinstance(base, QuantLayer) and isinstance(base.weight_quantizer, FrozenWeight)
     if not frozen:
         merge(self, *args, **kwargs)
@@ -110,6 +128,7 @@ def _unmerge(unmerge: Any, self: Any) -> None:
     if not hasattr(self, _BEFORE):
         unmerge(self)
         return
+    _refuse_compiled(self.get_base_layer(), "keeps its fused adapter", _FIRST)
     # Not peft's own arithmetic: IA3 would divide again, and warn that it is inexact.
     self.merged_adapters.clear()
     getattr(self, "_caches", {}).clear()  # of DoRA
@@ -144,6 +163,8 @@ def warn_of_rounding(fuse: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Fuses, and warns if rounding the sums again keeps little of the adapters: the share is that
     of ``<Q(W + D) - W, D>`` in ``<D, D>`` over all layers, W on its grid before.
     """
+    if kwargs.get("merge", True):
+        _refuse_compiled(self, "fuses no adapter", _FIRST)
     shares: list[tuple[float, float]] = []
     token = _SHARES.set(shares)
     try:

@@ -17,7 +17,6 @@ Where code 0 stands for a real number o (``OffsetQuantizer``), padded zeros are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -201,9 +200,8 @@ def lower(model: nn.Module, call: Call, layer: Layer, attention: Attention) -> L
         trim_heap()  # of what finding the codes took
     for path, old in list(model.named_modules()):
         if isinstance(old, QuantAttention):
-            block: Any = model.get_submodule(path.rpartition(".")[0])
             products = attention({name: operand(old.quantizer(name)) for name in OPERANDS})  # type: ignore[misc]
-            block.set_processor(products)
+            replace_module(model, old, products)
             kernels |= {f"{path}.{name}": kernel for name, kernel in products.kernels().items()}
     rows = [row.on(*kernels.get(row.path, (labels.FLOAT,))) for row in table]
     return Lowered(model.eval().requires_grad_(False), call, banks, values, rows)

@@ -1,6 +1,7 @@
 """A model that an engine runs, in the place of a denoiser: what pipelines read of it besides
 calling it. A graph has no modules to ask, so its file describes them, as JSON:
 
+    adapter          what kind of adapter is computed beside its layers, or null
     config           the model's configuration
     attributes       path of a module -> its plain attributes, ``""`` for the model itself
     num_parameters   numbers in its weights
@@ -21,6 +22,7 @@ from torch import nn
 
 from tdquant.errors import EngineAttributeError, ExportError
 from tdquant.lowering.nests import Output
+from tdquant.support.adapters import adapters_of
 
 _HOOKS = "_diffusers_hook"
 """Where diffusers keeps its caches and group offloading on a module."""
@@ -32,8 +34,9 @@ LENGTH = "__len__"
 
 def described(model: nn.Module) -> dict[str, Any]:
     """The description of a model that is not its call."""
-    config = getattr(model, "config", None)
+    config, adapter = getattr(model, "config", None), adapters_of(model)
     return {
+        "adapter": adapter and adapter[0],
         "config": plain({k: getattr(config, k, v) for k, v in dict(config or {}).items()}),
         "attributes": {
             path: _attributes(module)
@@ -87,6 +90,7 @@ class OnEngine(nn.Module):
         self._name = str(about.get("model", ""))
         self._attributes: dict[str, dict[str, Any]] = about.get("attributes", {})
         self._count = int(about.get("num_parameters", 0))
+        self._adapter = about.get("adapter")
         self._place = nn.Parameter(torch.empty(0), requires_grad=False)
 
     @property
@@ -108,6 +112,11 @@ class OnEngine(nn.Module):
     ) -> contextlib.AbstractContextManager[None]:
         """A context that does nothing: an engine computes every block in every call."""
         return contextlib.nullcontext()
+
+    def check_adapter(self) -> None:
+        """Raises EngineAttributeError if the graph computes an adapter, which stays as it is."""
+        if self._adapter:
+            raise _fixed("keeps the adapter in its graph", self._name)
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
         """Raises ExportError: the frozen model is what is saved."""

@@ -19,7 +19,7 @@ from tdquant.models import build
 from tdquant.storage.description import describe
 from tdquant.storage.files import FORMAT, INDEX, TENSORS, VERSION
 from tdquant.storage.stored import stored_tensors
-from tdquant.support.adapters import PEFT, adapters_of
+from tdquant.support.adapters import PEFT, adapters_of, widened_layer
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
@@ -63,7 +63,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
 def refuse_others(model: nn.Module) -> None:
     """Raises FreezeError for frozen models that cannot be rebuilt from a file."""
-    found, where = adapters_of(model), type(model).__name__
+    found, wide, where = adapters_of(model), widened_layer(model), type(model).__name__
     if hasattr(model, "tdq_backend"):
         what, fix = (
             "a compiled model",
@@ -76,6 +76,9 @@ def refuse_others(model: nn.Module) -> None:
         fix = "pipe.unload_ip_adapter(), and load it again beside what was saved"
         if what is PEFT:
             fix = "pipe.unload_lora_weights(), after pipe.fuse_lora() to keep them"
+    elif wide is not None:
+        what, where = "a model that a control LoRA made wider", f"{where}.{wide}"
+        fix = "pipe.unload_lora_weights(reset_to_overwritten_params=True)"
     else:
         return
     raise FreezeError(f"{what} cannot be saved", where=where, fix=fix)

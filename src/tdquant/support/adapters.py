@@ -23,6 +23,17 @@ def adapters_of(model: nn.Module) -> tuple[str, str] | None:
     return None
 
 
+def widened_layer(model: nn.Module) -> str | None:
+    """The path of a layer that a control LoRA made wider than the configuration of the model says,
+    or None: diffusers keeps the weight that it replaced.
+    """
+    for name, weight in (getattr(model, "_overwritten_params", None) or {}).items():
+        path, _, kind = name.rpartition(".")
+        if kind == "weight" and model.get_submodule(path).weight.shape != weight.shape:  # type: ignore[union-attr]
+            return path
+    return None
+
+
 def refuse_weight_readers(model: nn.Module, backend: str) -> None:
     """Raises BackendError for adapters that compute with the weight below them, or with its shape:
     layers of this backend do not keep it.

@@ -15,9 +15,10 @@ from tdquant.integrations.importing import wrap_method
 from tdquant.layers import QuantLayer, StructuredLayer
 
 
-def allow_own_dtype() -> None:
-    """Lets ``.to`` of a quantized model take the dtype that the model already has. diffusers
-    raises for any dtype, and ``load_ip_adapter`` ends with such a call.
+def extend_models() -> None:
+    """Lets ``.to`` of a quantized model take the dtype that the model already has: diffusers
+    raises for any dtype, and ``load_ip_adapter`` ends with such a call. Has models that are
+    unpickled check fusing, as those that are quantized here do.
     """
     from diffusers.models.modeling_utils import ModelMixin
 
@@ -29,7 +30,13 @@ def allow_own_dtype() -> None:
                 return self if device is None else move(self, device)
         return move(self, *args, **kwargs)
 
+    def set_state(load: Any, self: Any, state: dict[str, Any]) -> None:
+        load(self, state)
+        if getattr(self, "quantization_method", None) is METHOD:
+            check_fusing(self)
+
     wrap_method(ModelMixin, "to", to)
+    wrap_method(ModelMixin, "__setstate__", set_state)
 
 
 def check_fusing(model: nn.Module) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -110,3 +111,18 @@ def put_config(model: Any, config: TDQConfig) -> None:
     own = {k: attributes[k] for k, v in items.items() if attributes.get(k, v) != v}
     model.register_to_config(quantization_config=config)
     vars(model.config).update(own)
+
+
+@contextlib.contextmanager
+def config_unchanged_on_error(model: Any) -> Iterator[None]:
+    """Restores what was set as an attribute of a model's configuration if the context ends by an
+    error.
+    """
+    attributes = vars(model.config)
+    before = dict(attributes)
+    try:
+        yield
+    except BaseException:
+        attributes.clear()
+        attributes.update(before)
+        raise

@@ -13,16 +13,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from tdquant.clock import clock_of, is_quantized
+from tdquant.integrations.diffusers.config import config_unchanged_on_error
 from tdquant.integrations.importing import wrap_method
 from tdquant.layers.attention import QuantAttention
+from tdquant.lowering.slot import OnEngine
+from tdquant.support.restoring import unchanged_on_error
 
 _KEPT = "tdq_kept"
 """Name of the quantized processor in a processor of an IP-Adapter."""
-_PROJECTIONS = ("encoder_hid_proj", "text_encoder_hid_proj")
-"""Where diffusers puts the projection of images, and that of Kolors' texts meanwhile."""
-_KIND = "encoder_hid_dim_type"
-"""Entry of the configuration that says what the projection is of."""
-_ABSENT = object()
 
 
 def keep_quantizers() -> None:
@@ -39,6 +37,8 @@ def keep_quantizers() -> None:
             return change(self, *args, **kwargs)
 
     def unload(change: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.unet, OnEngine):
+            self.unet.check_adapter()
         with _processors_kept(self.unet):
             return change(self, *args, **kwargs)
 
@@ -62,19 +62,13 @@ def _processors_kept(model: Any) -> Iterator[None]:
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     before = model.attn_processors
-    projections = {name: getattr(model, name, _ABSENT) for name in _PROJECTIONS}
-    kind = getattr(model.config, _KIND, _ABSENT)
-    model.set_attn_processor(
-        {n: AttnProcessor2_0() if isinstance(p, QuantAttention) else p for n, p in before.items()}
-    )
-    try:
+    plain = {
+        name: AttnProcessor2_0() if isinstance(processor, QuantAttention) else processor
+        for name, processor in before.items()
+    }
+    with unchanged_on_error(model), config_unchanged_on_error(model):
+        model.set_attn_processor(plain)
         yield
-    except BaseException:
-        for name, module in projections.items():
-            _restore(model, name, module)
-        _restore(model.config, _KIND, kind)
-        model.set_attn_processor(dict(before))
-        raise
     now = model.attn_processors
     for name, processor in list(now.items()):
         kept = _kept(before.get(name))
@@ -93,10 +87,3 @@ def _kept(processor: Any) -> QuantAttention | None:
     if isinstance(processor, QuantAttention):
         return processor
     return getattr(processor, _KEPT, None)
-
-
-def _restore(owner: Any, name: str, value: Any) -> None:
-    if value is not _ABSENT:
-        setattr(owner, name, value)
-    elif hasattr(owner, name):
-        delattr(owner, name)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tdquant.clock import clock_of
 from tdquant.errors import FreezeError, StorageError
 from tdquant.freezing import is_frozen
+from tdquant.integrations.diffusers.adapters import check_fusing
 from tdquant.integrations.diffusers.config import TDQConfig, put_config
 from tdquant.layers import QuantLayer
 from tdquant.quantization import quantize
@@ -151,6 +152,7 @@ class TDQQuantizer(DiffusersQuantizer):
         return True
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        check_fusing(model)
         config = self.quantization_config
         if self.pre_quantized:
             return finalize_weights(model, config.compact)
