@@ -8,8 +8,9 @@ from torch import nn
 
 import tdquant as tdq
 from tdquant.choice.size import float_bytes, saved_bytes
+from tdquant.choice.time import layer_macs
 from tdquant.errors import RecipeError
-from tdquant.layers import quantized_layers
+from tdquant.layers import SplitLayer, quantized_layers, replace_module
 from tdquant.recipe import FLOAT
 from tests.denoisers import Mixed, Wide, calls
 
@@ -162,6 +163,20 @@ def test_time_bounds_inputs_in_float():
     model = budgeted(recipe=recipe, protection=1.0, time=0.46)
     assert 1 / 3 < model.tdq.remedies.time <= 0.46
     assert {one.bits for one in model.tdq.remedies.protected} == {FLOAT}
+
+
+def test_work_is_that_of_layers_and_their_parts():
+    batches = [(40 * x, t) for x, t in calls(4)]
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(8, 5, remedies=("factors",)))
+    seen = tdq.observe(model, batches, progress=False)
+    assert seen.macs["conv_in"] == 12 * 6 * 9 * 64
+    assert seen.macs["grouped"] == 12 * 4 * 9 * 16
+    tdq.calibrate(model, seen, progress=False)
+    replace_module(model, model.reflect, SplitLayer.from_quantized(model.reflect, (4, 8)))
+    found = layer_macs(model, seen.macs)
+    assert sum(found.values()) == sum(seen.macs.values())
+    assert found["reflect.parts.1"] == 2 * found["reflect.parts.0"]
+    assert {p for p in found if "quantizer" in p} == set()
 
 
 def test_published_quantizers_have_no_budget():

@@ -68,6 +68,22 @@ def test_searched_and_reconstructed(source, tmp_path, capsys):
     assert (tmp_path / "out" / "search-unet.png").exists()
 
 
+def test_within_a_budget(source, tmp_path, capsys):
+    words = ("--samples", 1, "--scale", "static", "--pictures", 0)
+    size, budget = 0.7, "size=0.7,time=0.9,protection=0.1"
+    assert run(source, "ddim", tmp_path / "out", *words, "--budget", budget) == 0
+    said = capsys.readouterr().out
+    for words in ("% of the float32 bytes", "bits  kept", "layers quantized", "saved to"):
+        assert words in said.partition("MB on disk")[2]
+    file = tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors"
+    floats = DiffusionPipeline.from_pretrained(source / "ddim").unet.num_parameters()
+    assert file.stat().st_size <= 1.02 * size * 4 * floats
+    unet = DiffusionPipeline.from_pretrained(tmp_path / "out").unet
+    assert unet.tdq.remedies.trials[0].name == "bits"
+    assert main(["inspect", str(tmp_path / "out" / "unet")]) == 0
+    assert str(unet.tdq.remedies) in capsys.readouterr().out
+
+
 def test_a_whole_recipe_from_a_file(source, tmp_path):
     recipe = tdq.Recipe(weights=8, activations=32, exclude=("mid_block.*",))
     file = tmp_path / "recipe.json"
@@ -117,6 +133,9 @@ def test_a_stopped_job_takes_the_calls_that_it_recorded(source, tmp_path, monkey
         (("--samples", "1", "--weights", "77"), "bits"),
         (("--samples", "1", "--recipe", "missing.json"), "recipe cannot be read"),
         (("--samples", "1", "--target-bits", "1"), "target_bits"),
+        (("--samples", "1", "--budget", "size=0.01"), "size=0.01 cannot be met"),
+        (("--samples", "1", "--budget", "sise=0.1"), "no budget 'sise'"),
+        (("--samples", "1", "--target-bits", "4", "--budget", "size=0.3"), "one of them"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1],
 )

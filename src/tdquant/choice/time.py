@@ -80,10 +80,12 @@ def spare_time(
 
 def _plain(path: str, module: nn.Module) -> Iterator[tuple[str, int]]:
     """The plain layers in a module, and their numbers of weights."""
-    for name, part in module.named_modules():
-        if isinstance(part, QuantLayer) or type(part) in QUANTIZED:
-            held = part._parameters.get("codes", part._parameters.get("weight"))
-            yield f"{path}.{name}".strip("."), 1 if held is None else held.numel()
+    if isinstance(module, QuantLayer) or type(module) in QUANTIZED:
+        held = module._parameters.get("codes", module._parameters.get("weight"))
+        yield path, 1 if held is None else held.numel()
+        return
+    for name, part in module.named_children():
+        yield from _plain(f"{path}.{name}", part)
 
 
 def _costs(model: nn.Module, macs: Mapping[str, int]) -> dict[str, float]:

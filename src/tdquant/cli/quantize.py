@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ def add(commands: Any) -> None:
         "checkpoint file with --config, or of a run that trained in float, the folder is one that "
         "tdquant sample and evaluate take.",
         epilog="KEY=VALUE are further arguments of the pipeline, the value JSON or a word: "
-        "guidance_scale=5 height=256. KEY.PATH=VALUE changes the configuration.",
+        "guidance_scale=5 height=256. KEY.PATH=VALUE changes the configuration. An example: "
+        "tdquant quantize --model my-pipeline --out my-small-pipeline --prompts prompts.txt "
+        "--budget size=0.15,time=0.5",
         parents=[
             shared(
                 "config", "ema", "text_encoder", "dtype", "quiet",
@@ -43,6 +47,10 @@ def add(commands: Any) -> None:
     flag("--samples", type=int, help="number of samples, for a model without prompts (16)")
     flag("--part", action="append", default=[], help="denoiser to quantize, such as transformer; "
          "may be repeated (default: all)")  # fmt: skip
+    flag("--budget", metavar="NAME=SHARE,...", help="what each denoiser may cost: size, of the "
+         "float32 bytes, within which bits are chosen layer by layer; time, of the float one, by "
+         "multiply-accumulates; protection, of the work, whose inputs get more bits (0.03). As in "
+         "size=0.15,time=0.5,protection=0.02")  # fmt: skip
     flag("--target-bits", type=float, help="search bits layer by layer, this many a weight on "
          "average")  # fmt: skip
     flag("--max-error", type=float, help="search bits layer by layer, for this mean squared error "
@@ -75,6 +83,7 @@ def run(options: argparse.Namespace) -> None:
     outcome = run_job(
         QuantizeOptions(
             recipe=_recipe(options),
+            budget=_budget(options),
             prompts=_prompts(options),
             call=call_arguments(word for word in options.overrides if word not in changes),
             overrides=changes,
@@ -84,8 +93,11 @@ def run(options: argparse.Namespace) -> None:
         report=print,
     )
     if options.layers:
-        for name, table in outcome.layers.items():
-            print(f"\n{name}\n{table}")
+        # What goes to a file or another program stays whole.
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for name, layers in outcome.layers.items():
+            print(f"\n{name}\n{layers.table(width)}")
+        print()
     print(outcome)
 
 
@@ -102,6 +114,21 @@ def _recipe(options: argparse.Namespace) -> Any:
         raise RecipeError(
             "the recipe cannot be read", where=str(options.recipe), why=str(error)
         ) from error
+
+
+def _budget(options: argparse.Namespace) -> Any:
+    from tdquant.choice import Budget
+    from tdquant.errors import TDQError
+
+    budget = Budget() if options.budget is None else Budget.from_text(options.budget)
+    searched = options.target_bits is not None or options.max_error is not None
+    if budget.size is not None and searched:
+        raise TDQError(
+            "--budget size= with --target-bits or --max-error",
+            why="each of them chooses the bits of weights",
+            fix="one of them",
+        )
+    return budget
 
 
 def _prompts(options: argparse.Namespace) -> Any:

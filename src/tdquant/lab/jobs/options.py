@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tdquant.choice import Budget
+from tdquant.model_summary import Summary
 from tdquant.recipe import Recipe
 
 PICTURE = "comparison.png"
@@ -23,6 +25,7 @@ class QuantizeOptions:
             checkpoint file; or a training run of a float model.
         out: Folder to write.
         recipe: Bits and scales.
+        budget: What each denoiser may cost.
         prompts: Prompts, dictionaries of the pipeline's arguments, or a number of samples.
         call: Further arguments of the pipeline's call.
         steps: Sampler steps of the recorded runs.
@@ -49,6 +52,7 @@ class QuantizeOptions:
     out: Path
     recipe: Recipe
     prompts: int | Sequence[str | dict[str, Any]]
+    budget: Budget = field(default_factory=Budget)
     call: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 50
     batch: int = 1
@@ -76,7 +80,7 @@ class Outcome:
 
     Attributes:
         out: The folder that was written.
-        layers: Denoiser -> its layer table.
+        layers: Denoiser -> its layers.
         sizes: Denoiser -> bytes of its tensors, float in memory and quantized on disk.
         errors: Mean squared error and PSNR of pictures against those of the float model, in
             [0, 1]; None if none were compared.
@@ -84,16 +88,16 @@ class Outcome:
     """
 
     out: Path
-    layers: dict[str, str]
+    layers: dict[str, Summary]
     sizes: dict[str, tuple[int, int]]
     errors: dict[str, float] | None
     seconds: dict[str, float]
 
     def __str__(self) -> str:
-        lines = [
-            f"{name}: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB on disk"
-            for name, (before, after) in self.sizes.items()
-        ]
+        lines = []
+        for name, (before, after) in self.sizes.items():
+            lines.append(f"{name}: {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB on disk")
+            lines += [f"  {line}" for line in self.layers[name].footer.splitlines()]
         if self.errors:
             lines.append(
                 f"pictures: PSNR {self.errors['psnr']:.1f} dB against the float pipeline "

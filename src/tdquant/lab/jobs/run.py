@@ -68,7 +68,7 @@ def run_job(
         for name, model in list(target.denoisers.items()):
             before[name] = resident_bytes(model)
             frozen = freeze(_quantized(model, name, calls[name], options, work, lap, report))
-            layers[name] = str(summary(frozen))
+            layers[name] = summary(frozen)
             target.replace(name, frozen)
             lap("freeze")
         for name, teacher in teachers.items():
@@ -158,7 +158,7 @@ def _quantized(
             report(f"no picture of the search: {error}")
         lap("search")
     quantize(model, recipe)
-    calibrate(model, calls if seen is None else seen, **common)
+    calibrate(model, calls if seen is None else seen, budget=options.budget, **common)
     report(str(state_of(model).calibration))
     lap("calibrate")
     if options.reconstruct:
