@@ -98,9 +98,29 @@ def metric(title, value, spread, better, unit=""):
     }
 
 
+def remedies():
+    """What a record says of what calibration tried."""
+    trials = (
+        ("bits", True, 0.034, 0.0298, "bits of 37 weights, 4.53 on average"),
+        ("factors", False, 0.0298, 0.0415, "factors for the channels of 9 inputs"),
+        ("rounding", True, 0.0298, 0.0121, "codes of 54 weights by their layers' outputs"),
+        ("correction", True, 1.0, 0.83, "bias of the output over time, by calls"),
+    )
+    keys = ("name", "kept", "before", "after", "what")
+    places = (("up_blocks.2.resnets.1.conv_shortcut", 8, 0.52), ("conv_in", 32, 0.2))
+    return {
+        "basis": "recorded trajectories",
+        "trials": [dict(zip(keys, trial, strict=True)) for trial in trials],
+        "protected": [{"path": p, "bits": b, "saved": s, "cost": 0.01} for p, b, s in places],
+        "size": 0.167,
+        "time": 0.352,
+    }
+
+
 def record(bits, scale, frechet, megabytes, speed, noise, **changed):
     model = {"name": "cats-ddpm", "source": f"models/{bits}", "digest": f"{bits}{scale}",
-             "recipe": None, "bits": bits, "scale": scale, "history": []}  # fmt: skip
+             "recipe": None, "bits": bits, "scale": scale, "history": [],
+             "remedies": remedies() if scale == "temporal" else None}  # fmt: skip
     times = np.linspace(0, 999, 25).round().astype(int).tolist()
     bent = [28 - 60 * noise + 6 * np.sin(t / 330) for t in times]
     paired = {

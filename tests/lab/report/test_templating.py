@@ -19,7 +19,7 @@ HOSTILE = '</script>"><img src=x onerror=alert(1)><!-- \u2028 & '
 
 def test_text_is_escaped_and_html_of_templates_is_not():
     inner = table(HOSTILE, [Column(key="a", label=HOSTILE)], [{"a": HOSTILE, "command": HOSTILE}])
-    made = render("runs", machines=HOSTILE, samples=[], chapters=[],
+    made = render("runs", machines=HOSTILE, samples=[], chapters=[], tried=[],
                   groups=[{"comparison": inner, "plots": []}])  # fmt: skip
     assert inner in made
     assert HOSTILE not in made

@@ -24,10 +24,36 @@ _fields = with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False
 
 
 @_fields
+class _Trial(TypedDict):
+    name: str
+    kept: bool
+    before: Gap
+    after: Gap
+    what: str
+
+
+@_fields
+class _Protected(TypedDict):
+    path: str
+    bits: int
+    saved: Gap
+
+
+@_fields
+class _Remedies(TypedDict, total=False):
+    basis: str
+    trials: Required[list[_Trial]]
+    protected: Required[list[_Protected]]
+    size: Gap
+    time: Gap
+
+
+@_fields
 class _Model(TypedDict, total=False):
     name: Required[str]
     bits: str | None
     scale: str | None
+    remedies: _Remedies | None
 
 
 @_fields
@@ -107,7 +133,7 @@ class Record(Document):
     Attributes:
         tdquant: Version that wrote it.
         created: ISO time.
-        model: What was judged: name, source, digest, recipe, bits, scale, history.
+        model: What was judged: name, source, digest, recipe, bits, scale, history, remedies.
         sampling: How its images were made: images, seed, batch, steps, eta, scheduler, ...
         reference: The reference set, or None.
         network: The feature network: name, digest, title.

@@ -33,6 +33,9 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 466, 34, 256
 COLOURS = 8
 """Number of colours in the style sheet, and of marks on the page; the neutral one is extra."""
 
+BAR = 0.5
+"""Width of a bar, in places of words."""
+
 MOST_TICKS = 5
 _SVG, _HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 _LABEL_SIZE = 15
@@ -57,6 +60,7 @@ def draw(
     x_log: bool = False,
     y_log: bool = False,
     points: bool = False,
+    bars: bool = False,
 ) -> tuple[str, Callable[[float], float]]:
     """Draws lines on axes.
 
@@ -68,6 +72,7 @@ def draw(
         x_log: Logarithmic horizontal axis, if all numbers are positive.
         y_log: Logarithmic vertical axis, if all numbers are positive.
         points: Mark every value, and draw intervals as whiskers instead of bands.
+        bars: Draw a bar from zero to every value.
 
     Returns:
         The content of an ``svg`` element of ``WIDTH x HEIGHT``, and a function that gives the
@@ -83,13 +88,16 @@ def draw(
         axes.set_yscale("log" if y_log and least_y > 0 else "linear")
         axes.margins(x=0.06 if points else 0.0, y=0.05)
         for place, line in enumerate(lines):
+            if bars:
+                _draw_bars(axes, line)
+                continue
             _draw_line(axes, line, points, _marked(line, place, len(lines), points))
         if words:
             axes.set_xlim(-0.5, len(words) - 0.5)
         elif least_x >= 0:
             axes.set_xlim(left=max(axes.get_xlim()[0], 0))
         if least_y >= 0:
-            axes.set_ylim(bottom=max(axes.get_ylim()[0], 0))
+            axes.set_ylim(bottom=0 if bars else max(axes.get_ylim()[0], 0))
         _draw_frame(axes, words)
         figure.text(4 / WIDTH, 1 - 16 / HEIGHT, _plain(y_label), gid="axis", parse_math=False)
         figure.text(RIGHT / WIDTH, 4 / HEIGHT, _plain(x_label), gid="axis end", ha="right",
@@ -148,6 +156,12 @@ def _draw_line(axes: Axes, line: Line, points: bool, marked: list[int]) -> None:
         x, y, linestyle="-" if line.joined else "none", marker="o", markevery=marked,
         gid=f"line {classes} #{symbol(hue)}",
     )  # fmt: skip
+
+
+def _draw_bars(axes: Axes, line: Line) -> None:
+    x, y = line.values[:2, line.points()]
+    for bar in axes.bar(x, y, BAR):
+        bar.set_gid(f"bar {colour(line.hue or 0)}")
 
 
 def _draw_frame(axes: Axes, words: Sequence[str]) -> None:

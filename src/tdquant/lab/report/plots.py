@@ -30,6 +30,7 @@ def plot(
     x_log: bool = False,
     y_log: bool = False,
     points: bool = False,
+    bars: bool = False,
     note: str = "",
     heading: int = 4,
     name: str = "",
@@ -46,6 +47,7 @@ def plot(
         x_log: Logarithmic, if all numbers are positive.
         y_log: The same for the vertical axis.
         points: Mark every value; otherwise, where there are several lines, some of each.
+        bars: Draw bars from zero to the values above words, which are in one column.
         note: A line underneath.
         heading: Level of the title.
         name: A class by which the script knows this plot.
@@ -57,8 +59,8 @@ def plot(
     lines = [
         s if s.hue is not None else s.model_copy(update={"hue": k}) for k, s in enumerate(lines)
     ]
-    drawn = _in_columns(lines) if x_words else lines
-    svg, at = draw(drawn, x_label, y_label, x_words, x_log, y_log, points)
+    drawn = _in_columns(lines) if x_words and not bars else lines
+    svg, at = draw(drawn, x_label, y_label, x_words, x_log, y_log, points, bars)
     shown = [line for line in lines if line.shown]
     rows = readings(shown, at, x_label, x_words)
     values = [dict(zip(line.x, line.y, strict=True)) for line in shown]
@@ -70,7 +72,9 @@ def plot(
         heading=heading,
         note=note,
         about=f"{title}. {y_label} against {x_label}, for {', '.join(s.name for s in shown)}.",
-        entries=[_legend_entry(line, points or len(drawn) > 1) for line in drawn if line.shown],
+        entries=[
+            _legend_entry(line, points or len(drawn) > 1, bars) for line in drawn if line.shown
+        ],
         svg=svg,
         box=(WIDTH, HEIGHT, TOP, BOTTOM),
         rows=rows,
@@ -81,11 +85,13 @@ def plot(
     )
 
 
-def _legend_entry(line: Line, marked: bool) -> dict[str, Any]:
+def _legend_entry(line: Line, marked: bool, bars: bool) -> dict[str, Any]:
+    marked = marked or len(line.points()) == 1
     return {
         "name": line.name,
+        "bar": bars,
         "classes": f"{colour(line.hue or 0)}{' dashed' if line.dashed else ''}",
-        "symbol": symbol(line.hue or 0) if marked or len(line.points()) == 1 else "",
+        "symbol": symbol(line.hue or 0) if marked and not bars else "",
         "joined": line.joined,
     }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdquant.lab.evaluation.comparison import WARNING, incomparable
 from tdquant.lab.evaluation.folder import SHOWN as IN_GRID
+from tdquant.lab.report import remedies
 from tdquant.lab.report.labels import in_order, label_runs
 from tdquant.lab.report.layers import brief, explorer, moves
 from tdquant.lab.report.lines import Line
@@ -83,6 +84,11 @@ def section(runs: Sequence[Run]) -> Callable[[Pictures], Markup]:
                 "explorer": explorer(run.layers, f"run-{i + 1}"),
             }
             for i, run in enumerate(runs) if run.layers
+        ],
+        "tried": [
+            {"name": labels[run.path], "brief": remedies.brief(found),
+             "section": remedies.section(found, labels[run.path])}
+            for run in runs if (found := run.record.model.get("remedies"))
         ],
     }  # fmt: skip
     return lambda pictures: render("runs", samples=_samples(runs, labels, pictures), **values)
