@@ -10,9 +10,9 @@ import tdquant as tdq
 from tdquant.choice.size import float_bytes, saved_bytes
 from tdquant.choice.time import layer_macs
 from tdquant.errors import RecipeError
-from tdquant.layers import SplitLayer, quantized_layers, replace_module
+from tdquant.layers import LowRankLayer, SplitLayer, quantized_layers, replace_module
 from tdquant.recipe import FLOAT
-from tests.denoisers import Mixed, Wide, calls
+from tests.denoisers import Mixed, Video, Wide, calls
 
 EVERYTHING = ("groups", "factors", "protection", "rounding", "correction")
 
@@ -27,8 +27,8 @@ def rows(count=6, seed=0):
 
 
 def budgeted(model=None, batches=None, recipe=None, **budget):
-    recipe = {"scale": "static", "edges": 8, "remedies": ("groups",)} | (recipe or {})
-    model = tdq.quantize(model or wide(), tdq.Recipe(4, 8, **recipe))
+    usual = {"weights": 4, "scale": "static", "edges": 8, "remedies": ("groups",)}
+    model = tdq.quantize(model or wide(), tdq.Recipe(**usual | (recipe or {})))
     batches = rows() if batches is None else batches
     return tdq.calibrate(model, batches, budget=tdq.Budget(**budget), progress=False)
 
@@ -106,10 +106,31 @@ def test_more_than_there_is_to_choose():
     assert set(bits(model).values()) == {5}
 
 
-def test_layers_in_several_parts_get_one_width():
-    batches = [(40 * x, t) for x, t in calls(6, batch=4)]
-    model = budgeted(Mixed().eval(), batches, {"remedies": ("groups", "factors")}, size=0.6)
-    assert saved_bytes(model) <= 0.6 * float_bytes(model)
+def test_branches_keep_their_bits():
+    model = tdq.quantize(wide(), tdq.Recipe(4, 8, "static", edges=8, remedies=("groups",)))
+    replace_module(model, model.layers[2], LowRankLayer.from_quantized(model.layers[2], rank=2))
+    tdq.calibrate(model, rows(), budget=tdq.Budget(size=0.25), progress=False)
+    found = bits(model)
+    assert found["layers.2.down"] == found["layers.2.up"] == 8
+    assert found["layers.2.layer"] in (3, 4, 5, 6, 8)
+    assert saved_bytes(model) <= 0.25 * float_bytes(model)
+
+
+def test_groups_come_and_go_with_the_bits(tmp_path):
+    model = budgeted(recipe={"weights": 8}, size=0.2)
+    assert min(bits(model).values()) < 8
+    assert 0.93 * 0.2 < share(model, tmp_path / "model") <= 0.2
+    wider = tdq.calibrate(model, rows(), budget=tdq.Budget(size=0.5), progress=False)
+    assert set(bits(wider).values()) == {8}
+    assert not any(layer.weight_quantizer.group for _, layer in quantized_layers(wider))
+
+
+def test_parts_of_a_layer_get_the_same_bits():
+    model = budgeted(Video().eval(), list(calls(6, shape=(4, 3, 6, 6))), {}, size=0.85)
+    parts = [found for path, found in bits(model).items() if path.startswith("both.parts.")]
+    assert len(parts) == 2
+    assert len(set(parts)) == 1
+    assert saved_bytes(model) <= 0.85 * float_bytes(model)
 
 
 @pytest.mark.parametrize(
