@@ -1,6 +1,7 @@
 """Budgets of size and time, and the record of what came of them."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 import tdquant as tdq
 from tdquant.choice.size import float_bytes, saved_bytes
 from tdquant.choice.time import layer_macs
-from tdquant.errors import RecipeError
+from tdquant.errors import ConversionError, RecipeError
 from tdquant.layers import LowRankLayer, SplitLayer, quantized_layers, replace_module
 from tdquant.recipe import FLOAT
 from tests.denoisers import Mixed, Video, Wide, calls
@@ -204,4 +205,11 @@ def test_published_quantizers_have_no_budget():
     model = tdq.quantize(wide(), tdq.Recipe(4, 4))
     model.tdq.recipe = tdq.Recipe.published(4, 4)
     with pytest.raises(RecipeError, match="published"):
+        tdq.calibrate(model, rows(2), budget=tdq.Budget(size=0.5), progress=False)
+
+
+def test_weights_that_are_elsewhere_have_no_bits_to_choose():
+    model = tdq.quantize(wide(), tdq.Recipe(4, 8, "static"))
+    model.layers[1]._hf_hook = SimpleNamespace(offload=True)  # as accelerate's
+    with pytest.raises(ConversionError, match="budget of size"):
         tdq.calibrate(model, rows(2), budget=tdq.Budget(size=0.5), progress=False)

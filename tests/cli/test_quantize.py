@@ -70,7 +70,7 @@ def test_searched_and_reconstructed(source, tmp_path, capsys):
 
 def test_within_a_budget(source, tmp_path, capsys):
     words = ("--samples", 1, "--scale", "static", "--pictures", 0)
-    size, budget = 0.7, "size=0.7,time=0.9,protection=0.1"
+    size, budget = 0.42, "size=0.42,time=0.9,protection=0.1"
     assert run(source, "ddim", tmp_path / "out", *words, "--budget", budget) == 0
     said = capsys.readouterr().out
     for words in ("% of the float32 bytes", "bits  kept", "layers quantized", "saved to"):

@@ -18,6 +18,7 @@ from tdquant.layers.balance import BalancedLayer
 from tdquant.layers.structure import names_of
 from tdquant.quantizers import RoundedWeight, ShiftedWeight
 from tdquant.recipe import Recipe
+from tdquant.support.hooks import check_onloaded
 
 
 def check_unlimited(budget: Budget) -> None:
@@ -45,8 +46,10 @@ def check_budget(
 
     Raises:
         RecipeError: It cannot; the least that can be, and what stands in the way, is told.
+        ConversionError: Weights, whose bits a size chooses, are offloaded.
     """
     if budget.size is not None:
+        check_onloaded(model, "tdq.calibrate with a budget of size")
         Sizes(model, recipe, budget.size).check()
     return spare_time(model, observations.macs, recipe, budget.time)
 

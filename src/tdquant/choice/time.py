@@ -22,15 +22,17 @@ from tdquant.recipe import Recipe
 
 def layer_macs(model: nn.Module, macs: Mapping[str, int]) -> dict[str, int]:
     """Multiply-accumulates of the layers that a model has now: those of rewritten layers are
-    divided among their parts by numbers of weights.
+    divided among their parts by numbers of weights, and those that only the observed model had are
+    left out.
 
     Arguments:
         model: A quantized model.
         macs: What ``observe`` counted.
     """
     found: dict[str, int] = {}
+    modules = dict(model.named_modules())
     for path, count in macs.items():
-        parts = dict(_plain(path, model.get_submodule(path)))
+        parts = dict(_plain(path, modules[path])) if path in modules else {}
         whole = sum(parts.values())
         found |= {part: round(count * weights / whole) for part, weights in parts.items()}
     return found
