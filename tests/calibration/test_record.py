@@ -1,5 +1,6 @@
 """What calibration did beside scales, through copies, files and tables."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -72,6 +73,18 @@ def test_tables_show_it(model, tmp_path, capsys):
     assert str(model.tdq.remedies) in said
     (line,) = [line for line in said.splitlines() if line.startswith(f"{path} ")]
     assert "protection rounding" in line
+
+
+def test_codes_that_others_change_are_no_longer_those_of_calibration(model):
+    changed = copy.deepcopy(model)
+    tdq.reconstruct(changed, list(calls(2)), method="gptq", progress=False)
+    record = changed.tdq.remedies
+    (trial,) = record.trials
+    assert not trial.kept
+    assert trial.what.endswith(", until reconstruct")
+    assert {name for names in record.layers.values() for name in names} == {"protection"}
+    assert record.until("train") == record
+    assert model.tdq.remedies.trials[0].kept
 
 
 def test_models_saved_without_it(model, tmp_path):

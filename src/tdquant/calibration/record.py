@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from tdquant.calibration.report import ProtectedInput, RemedyTrial
 from tdquant.support.tables import text_table
+
+LASTING = ("bits", "factors", "protection")
+"""Remedies that stay when weights and scales change."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,23 @@ class RemedyRecord:
         known["protected"] = tuple(_made(ProtectedInput, one) for one in data.get("protected", ()))
         known["layers"] = {path: tuple(n) for path, n in data.get("layers", {}).items()}
         return cls(**known)
+
+    def until(self, step: str) -> RemedyRecord:
+        """The record of a model whose weights and scales another step is about to change.
+
+        Arguments:
+            step: Its name, such as ``"train"``.
+        """
+        trials = tuple(
+            replace(one, kept=False, what=f"{one.what}, until {step}")
+            if one.kept and one.name not in LASTING
+            else one
+            for one in self.trials
+        )
+        left = {p: tuple(n for n in names if n in LASTING) for p, names in self.layers.items()}
+        return replace(
+            self, trials=trials, layers={p: names for p, names in left.items() if names}
+        )
 
     def __str__(self) -> str:
         costs = f"{100 * self.size:.1f} % of the float32 bytes"

@@ -31,7 +31,7 @@ from tdquant.scales import Scale, TableScale
 from tdquant.scales.bank import rows_at
 from tdquant.scales.base import KeepFloat32Mixin
 from tdquant.scales.table import first_index
-from tdquant.state import note
+from tdquant.state import note, state_of
 
 _NO_GRID = Grid.signed(8)  # tables do not look at it
 
@@ -226,16 +226,19 @@ def uncorrected(model: nn.Module) -> Iterator[None]:
 
 def drop_correction(model: nn.Module, before: str) -> None:
     """Takes the correction off a model whose weights or scales are about to change, and notes it
-    in the history: it was fitted to the errors of those that it has now.
+    in the history: it was fitted to the errors of those that it has now. The record of remedies
+    says that they ended.
 
     Arguments:
         model: The root model.
         before: What changes them: ``"train"``.
     """
-    found = correction_of(model)
+    found, state = correction_of(model), state_of(model)
     if found is not None:
         found.detach(model)
         note(model, "drop correction", before=before)
+    if state.remedies is not None:
+        state.remedies = state.remedies.until(before)
 
 
 def gains_at(scale: Scale, times: Tensor) -> Tensor:
