@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import tdquant as tdq
+from tdquant.choice.size import float_bytes
 from tdquant.cli import main, published_main
 from tdquant.files.config import read_config
 from tdquant.lab.opening import open_model
@@ -281,7 +282,10 @@ def test_post_training_quantization_of_a_checkpoint(place, monkeypatch, capsys):
     with torch.no_grad():
         assert torch.equal(open_model(place / "w4a8").model.unet(x, t), frozen(x, t))
     # The folder is this command's own: it may be written again, and nothing else trains into it.
-    assert main(["quantize", "--model", ckpt, *words, "--scale", "static"]) == 0
+    words += ["--scale", "static", "--budget", "size=0.5,time=0.9"]
+    assert main(["quantize", "--model", ckpt, *words]) == 0
+    assert "bits  kept" in capsys.readouterr().out
+    assert (place / "w4a8/frozen/model.safetensors").stat().st_size <= 0.51 * float_bytes(frozen)
     assert main(["train", "--resume", "w4a8"]) == 1
     assert "never trained" in capsys.readouterr().err
 
