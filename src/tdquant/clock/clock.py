@@ -43,11 +43,14 @@ class Clock:
         argument: Name of the timestep argument.
         last: The timestep of the latest call, for observers outside the model.
         coverage: Lowest and highest time that frozen tables know, or None before freezing.
+        by_layer: Whether steps are found layer by layer, since the tensors of scales are there
+            only while their layers run: the model is offloaded in groups.
     """
 
     def __init__(self, model: nn.Module, timestep: str | None = None) -> None:
         self.argument, self._position = find_timestep(model, timestep)
         self.coverage: tuple[float, float] | None = None
+        self.by_layer = False
         self.last = torch.zeros(())
         self._now: dict[int, Moment] = {}
         self._timeline: GraphTimeline[Moment] = GraphTimeline()
@@ -221,6 +224,8 @@ class Clock:
 
     def _evaluate(self, model: nn.Module, timestep: Tensor) -> dict[Any, Tensor]:
         """The steps of all scales that can be computed together."""
+        if self.by_layer:
+            return {}
         groups = self._group_scales(model) if self._groups is None else self._groups
         if not torch.compiler.is_compiling():  # else the graph would be compiled anew for it
             self._groups = groups

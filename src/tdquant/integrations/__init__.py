@@ -19,6 +19,8 @@ _EXTENSIONS = (
     ("diffusers.loaders.lora_base", f"{_DIFFUSERS}.loras", "check_engines"),
     ("diffusers.loaders.lora_pipeline", f"{_DIFFUSERS}.loras", "check_flux"),
     ("diffusers.loaders.peft", f"{_DIFFUSERS}.loras", "check_loading"),
+    ("diffusers.models.modeling_utils", f"{_DIFFUSERS}.offloading", "refuse_compiled"),
+    ("diffusers.hooks.hooks", f"{_DIFFUSERS}.offloading", "follow_groups"),
     ("diffusers.loaders.ip_adapter", f"{_DIFFUSERS}.ip_adapters", "keep_quantizers"),
     ("diffusers.loaders.peft", "tdquant.integrations.peft", "register_fusing"),
     ("peft", "tdquant.integrations.peft", "register"),
@@ -35,5 +37,5 @@ def register() -> None:
 def _call(module: str, function: str) -> None:
     try:
         getattr(import_module(module), function)()
-    except ImportError as error:  # the library itself must go on working
+    except (ImportError, AttributeError) as error:  # the library itself must go on working
         warnings.warn(f"tdquant cannot extend it: {error}", stacklevel=2)

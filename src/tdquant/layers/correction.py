@@ -32,6 +32,7 @@ from tdquant.scales.bank import rows_at
 from tdquant.scales.base import KeepFloat32Mixin
 from tdquant.scales.table import first_index
 from tdquant.state import note, state_of
+from tdquant.support.hooks import group_onloaded
 
 _NO_GRID = Grid.signed(8)  # tables do not look at it
 
@@ -188,7 +189,8 @@ class OutputCorrection(nn.Module):
             self.bias = BiasTable(knots, self.bias(knots).expand(len(knots), -1))
 
     def _after(self, model: nn.Module, args: Any, output: Any) -> Any:
-        y = self(prediction(output))
+        with group_onloaded(model):
+            y = self(prediction(output))
         if isinstance(output, Tensor):
             return y
         if isinstance(output, tuple):

@@ -35,6 +35,7 @@ from tdquant.lowering.operation import attention_reason
 from tdquant.model_summary import Row, summary
 from tdquant.quantizers import ActivationQuantizer, FrozenWeight, activation_quantizers
 from tdquant.scales import BankedScale, ScaleBank, bank_tables
+from tdquant.support.hooks import check_onloaded
 from tdquant.support.memory import trim_heap
 from tdquant.support.sharing import copy_sharing_tensors
 
@@ -140,11 +141,12 @@ def require_frozen(model: nn.Module, done: str, fix: str) -> None:
 
     Raises:
         FreezeError: The model is quantized but not frozen.
-        ConversionError: The model is not quantized.
+        ConversionError: The model is not quantized, or its weights are offloaded.
     """
     clock_of(model)
     if not is_frozen(model):
         raise FreezeError(f"only a frozen model can be {done}", fix=fix)
+    check_onloaded(model, fix.partition("(")[0])
 
 
 def float32_copy(frozen: nn.Module) -> nn.Module:

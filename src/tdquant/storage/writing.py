@@ -20,6 +20,7 @@ from tdquant.storage.description import describe
 from tdquant.storage.files import FORMAT, INDEX, TENSORS, VERSION
 from tdquant.storage.stored import stored_tensors
 from tdquant.support.adapters import PEFT, adapters_of, widened_layer
+from tdquant.support.hooks import check_onloaded
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
@@ -36,6 +37,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
     Raises:
         FreezeError: The model is not frozen, or it was compiled, or it has adapters.
+        ConversionError: Its weights are offloaded to the disk, or by accelerate.
         StorageError: The folder holds something else than a saved model, or cannot be written:
             the disk is full or read-only. An earlier save there is then as it was.
     """
@@ -62,7 +64,10 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
 
 def refuse_others(model: nn.Module) -> None:
-    """Raises FreezeError for frozen models that cannot be rebuilt from a file."""
+    """Raises FreezeError for frozen models that cannot be rebuilt from a file, ConversionError for
+    those whose weights are offloaded out of memory.
+    """
+    check_onloaded(model, "saving", in_memory=False)
     found, wide, where = adapters_of(model), widened_layer(model), type(model).__name__
     if hasattr(model, "tdq_backend"):
         what, fix = (

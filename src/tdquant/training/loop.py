@@ -25,6 +25,7 @@ from tdquant.errors import StorageError, TrainingError, raise_collected
 from tdquant.layers.base import fold_shifts
 from tdquant.layers.correction import drop_correction
 from tdquant.state import state_of
+from tdquant.support.hooks import check_onloaded
 from tdquant.support.optional import require
 from tdquant.support.restoring import (
     keeping_modes,
@@ -133,6 +134,7 @@ def train(
             why="no parameter takes a gradient; a frozen model has none",
             fix="the model that tdq.freeze was given",
         )
+    check_onloaded(model, "tdq.train")
     make_ordinary(model)
     drop_correction(model, "train")
     fold_shifts(model)
