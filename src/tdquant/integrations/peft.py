@@ -26,7 +26,7 @@ from tdquant.layers import QuantLayer, StructuredLayer, quantized_layers
 from tdquant.lowering.onednn.layer import OneDnnLayer
 from tdquant.lowering.products import ProductLayer
 from tdquant.quantizers import FrozenWeight
-from tdquant.support.hooks import check_onloaded
+from tdquant.support.hooks import check_readable
 
 KINDS = ("LORA", "LOHA", "LOKR", "IA3")
 """Adapters that call the layer below them. The others compute with its weight, without its input
@@ -166,7 +166,7 @@ def warn_of_rounding(fuse: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     """
     if kwargs.get("merge", True):
         _refuse_compiled(self, "fuses no adapter", _FIRST)
-        check_onloaded(self, "fusing", in_memory=False)
+        check_readable(self, "fusing")
     shares: list[tuple[float, float]] = []
     token = _SHARES.set(shares)
     try:

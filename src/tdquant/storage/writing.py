@@ -20,7 +20,7 @@ from tdquant.storage.description import describe
 from tdquant.storage.files import FORMAT, INDEX, TENSORS, VERSION
 from tdquant.storage.stored import stored_tensors
 from tdquant.support.adapters import PEFT, adapters_of, widened_layer
-from tdquant.support.hooks import check_onloaded
+from tdquant.support.hooks import check_readable
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
@@ -65,9 +65,9 @@ def save(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
 
 def refuse_others(model: nn.Module) -> None:
     """Raises FreezeError for frozen models that cannot be rebuilt from a file, ConversionError for
-    those whose weights are offloaded out of memory.
+    those whose weights are offloaded and cannot be read.
     """
-    check_onloaded(model, "saving", in_memory=False)
+    check_readable(model, "saving")
     found, wide, where = adapters_of(model), widened_layer(model), type(model).__name__
     if hasattr(model, "tdq_backend"):
         what, fix = (

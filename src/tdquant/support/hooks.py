@@ -32,8 +32,13 @@ def offload_group(module: nn.Module) -> Any:
     """The group in which diffusers offloads a module, or with the module what is below it; None if
     there is none.
     """
-    hook = getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).get(GROUPS)
+    hook = _hooks_of(module).get(GROUPS)
     return None if hook is None else hook.group
+
+
+def _hooks_of(module: nn.Module) -> dict[str, Any]:
+    """Hooks of diffusers on a module, by name."""
+    return getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
 
 
 @contextlib.contextmanager
@@ -72,41 +77,65 @@ def onloaded(module: nn.Module) -> Iterator[None]:
             hook.post_forward(owner, None)
 
 
-def check_onloaded(model: nn.Module, verb: str, in_memory: bool = True) -> None:
-    """Checks that no weights of a model are offloaded by accelerate or, in groups, by diffusers:
-    these load them only during calls.
-
-    Arguments:
-        model: The model.
-        verb: What is to be done with it, for the error.
-        in_memory: Whether groups that are offloaded to memory count, whose numbers can be read.
+def check_unhooked(model: nn.Module, verb: str) -> None:
+    """Checks that diffusers has put no hooks on the modules of a model, which offload them in
+    groups, or leave out parts of calls: in a copy they run the original, in a backward pass they
+    have moved the weights, and calibration would not see what they leave out.
 
     Raises:
-        ConversionError: A layer is offloaded; the first is named.
+        ConversionError: There is a hook; the first is named.
     """
-    check_not_grouped(model, verb, in_memory)
+    _check_groups(model, verb, on_disk=False)
+    for path, module in model.named_modules():
+        for name in _hooks_of(module):
+            raise ConversionError(
+                f"{verb} takes no model with a hook of diffusers",
+                where=f"{path or type(model).__name__}: {name}",
+                why="it may leave out parts of calls, and in a copy it would run the original",
+                fix="model.disable_cache(), if it is a cache, and enable_cache on the result",
+            )
+
+
+def check_onloaded(model: nn.Module, verb: str) -> None:
+    """As ``check_unhooked``, and that no weights are offloaded by accelerate, which loads them
+    only during calls.
+    """
+    check_unhooked(model, verb)
+    _check_accelerate(model, verb)
+
+
+def check_readable(model: nn.Module, verb: str) -> None:
+    """Checks that the weights of a model are where they can be read outside calls: not offloaded
+    by accelerate, nor to the disk by diffusers.
+
+    Raises:
+        ConversionError: They are not; the first part is named.
+    """
+    check_not_on_disk(model, verb)
+    _check_accelerate(model, verb)
+
+
+def check_not_on_disk(model: nn.Module, verb: str) -> None:
+    """Checks that diffusers has offloaded no group of a model to the disk.
+
+    Raises:
+        ConversionError: It has; the first part is named.
+    """
+    _check_groups(model, verb, on_disk=True)
+
+
+def _check_groups(model: nn.Module, verb: str, on_disk: bool) -> None:
+    for path, module in model.named_modules():
+        group = offload_group(module)
+        if group is not None and (group.offload_to_disk_path or not on_disk):
+            raise _offloaded(path or type(model).__name__, verb, "before enable_group_offload")
+
+
+def _check_accelerate(model: nn.Module, verb: str) -> None:
     for path, module in model.named_modules():
         if getattr(getattr(module, "_hf_hook", None), "offload", False):
             where = path or type(model).__name__
             raise _offloaded(where, verb, "before offloading, or after " + _REMOVE)
-
-
-def check_not_grouped(model: nn.Module, verb: str, in_memory: bool = True) -> None:
-    """Checks that no part of a model is offloaded in groups by diffusers: the backward pass of a
-    call would find other numbers in the weights, and layers that are replaced are not loaded.
-
-    Arguments:
-        model: The model.
-        verb: What is to be done with it, for the error.
-        in_memory: Whether groups that are offloaded to memory count, whose numbers can be read.
-
-    Raises:
-        ConversionError: A part is; the first is named.
-    """
-    for path, module in model.named_modules():
-        group = offload_group(module)
-        if group is not None and (in_memory or group.offload_to_disk_path):
-            raise _offloaded(path or type(model).__name__, verb, "before enable_group_offload")
 
 
 def _offloaded(where: str, verb: str, fix: str) -> ConversionError:

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tdquant.support.hooks import check_not_grouped
+from tdquant.support.hooks import check_unhooked
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -100,12 +100,12 @@ def changes_model(
 ) -> Callable[Concatenate[nn.Module, P], T]:
     """Decorates a function that changes the model that is its first argument: wherever it is
     called, it makes ordinary tensors; and a call that fails leaves the model as it was. Models
-    that are offloaded in groups are refused.
+    with hooks of diffusers are refused.
     """
 
     @functools.wraps(verb)
     def whole(model: nn.Module, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        check_not_grouped(model, f"tdq.{verb.__name__}")
+        check_unhooked(model, f"tdq.{verb.__name__}")
         with torch.inference_mode(False), unchanged_on_error(model):
             make_ordinary(model)
             return verb(model, *args, **kwargs)

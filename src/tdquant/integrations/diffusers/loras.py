@@ -15,7 +15,7 @@ from tdquant.integrations.diffusers.config import config_unchanged_on_error
 from tdquant.integrations.importing import wrap_method
 from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.lowering.slot import OnEngine
-from tdquant.support.hooks import check_not_grouped
+from tdquant.support.hooks import check_not_on_disk, check_readable
 from tdquant.support.restoring import unchanged_on_error
 
 _CHANGES = (
@@ -37,7 +37,9 @@ def check_loading() -> None:
     def load(method: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         if not is_quantized(self):
             return method(self, *args, **kwargs)
-        check_not_grouped(self, "loading an adapter", in_memory=False)
+        # Of a pipeline, diffusers takes accelerate's hooks off meanwhile.
+        check = check_not_on_disk if kwargs.get("_pipeline") is not None else check_readable
+        check(self, "loading an adapter")
         if kwargs.get("hotswap"):
             _check_unfused(self)
             return method(self, *args, **kwargs)
