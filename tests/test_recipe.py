@@ -1,4 +1,6 @@
+import copy
 import json
+import re
 
 import pytest
 
@@ -33,6 +35,49 @@ def test_all_mistakes_are_reported_at_once():
 def test_round_trip_through_json():
     recipe = Recipe(4, 5, exclude=("a.*",), overrides={"b": {"weights": 8}}, temporal={"depth": 2})
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_what_the_caller_changes_afterwards_changes_no_recipe():
+    given = {
+        "include": ["a.*"],
+        "exclude": ["a.b"],
+        "remedies": ["factors"],
+        "overrides": {"x": {"weights": 8}},
+        "temporal": {"depth": 2},
+    }
+    recipe, same = Recipe(**given), Recipe(**copy.deepcopy(given))
+    given["overrides"]["x"]["weights"] = 1
+    given["overrides"]["y"] = {}
+    given["temporal"]["depth"] = "many"
+    for name in ("include", "exclude", "remedies"):
+        given[name].append("z")
+    assert recipe == same
+    assert recipe.for_layer(["x"], edge=False, time_path=False).weights == 8
+
+
+@pytest.mark.parametrize(
+    "field", ["overrides", "temporal", "include", "exclude", "remedies", "overrides of a layer"]
+)
+@pytest.mark.parametrize("value", [3, None, "conv_in", True])
+def test_what_is_no_container(field, value):
+    given = {field: value}
+    if field == "overrides of a layer":
+        field, given = "overrides['a']=", {"overrides": {"a": value}}
+    with pytest.raises(RecipeError, match=re.escape(field)):
+        Recipe(**given)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("features", 3), ("features", 0), ("features", "64"), ("hidden", 0), ("hidden", 2.0),
+        ("depth", True), ("dropout", 1.0), ("dropout", "0.1"), ("encoding", "sine"),
+        ("encoding", []),
+    ],
+)  # fmt: skip
+def test_temporal_options_are_checked_at_once(option, value):
+    with pytest.raises(RecipeError, match=re.escape(f"temporal[{option!r}]={value!r}")):
+        Recipe(temporal={option: value})
 
 
 def test_unknown_field_of_a_newer_version():

@@ -4,13 +4,15 @@ made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from tdquant.errors import RecipeError
 from tdquant.numerics.grid import MAX_BITS, MIN_BITS
 from tdquant.scales.base import recipe_kinds
+from tdquant.scales.encodings import ENCODINGS
 
 FLOAT = 32
 """Bits of an operand that stays in float."""
@@ -32,7 +34,14 @@ AUTOMATIC = ("groups", "protection", "rounding", "correction")
 MAX_GROUPED = 6
 """Most bits of weights that are quantized in groups: multiples of wider codes do not fit int8."""
 
-_TEMPORAL_OPTIONS = ("features", "hidden", "depth", "dropout", "encoding")
+_TEMPORAL_OPTIONS = {
+    "features": "an even number from 2",
+    "hidden": "a number from 1",
+    "depth": "a number from 1",
+    "dropout": "0 to 1, without 1",
+    "encoding": f"one of {', '.join(ENCODINGS)}",
+}
+"""Options of TemporalScale, and what each can be."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +112,33 @@ class Recipe:
     group: int = 32
 
     def __post_init__(self) -> None:
-        if not isinstance(self.remedies, str):
-            object.__setattr__(self, "remedies", tuple(self.remedies))
-        object.__setattr__(self, "include", tuple(self.include))
-        object.__setattr__(self, "exclude", tuple(self.exclude))
-        mistakes = self._mistakes()
+        mistakes = self._copy_containers() or self._mistakes()
         if mistakes:
             raise RecipeError(
                 f"{len(mistakes)} mistake{'s' * (len(mistakes) > 1)} in the recipe:\n  - "
                 + "\n  - ".join(mistakes)
             )
+
+    def _copy_containers(self) -> list[str]:
+        """Replaces lists and dictionaries by copies, which nobody else changes; what stands in the
+        place of one is a mistake.
+        """
+        found = []
+        for name in ("include", "exclude", "remedies"):
+            value: Any = getattr(self, name)
+            if name == "remedies" and isinstance(value, str):
+                continue
+            if not isinstance(value, Iterable) or isinstance(value, str):
+                found.append(f"{name}={value!r}: a list")
+            else:
+                object.__setattr__(self, name, tuple(value))
+        for name in ("overrides", "temporal"):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, copy.deepcopy(dict(value)))
+            else:
+                found.append(f"{name}={value!r}: a dictionary")
+        return found
 
     def _mistakes(self) -> list[str]:
         found = []
@@ -122,7 +148,12 @@ class Recipe:
         for name, allowed in (("scale", kinds), ("granularity", GRANULARITIES), ("grid", GRIDS)):
             found += _check_choice(name, getattr(self, name), allowed)
         for pattern, changes in self.overrides.items():
-            for key, value in dict(changes).items():
+            if not isinstance(changes, Mapping):
+                found.append(
+                    f"overrides[{pattern!r}]={changes!r}: a dictionary, such as {{'weights': 8}}"
+                )
+                continue
+            for key, value in changes.items():
                 where = f"overrides[{pattern!r}].{key}"
                 if key in ("weights", "activations"):
                     found += _check_bits(where, value)
@@ -138,8 +169,11 @@ class Recipe:
             found.append(f"group={self.group!r}: 16 to 128 inputs")
         if self.grid == "published":
             found += self._unpublished()
-        for key in self.temporal:
-            found += _check_choice("temporal option", key, _TEMPORAL_OPTIONS)
+        for key, value in self.temporal.items():
+            if key in _TEMPORAL_OPTIONS:
+                found += _check_temporal(key, value)
+            else:
+                found += _check_choice("temporal option", key, tuple(_TEMPORAL_OPTIONS))
         return found
 
     def _unpublished(self) -> list[str]:
@@ -215,9 +249,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-safe dictionary that ``from_dict`` reads back."""
-        out = asdict(self)
-        out["overrides"] = {k: dict(v) for k, v in self.overrides.items()}
-        return out
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
@@ -240,6 +272,18 @@ def _check_bits(name: str, value: object) -> list[str]:
     if _is_whole(value) and (value == FLOAT or MIN_BITS <= value <= MAX_BITS):  # type: ignore[operator]
         return []
     return [f"{name}={value!r}: bits are {MIN_BITS} to {MAX_BITS}, or {FLOAT} for float"]
+
+
+def _check_temporal(key: str, value: object) -> list[str]:
+    if key == "encoding":
+        good = isinstance(value, str) and value in ENCODINGS
+    elif key == "dropout":
+        good = isinstance(value, int | float) and 0 <= value < 1
+    elif key == "features":
+        good = _is_whole(value) and value >= 2 and value % 2 == 0  # type: ignore[operator]
+    else:
+        good = _is_whole(value) and value >= 1  # type: ignore[operator]
+    return [] if good else [f"temporal[{key!r}]={value!r}: {_TEMPORAL_OPTIONS[key]}"]
 
 
 def _is_whole(value: object) -> bool:

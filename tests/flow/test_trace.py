@@ -64,6 +64,24 @@ def test_tracing_leaves_nothing_behind():
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
+def test_a_model_that_draws_draws_the_same_and_the_global_generator_is_left_alone():
+    class Noisy(Hidden):
+        def forward(self, x, **others):
+            seen.append(torch.initial_seed())
+            return super().forward(
+                x + torch.randn(x.shape) + torch.bernoulli(x.sigmoid()), **others
+            )
+
+    seen, model = [], Noisy().eval()
+    torch.manual_seed(77)
+    state = torch.get_rng_state()
+    found = roles(model, Hidden.call(time=torch.tensor(3)))
+    assert set(seen) == {77}
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.first == {"m"}
+    assert found.time_path == {"a.0", "a.2", "k", "c"}
+
+
 def test_tracing_is_hidden_from_hooks_of_the_user():
     model, seen = tdq.quantize(Hidden().eval(), RECIPE), []
     calls = [Hidden.call(batch=3, time=torch.tensor(t)) for t in TIMES]

@@ -22,6 +22,7 @@ from tdquant.flow.sketches import Sketch, changed
 from tdquant.layers import QUANTIZED, QuantLayer
 from tdquant.numerics.batch_axis import TOGETHER, BatchAxis
 from tdquant.support.hooks import hooked
+from tdquant.support.thread_modes import DrawingFrom
 
 
 @dataclass
@@ -94,8 +95,8 @@ class _Recorder:
             for path, m in {**self.layers, **self.watched}.items()
         ]
         post = [m.register_forward_hook(leave(path)) for path, m in self.layers.items()]
-        with hooked([*pre, *post]), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        # Equal draws in every run, and other threads draw as they do.
+        with hooked([*pre, *post]), DrawingFrom(torch.Generator().manual_seed(0)):
             if self.mode is None:
                 return probe.run(model)
             for sample, source in ((True, SAMPLE), (False, CONDITION)):

@@ -17,6 +17,10 @@ _FILL: set[Any] = {
     nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_,  # they are dispatched themselves
 }  # fmt: skip
 _MAKE: set[Any] = {torch.rand, torch.randn, torch.randint, torch.randperm}
+_LIKE: set[Any] = {torch.rand_like, torch.randn_like, torch.randint_like}
+_FROM: set[Any] = {torch.bernoulli, torch.normal, torch.multinomial, torch.poisson}
+if "generator" in str(torch.rand_like.__doc__):  # which it takes in newer versions
+    _FROM |= _LIKE
 
 
 class _OptionsMode(TorchFunctionMode):
@@ -55,6 +59,8 @@ class DrawingFrom(_OptionsMode):
         device = None
         if func in _FILL:
             device = (args[0] if args else options["tensor"]).device
+        elif func in _FROM:
+            device = next((a.device for a in args if isinstance(a, Tensor)), None)
         elif func in _MAKE:
             device = torch.device(options.get("device") or torch.get_default_device())
         if device is not None and device.type == "cpu":
