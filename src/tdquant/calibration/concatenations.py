@@ -43,6 +43,10 @@ class Concatenation:
         layer = quantizer.removesuffix(INPUT)
         return [f"{layer}.parts.{i}{INPUT}" for i in range(len(self.sizes))]
 
+    def spans(self) -> list[tuple[int, int]]:
+        """First channel and number of channels of each part."""
+        return [(sum(self.sizes[:i]), size) for i, size in enumerate(self.sizes)]
+
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         """The parts of an input."""
         return x.split(self.sizes, self.dimension)
@@ -92,7 +96,7 @@ class PartObserver:
         mode: ConcatenationMode,
     ) -> None:
         self._mode = mode
-        self._dimensions = {n: _dimension(model, n, q) for n, q in quantizers.items()}
+        self._dimensions = {n: input_dimension(model, n, q) for n, q in quantizers.items()}
         self._sizes: dict[str, tuple[int, ...] | None] = {}
         self._seen: dict[str, list[TimeHistograms]] = {}
 
@@ -145,7 +149,7 @@ def splittable(
         quantizer = quantizers.get(name)
         if quantizer is None or not isinstance(quantizer.scale, PendingScale):
             continue
-        if _dimension(model, name, quantizer) != concatenation.dimension:
+        if input_dimension(model, name, quantizer) != concatenation.dimension:
             continue
         layer: Any = model.get_submodule(name.removesuffix(INPUT))
         weight, sizes = layer.weight.detach(), concatenation.sizes
@@ -157,7 +161,12 @@ def splittable(
     return chosen
 
 
-def _dimension(model: nn.Module, name: str, quantizer: ActivationQuantizer) -> int | None:
+def input_dimension(
+    model: nn.Module, name: str, quantizer: ActivationQuantizer
+) -> int | None:
+    """The dimension of the channels of what a quantizer takes, counted from the end, if it is a
+    layer's input.
+    """
     if not name.endswith(INPUT) or type(quantizer) is not ActivationQuantizer:
         return None
     layer = model.get_submodule(name.removesuffix(INPUT))

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.calibration.concatenations import Concatenation, ConcatenationMode, PartObserver
+from tdquant.calibration.channels import ChannelRanges
+from tdquant.calibration.concatenations import (
+    Concatenation,
+    ConcatenationMode,
+    PartObserver,
+    input_dimension,
+)
 from tdquant.calibration.time_histograms import TimeHistograms, TimeRange
 from tdquant.calls.call import Call, Reservoir, run
 from tdquant.calls.observing import observing, watching
@@ -45,6 +51,8 @@ class Observations:
         rollouts: Trajectories found in the calls.
         macs: Path of a layer that can be quantized, whether it is or not -> multiply-accumulates
             for one sample.
+        channels: Path of the quantizer of a layer's input -> extremes of its channels; of parts as
+            in ``seen``.
     """
 
     seen: dict[str, TimeHistograms]
@@ -56,6 +64,7 @@ class Observations:
     roles: Roles | None = None
     rollouts: list[Rollout] = field(default_factory=list)
     macs: dict[str, int] = field(default_factory=dict)
+    channels: dict[str, ChannelRanges] = field(default_factory=dict)
 
 
 @changes_model
@@ -91,11 +100,15 @@ def observe(
     times, mode = TimeRange(), ConcatenationMode()
     reservoir = Reservoir(calls, samples, seed)
     observer = PartObserver(model, quantizers, mode)
+    dimensions = {name: input_dimension(model, name, q) for name, q in quantizers.items()}
+    channels = {name: ChannelRanges(d) for name, d in dimensions.items() if d is not None}
 
     def look(name: str, x: Tensor, timestep: Tensor) -> Tensor:
         try:
             seen[name].update(x, timestep, quantizers[name].batch)
             observer.update(name, x, timestep, quantizers[name].batch)
+            if name in channels:
+                channels[name].update(x, timestep, quantizers[name].batch)
         except CalibrationError as error:
             raise CalibrationError(error.what, where=name, fix=error.fix) from error
         return x
@@ -138,6 +151,9 @@ def observe(
     if left_out:
         roles = replace(roles, left_out={**roles.left_out, **left_out})
         apply_roles(model, roles)
+    for name, concatenation in parts.items():
+        pieces = zip(concatenation.names(name), concatenation.spans(), strict=True)
+        channels |= {piece: channels[name].part(*span) for piece, span in pieces}
     return Observations(
         {name: s for name, s in (seen | in_parts).items() if name not in left_out},
         times,
@@ -148,6 +164,7 @@ def observe(
         roles,
         finder.found(),
         macs,
+        channels,
     )
 
 

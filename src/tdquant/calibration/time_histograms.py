@@ -47,18 +47,10 @@ class TimeHistograms:
         """
         if not x.numel():
             return
-        times = timestep.detach().float().flatten()
-        unique = times.unique()
-        self._whole = self._whole and bool((unique == unique.round()).all())
-        samples = x
-        if len(unique) > 1:
-            axis = axis_of(x, len(times), batch)
-            if axis is None:
-                self.mixed, unique = True, times.mean().reshape(1)
-            else:
-                samples = axis.by_sample(x, len(times))
-        for time in unique.tolist():
-            rows = samples[(times == time).to(x.device)] if len(unique) > 1 else samples
+        parts, mixed = rows_by_time(x, timestep, batch)
+        self.mixed = self.mixed or mixed
+        for time, rows in parts:
+            self._whole = self._whole and time == round(time)
             if time not in self.by_time:
                 self.by_time[time] = Histogram(self._free.pop())
             self.by_time[time].update(rows)
@@ -89,6 +81,28 @@ class TimeHistograms:
         through the least step there would be wrong at the times beside them.
         """
         return [t for t in sorted(self.by_time) if self.by_time[t].limit > FLOOR]
+
+
+def rows_by_time(
+    x: Tensor, timestep: Tensor, batch: BatchAxis | None = None
+) -> tuple[list[tuple[float, Tensor]], bool]:
+    """The samples of an activation at each of its times, and whether they cannot be told apart:
+    then all of them at the mean time.
+
+    Arguments:
+        x: The activation.
+        timestep: Its time ``()`` or times ``(B,)``.
+        batch: Where its samples lie.
+    """
+    times = timestep.detach().float().flatten()
+    unique = times.unique()
+    if len(unique) == 1:
+        return [(float(unique), x)], False
+    axis = axis_of(x, len(times), batch)
+    if axis is None:
+        return [(float(times.mean()), x)], True
+    samples = axis.by_sample(x, len(times))
+    return [(time, samples[(times == time).to(x.device)]) for time in unique.tolist()], False
 
 
 class TimeRange:

@@ -132,7 +132,7 @@ def calibrate(
         model, batches, recipe, budget, trial, targets, time_range, seed, progress
     )
     if recipe.uses("factors"):
-        remedies += try_factors(model, batches.calls, trial, seed=seed, progress=progress)
+        remedies += try_factors(model, batches, trial, seed=seed, progress=progress)
     if recipe.uses("rounding"):
         remedies += try_rounding(model, batches.calls, trial, progress=progress)
     if bias_correction:

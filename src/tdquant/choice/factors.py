@@ -8,11 +8,14 @@ column j behind it. With u = x / s(t) at the scale that calibration chose,
 
     c_j = min(1, h max(max u_j / (n - 1 - z), -min u_j / z))
 
-gives finer steps to channels that need not reach as far as others, with headroom h for what the
-calls did not show. No step grows: channels that are large are those that the output depends on,
-more than their number or their columns tell. One-sided activations have a small z, which leaves
-channels no room below zero, so that larger ones are proposed too. Proposals are compared at the
-model's output, together with what they do to the rounding of the weight.
+gives finer steps to channels that need not reach as far as others, with u_j the extremes of the
+channel over all samples and times. No step grows: channels that are large are those that the
+output depends on, more than their number or their columns tell. One-sided activations have a
+small z, which leaves channels no room below zero, so that a larger one is proposed too.
+
+Proposals are compared at the model's output, together with what they do to the rounding of the
+weight. Every sample is judged with the factors that the other half of the samples give: with those
+of its own half no channel would ever be clipped, and the least headroom would always look best.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tdquant.calibration.channels import ChannelRanges
+from tdquant.calibration.observe import Observations
 from tdquant.calibration.projections import Changes, Effects, Projection, project
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calibration.timing import TimeBins
@@ -43,10 +48,10 @@ from tdquant.support.progress import track
 VALUES = 256
 """Values of each channel that are looked at."""
 
-HEADROOM = 1.25
+HEADROOMS = (1.25, 2.0, 3.0)
 """h, for inputs beyond those of the calls."""
 
-SHIFTS = (0, 1 / 16, 1 / 8, 1 / 4)
+SHIFTS = (0, 1 / 8)
 """What is added to the zero point, as shares of the codes."""
 
 SPREAD = 32.0
@@ -60,35 +65,39 @@ class Factors:
     Attributes:
         c: ``(C,)``, positive.
         grid: Codes behind the division.
+        halves: What ``c`` would be by each half of the samples, ``(2, C)``.
         weight_error: What the rounding of the weight adds to the layer's output, in units of what
             that of the input adds without factors.
     """
 
     c: Tensor
     grid: Grid
-    weight_error: float
+    halves: Tensor
+    weight_error: float = 0.0
 
 
 @dataclass
 class _Seen:
-    """What an input was, in steps of its scale."""
+    """What an input was, in steps of its scale.
 
-    low: Tensor | None = None
-    high: Tensor | None = None
+    Attributes:
+        low, high: Extremes of its channels in both halves of the samples, ``(2, C)``.
+        values: Some values of its channels, ``(C, N)``.
+    """
+
+    low: Tensor
+    high: Tensor
     values: list[Tensor] = field(default_factory=list)
 
     def add(self, u: Tensor, count: int, offset: int) -> None:
         """Takes in an input with its channels in front, ``(C, N)``."""
-        low, high = u.aminmax(dim=1)
-        self.low = low if self.low is None else self.low.minimum(low)
-        self.high = high if self.high is None else self.high.maximum(high)
         places = torch.linspace(0, u.shape[1] - 1, min(count, u.shape[1]), device=u.device).long()
         self.values.append(u[:, (places + offset) % u.shape[1]])
 
 
 def try_factors(
     model: nn.Module,
-    calls: list[Call],
+    observations: Observations,
     trial: Trial,
     *,
     margin: float = 0.1,
@@ -100,16 +109,17 @@ def try_factors(
 
     Arguments:
         model: A quantized and calibrated model.
-        calls: Calls of it.
+        observations: Those of its activations.
         trial: Measures the whole model.
         margin: Share of a layer's output error.
         seed: Seed of the judge.
         progress: Draw bars.
     """
-    layers = _balanceable(model)
+    calls, ranges = observations.calls, observations.channels
+    layers = {p: layer for p, layer in _balanceable(model).items() if p + INPUT in ranges}
     if not layers:
         return []
-    seen = _watch(model, layers, calls, progress)
+    seen = _watch(model, layers, calls, ranges, progress)
     proposals = {path: propose(layers[path], found) for path, found in seen.items()}
     chosen = _judge(model, layers, proposals, calls, margin, seed, progress)
     if not chosen:
@@ -145,12 +155,29 @@ def _balanceable(model: nn.Module) -> dict[str, QuantLayer]:
     }
 
 
+def _reach(layer: QuantLayer, ranges: ChannelRanges) -> tuple[Tensor, Tensor]:
+    """Extremes of the channels of an input in steps of its scale, on the device of its layer."""
+    quantizer, device = layer.input_quantizer, layer.weight.device
+    nothing = torch.zeros((), device=device)
+
+    def step(time: float) -> float:
+        when = torch.tensor(time, device=device) if quantizer.scale.timed else None
+        return float(quantizer.scale(when, nothing, quantizer.grid))
+
+    low, high = ranges.in_steps(step)
+    return low.to(device), high.to(device)
+
+
 @torch.no_grad()
 def _watch(
-    model: nn.Module, layers: Mapping[str, QuantLayer], calls: list[Call], progress: bool
+    model: nn.Module,
+    layers: Mapping[str, QuantLayer],
+    calls: list[Call],
+    ranges: Mapping[str, ChannelRanges],
+    progress: bool,
 ) -> dict[str, _Seen]:
     """Values of the inputs in the float model."""
-    found = {path: _Seen() for path in layers}
+    found = {path: _Seen(*_reach(layers[path], ranges[path + INPUT])) for path in layers}
     quantizers = {path + INPUT: layer.input_quantizer for path, layer in layers.items()}
     count, number = max(VALUES // len(calls), 4), 0
 
@@ -173,20 +200,20 @@ def propose(layer: QuantLayer, seen: _Seen) -> list[Factors]:
     """No factors, and some that might serve, of a layer and its input in steps of its scale."""
     quantizer = layer.input_quantizer
     grid, values = quantizer.grid, torch.cat(seen.values, 1)
-    assert seen.low is not None
-    assert seen.high is not None
     weight = layer.weight.detach().float()
     columns = weight.square().sum(0).reshape(weight.shape[1], -1).sum(1)
     energy = values.square().mean(1)
     error = fake_quantize(values, torch.ones(()), grid.low, grid.high) - values
     plain = float((error.square().mean(1) * columns).sum()) or 1e-20
-    found = [Factors(torch.ones_like(energy), grid, 0.0)]
+    ones = torch.ones_like(energy)
+    found = [Factors(ones, grid, ones.expand(2, -1))]
     for codes in _grids(grid, quantizer.symmetric):
-        above = seen.high.clamp(min=0) / max(codes.high, 1)
-        below = (-seen.low).clamp(min=0) / -codes.low if codes.low else torch.zeros_like(above)
-        reach = HEADROOM * above.maximum(below)
-        c = torch.where(reach > 0, reach, 1.0).clamp(1 / SPREAD, 1)
-        found.append(Factors(c, codes, 0.0))
+        above = seen.high / max(codes.high, 1)
+        below = seen.low / codes.low if codes.low else torch.zeros_like(above)
+        reach = above.maximum(below)
+        for headroom in HEADROOMS:
+            halves = (headroom * torch.where(reach > 0, reach, 1.0)).clamp(1 / SPREAD, 1)
+            found.append(Factors(halves.amax(0), codes, halves))
     return [
         replace(one, weight_error=_weight_error(layer, one.c, energy) / plain) for one in found
     ]
@@ -235,7 +262,7 @@ def _judge(
             def change(
                 factors: Factors, x: Tensor = x, dims: int = dims, step: Tensor = step
             ) -> Tensor:
-                c = factors.c.reshape(-1, *[1] * dims)
+                c = _across(factors.halves, x, dims)
                 u = fake_quantize(x / c, step, factors.grid.low, factors.grid.high)
                 return u.mul_(c).sub_(x)
 
@@ -264,6 +291,12 @@ def _judge(
         if whole[best] < (1 - margin) * whole[0]:
             chosen[path] = proposals[path][best]
     return chosen
+
+
+def _across(halves: Tensor, x: Tensor, dims: int) -> Tensor:
+    """Factors for every sample of x by the half of the samples that it does not belong to."""
+    rows = halves[1 - torch.arange(len(x), device=halves.device) % 2]
+    return rows.reshape(len(x), *[1] * (x.ndim - 2 - dims), -1, *[1] * dims)
 
 
 def _step_at(quantizer: ActivationQuantizer, x: Tensor, timestep: Tensor) -> Tensor:

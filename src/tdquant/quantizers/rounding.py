@@ -29,6 +29,8 @@ from tdquant.quantizers.weight import WeightQuantizer, along_channels
 from tdquant.scales.base import floored
 
 _SIXTEENTHS = 16
+_EDGE = 0.49
+"""Distance from a code that still rounds to it."""
 
 
 class RoundedWeight(WeightQuantizer):
@@ -117,6 +119,8 @@ class LearnedRounding(WeightQuantizer):
         step: First step s, ``(C,)`` or ``()``; it stays.
         weight: ``(C, *)``, at whose codes and fractions the rounding starts.
         groups: Multipliers of groups of inputs.
+        start: Codes to start at, if others than the nearest; where the weight has another, the
+            rounding starts at the edge of the code's cell that is nearest to it.
 
     Attributes:
         choice: r, one number for each weight.
@@ -126,11 +130,18 @@ class LearnedRounding(WeightQuantizer):
     below: Tensor
 
     def __init__(
-        self, grid: Grid, step: Tensor, weight: Tensor, groups: Groups | None = None
+        self,
+        grid: Grid,
+        step: Tensor,
+        weight: Tensor,
+        groups: Groups | None = None,
+        start: Tensor | None = None,
     ) -> None:
         super().__init__(grid, step, groups)
         self.step.requires_grad_(False)
         v = torch.div(weight.detach().float(), self.scale(weight))
+        if start is not None:
+            v = torch.where(v.round() == start, v, v.clamp(start - _EDGE, start + _EDGE))
         # Beyond the grid there are two codes to choose from as well: the last and the one before.
         below = v.floor().clamp(grid.low, grid.high - 1)
         self.register_buffer("below", below.to(code_dtype(grid.bits)))
@@ -157,7 +168,9 @@ class LearnedRounding(WeightQuantizer):
 
 @torch.no_grad()
 def nearest(quantizer: WeightQuantizer, weight: Tensor) -> RoundedWeight:
-    """The codes that rounding to nearest gives, at the quantizer's step."""
+    """The codes that a quantizer rounds a weight to, at its step."""
     step = floored(quantizer.step)
+    if isinstance(quantizer, ShiftedWeight):
+        weight = quantizer.shifted(weight)
     found = codes(weight, quantizer.scale(weight), quantizer.grid.low, quantizer.grid.high)
     return RoundedWeight(quantizer.grid, step, found, quantizer.groups)

@@ -90,7 +90,9 @@ class AdaRound:
         self.nearest_error = float(sums[0].sum() / sums[1].sum())
         times.balance(sums)
         self._rounding = {
-            path: LearnedRounding(q.grid, q.step.detach(), block.layers[path].weight, q.groups)
+            path: LearnedRounding(
+                q.grid, q.step.detach(), block.layers[path].weight, q.groups, q.codes
+            )
             for path, q in self._start.items()
         }
         self._install(self._rounding)
