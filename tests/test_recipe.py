@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tdquant.errors import RecipeError
-from tdquant.recipe import AUTOMATIC, REMEDIES, Recipe
+from tdquant.recipe import REMEDIES, Recipe
 
 
 @pytest.mark.parametrize("bits", [1, 17, 0, -4, 8.0, True, "8"])
@@ -106,7 +106,7 @@ def test_float_operands_stay_float_everywhere():
 
 
 def test_remedies_come_with_automatic_scales():
-    assert {name for name in REMEDIES if Recipe().uses(name)} == set(AUTOMATIC)
+    assert all(Recipe().uses(name) for name in REMEDIES)
     assert not any(Recipe(scale="temporal").uses(name) for name in REMEDIES)
     assert not any(Recipe(remedies=()).uses(name) for name in REMEDIES)
     one = Recipe(scale="static", remedies=["factors"])

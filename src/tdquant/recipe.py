@@ -28,9 +28,6 @@ REMEDIES = (
 )
 """Remedies beside scales: see ``Recipe.remedies``."""
 
-AUTOMATIC = ("groups", "protection", "rounding", "correction")
-"""Remedies that ``"auto"`` stands for: those that need no more samples than scales do."""
-
 MAX_GROUPED = 6
 """Most bits of weights that are quantized in groups: multiples of wider codes do not fit int8."""
 
@@ -88,7 +85,7 @@ class Recipe:
             calibration measures that it helps, ``"factors"`` (input channels are divided by
             factors that the weight takes over), ``"protection"`` (8 bits for the inputs of a few
             layers), ``"rounding"`` (codes of weights chosen by the layer's output) and
-            ``"correction"`` (a bias of the model's output over time). ``"auto"`` is AUTOMATIC with
+            ``"correction"`` (a bias of the model's output over time). ``"auto"`` is all of them with
             ``scale="auto"``, and none with other kinds.
         group: Inputs that share a multiplier, 16 to 128.
 
@@ -219,7 +216,7 @@ class Recipe:
         """Whether the recipe allows a remedy, one of REMEDIES."""
         if isinstance(self.remedies, str):
             automatic = self.scale == "auto" and self.grid != "published"
-            return automatic and remedy in AUTOMATIC
+            return automatic and remedy in REMEDIES
         return remedy in self.remedies
 
     def group_of(self, bits: int, scale: str) -> int:

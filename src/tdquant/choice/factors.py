@@ -54,6 +54,11 @@ HEADROOMS = (1.25, 2.0, 3.0)
 SHIFTS = (0, 1 / 8)
 """What is added to the zero point, as shares of the codes."""
 
+WORTH = 0.25
+"""Share by which they have to lower the error of the whole model: they cost a multiplication of
+the input in every call, and channels that the trial's trajectories did not show may be clipped.
+"""
+
 SPREAD = 32.0
 """Largest factor over the least: columns of the weight differ by as much more."""
 
@@ -137,7 +142,7 @@ def try_factors(
             quantizer.grid = chosen[path].grid if apply else grids[path]
 
     what = f"factors for the channels of {len(chosen)} inputs"
-    return [trial.confirm(model, "factors", what, change)]
+    return [trial.confirm(model, "factors", what, change, WORTH)]
 
 
 def _balanceable(model: nn.Module) -> dict[str, QuantLayer]:

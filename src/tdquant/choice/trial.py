@@ -67,7 +67,12 @@ class Trial:
         return float(torch.cat(errors).clamp(min=1e-20).log().mean().exp())
 
     def confirm(
-        self, model: nn.Module, name: str, what: str, change: Callable[[bool], None]
+        self,
+        model: nn.Module,
+        name: str,
+        what: str,
+        change: Callable[[bool], None],
+        margin: float = MARGIN,
     ) -> RemedyTrial:
         """Applies a remedy, and takes it back unless the error falls.
 
@@ -76,11 +81,12 @@ class Trial:
             name: The remedy's name.
             what: Where it is applied, in a few words.
             change: Applies it, with True, or takes it back.
+            margin: Share by which the error has to fall.
         """
         before = self.error(model) if self._last is None else self._last
         change(True)
         after = self.error(model)
-        kept = after < (1 - MARGIN) * before
+        kept = after < (1 - margin) * before
         if not kept:
             change(False)
         self._last = after if kept else before

@@ -1,4 +1,4 @@
-"""``tdquant demo``: what temporal scales do to pictures, in minutes and without a GPU."""
+"""``tdquant demo``: what scales and remedies do to pictures, in minutes and without a GPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def add(commands: Any) -> None:
     parser = add_command(
         commands,
         run,
-        help="quantize the embedded model nine ways; print a table, draw a picture",
+        help="quantize the embedded model twelve ways; print a table, draw a picture",
         description="Quantizes the embedded cat model at W8A8, W8A5 and W4A4 with static, "
-        "input-dynamic and temporal activation scales, samples from each with the same noise, "
-        "and writes demo.png and demo.json.",
+        "input-dynamic and temporal activation scales, and as it is done by default, samples from "
+        "each with the same noise, and writes demo.png and demo.json.",
         epilog="Without options: 192 images of each model, 25 steps; quick: 48 and 12.",
         parents=[shared("steps", "threads", "quiet", out=Path("demo"), seed=0)],
     )

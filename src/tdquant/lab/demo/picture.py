@@ -16,10 +16,11 @@ from tdquant.support.optional import require
 ROWS = (
     ("float", ""),
     ("W8A5", "static"),
-    ("W8A5", "temporal"),
+    ("W8A5", "default"),
     ("W4A4", "static"),
     ("W4A4", "input-dynamic"),
     ("W4A4", "temporal"),
+    ("W4A4", "default"),
 )
 COLUMNS = 12
 
@@ -31,7 +32,7 @@ def draw(result: DemoResult, path: Path) -> None:
         MissingDependencyError: matplotlib is not installed.
     """
     figure_type = require("matplotlib.figure", "demo").Figure
-    figure = figure_type(figsize=(10, 9.2), dpi=130, layout="constrained")
+    figure = figure_type(figsize=(10, 10), dpi=130, layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[len(ROWS), 4.2])
     top.suptitle("The same noise through every model (cats-ddpm, 32x32)", fontsize=11)
     for axis, (bits, scale) in zip(top.subplots(len(ROWS), 1), ROWS, strict=True):

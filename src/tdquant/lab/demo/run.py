@@ -1,4 +1,4 @@
-"""The demonstration itself: quantize the embedded model nine ways, compile, sample, judge."""
+"""The demonstration itself: quantize the embedded model twelve ways, compile, sample, judge."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,14 @@ from tdquant.support.machine import machine
 from tdquant.support.memory import resident_bytes
 
 WIDTHS = ((8, 8), (8, 5), (4, 4))
-SCALES = ("static", "dynamic", "auto")
 TIMED = 16
-LABELS = {"static": "static", "dynamic": "input-dynamic", "auto": "temporal"}
+ARMS: dict[str, dict[str, Any]] = {
+    "static": {"scale": "static"},
+    "input-dynamic": {"scale": "dynamic"},
+    "temporal": {"scale": "auto", "remedies": ()},
+    "default": {},
+}
+"""What is compared at every width: fields of recipes."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class DemoRow:
 
     Attributes:
         bits: Such as ``"W4A4"``.
-        scale: Kind of activation scales.
+        scale: One of ARMS.
         frechet: Frechet EfficientNet-Lite0 distance to held-out cats.
         mse: Mean squared error of the samples against the float model's from the same noise.
         sqnr: Mean over timesteps of the SQNR of the denoiser's output, dB.
@@ -151,10 +157,8 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
     curves: dict[str, tuple[Tensor, Tensor]] = {}
     running: list[nn.Module] = [channels_last(pipe.unet)]
     timed = torch.zeros(TIMED, *pipe.shape).normal_(generator=stream_of(0, 0)), torch.tensor(500)
-    for (weights, activations), scale in itertools.product(WIDTHS, SCALES):
-        bits, label = f"W{weights}A{activations}", LABELS[scale]
-        # Scales alone: the demonstration is of what time adds to them.
-        recipe = Recipe(weights, activations, scale, remedies=())
+    for (weights, activations), label in itertools.product(WIDTHS, ARMS):
+        bits, recipe = f"W{weights}A{activations}", Recipe(weights, activations, **ARMS[label])
         frozen = _quantized(pipe, recipe, observations, settings, progress)
         model = compile(frozen, "onednn", example=timed)
         running.append(model)
@@ -171,7 +175,7 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
         sqnr = mean_sqnr(sqnr_over_time(model, pipe.unet, checks))
         error = float(mse(found, exact).mean())
         rows.append(DemoRow(bits, label, distance(found), error, sqnr, _megabytes(frozen)))
-        if scale == "auto":
+        if label == "temporal":
             curves = moving_curves(frozen)
     # Models are timed in turns, so that disturbances affect all alike.
     seconds = time_calls({str(i): m for i, m in enumerate(running)}, timed, runs=9)

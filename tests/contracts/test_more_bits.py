@@ -1,0 +1,66 @@
+"""More bits are never worse: what every default recipe promises of the end of trajectories."""
+
+import copy
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+import tdquant as tdq
+from tdquant.diffusion import make_scheduler
+from tests.denoisers import Mixed
+
+WIDTHS = {
+    "weights": [(4, 8), (5, 8), (6, 8), (8, 8)],
+    "activations": [(8, 4), (8, 5), (8, 6), (8, 8)],
+    "both": [(4, 4), (5, 5), (6, 6), (8, 8)],
+}
+
+
+def tiny():
+    scheduler = make_scheduler("ddim", {"num_train_timesteps": 1000, "clip_sample": False})
+    return Mixed().eval(), scheduler, (6, 8, 8)
+
+
+def trained(monkeypatch, name):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "studies"))
+    pipe = importlib.import_module("small_models").load(name)
+    return pipe.unet, pipe.scheduler, pipe.shape
+
+
+def errors(model, widths, count, steps):
+    """Geometric mean over samples of the squared error, of noise that calibration has not seen."""
+    unet, scheduler, shape = model
+
+    def draw(which):
+        return tdq.sample(which, scheduler, 32, shape, steps=steps, seed=9, progress=False)
+
+    calls = tdq.trajectories(
+        unet, scheduler, count, shape, steps=steps, batch=count, seed=1, progress=False
+    )
+    observations = tdq.observe(
+        tdq.quantize(copy.deepcopy(unet), tdq.Recipe(*widths[0])), calls, progress=False
+    )
+    exact, found = draw(unet), []
+    for bits in widths:
+        quantized = tdq.quantize(copy.deepcopy(unet), tdq.Recipe(*bits))
+        tdq.calibrate(quantized, observations, progress=False)
+        each = (draw(quantized) - exact).square().flatten(1).mean(1)
+        found.append(float(each.log().mean().exp()))
+    return found
+
+
+@pytest.mark.parametrize("which", WIDTHS)
+def test_a_tiny_network(which):
+    torch.manual_seed(0)
+    found = errors(tiny(), WIDTHS[which], 8, 10)
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", WIDTHS)
+@pytest.mark.parametrize("name", ["mlp-cats8", "dit-cats"])
+def test_trained_networks(monkeypatch, name, which):
+    found = errors(trained(monkeypatch, name), WIDTHS[which], 16, 20)
+    assert found == sorted(found, reverse=True)
