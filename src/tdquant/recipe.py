@@ -85,8 +85,8 @@ class Recipe:
             calibration measures that it helps, ``"factors"`` (input channels are divided by
             factors that the weight takes over), ``"protection"`` (8 bits for the inputs of a few
             layers), ``"rounding"`` (codes of weights chosen by the layer's output) and
-            ``"correction"`` (a bias of the model's output over time). ``"auto"`` is all of them with
-            ``scale="auto"``, and none with other kinds.
+            ``"correction"`` (a bias of the model's output over time). ``"auto"`` is all of them
+            with ``scale="auto"``, and none with other kinds.
         group: Inputs that share a multiplier, 16 to 128.
 
     Raises:

@@ -115,7 +115,7 @@ HELD_OUT = {
         unet(32, in_channels=3, out_channels=3, block_out_channels=[32, 64, 64],
              down_block_types=[DOWN, DOWN_ATTENTION, DOWN],
              up_block_types=[UP, UP_ATTENTION, UP], norm_num_groups=16, attention_head_dim=32),
-        sampler("DDIMScheduler", beta_schedule="linear", clip_sample=False),
+        sampler("DDIMScheduler", beta_schedule="linear", clip_sample=True),
         steps=50, minutes=20, batch=16, rate=8e-4, seed=33, bf16=True,
     ),
     "unet-fashion": Plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,8 +84,7 @@ class ChannelRanges:
     def _merge(self) -> None:
         times = sorted(self._by_time)
         spans = [
-            self._by_time[b].last - self._by_time[a].first
-            for a, b in zip(times, times[1:], strict=False)
+            self._by_time[b].last - self._by_time[a].first for a, b in itertools.pairwise(times)
         ]
         i = spans.index(min(spans))
         self._by_time[times[i]].add(self._by_time.pop(times[i + 1]))
@@ -93,9 +93,7 @@ class ChannelRanges:
         """The ranges of ``size`` channels from ``start``."""
         made, here = ChannelRanges(self.dimension), slice(start, start + size)
         made._by_time = {
-            time: _Extremes(
-                one.low[:, here], one.high[:, here], one.first, one.last, one.count
-            )
+            time: _Extremes(one.low[:, here], one.high[:, here], one.first, one.last, one.count)
             for time, one in self._by_time.items()
         }
         return made

@@ -161,9 +161,7 @@ def splittable(
     return chosen
 
 
-def input_dimension(
-    model: nn.Module, name: str, quantizer: ActivationQuantizer
-) -> int | None:
+def input_dimension(model: nn.Module, name: str, quantizer: ActivationQuantizer) -> int | None:
     """The dimension of the channels of what a quantizer takes, counted from the end, if it is a
     layer's input.
     """

@@ -54,7 +54,7 @@ HEADROOMS = (1.25, 2.0, 3.0)
 SHIFTS = (0, 1 / 8)
 """What is added to the zero point, as shares of the codes."""
 
-WORTH = 0.25
+WORTH = 0.2
 """Share by which they have to lower the error of the whole model: they cost a multiplication of
 the input in every call, and channels that the trial's trajectories did not show may be clipped.
 """
