@@ -133,8 +133,8 @@ def uneven(x):
 def test_factors_where_channels_differ():
     batches = [(uneven(x), t) for x, t in calls(24, batch=16)]
     recipe = {"overrides": {"conv_in": {"weights": 8, "activations": 5}}}
-    plain = remedied(8, 5, batches=batches, **recipe)
-    model = remedied(8, 5, "factors", batches=batches, **recipe)
+    plain = remedied(8, 8, batches=batches, **recipe)
+    model = remedied(8, 8, "factors", batches=batches, **recipe)
     layer = model.conv_in
     assert isinstance(layer, BalancedLayer)
     factors = 1 / layer.divide.inverse
