@@ -207,3 +207,11 @@ def test_a_pipeline_without_a_generator_draws_from_a_random_state_of_its_own():
     one, two = (call["x"] for call in calls)
     assert not torch.equal(one, two)
     assert not same(calls, tdq.trajectories(pipe, count=2, steps=1, seed=1))
+
+
+def test_a_pipeline_in_bfloat16_that_hands_over_pixels():
+    pipe, _ = PIPELINES["ddim"]()
+    pipe.to(torch.bfloat16)
+    calls = list(tdq.trajectories(pipe, 1, steps=2, progress=False))
+    assert [call["sample"].dtype for call in calls] == [torch.bfloat16] * 2
+    assert torch.overrides._get_current_function_mode_stack() == []

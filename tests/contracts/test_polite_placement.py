@@ -1,6 +1,7 @@
 """Offloaded, cast, half-precision and pickled models."""
 
 import copy
+import multiprocessing
 import pickle
 
 import pytest
@@ -98,6 +99,22 @@ def test_half_precision_models_are_sampled_and_trained(dtype):
     assert images.isfinite().all()
     tdq.train(model, Images(), scheduler, steps=2, batch=2, **silent)
     assert len(model.tdq.training.losses) == 2
+
+
+def _outputs(models, x):
+    with torch.no_grad():
+        return [model(x, torch.tensor(300)) for model in models]
+
+
+@pytest.mark.slow
+def test_models_are_sent_to_a_spawned_process(live, x, tmp_path):
+    frozen = tdq.freeze(live).eval()
+    compact = tdq.load(tdq.save(frozen, tmp_path / "m"), model=Mixed(), compact=True)
+    models = [copy.deepcopy(live).eval(), frozen, compact, tdq.compile(frozen, "reference")]
+    right = _outputs(models, x)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(_outputs, (models, x))
+    assert all(map(torch.equal, found, right))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])

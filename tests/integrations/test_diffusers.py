@@ -407,6 +407,18 @@ def test_without_tdquant_diffusers_names_what_is_missing(saved):
     assert "import tdquant" in (saved / "unet" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "20KB"}])
+def test_weights_of_torch_save_are_read_without_unpickling(frozen, tmp_path, shards):
+    frozen.save_pretrained(tmp_path, safe_serialization=False, **shards)
+    files = list(tmp_path.glob("*.bin"))
+    assert len(files) > 1 or not shards
+    assert equal(outputs(tdq.load(tmp_path)), outputs(frozen))
+    assert "UNet2DModel" in inspect_saved(tmp_path)
+    files[0].write_bytes(b"cut")
+    with pytest.raises(StorageError, match="cannot be read"):
+        tdq.load(tmp_path)
+
+
 def test_an_index_says_which_files_are_the_models(frozen, tmp_path):
     from tdquant.storage.diffusers_folder import weight_files
 

@@ -26,6 +26,7 @@ from tdquant.errors import ConversionError, ModelError
 from tdquant.support.hooks import hooked
 from tdquant.support.progress import track
 from tdquant.support.restoring import keeping_random_state
+from tdquant.support.thread_modes import BFloat16AsFloat32
 
 KeywordCall = dict[str, Any]
 Prompts = int | str | Sequence[str | KeywordCall] | None
@@ -125,7 +126,8 @@ class Recording:
         """Runs the pipeline once. What it draws without a generator depends on the seed and on
         the index of the run's first sample; the caller's random state stays as it is.
         """
-        with keeping_random_state():
+        pixels = "vae" not in self.pipe.components  # which pipelines hand over as NumPy's
+        with keeping_random_state(), BFloat16AsFloat32() if pixels else contextlib.nullcontext():
             torch.manual_seed(stream_of(self.seed, first).initial_seed())
             return self.pipe(**given)
 

@@ -1,5 +1,5 @@
 """Reads a model's folder in diffusers' layout without diffusers: ``config.json``, whose
-``quantization_config`` is the description, and safetensors in one file or in shards.
+``quantization_config`` is the description, and weights in one file or in shards.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tdquant.files.looking import entries, exists, is_folder
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
+SUFFIXES = (".safetensors", ".bin")
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -39,21 +40,26 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Finds the safetensors files of a model. As in diffusers, files without a variant's name are
-    preferred, and the shards that an index lists are preferred to a single file.
+    """Finds the files of a model's weights, safetensors or else those of torch.save. As in
+    diffusers, files without a variant's name are preferred, and the shards that an index lists are
+    preferred to a single file.
 
     Raises:
         StorageError: There are several variants, and none without a name.
     """
-    whole = folder / f"{WEIGHTS}.safetensors"
-    named = ((_json(folder / f"{WEIGHTS}.safetensors.index.json") or {}).get("weight_map")) or {}
+    return next(filter(None, (_files_of(folder, suffix) for suffix in SUFFIXES)), [])
+
+
+def _files_of(folder: Path, suffix: str) -> list[Path]:
+    whole = folder / f"{WEIGHTS}{suffix}"
+    named = ((_json(folder / f"{WEIGHTS}{suffix}.index.json") or {}).get("weight_map")) or {}
     names = set(map(str, named.values())) if isinstance(named, dict) else set()
     if names and names <= {file.name for file in entries(folder)}:
         return [folder / name for name in sorted(names)]
     if exists(whole):
         return [whole]
     found: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob(f"{WEIGHTS}*.safetensors")):
+    for file in sorted(folder.glob(f"{WEIGHTS}*{suffix}")):
         variant = re.sub(r"-\d+-of-\d+", "", file.stem.removeprefix(WEIGHTS))
         found.setdefault(variant.strip("."), []).append(file)
     if len(found) > 1:

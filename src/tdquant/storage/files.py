@@ -12,7 +12,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tdquant.errors import StorageError
 from tdquant.files.checkpoints import LazyTensor
-from tdquant.files.checkpoints.opening import open_safetensors
+from tdquant.files.checkpoints.opening import open_checkpoint, open_safetensors
+from tdquant.files.checkpoints.safetensors_format import SUFFIX
 from tdquant.files.documents import Document, Gap, Section, read_json
 from tdquant.files.looking import exists
 from tdquant.files.writing import recover
@@ -195,11 +196,12 @@ def open_tensors(folder: Path) -> Iterator[dict[str, LazyTensor]]:
     """
     files = [folder / TENSORS] if exists(folder / INDEX) else weight_files(folder)
     if not files:
-        raise StorageError("no safetensors here", where=str(folder))
+        raise StorageError("no weights here", where=str(folder))
     found: dict[str, LazyTensor] = {}
     with contextlib.ExitStack() as stack:
         for file in files:
             if not exists(file):
                 raise StorageError(f"no {file.name} here", where=str(folder))
-            found |= stack.enter_context(open_safetensors(file))
+            open_file = open_safetensors if file.suffix == SUFFIX else open_checkpoint
+            found |= stack.enter_context(open_file(file))
         yield found

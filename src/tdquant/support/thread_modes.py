@@ -1,5 +1,5 @@
-"""What holds for the calling thread alone while it builds modules. Replacing a method of nn.Module
-or seeding torch's global generator would reach the modules of other threads.
+"""What holds for the calling thread alone, while it builds modules or runs them. Replacing a
+method of nn.Module or seeding torch's global generator would reach the modules of other threads.
 """
 
 from __future__ import annotations
@@ -73,3 +73,18 @@ class EmptyOnMeta(_OptionsMode):
     def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> None:
         if func is torch.empty:
             options["device"] = "meta"
+
+
+class BFloat16AsFloat32(TorchFunctionMode):
+    """``Tensor.numpy()`` of bfloat16, which NumPy does not have, gives float32."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.numpy and args[0].dtype == torch.bfloat16:
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
