@@ -61,28 +61,27 @@ def _processors_kept(model: Any) -> Iterator[None]:
         return
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    before = model.attn_processors
-    plain = {
-        name: AttnProcessor2_0() if isinstance(processor, QuantAttention) else processor
-        for name, processor in before.items()
-    }
+    held = {name: kept for name, p in model.attn_processors.items() if (kept := kept_in(p))}
     with unchanged_on_error(model), config_unchanged_on_error(model):
-        model.set_attn_processor(plain)
+        for name, kept in held.items():
+            block = model.get_submodule(name.removesuffix(".processor"))
+            if block.processor is kept:
+                del block._modules["processor"]
+                block.processor = AttnProcessor2_0()
+            else:
+                del block.processor._modules[_KEPT]
         yield
     now = model.attn_processors
-    for name, processor in list(now.items()):
-        kept = _kept(before.get(name))
-        if kept is None:
-            continue
-        if "IPAdapter" in type(processor).__name__:
-            processor.add_module(_KEPT, kept)
+    for name in held.keys() & now.keys():
+        if "IPAdapter" in type(now[name]).__name__:
+            now[name].add_module(_KEPT, held[name])
         else:
-            now[name] = kept
+            now[name] = held[name]
     model.set_attn_processor(now)
     clock_of(model).invalidate_scale_cache()
 
 
-def _kept(processor: Any) -> QuantAttention | None:
+def kept_in(processor: Any) -> QuantAttention | None:
     """The quantized processor that a processor is, or keeps."""
     if isinstance(processor, QuantAttention):
         return processor

@@ -7,8 +7,8 @@ from weakref import WeakSet
 
 from torch import nn
 
-from tdquant.clock import Clock
-from tdquant.errors import BackendError
+from tdquant.clock import Clock, is_quantized
+from tdquant.errors import BackendError, ConversionError
 from tdquant.integrations.importing import wrap_method
 from tdquant.layers import QuantLayer
 from tdquant.support.hooks import GROUPS
@@ -50,11 +50,13 @@ def _by_layer(module: nn.Module, offloaded: bool) -> None:
             clock.by_layer = offloaded
 
 
-def refuse_compiled() -> None:
-    """Makes ``enable_group_offload`` raise BackendError for a compiled model."""
+def check_moving() -> None:
+    """Makes ``enable_group_offload`` raise BackendError for a compiled model, and
+    ``enable_layerwise_casting`` ConversionError for a quantized one, whose weights lie on grids.
+    """
     from diffusers.models.modeling_utils import ModelMixin
 
-    def enable(method: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    def offload(method: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         if hasattr(self, "tdq_backend"):
             raise BackendError(
                 "a compiled model is not offloaded in groups",
@@ -64,4 +66,15 @@ def refuse_compiled() -> None:
             )
         method(self, *args, **kwargs)
 
-    wrap_method(ModelMixin, "enable_group_offload", enable)
+    def cast(method: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        if is_quantized(self):
+            raise ConversionError(
+                "a quantized model is not cast layer by layer",
+                where=type(self).__name__,
+                why="its weights would leave their grids, and scales lose their float32",
+                fix="a loaded model, which holds codes: tdq.load(folder, compact=True)",
+            )
+        method(self, *args, **kwargs)
+
+    wrap_method(ModelMixin, "enable_group_offload", offload)
+    wrap_method(ModelMixin, "enable_layerwise_casting", cast)
