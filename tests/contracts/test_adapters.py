@@ -108,6 +108,27 @@ def test_an_adapter_runs_is_fused_and_taken_out(made, kind, state, bits, tmp_pat
         model.save_pretrained(tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_fused_into_a_live_model_is_not_clipped(made, kind):
+    _, calls, models = made
+    model = copy.deepcopy(models["live", 8])
+    before = {n: p.clone() for n, p in model.named_parameters() if n.endswith("quantizer.step")}
+    plain = out(model, calls[0])
+    model.add_adapter(KINDS[kind]())
+    fill(model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name or name.endswith(("hada_w1_a.default", "lokr_w1.default")):
+                p.mul_(4)
+    beside = out(model, calls[0])
+    model.fuse_lora()
+    assert (out(model, calls[0]) - beside).norm() < 0.2 * (beside - plain).norm()
+    model.unfuse_lora()
+    model.unload_lora()
+    steps = dict(model.named_parameters())
+    assert all(torch.equal(steps[name], step) for name, step in before.items())
+
+
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("kind", REFUSED)
 def test_other_adapters_are_refused_before_anything_changes(made, kind, state):

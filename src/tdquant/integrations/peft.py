@@ -11,6 +11,7 @@ import warnings
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from peft.tuners.ia3.layer import Linear as IA3Linear
 from peft.tuners.ia3.layer import _ConvNd as IA3Conv
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -25,7 +26,7 @@ from tdquant.integrations.importing import wrap_method
 from tdquant.layers import QuantLayer, StructuredLayer, quantized_layers
 from tdquant.lowering.onednn.layer import OneDnnLayer
 from tdquant.lowering.products import ProductLayer
-from tdquant.quantizers import FrozenWeight
+from tdquant.quantizers import FrozenWeight, NoiseWeight, WeightQuantizer
 from tdquant.support.hooks import check_readable
 
 KINDS = ("LORA", "LOHA", "LOKR", "IA3")
@@ -36,6 +37,8 @@ _MERGING = (LoraLinear, LoraConv, LycorisLayer, IA3Linear, IA3Conv)
 _COMPILED = (ProductLayer, OneDnnLayer)
 _BEFORE = "_tdq_before"
 """Attribute of an adapter fused into a frozen layer: the layer's parameters and quantizer."""
+_STEPS = "_tdq_steps"
+"""Attribute of an adapter fused into a live layer: the steps of the layer's weight."""
 _ENOUGH = 0.8
 _FIRST = "fuse or unfuse the adapter of the frozen model, and compile that"
 _SHARES: ContextVar[list[tuple[float, float]] | None] = ContextVar("shares", default=None)
@@ -100,11 +103,13 @@ def _refuse_compiled(model: nn.Module, what: str, fix: str) -> None:
 def _merge(merge: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     base = self.get_base_layer()
     _refuse_compiled(base, "fuses no adapter", _FIRST)
-    frozen = isinstance(base, QuantLayer) and isinstance(base.weight_quantizer, FrozenWeight)
-    if not frozen:
+    quantizer, count = getattr(base, "weight_quantizer", None), len(self.merged_adapters)
+    if not isinstance(quantizer, FrozenWeight):
         merge(self, *args, **kwargs)
+        if len(self.merged_adapters) > count and type(quantizer) in (WeightQuantizer, NoiseWeight):
+            _refit(self, base)
         return
-    before, count = (dict(base._parameters), base.weight_quantizer), len(self.merged_adapters)
+    before = dict(base._parameters), quantizer
     old = base.weight.detach()
     base.hold_numbers()
     base.weight = nn.Parameter(old.clone(), requires_grad=False)
@@ -125,9 +130,32 @@ def _merge(merge: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         object.__setattr__(self, _BEFORE, before)
 
 
+@torch.no_grad()
+def _refit(adapter: Any, base: QuantLayer) -> None:
+    """Gives the weight of a live layer that has changed steps of least squared error, in place, if
+    they are better than those it has: the old ones may clip it.
+    """
+    weight, old = base.weight.detach(), base.weight_quantizer
+    new = old.refitted(weight)
+
+    def error(quantizer: WeightQuantizer) -> float:
+        rounded = WeightQuantizer.forward(quantizer, weight)
+        return float((rounded - weight).double().square().sum())
+
+    if error(new) < error(old):
+        if not hasattr(adapter, _STEPS):
+            object.__setattr__(
+                adapter, _STEPS, {k: v.clone() for k, v in old.state_dict().items()}
+            )
+        old.load_state_dict(new.state_dict())
+
+
 def _unmerge(unmerge: Any, self: Any) -> None:
     if not hasattr(self, _BEFORE):
         unmerge(self)
+        if hasattr(self, _STEPS):
+            self.get_base_layer().weight_quantizer.load_state_dict(getattr(self, _STEPS))
+            delattr(self, _STEPS)
         return
     _refuse_compiled(self.get_base_layer(), "keeps its fused adapter", _FIRST)
     # Not peft's own arithmetic: IA3 would divide again, and warn that it is inexact.
