@@ -139,6 +139,17 @@ def test_other_adapters_are_refused_before_anything_changes(made, kind, state):
     assert same(model.state_dict(), before)
 
 
+@pytest.mark.parametrize("state", ["frozen", "codes"])
+def test_frozen_layers_are_not_trained_as_modules_to_save(made, state):
+    model = copy.deepcopy(made[2][state, 8])
+    before = {name: type(module) for name, module in model.named_modules()}
+    for name in (LAYER, "to_q", "mid_block"):
+        with pytest.raises(ConversionError, match="modules_to_save"):
+            model.add_adapter(peft.LoraConfig(target_modules=["to_v"], modules_to_save=[name]))
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    model.add_adapter(peft.LoraConfig(target_modules=["to_v"], modules_to_save=["conv_out"]))
+
+
 def test_a_small_adapter_fused_into_few_bits_is_told(made):
     model = copy.deepcopy(made[2]["codes", 4])
     model.add_adapter(KINDS["lora"]())

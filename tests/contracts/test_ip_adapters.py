@@ -19,7 +19,7 @@ from safetensors.torch import save_file  # noqa: E402
 from tests.ip_adapters import SIZE, image, image_weights  # noqa: E402
 from tests.pipelines import PIPELINES, sample  # noqa: E402
 
-STATES = ("live", "frozen", "codes")
+STATES = ("live", "codes")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ out again.
 
 from __future__ import annotations
 
+import re
 import warnings
 from contextvars import ContextVar
 from typing import Any
@@ -77,6 +78,16 @@ def _inject(inject: Any, self: Any, model: nn.Module, adapter_name: str, *a: Any
             fix=f"an adapter of kind {', '.join(KINDS)}; or merge this one into the float model "
             "before tdq.quantize",
         )
+    copied = [rf"(.*\.)?{name}(\..*)?" for name in getattr(config, "modules_to_save", None) or ()]
+    for path, layer in quantized_layers(model):
+        frozen = isinstance(layer.weight_quantizer, FrozenWeight)
+        if frozen and any(re.fullmatch(name, path) for name in copied):
+            raise ConversionError(
+                "modules_to_save names a frozen layer",
+                where=path,
+                why="a copy of it would be trained, and codes are not",
+                fix="the layer among target_modules, or before tdq.freeze",
+            )
     for path, module in model.named_modules():
         if isinstance(module, StructuredLayer) and self._check_target_module_exists(config, path):
             raise ConversionError(
