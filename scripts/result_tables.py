@@ -278,22 +278,35 @@ WHOLE = 0.5
 """Least share of multiplications with inputs of few bits, to be compared with ours."""
 
 
+STATIC = "tdquant, static"
+
+
 def peers_in_short(found: dict) -> str:
-    """Ours and the best of the others that quantize most of the inputs, by median error."""
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for row in found["rows"]:
-        if row.get("inputs", 0) >= WHOLE and "median" in row:
-            groups.setdefault((row["model"], row["setting"]), []).append(row)
+    """Our squared errors as shares of those of the best of the others that quantize most of the
+    inputs, by median; where no other can, of static scales.
+    """
+    settings = list(dict.fromkeys(r["setting"] for r in found["rows"] if r["setting"] != "float"))
     rows = []
-    for (model, setting), measured in groups.items():
-        ours = [row for row in measured if row["project"] == OURS]
-        others = [row for row in measured if "tdquant" not in row["project"]]
-        if ours and others:
+    for model in dict.fromkeys(row["model"] for row in found["rows"]):
+        line = [model]
+        for setting in settings:
+            measured = [
+                row for row in found["rows"]
+                if (row["model"], row["setting"]) == (model, setting)
+                and row.get("inputs", 0) >= WHOLE and "median" in row
+            ]  # fmt: skip
+            ours = next((row for row in measured if row["project"] == OURS), None)
+            others = [row for row in measured if "tdquant" not in row["project"]]
+            others = others or [row for row in measured if row["project"] == STATIC]
+            if ours is None or not others:
+                line.append("-")
+                continue
             best = min(others, key=lambda row: row["median"])
-            cells = (f"{r[key]:.2g}" for key in ("median", "mean") for r in (ours[0], best))
-            rows.append([model, setting, best["project"], *cells])
-    head = ["model", "bits", "best other", "median: tdquant", "other", "mean: tdquant", "other"]
-    return f"{markdown(head, rows, slice(3, None))}\n\n{where(found)}."
+            shares = (ours[key] / best[key] for key in ("median", "mean"))
+            name = best["project"].removeprefix("tdquant, ")
+            line.append(f"{' / '.join(f'{share:.2g}' for share in shares)} {name}")
+        rows.append(line)
+    return f"{markdown(['median / mean', *settings], rows, slice(0, 0))}\n\n{where(found)}."
 
 
 OUTCOMES = {"refused": "an error", "same": "what was there", "other": "another file"}

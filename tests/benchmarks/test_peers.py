@@ -314,5 +314,12 @@ def test_the_short_table_leaves_out_those_that_quantize_little():
     ]
     rows = [{**ROW, "project": n, "inputs": i, "median": m} for n, i, m in others]
     shown = script.peers_in_short({**SHARED, "rows": rows})
-    assert "| m | W8A8 | all of it | 0.03 | 0.02 | 0.02 | 0.02 |" in shown
+    assert "| m | 1.5 / 1 all of it |" in shown
     assert "little" not in shown
+
+
+def test_the_short_table_compares_with_static_scales_where_nobody_else_can():
+    found = [("tdquant, default", 0.03), ("tdquant, static", 0.06)]
+    rows = [{**ROW, "project": n, "setting": "W8A5", "median": m} for n, m in found]
+    assert "| m | 0.5 / 1 static |" in script.peers_in_short({**SHARED, "rows": rows})
+    assert "| m | - |" in script.peers_in_short({**SHARED, "rows": rows[:1]})
