@@ -4,6 +4,7 @@ does.
 
 import pytest
 import torch
+from torch import nn
 
 import tdquant as tdq
 from tdquant.lowering import EXPORTERS
@@ -63,3 +64,31 @@ def test_rewritten_layers(suffix, case, tmp_path):
             assert error.median() <= 1e-6
             # Sums of a rotation are rounded in another order, and a value may fall elsewhere.
             assert error.max() <= (1e-3 if "rotation" in case else 1e-6)
+
+
+class ReadsBatch(nn.Module):
+    """A denoiser that reads its batch in Python, in every way that a trace takes for a number."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.time, self.layer = nn.Linear(4, 12), nn.Linear(12, 12)
+
+    def forward(self, x, timestep):
+        t = timestep.expand(len(x)).reshape(int(x.shape[0]), 1) / 1000
+        time = self.time(t * torch.ones(len(x), 4))
+        h = self.layer(x.reshape(len(x) * 2, -1)).reshape(len(x), 2, -1)
+        return h + time.unsqueeze(1).expand(-1, 2, 12) - torch.full((len(x), 1, 1), 0.5)
+
+
+@pytest.mark.parametrize("suffix", EXPORTERS)
+def test_a_model_that_reads_its_batch_in_python_runs_at_any(suffix, tmp_path):
+    model = tdq.quantize(ReadsBatch().eval(), tdq.Recipe(8, 8, scale="static"))
+    calls = [(torch.randn(4, 2, 12), torch.tensor(t)) for t in (10, 500, 990)]
+    frozen = tdq.freeze(tdq.calibrate(model, calls, progress=False))
+    session = tdq.open_session(tdq.export(frozen, tmp_path / f"model{suffix}", calls[0]))
+    for batch in (1, 2, 7):
+        x, t = torch.randn(batch, 2, 12), torch.full((batch,), 300)
+        with torch.no_grad():
+            y = frozen(x, t)
+        assert (session(x, t) - y).abs().median() <= 1e-6 * y.abs().max()

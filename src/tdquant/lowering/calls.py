@@ -96,6 +96,13 @@ class Call:
         """Names of the inputs with one entry for each sample."""
         return [n for n, tensor in self.tensors.items() if tensor.shape[:1] == (BATCH,)]
 
+    def with_batch(self, batch: int) -> dict[str, Tensor]:
+        """The tensors with another number of samples: the first ones, again and again."""
+        return {
+            name: tensor[torch.arange(batch) % BATCH] if name in self.batched else tensor
+            for name, tensor in self.tensors.items()
+        }
+
     def arguments(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """The arguments by name with other tensors in their places."""
         return {name: rebuilt(name, value, tensors) for name, value in self.values.items()}

@@ -29,7 +29,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -42,10 +42,11 @@ from torch import Tensor, nn
 from tdquant.files.looking import is_file
 from tdquant.layers import QuantLayer
 from tdquant.lowering import labels
-from tdquant.lowering.calls import Call, engine_errors
+from tdquant.lowering.calls import BATCH, Call, engine_errors
 from tdquant.lowering.exporters import register_exporter
 from tdquant.lowering.layer import LoweredLayer
 from tdquant.lowering.lowered import Factor, LoweredAttention, lower
+from tdquant.lowering.onnx.batch import free_batch
 from tdquant.lowering.onnx.operators import OPSET, dequantize, patches, quantize, translations
 from tdquant.lowering.openvino.tracing import quiet_tracing
 from tdquant.lowering.operand import Operand
@@ -139,6 +140,24 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
     """
     require("onnx", "onnx")
     lowered = lower(model, call, partial(ONNXLayer, portable=portable), ONNXAttention)
+
+    def traced(batch: int) -> Any:
+        tensors = call.with_batch(batch)
+        program = torch.onnx.export(
+            _traced(lowered, tensors, _free(call)),
+            tuple(tensors.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(_free(call),),
+            custom_translation_table=translations(),
+            optimize=False,  # ONNX Runtime does that itself, and in seconds
+            verbose=False,
+        )
+        assert program is not None
+        made = program.model_proto
+        _name(made.graph, list(call.tensors))
+        return made
+
     with (
         engine_errors(
             "the model cannot be traced",
@@ -148,19 +167,8 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
         torch.no_grad(),
         _quiet(),
     ):
-        program = torch.onnx.export(
-            _traced(lowered, call),
-            tuple(call.tensors.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=(_free(call),),
-            custom_translation_table=translations(),
-            optimize=False,  # ONNX Runtime does that itself, and in seconds
-            verbose=False,
-        )
-    assert program is not None
-    graph = program.model_proto
-    _name(graph.graph, list(call.tensors))
+        graph = traced(BATCH)
+        free_batch(graph, call, traced)
     shapes = {
         port.name: [d.dim_value or None for d in port.type.tensor_type.shape.dim]
         for port in graph.graph.input
@@ -188,15 +196,15 @@ def _name(graph: Any, names: list[str]) -> None:
         port.name = new.get(port.name, port.name)
 
 
-def _traced(lowered: nn.Module, call: Call) -> Any:
+def _traced(lowered: nn.Module, tensors: Mapping[str, Tensor], free: Any) -> Any:
     """The program of a call, or the module, for the exporter to trace in its own way.
 
     That takes no sizes to be equal, such as the batch of an attention mask and that of the sample,
     and stops where a model needs them to be.
     """
     try:
-        inputs = tuple(call.tensors.values())
-        return torch.export.export(lowered, inputs, dynamic_shapes=(_free(call),), strict=False)
+        inputs = tuple(tensors.values())
+        return torch.export.export(lowered, inputs, dynamic_shapes=(free,), strict=False)
     except Exception:  # torch.export raises whatever the model does
         return lowered
 

@@ -36,6 +36,7 @@ from tdquant.lowering.calls import BATCH, Call, engine_errors
 from tdquant.lowering.exporters import register_exporter
 from tdquant.lowering.layer import LoweredLayer
 from tdquant.lowering.lowered import Factor, LoweredAttention, lower
+from tdquant.lowering.openvino.batch import free_batch
 from tdquant.lowering.openvino.graph import (
     EXACT,
     avoid_saturation,
@@ -153,6 +154,16 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
         codes, step = context.get_input(0), context.get_input(1)
         return op.multiply(op.convert(codes, np.float32), step).outputs()
 
+    def traced(batch: int) -> Any:
+        return trace(
+            lowered,
+            list(call.with_batch(batch).values()),
+            [
+                frontend.ConversionExtension("tdquant::levels", fake_quantize),
+                frontend.ConversionExtension("tdquant::weight", multiply_out),
+            ],
+        )
+
     lowered = lower(model, call, OpenVINOLayer, OpenVINOAttention)
     groups = {
         content(layer.weight_codes): layer.groups_of_weight
@@ -165,17 +176,11 @@ def convert(model: nn.Module, call: Call, about: dict[str, Any], portable: bool 
         'tdq.compile(frozen, backend="onednn"), which runs the model itself',
         last=True,
     ):
-        graph = trace(
-            lowered,
-            list(call.tensors.values()),
-            [
-                frontend.ConversionExtension("tdquant::levels", fake_quantize),
-                frontend.ConversionExtension("tdquant::weight", multiply_out),
-            ],
-        )
-    for port, name in zip(graph.inputs, call.tensors, strict=True):
-        port.get_tensor().set_names({name})
-        port.get_node().set_friendly_name(name)
+        graph = traced(BATCH)
+        for port, name in zip(graph.inputs, call.tensors, strict=True):
+            port.get_tensor().set_names({name})
+            port.get_node().set_friendly_name(name)
+        free_batch(graph, call, traced)
     for index, port in enumerate(graph.outputs):
         port.get_tensor().set_names({f"output.{index}"})
     graph.reshape({name: list(tensor.shape) for name, tensor in call.tensors.items()})
