@@ -31,7 +31,7 @@ from tdquant.scales import Scale, TableScale
 from tdquant.scales.bank import rows_at
 from tdquant.scales.base import KeepFloat32Mixin
 from tdquant.scales.table import first_index
-from tdquant.state import note, state_of
+from tdquant.state import note
 from tdquant.support.hooks import group_onloaded
 
 _NO_GRID = Grid.signed(8)  # tables do not look at it
@@ -235,11 +235,11 @@ def drop_correction(model: nn.Module, before: str) -> None:
         model: The root model.
         before: What changes them: ``"train"``.
     """
-    found, state = correction_of(model), state_of(model)
+    found, state = correction_of(model), getattr(model, "tdq", None)
     if found is not None:
         found.detach(model)
         note(model, "drop correction", before=before)
-    if state.remedies is not None:
+    if state is not None and state.remedies is not None:
         state.remedies = state.remedies.until(before)
 
 
