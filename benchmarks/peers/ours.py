@@ -95,6 +95,14 @@ class Static(Default):
         return tdq.Recipe(*self.options, scale="static")
 
 
+class Edges(Default):
+    name = "tdquant, edges of 8 bits"
+    note = "`Recipe(edges=8)`: nothing stays in float, as in the others"
+
+    def recipe(self, model):
+        return tdq.Recipe(*self.options, edges=8)
+
+
 class Linear(Default):
     name = "tdquant, linear layers alone"
     settings: ClassVar = {"W8A8": (8, 8)}
