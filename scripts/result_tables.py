@@ -195,7 +195,7 @@ def engines(found: dict) -> str:
 
 def peers(found: dict) -> str:
     """The engines that a practitioner would choose between."""
-    names = ["torch", "torch.compile", "OpenVINO float32", NNCF, "W8A8", "W8A8, attention", "W4A8"]
+    names = ["torch", "OpenVINO float32", NNCF, "W8A8", "W4A8"]
     return (
         f"{_compared(found, names)}\n\nA UNet of 35.7M parameters, {found['threads']} threads of "
         f"{where(found)}."
