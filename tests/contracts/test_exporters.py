@@ -73,12 +73,14 @@ class ReadsBatch(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.time, self.layer = nn.Linear(4, 12), nn.Linear(12, 12)
+        self.label = nn.Embedding(1, 12)
 
     def forward(self, x, timestep):
         t = timestep.expand(len(x)).reshape(int(x.shape[0]), 1) / 1000
         time = self.time(t * torch.ones(len(x), 4))
         h = self.layer(x.reshape(len(x) * 2, -1)).reshape(len(x), 2, -1)
-        return h + time.unsqueeze(1).expand(-1, 2, 12) - torch.full((len(x), 1, 1), 0.5)
+        label = self.label(torch.zeros(len(x), dtype=torch.long)).unsqueeze(1)
+        return h + time.unsqueeze(1).expand(-1, 2, 12) - torch.full((len(x), 1, 1), 0.5) + label
 
 
 @pytest.mark.parametrize("suffix", EXPORTERS)

@@ -6,8 +6,8 @@ numbers in which the two graphs differ depend on it; each is taken to be linear,
 
     c(B) = c(B_1) + (B - B_1) (c(B_2) - c(B_1)) / (B_2 - B_1)
 
-and is computed from the shape of the sample instead. So are the sizes of tensors that are filled
-with one number. What a model computes from its batch otherwise keeps the graph to that batch.
+and is computed from the shape of the sample instead. So are the sizes of tensors that repeat the
+same for every sample. Whatever else a model computes from its batch keeps the graph to that batch.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def free_batch(graph: Any, call: Call, trace: Callable[[int], Any]) -> None:
             continue
         if first.shape == second.shape and np.issubdtype(first.dtype, np.integer):
             found = op.convert(_linear(first, second, batch), first.dtype.type)
-        elif first.ndim == second.ndim and (first == second.flat[0]).all():
+        elif (part := _repeated(first, second)) is not None:
             sizes = _linear(np.array(first.shape), np.array(second.shape), batch)
-            found = op.broadcast(op.constant(first.flat[0]), sizes)
+            found = op.broadcast(op.constant(part), sizes)
         else:
             continue
         replace(node.output(0), found.output(0))
@@ -57,6 +57,16 @@ def free_batch(graph: Any, call: Call, trace: Callable[[int], Any]) -> None:
 
 def _equal(first: Any, second: Any) -> bool:
     return bool(first.shape == second.shape and np.array_equal(first, second, equal_nan=True))
+
+
+def _repeated(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any] | None:
+    """What two tensors repeat along the dimensions in which their sizes differ, if they do."""
+    if first.ndim != second.ndim:
+        return None
+    sizes = zip(first.shape, second.shape, strict=True)
+    part = first[tuple(slice(None if a == b else 1) for a, b in sizes)]
+    same = (np.array_equal(np.broadcast_to(part, whole.shape), whole) for whole in (first, second))
+    return part if all(same) else None
 
 
 def _linear(first: NDArray[Any], second: NDArray[Any], batch: Any) -> Any:
