@@ -278,35 +278,42 @@ WHOLE = 0.5
 """Least share of multiplications with inputs of few bits, to be compared with ours."""
 
 
-STATIC = "tdquant, static"
+STATIC, EDGES = "tdquant, static", "tdquant, edges of 8 bits"
+SHOWN = ["W8A8", "W5A8", "W4A8", "W8A5"]
+LESS = 0.05
+"""Share of multiplications by which ours may have fewer with weights of few bits than another."""
 
 
 def peers_in_short(found: dict) -> str:
     """Our squared errors as shares of those of the best of the others that quantize most of the
-    inputs, by median; where no other can, of static scales.
+    inputs, by median; where no other can, of static scales. Where the others leave less in float
+    than the default, ours is what leaves nothing.
     """
-    settings = list(dict.fromkeys(r["setting"] for r in found["rows"] if r["setting"] != "float"))
     rows = []
     for model in dict.fromkeys(row["model"] for row in found["rows"]):
-        line = [model]
-        for setting in settings:
-            measured = [
-                row for row in found["rows"]
-                if (row["model"], row["setting"]) == (model, setting)
-                and row.get("inputs", 0) >= WHOLE and "median" in row
-            ]  # fmt: skip
-            ours = next((row for row in measured if row["project"] == OURS), None)
-            others = [row for row in measured if "tdquant" not in row["project"]]
-            others = others or [row for row in measured if row["project"] == STATIC]
-            if ours is None or not others:
-                line.append("-")
-                continue
-            best = min(others, key=lambda row: row["median"])
-            shares = (ours[key] / best[key] for key in ("median", "mean"))
-            name = best["project"].removeprefix("tdquant, ")
-            line.append(f"{' / '.join(f'{share:.2g}' for share in shares)} {name}")
-        rows.append(line)
-    return f"{markdown(['median / mean', *settings], rows, slice(0, 0))}\n\n{where(found)}."
+        cells = [_shares(found["rows"], model, setting) for setting in SHOWN]
+        rows.append([model, *cells])
+    return f"{markdown(['median / mean', *SHOWN], rows, slice(0, 0))}\n\n{where(found)}."
+
+
+def _shares(rows: list[dict], model: str, setting: str) -> str:
+    measured = {
+        row["project"]: row
+        for row in rows
+        if (row["model"], row["setting"]) == (model, setting) and "median" in row
+    }
+    others = [
+        row for name, row in measured.items() if "tdquant" not in name and row["inputs"] >= WHOLE
+    ]
+    others = others or [row for name, row in measured.items() if name == STATIC]
+    if OURS not in measured or not others:
+        return "-"
+    best, ours = min(others, key=lambda row: row["median"]), measured[OURS]
+    if ours["weights"] < best["weights"] - LESS:
+        ours = measured.get(EDGES, ours)
+    shares = " / ".join(f"{ours[key] / best[key]:.2g}" for key in ("median", "mean"))
+    note = ", edges=8" if ours["project"] == EDGES else ""
+    return f"{shares} {best['project'].removeprefix('tdquant, ')}{note}"
 
 
 OUTCOMES = {"refused": "an error", "same": "what was there", "other": "another file"}

@@ -321,5 +321,16 @@ def test_the_short_table_leaves_out_those_that_quantize_little():
 def test_the_short_table_compares_with_static_scales_where_nobody_else_can():
     found = [("tdquant, default", 0.03), ("tdquant, static", 0.06)]
     rows = [{**ROW, "project": n, "setting": "W8A5", "median": m} for n, m in found]
-    assert "| m | 0.5 / 1 static |" in script.peers_in_short({**SHARED, "rows": rows})
-    assert "| m | - |" in script.peers_in_short({**SHARED, "rows": rows[:1]})
+    assert "| m | - | - | - | 0.5 / 1 static |" in script.peers_in_short({**SHARED, "rows": rows})
+    assert "| m | - | - | - | - |" in script.peers_in_short({**SHARED, "rows": rows[:1]})
+
+
+def test_the_short_table_compares_what_leaves_as_little_in_float():
+    found = [
+        ("tdquant, default", 0.7, 0.01),
+        ("tdquant, edges of 8 bits", 1.0, 0.03),
+        ("x", 1, 0.06),
+    ]
+    rows = [{**ROW, "project": n, "weights": w, "median": m} for n, w, m in found]
+    assert "| m | 0.5 / 1 x, edges=8 |" in script.peers_in_short({**SHARED, "rows": rows})
+    assert "| m | 0.17 / 1 x |" in script.peers_in_short({**SHARED, "rows": [rows[0], rows[2]]})
