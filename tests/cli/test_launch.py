@@ -428,7 +428,7 @@ def alone(number):
 @pytest.mark.parametrize(
     ("gpus", "stop"),
     [
-        pytest.param("0,1", group(signal.SIGINT), id="two-ctrl-c"),
+        pytest.param("0,1", group(signal.SIGINT), id="two-ctrl-c", marks=pytest.mark.slow),
         pytest.param("0,1", alone(signal.SIGTERM), id="two-sigterm", marks=pytest.mark.slow),
         pytest.param(None, group(signal.SIGINT), id="one-ctrl-c", marks=pytest.mark.slow),
         pytest.param("0", alone(signal.SIGTERM), id="one-sigterm"),

@@ -104,6 +104,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_both_commands_on_a_lightning_file(place):
     done = run(place, TRAIN, w_bit=4, a_bit=4)
     assert done.returncode == 0, done.stderr
@@ -149,7 +150,10 @@ def quantized_state(bits_w, bits_a, dynamic):
     return checkpoint(layers, ema=ema) | state, layers, conf
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    ["W4A4 TDQ", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS if k != "W4A4 TDQ")],
+)
 def test_both_commands_on_the_authors_format(place, kind, monkeypatch, capsys):
     monkeypatch.chdir(place)
     state, layers, conf = quantized_state(*KINDS[kind])
@@ -199,6 +203,7 @@ def test_the_wrong_configuration_is_refused_and_not_grey(place, capsys):
     assert open_model(own, config=compvis).model.scale_factor == 1.0
 
 
+@pytest.mark.slow
 def test_without_train_main_py_only_calibrates(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     command = words(TRAIN.replace("--train True", ""), w_bit=8, a_bit=8)[2:]

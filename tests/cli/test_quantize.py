@@ -201,7 +201,7 @@ def test_prompts_and_recipes_that_are_no_json(source, tmp_path, capsys):
     assert (
         run(source, "sd", tmp_path / "out", "--samples", 1, "--recipe", tmp_path / "r.json") == 1
     )
-    assert "recipe cannot be read" in capsys.readouterr().err
+    assert "overrides=[]: a dictionary" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:99"])

@@ -29,7 +29,11 @@ from tests.pipelines.proof import SCHEDULERS, Proof, table
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
 
 
-@pytest.fixture(scope="module", params=PIPELINES)
+LARGE = ("kandinsky_3",)
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in PIPELINES]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def proof(request):
     return Proof.of(request.param)
 

@@ -306,6 +306,7 @@ def test_weights_held_as_codes(suffix, tmp_path):
     compare(exact, session, x)
 
 
+@pytest.mark.slow
 def test_openvino_runs_the_onnx_file(tmp_path):
     """The engine that did not write it, without tdquant between."""
     import openvino
@@ -377,6 +378,7 @@ def test_a_graph_that_cannot_run_its_example_is_not_written(suffix, tmp_path, mo
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_constants_beyond_a_single_file_lie_beside_it(tmp_path, monkeypatch):
     from tdquant.lowering.onnx import exporter
 

@@ -64,11 +64,13 @@ def test_two_processes_train_like_one(tmp_path):
     assert run(tmp_path, steps=14, accumulate=2).losses == run(steps=14, accumulate=2).losses[12:]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_loss_curve_of_one_float_run():
     both = two_processes("-", 12, float_model=True)["losses"]
     assert both == pytest.approx(run(float_model=True).losses, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_sharded_parameters_train_like_whole_ones(tmp_path):
     both = two_processes(tmp_path, 6, sharded=True)["losses"]
     whole = run(steps=6, accumulate=2)
@@ -77,6 +79,7 @@ def test_sharded_parameters_train_like_whole_ones(tmp_path):
     assert len(run(tmp_path, steps=8, accumulate=2).losses) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 def test_a_signal_to_every_process_under_torchrun_is_one(tmp_path):
     """As Slurm ends a job: each worker receives it directly, and once more through torchrun."""

@@ -13,20 +13,20 @@ def test_smallest_run_writes_table_picture_and_record(tmp_path, capsys, monkeypa
     small = Settings(images=12, steps=4, calibration=2, judged=4, trial=(2, 2))
     monkeypatch.setattr(Settings, "quick", classmethod(lambda cls, seed=0: small))
     monkeypatch.setattr(demo_run, "WIDTHS", ((4, 4),))
-    arms = {name: demo_run.ARMS[name] for name in ("static", "temporal", "default")}
+    arms = {name: demo_run.ARMS[name] for name in ("temporal", "default")}
     monkeypatch.setattr(demo_run, "ARMS", arms)
     monkeypatch.setattr("tdquant.lab.demo.picture.ROWS", (("float", ""), ("W4A4", "temporal")))
     assert main(["demo", "--quick", "--quiet", "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    for word in ("float", "W4A4", "static", "temporal", "default"):
+    for word in ("float", "W4A4", "temporal", "default"):
         assert word in out
     assert (tmp_path / "out" / "demo.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "out" / "demo.json").read_text()
     record = json.loads(text, parse_constant=pytest.fail)  # no Infinity, which is no JSON
-    assert len(record["rows"]) == 4
+    assert len(record["rows"]) == 3
     assert record["machine"]["cores"] >= 1
     rows = {(r["bits"], r["scale"]): r for r in record["rows"]}
-    assert rows["W4A4", "default"]["sqnr"] > rows["W4A4", "static"]["sqnr"]
+    assert rows["W4A4", "default"]["sqnr"] > rows["W4A4", "temporal"]["sqnr"]
     assert rows["W4A4", "temporal"]["megabytes"] < 0.25 * rows["float", ""]["megabytes"]
 
 

@@ -278,7 +278,9 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)]
+)
 def test_two_processes_judge_like_one(launcher, tmp_path):
     command = [
         sys.executable, "-m", *LAUNCHERS[launcher], str(free_port()),

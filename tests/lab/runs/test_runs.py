@@ -400,6 +400,7 @@ def _last(run):
     return sorted((run / "checkpoints").iterdir())[-1]
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_run(place, tmp_path):
     command = [sys.executable, str(ROOT / "main.py"), "--base", str(place / "config.yaml")]
     command += ["--ckpt", str(place / "model.safetensors"), "--scale_lr", "False", "--quiet"]

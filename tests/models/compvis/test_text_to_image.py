@@ -111,7 +111,7 @@ def test_diffusers_own_conversion_computes_the_same(place):
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 def test_quantized_and_sampled_from_embeddings(place, guidance):
     pipe = load(place)
     torch.manual_seed(0)

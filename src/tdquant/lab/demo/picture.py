@@ -39,7 +39,7 @@ def draw(result: DemoResult, path: Path) -> None:
         axis.imshow(strip(result.images[bits, scale]), interpolation="nearest", aspect="equal")
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-        title = "\n".join(filter(None, (bits, scale)))
+        title = "\n".join(filter(None, (bits, *scale.split("-"))))
         axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
     axis = bottom.subplots()
     for name, (times, steps) in result.curves.items():
