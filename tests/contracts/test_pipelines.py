@@ -29,7 +29,7 @@ from tests.pipelines.proof import SCHEDULERS, Proof, table
 DOCS = Path(__file__).parents[2] / "docs" / "families.md"
 
 
-LARGE = ("kandinsky_3",)
+LARGE = ("kandinsky_2", "kandinsky_3")
 NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in PIPELINES]
 
 

@@ -25,8 +25,15 @@ from tests.integrations.pipelines.whole import assert_close, exported, quantized
 from tests.pipelines import PIPELINES, sample
 from tests.pipelines.texts import WHOLE
 
-QUICK = ("stable_diffusion_xl", "ltx", "ddim")
-SLOW = ("stable_diffusion_1", "latent_consistency", "stable_diffusion_3", "flux", "pixart")
+QUICK = ("ltx", "ddim")
+SLOW = (
+    "stable_diffusion_xl",
+    "stable_diffusion_1",
+    "latent_consistency",
+    "stable_diffusion_3",
+    "flux",
+    "pixart",
+)
 NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 

@@ -251,6 +251,7 @@ def test_the_bits_are_checked_and_unknown_words_refused(trained, tmp_path, capsy
         main([*arguments, "--custom_step", "3"])
 
 
+@pytest.mark.slow
 def test_two_processes_sample_together(trained, tmp_path):
     command = [sys.executable, str(ROOT / "sample.py"), "--ckpt", str(trained), "--quiet"]
     command += ["--logdir", str(tmp_path), "-n", "5", "-c", "3", "-b", "2", "--threads", "1"]
