@@ -37,7 +37,7 @@ def draw(result: DemoResult, path: Path) -> None:
     top.suptitle("The same noise through every model (cats-ddpm, 32x32)", fontsize=11)
     for axis, (bits, scale) in zip(top.subplots(len(ROWS), 1), ROWS, strict=True):
         axis.imshow(strip(result.images[bits, scale]), interpolation="nearest", aspect="equal")
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], anchor="E")  # the labels are at the left
         axis.spines[:].set_visible(False)
         title = "\n".join(filter(None, (bits, *scale.split("-"))))
         axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
