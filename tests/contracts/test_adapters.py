@@ -17,7 +17,7 @@ peft = pytest.importorskip("peft")
 from diffusers import UNet2DConditionModel  # noqa: E402
 
 from tests.ip_adapters import image, image_weights  # noqa: E402
-from tests.pipelines import PIPELINES  # noqa: E402
+from tests.unet_states import in_states, out, recorded  # noqa: E402
 
 TARGETS = ["to_q", "to_v"]
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -39,23 +39,13 @@ STATES = ("live", "frozen", "codes")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The float model, calls, and models of W8 and W4 in every state."""
-    pipe, _ = PIPELINES["stable_diffusion_1"]()
-    calls = list(tdq.trajectories(pipe, ["a cat"], steps=2, height=8, width=8, progress=False))
+    pipe, calls = recorded()
     models = {}
     for bits in (8, 4):
-        live = tdq.quantize(copy.deepcopy(pipe.unet), tdq.Recipe(weights=bits, scale="table"))
-        tdq.calibrate(live, calls, estimator="minmax", progress=False)
         folder = tmp_path_factory.mktemp("adapters") / "unet"
-        frozen = tdq.freeze(live)
-        frozen.save_pretrained(folder)
-        loaded = UNet2DConditionModel.from_pretrained(folder)
-        models |= {("live", bits): live.eval(), ("frozen", bits): frozen, ("codes", bits): loaded}
+        found = in_states(pipe.unet, calls, tdq.Recipe(weights=bits, scale="table"), folder)
+        models |= {(state, bits): model for state, model in found.items()}
     return pipe, calls, models
-
-
-def out(model, call, **changes):
-    with torch.no_grad():
-        return model(**{**call, "return_dict": True, **changes}).sample
 
 
 def fill(model):

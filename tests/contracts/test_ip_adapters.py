@@ -18,6 +18,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 from tests.ip_adapters import SIZE, image, image_weights  # noqa: E402
 from tests.pipelines import PIPELINES, sample  # noqa: E402
+from tests.unet_states import in_states, out, recorded  # noqa: E402
 
 STATES = ("live", "codes")
 
@@ -29,25 +30,14 @@ def made(tmp_path_factory):
     Returns:
         The pipeline, the calls, and (state, bits of attention) -> UNet.
     """
-    pipe, _ = PIPELINES["stable_diffusion_1"]()
-    calls = list(tdq.trajectories(pipe, ["a cat"], steps=2, height=8, width=8, progress=False))
+    pipe, calls = recorded()
     models = {}
     for bits, scale in ((32, "dynamic"), (8, "table")):
-        recipe = tdq.Recipe(weights=8, scale=scale, attention=bits)
-        live = tdq.quantize(copy.deepcopy(pipe.unet), recipe)
-        if scale == "table":
-            tdq.calibrate(live, calls, estimator="minmax", progress=False)
         folder = tmp_path_factory.mktemp("adapters") / "unet"
-        frozen = tdq.freeze(live)
-        frozen.save_pretrained(folder)
-        loaded = UNet2DConditionModel.from_pretrained(folder)
-        models |= {("live", bits): live.eval(), ("frozen", bits): frozen, ("codes", bits): loaded}
+        recipe = tdq.Recipe(weights=8, scale=scale, attention=bits)
+        found = in_states(pipe.unet, calls, recipe, folder)
+        models |= {(state, bits): model for state, model in found.items()}
     return pipe, calls, models
-
-
-def out(model, call, **changes):
-    with torch.no_grad():
-        return model(**{**call, "return_dict": True, **changes}).sample
 
 
 def load(model, plus=False):

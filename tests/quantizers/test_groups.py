@@ -11,7 +11,7 @@ from tdquant.errors import ConversionError, FreezeError
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import CodedWeight, FrozenWeight, LearnedRounding, WeightQuantizer
 from tdquant.quantizers.groups import MULTIPLIER_BITS, Groups, count_groups, most
-from tdquant.quantizers.rounding import nearest
+from tdquant.quantizers.rounding import decided
 from tdquant.quantizers.starting import start_steps
 from tdquant.quantizers.steps import mse_step
 from tests.live import LiveBytes
@@ -145,7 +145,7 @@ def test_gradients_are_those_of_steps_of_their_own():
 def test_rounding_keeps_multipliers(learned):
     weight = random_weight((5, 40))
     quantizer = grouped(weight)
-    rounded = nearest(quantizer, weight)
+    rounded = decided(quantizer, weight)
     assert torch.equal(rounded(weight), quantizer(weight))
     assert int(rounded.codes.abs().max()) <= quantizer.grid.high
     if learned:

@@ -9,7 +9,7 @@ from tdquant.quantizers import (
     ShiftedWeight,
     WeightQuantizer,
 )
-from tdquant.quantizers.rounding import nearest
+from tdquant.quantizers.rounding import decided
 from tdquant.quantizers.steps import mse_step
 
 
@@ -25,7 +25,7 @@ def pair(bits=4, per_channel=True):
 def test_it_starts_at_rounding_to_nearest(bits, per_channel):
     w, q = pair(bits, per_channel)
     learned = LearnedRounding(q.grid, q.step, w)
-    assert torch.equal(nearest(q, w)(w), q(w))
+    assert torch.equal(decided(q, w)(w), q(w))
     assert torch.allclose(learned(w), q(w), atol=1e-6)
     assert torch.equal(learned.rounded()(w), q(w))
 
@@ -38,7 +38,7 @@ def test_whatever_it_learns_codes_stay_on_the_grid_and_near(shift):
     found = learned.rounded().codes
     assert found.min() >= q.grid.low
     assert found.max() <= q.grid.high
-    assert (found - nearest(q, 3 * w).codes).abs().max() == 1
+    assert (found - decided(q, 3 * w).codes).abs().max() == 1
     assert torch.allclose(learned(w), found * learned.grown(w))
 
 
@@ -76,17 +76,17 @@ def test_a_shift_leads_to_the_codes_that_were_decided(dtype):
     rng = torch.Generator().manual_seed(0)
     weight = torch.randn(6, 40, generator=rng).to(dtype)
     plain = WeightQuantizer(Grid.signed(4, narrow=True), torch.full((6,), 0.3))
-    moved = nearest(plain, weight).codes + torch.randint(-3, 4, weight.shape, generator=rng)
-    decided = RoundedWeight(plain.grid, plain.step, moved.clamp(-7, 7))
-    shifted = ShiftedWeight.from_rounded(decided, weight)
-    assert torch.equal(shifted(weight), decided(weight))
-    assert torch.equal(shifted.plain()(shifted.shifted(weight)).to(dtype), decided(weight))
+    moved = decided(plain, weight).codes + torch.randint(-3, 4, weight.shape, generator=rng)
+    chosen = RoundedWeight(plain.grid, plain.step, moved.clamp(-7, 7))
+    shifted = ShiftedWeight.from_rounded(chosen, weight)
+    assert torch.equal(shifted(weight), chosen(weight))
+    assert torch.equal(shifted.plain()(shifted.shifted(weight)).to(dtype), chosen(weight))
 
 
 def test_a_shifted_weight_goes_on_learning():
     weight = torch.randn(6, 40, requires_grad=True)
     plain = WeightQuantizer(Grid.signed(4, narrow=True), torch.full((6,), 0.3))
-    shifted = ShiftedWeight.from_rounded(nearest(plain, weight), weight)
+    shifted = ShiftedWeight.from_rounded(decided(plain, weight), weight)
     shifted(weight).square().sum().backward()
     assert weight.grad.abs().sum() > 0
     assert shifted.step.grad.abs().sum() > 0

@@ -13,10 +13,10 @@ from tdquant.choice.time import layer_macs, spare_time, time_share
 from tdquant.choice.trial import Trial
 from tdquant.choice.widths import Sizes, choose_widths
 from tdquant.errors import RecipeError
-from tdquant.layers import QuantLayer, quantized_layers
+from tdquant.layers import quantized_layers
 from tdquant.layers.balance import BalancedLayer
 from tdquant.layers.structure import names_of
-from tdquant.quantizers import RoundedWeight, ShiftedWeight
+from tdquant.quantizers.rounding import DecidedWeight
 from tdquant.recipe import Recipe
 from tdquant.support.hooks import check_onloaded
 
@@ -100,7 +100,7 @@ def record_remedies(
         found = {
             "protection": not protected.isdisjoint(outer),
             "factors": any(isinstance(module, BalancedLayer) for module in behind),
-            "rounding": _decided(layer),
+            "rounding": isinstance(layer.weight_quantizer, DecidedWeight),
         }
         if any(found.values()):
             layers[path] = tuple(name for name, has in found.items() if has)
@@ -114,7 +114,3 @@ def record_remedies(
         size=saved_bytes(model) / float_bytes(model),
         time=time_share(model, macs),
     )
-
-
-def _decided(layer: QuantLayer) -> bool:
-    return isinstance(layer.weight_quantizer, ShiftedWeight | RoundedWeight)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tdquant.numerics.fake_quantize import codes
 from tdquant.numerics.grid import Grid
 from tdquant.numerics.packing import code_dtype
 from tdquant.quantizers.groups import Groups
@@ -33,7 +32,19 @@ _EDGE = 0.49
 """Distance from a code that still rounds to it."""
 
 
-class RoundedWeight(WeightQuantizer):
+class DecidedWeight(WeightQuantizer):
+    """A quantizer of codes that were decided for one weight."""
+
+    def plain(self) -> WeightQuantizer:
+        """The quantizer of the same steps that rounds to nearest."""
+        return WeightQuantizer(self.grid, self.step, self.groups)
+
+    def refitted(self, weight: Tensor, where: str = "") -> WeightQuantizer:
+        """A quantizer that rounds another weight to nearest: codes were decided for this one."""
+        return self.plain().refitted(weight, where)
+
+
+class RoundedWeight(DecidedWeight):
     """A weight whose codes are decided, whatever the float weight that they came from.
 
     Arguments:
@@ -57,12 +68,11 @@ class RoundedWeight(WeightQuantizer):
         integers = self.codes if m is None else self.codes * m
         return (integers * self.channels(weight)).to(weight.dtype)
 
-    def refitted(self, weight: Tensor, where: str = "") -> WeightQuantizer:
-        """A quantizer that rounds another weight to nearest: codes were decided for this one."""
-        return WeightQuantizer(self.grid, self.step, self.groups).refitted(weight, where)
+    def codes_of(self, weight: Tensor) -> Tensor:
+        return self.codes
 
 
-class ShiftedWeight(WeightQuantizer):
+class ShiftedWeight(DecidedWeight):
     r"""Fake-quantizes a weight whose codes were decided, and which can go on learning.
 
         w_hat = s clip(round(w / s + r), low, high)
@@ -102,13 +112,8 @@ class ShiftedWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         return super().forward(self.shifted(weight)).to(weight.dtype)
 
-    def plain(self) -> WeightQuantizer:
-        """The quantizer of the same steps that rounds to nearest."""
-        return WeightQuantizer(self.grid, self.step, self.groups)
-
-    def refitted(self, weight: Tensor, where: str = "") -> WeightQuantizer:
-        """A quantizer that rounds another weight to nearest: codes were decided for this one."""
-        return self.plain().refitted(weight, where)
+    def codes_of(self, weight: Tensor) -> Tensor:
+        return super().codes_of(self.shifted(weight))
 
 
 class LearnedRounding(WeightQuantizer):
@@ -167,10 +172,7 @@ class LearnedRounding(WeightQuantizer):
 
 
 @torch.no_grad()
-def nearest(quantizer: WeightQuantizer, weight: Tensor) -> RoundedWeight:
-    """The codes that a quantizer rounds a weight to, at its step."""
-    step = floored(quantizer.step)
-    if isinstance(quantizer, ShiftedWeight):
-        weight = quantizer.shifted(weight)
-    found = codes(weight, quantizer.scale(weight), quantizer.grid.low, quantizer.grid.high)
+def decided(quantizer: WeightQuantizer, weight: Tensor) -> RoundedWeight:
+    """Decides on the codes that a quantizer rounds a weight to."""
+    step, found = floored(quantizer.step), quantizer.codes_of(weight)
     return RoundedWeight(quantizer.grid, step, found, quantizer.groups)

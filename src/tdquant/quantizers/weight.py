@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.errors import FreezeError
-from tdquant.numerics.fake_quantize import fake_quantize, noise_quantize
+from tdquant.numerics.fake_quantize import codes, fake_quantize, noise_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers.groups import Groups, most
 from tdquant.quantizers.starting import start_steps
@@ -91,6 +91,10 @@ class WeightQuantizer(SteppedWeight):
         """
         m = self.spread(weight)
         return self.channels(weight) if m is None else self.channels(weight) * m
+
+    def codes_of(self, weight: Tensor) -> Tensor:
+        """The codes that the weight is rounded to."""
+        return codes(weight, self.scale(weight), self.grid.low, self.grid.high)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The nearest grid points of the weight, in its dtype."""

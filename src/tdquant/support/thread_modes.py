@@ -23,11 +23,11 @@ if "generator" in str(torch.rand_like.__doc__):  # which it takes in newer versi
     _FROM |= _LIKE
 
 
-class _OptionsMode(TorchFunctionMode):
-    """Changes the keyword arguments of torch's functions."""
+class _ArgumentsMode(TorchFunctionMode):
+    """Changes the arguments of torch's functions."""
 
-    def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> None:
-        """Changes the options of a call in place."""
+    def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Sequence[Any]:
+        """Changes the options of a call in place, and returns its arguments by position."""
         raise NotImplementedError
 
     def __torch_function__(
@@ -38,11 +38,10 @@ class _OptionsMode(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = dict(kwargs or {})
-        self.change(func, args, options)
-        return func(*args, **options)
+        return func(*self.change(func, args, options), **options)
 
 
-class DrawingFrom(_OptionsMode):
+class DrawingFrom(_ArgumentsMode):
     """Draws on the CPU come from a generator instead of torch's global one.
 
     Arguments:
@@ -53,9 +52,9 @@ class DrawingFrom(_OptionsMode):
         super().__init__()
         self.generator = generator
 
-    def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> None:
+    def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Sequence[Any]:
         if options.get("generator") is not None:
-            return
+            return args
         device = None
         if func in _FILL:
             device = (args[0] if args else options["tensor"]).device
@@ -65,26 +64,22 @@ class DrawingFrom(_OptionsMode):
             device = torch.device(options.get("device") or torch.get_default_device())
         if device is not None and device.type == "cpu":
             options["generator"] = self.generator
+        return args
 
 
-class EmptyOnMeta(_OptionsMode):
+class EmptyOnMeta(_ArgumentsMode):
     """``torch.empty``, by which torch's layers allocate parameters, allocates nothing."""
 
-    def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> None:
+    def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Sequence[Any]:
         if func is torch.empty:
             options["device"] = "meta"
+        return args
 
 
-class BFloat16AsFloat32(TorchFunctionMode):
+class BFloat16AsFloat32(_ArgumentsMode):
     """``Tensor.numpy()`` of bfloat16, which NumPy does not have, gives float32."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def change(self, func: Any, args: Sequence[Any], options: dict[str, Any]) -> Sequence[Any]:
         if func is Tensor.numpy and args[0].dtype == torch.bfloat16:
-            args = (args[0].float(), *args[1:])
-        return func(*args, **(kwargs or {}))
+            return args[0].float(), *args[1:]
+        return args

@@ -57,7 +57,7 @@ def free_batch(model: Any, call: Call, trace: Callable[[int], Any]) -> None:
 
 def _fixed(dimension: Any) -> bool:
     """Whether a dimension is that of the traced batch: torch writes "2" as a name, too."""
-    return dimension.dim_value == BATCH or str(BATCH) == dimension.dim_param
+    return dimension.dim_value == BATCH or dimension.dim_param == str(BATCH)
 
 
 def _integers(graph: Any) -> dict[str, NDArray[np.int64]]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tdquant.calibration.timing import TimeBins
 from tdquant.quantizers import LearnedRounding, WeightQuantizer
-from tdquant.quantizers.rounding import nearest
+from tdquant.quantizers.rounding import decided
 from tdquant.refine.reconstruction.capture import TIME, Block
 from tdquant.refine.reconstruction.processes import Processes
 from tdquant.refine.reconstruction.samples import Batches, Record
@@ -54,7 +54,7 @@ class Rates:
 
 
 class AdaRound:
-    """Learned rounding of a block, from rounding to nearest.
+    """Learned rounding of a block, from the codes that it has.
 
     Arguments:
         block: The block.
@@ -66,7 +66,7 @@ class AdaRound:
 
     Attributes:
         done: Updates so far.
-        nearest_error: Mean squared error of the output with rounding to nearest.
+        start_error: Mean squared error of the output with the codes that it starts from.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class AdaRound:
         self._start = {}
         for path, layer in block.layers.items():
             assert isinstance(layer.weight_quantizer, WeightQuantizer)
-            self._start[path] = nearest(layer.weight_quantizer, layer.weight)
+            self._start[path] = decided(layer.weight_quantizer, layer.weight)
         self._install(self._start)
         sums = self._errors()
-        self.nearest_error = float(sums[0].sum() / sums[1].sum())
+        self.start_error = float(sums[0].sum() / sums[1].sum())
         times.balance(sums)
         self._rounding = {
             path: LearnedRounding(
@@ -186,11 +186,11 @@ class AdaRound:
         return float(loss.detach())
 
     def finish(self) -> float:
-        """Installs what was learned, or rounding to nearest where that is better.
+        """Installs what was learned, or the codes at the start where these are better.
 
         Returns:
-            The error of what was installed, weighted over time, as a share of that of rounding to
-            nearest: at most 1.
+            The error of what was installed, weighted over time, as a share of that of the
+            codes at the start: at most 1.
         """
         self._install({path: quantizer.rounded() for path, quantizer in self._rounding.items()})
         error = self.times.error(self._errors())

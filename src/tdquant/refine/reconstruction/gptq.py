@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tdquant.layers import CONVOLUTIONS, QuantLayer
 from tdquant.quantizers import RoundedWeight, WeightQuantizer
-from tdquant.quantizers.rounding import nearest
+from tdquant.quantizers.rounding import decided
 
 DAMPING = 0.01
 """Share of the mean diagonal of H that is added to it."""
@@ -112,17 +112,17 @@ def gptq(
         order: Round the columns with the largest inputs first.
 
     Returns:
-        The quantizer, and the summed squared output error of rounding to nearest and of these
-        codes.
+        The quantizer, and the summed squared output errors of the codes that it had and of
+        these.
     """
     quantizer = layer.weight_quantizer
     assert isinstance(quantizer, WeightQuantizer)
-    plain = nearest(quantizer, layer.weight)
+    start = decided(quantizer, layer.weight)
     groups, widths = len(hessian[0]), [block.shape[1] for block in hessian]
     weight = layer.weight.detach().double().reshape(groups, -1, sum(widths))
-    scale = plain.scale(layer.weight).detach().double()
+    scale = start.scale(layer.weight).detach().double()
     scale = scale.expand(layer.weight.shape).reshape(weight.shape)
-    near = plain.codes.double().reshape(weight.shape)
+    near = start.codes.double().reshape(weight.shape)
     blocks = zip(*(x.split(widths, 2) for x in (weight, scale, near)), hessian, strict=True)
     chosen, errors = [], [0.0, 0.0]
     for w, s, q, h in blocks:
@@ -137,7 +137,7 @@ def gptq(
         errors[0] += float(before.sum())
         errors[1] += float(after.minimum(before).sum())
     codes = torch.cat(chosen, 2).reshape(layer.weight.shape)
-    rounded = RoundedWeight(quantizer.grid, plain.step, codes, plain.groups)
+    rounded = RoundedWeight(quantizer.grid, start.step, codes, start.groups)
     return rounded, errors[0], errors[1]
 
 

@@ -32,7 +32,7 @@ class BlockReport:
     Attributes:
         path: Its path; empty for the whole model.
         layers: Paths of its layers.
-        before: Mean squared error of its output with rounding to nearest.
+        before: Mean squared error of its output with the codes that it had.
         after: The same with what was learned; of adaround its share, weighted over time.
     """
 
@@ -142,7 +142,7 @@ class Job:
                     folder.write(LEARNING, learning.tensors(), facts)
 
             learning.run(on_update)
-            return learning.nearest_error, learning.nearest_error * learning.finish()
+            return learning.start_error, learning.start_error * learning.finish()
 
     @torch.no_grad()
     def _gptq(self, block: Block) -> tuple[float, float]:
