@@ -11,7 +11,7 @@ from tdquant.layers import QUANTIZED, STRUCTURES, structured_layers
 from tdquant.layers.balance import BalancedLayer
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import FrozenWeight, WeightQuantizer
-from tdquant.quantizers.rounding import nearest
+from tdquant.quantizers.rounding import decided
 from tdquant.quantizers.steps import mse_step
 from tdquant.refine.balancing import balance, factors
 
@@ -154,7 +154,7 @@ def test_frozen_layers_and_learned_codes():
     live = QUANTIZED[nn.Linear].from_float(nn.Linear(6, 4))
     grid = Grid.signed(4, narrow=True)
     start = WeightQuantizer(grid, mse_step(live.weight, grid, False))
-    live.weight_quantizer = nearest(start, live.weight)
+    live.weight_quantizer = decided(start, live.weight)
     new = BalancedLayer.from_quantized(live, torch.ones(6) * 2)
     assert type(new.layer.weight_quantizer) is WeightQuantizer
     assert new.layer.weight_quantizer.step.shape == ()

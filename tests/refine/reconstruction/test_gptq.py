@@ -5,7 +5,7 @@ from torch import nn
 from tdquant.layers import QUANTIZED
 from tdquant.numerics.grid import Grid
 from tdquant.quantizers import WeightQuantizer
-from tdquant.quantizers.rounding import nearest
+from tdquant.quantizers.rounding import decided
 from tdquant.quantizers.steps import mse_step
 from tdquant.refine.reconstruction.gptq import Hessian, gptq, patches
 
@@ -98,7 +98,7 @@ def test_inputs_that_are_always_zero():
     hessian = Hessian(layer)
     rounded, before, after = gptq(layer, hessian.total)
     assert before == after == 0
-    assert torch.equal(rounded.codes, nearest(layer.weight_quantizer, layer.weight).codes)
+    assert torch.equal(rounded.codes, decided(layer.weight_quantizer, layer.weight).codes)
     x[..., 3] = 0
     hessian.add(x)
     rounded, before, after = gptq(layer, hessian.total)
@@ -110,7 +110,7 @@ def test_independent_inputs_leave_nothing_to_make_up_for():
     layer, _ = quantized("linear")
     rounded, before, after = gptq(layer, [torch.eye(12, dtype=torch.float64).unsqueeze(0)])
     assert after == before
-    assert torch.equal(rounded.codes, nearest(layer.weight_quantizer, layer.weight).codes)
+    assert torch.equal(rounded.codes, decided(layer.weight_quantizer, layer.weight).codes)
 
 
 @torch.no_grad()

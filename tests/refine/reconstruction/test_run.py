@@ -10,7 +10,7 @@ from tdquant.files.job_folder import JobFolder
 from tdquant.lab.metrics import mse
 from tdquant.layers import quantized_layers
 from tdquant.quantizers import FrozenWeight, RoundedWeight, WeightQuantizer
-from tdquant.quantizers.rounding import nearest
+from tdquant.quantizers.rounding import decided
 from tdquant.refine.reconstruction import Rates, reconstruct
 from tdquant.refine.reconstruction.record import part_of
 from tdquant.refine.reconstruction.run import METHODS
@@ -65,7 +65,7 @@ def test_no_block_is_worse_than_rounding_to_nearest(model, method, scope):
 
 
 def test_codes_move_by_one_at_most(model):
-    start = {n: nearest(m.weight_quantizer, m.weight) for n, m in quantized_layers(model)}
+    start = {n: decided(m.weight_quantizer, m.weight) for n, m in quantized_layers(model)}
     reconstruct(model, calls(), rates=Rates(choice=0.5), **QUICK)
     moved = 0
     for name, layer in quantized_layers(tdq.freeze(model)):
