@@ -18,6 +18,7 @@ from tdquant.calibration.fitting import make_scales, wanted_kind
 from tdquant.calibration.judge import judge
 from tdquant.calibration.observe import Observations
 from tdquant.calibration.report import Calibration, SplitChoice
+from tdquant.calibration.sample_error import sample_error
 from tdquant.calls.call import Call, outputs
 from tdquant.calls.observing import observing
 from tdquant.layers import QuantLayer, SplitLayer, replace_module
@@ -125,9 +126,6 @@ def _try_all(
 ) -> dict[str, float]:
     """Error of outputs or generated samples under each choice, with activations quantized and
     weights in float.
-
-    The mean over samples is geometric: the error of a sample that tips over into another image is
-    a hundred times that of the rest, and a few such samples would decide by chance.
     """
 
     def result() -> list[Tensor]:
@@ -153,7 +151,5 @@ def _try_all(
     found = {}
     for title, choice in track(choices.items(), "trying choices", len(choices), progress):
         with observing(model, quantizers, partial(round_by, choice)):
-            pairs = zip(result(), exact, strict=True)
-            errors = [(y - e).square().flatten(1).mean(1) for y, e in pairs]
-        found[title] = float(torch.cat(errors).clamp(min=1e-20).log().mean().exp())
+            found[title] = sample_error(result(), exact)
     return found

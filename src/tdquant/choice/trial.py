@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tdquant.calibration.observe import Observations
 from tdquant.calibration.report import RemedyTrial
+from tdquant.calibration.sample_error import sample_error
 from tdquant.calls.call import outputs
 from tdquant.calls.observing import in_float
 from tdquant.support.restoring import evaluating
@@ -58,13 +59,8 @@ class Trial:
         return self._exact[0] if self.generate is not None and self._exact else None
 
     def error(self, model: nn.Module) -> float:
-        """Geometric mean over samples of the mean squared error: the error of a sample that tips
-        over into another image is a hundred times that of the rest, and a few such samples would
-        decide by chance.
-        """
-        pairs = zip(self._results(model), self._exact, strict=True)
-        errors = [(y.float() - e.float()).square().flatten(1).mean(1) for y, e in pairs]
-        return float(torch.cat(errors).clamp(min=1e-20).log().mean().exp())
+        """The error of a model as it is (``tdquant.calibration.sample_error``)."""
+        return sample_error(self._results(model), self._exact)
 
     def confirm(
         self,

@@ -31,8 +31,7 @@ from tdquant.quantizers import NoiseWeight, WeightQuantizer
 from tdquant.recipe import Recipe
 from tdquant.refine.search import sensitivity
 from tdquant.refine.search.frontier import find_frontier
-from tdquant.refine.search.measure import rounding_at
-from tdquant.scales import NoiseScale
+from tdquant.refine.search.measure import group_at, rounding_at
 
 WIDTHS = (3, 4, 5, 6, 8)
 """Bits that a weight may get."""
@@ -55,7 +54,7 @@ class Free:
     def bytes(self, bits: int, recipe: Recipe) -> int:
         """Bytes of all of it with codes of so many bits."""
         return sum(
-            weight_bytes(path, layer, width, recipe.group_of(width, _kind(layer)))
+            weight_bytes(path, layer, width, group_at(layer.weight_quantizer, width, recipe))
             for path, layer in self.layers.items()
             for width in [max(bits, self.least[path])]
         )
@@ -241,10 +240,6 @@ def _free(model: nn.Module, recipe: Recipe) -> dict[str, Free]:
             one.layers[path] = layer
             one.least[path] = least_bits(model, path)[0]
     return found
-
-
-def _kind(layer: QuantLayer) -> str:
-    return NoiseScale.kind if isinstance(layer.weight_quantizer, NoiseWeight) else ""
 
 
 def _words(free: Mapping[str, Free], chosen: Widths) -> str:

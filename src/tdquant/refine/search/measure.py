@@ -176,6 +176,11 @@ def _operands(
     return layers, weights, dict(activation_quantizers(model))
 
 
+def group_at(quantizer: nn.Module, bits: int, recipe: Recipe) -> int:
+    """Inputs that share a multiplier, by the recipe, in a weight of another width."""
+    return recipe.group_of(bits, NoiseScale.kind if isinstance(quantizer, NoiseWeight) else "")
+
+
 def rounding_at(
     weight: Tensor, quantizer: WeightQuantizer, bits: int, recipe: Recipe, path: str
 ) -> WeightQuantizer:
@@ -189,7 +194,7 @@ def rounding_at(
         path: Of the layer, for errors.
     """
     grid = Grid.signed(bits, narrow=True)
-    group = recipe.group_of(bits, NoiseScale.kind if isinstance(quantizer, NoiseWeight) else "")
+    group = group_at(quantizer, bits, recipe)
     return WeightQuantizer(grid, *start_steps(weight, grid, quantizer.step.ndim > 0, group, path))
 
 
