@@ -22,7 +22,7 @@ from tdquant.calibration.projections import Changes, Effects, Projection, projec
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calibration.timing import TimeBins
 from tdquant.calls.call import Call
-from tdquant.choice.proposals import Factors, proposals
+from tdquant.choice.proposals import Factors, propose_factors
 from tdquant.choice.trial import Trial
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.layers.balance import BalancedLayer
@@ -63,7 +63,7 @@ def try_factors(
     layers = {p: layer for p, layer in _balanceable(model).items() if p + INPUT in ranges}
     if not layers:
         return []
-    proposed = proposals(model, layers, calls, ranges, progress)
+    proposed = propose_factors(model, layers, calls, ranges, progress)
     chosen = _judge(model, layers, proposed, calls, margin, seed, progress)
     if not chosen:
         return []

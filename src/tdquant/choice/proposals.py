@@ -81,14 +81,14 @@ class _Seen:
 
 
 @torch.no_grad()
-def proposals(
+def propose_factors(
     model: nn.Module,
     layers: Mapping[str, QuantLayer],
     calls: list[Call],
     ranges: Mapping[str, ChannelRanges],
     progress: bool,
 ) -> dict[str, list[Factors]]:
-    """No factors, and some that might serve, of every layer that a call reaches.
+    """Proposes no factors, and some that might serve, for every layer that a call reaches.
 
     Arguments:
         model: A quantized and calibrated model.
