@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tdquant.calibration.candidates import NAMES, Candidate, choose_grid, make_candidates
 from tdquant.calibration.choose import is_static, list_choices
 from tdquant.calibration.concatenations import Concatenation, splittable, with_parts
+from tdquant.calibration.few_times import warn_of_few_times
 from tdquant.calibration.fitting import make_scales, wanted_kind
 from tdquant.calibration.judge import judge
 from tdquant.calibration.observe import Observations
@@ -70,6 +71,7 @@ def place_scales(
     report = Calibration([], roles=state_of(model).roles)
     if pending:
         wanted = {n: wanted_kind(n, q, seen[n], observations.roles) for n, q in pending.items()}
+        warn_of_few_times(wanted.values(), observations.times, stacklevel=4)
         kinds = {p: wanted[n] for n, c in parts.items() for p in c.names(n)} | wanted
         candidates = {
             n: make_candidates(seen[n], grids[n], estimator, is_static(kinds[n]))

@@ -14,6 +14,9 @@ from tdquant.scales.table import wide_range
 MAX_TIMES = 64
 """Times kept apart; of more, the nearest two are merged, to bound memory."""
 
+ENOUGH_TIMES = 4
+"""Times of which fewer say little about a curve over time."""
+
 
 class TimeHistograms:
     """Histograms of one activation, one for each time seen, at most MAX_TIMES of them.
@@ -106,10 +109,15 @@ def rows_by_time(
 
 
 class TimeRange:
-    """The range of the times seen, and whether they are integers."""
+    """The range of the times seen, and whether they are integers.
+
+    Attributes:
+        distinct: The times themselves, until there are ENOUGH_TIMES of them.
+    """
 
     def __init__(self) -> None:
         self.low, self.high, self.integer = float("inf"), float("-inf"), True
+        self.distinct: set[float] = set()
 
     def update(self, timestep: Tensor) -> None:
         """Takes in the times of one call."""
@@ -118,6 +126,8 @@ class TimeRange:
             raise CalibrationError("a timestep that is NaN or infinite", where="batches")
         self.low, self.high = min(self.low, float(t.min())), max(self.high, float(t.max()))
         self.integer = self.integer and bool((t == t.round()).all())
+        if len(self.distinct) < ENOUGH_TIMES:
+            self.distinct.update(t.unique()[:ENOUGH_TIMES].tolist())
 
     def resolve(self) -> tuple[float, float]:
         """``(0, T-1)`` for training indices, T at least 1000, from the lowest if one is negative;

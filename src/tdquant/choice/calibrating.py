@@ -95,6 +95,8 @@ def calibrate(
         RecipeError: A budget that cannot be met: the least that can be, and the layers that keep
             it from less, are told. The model is then left as it was.
 
+    Warns if scales are to follow the timestep and fewer than four distinct times were seen.
+
     A model that ``Recipe.published`` quantized gets the published initial scales instead, whatever
     the estimator (``tdquant.calibration.published``).
     """
