@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -91,7 +92,8 @@ def main():
         print(f"{part}: {len(found.get('failures', []))} failures", flush=True)
     if args.commit:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    return int(any(results[part].get("failures") for part in args.parts or PARTS))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,6 +10,7 @@ there is a row that says how to install it: pip install -e ".[bench]" has all.
 """
 
 import argparse
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,7 @@ def main(argv=None, peers=PEERS, apart=apart):
         for kind in peers
         if bits in kind.settings
     ]
+    measured_here = []
     for name in args.models:
         world = World(name, args.images, args.steps, args.batch)
         for bits in ("float", *args.bits):
@@ -89,8 +91,13 @@ def main(argv=None, peers=PEERS, apart=apart):
                 except EndedError as error:
                     row = {"note": kind.note, "failed": str(error)}
                 results.keep(key, row, every)
+                measured_here.append(row)
                 say(key, row, time.perf_counter() - started)
     print(f"{len(results.rows)} rows in {args.out}")
+    failed = sum("failed" in row for row in measured_here)
+    if failed:
+        print(f"{failed} of {len(measured_here)} rows failed", file=sys.stderr)
+    return int(0 < failed == len(measured_here))
 
 
 def say(key, row, seconds):
@@ -105,4 +112,4 @@ def say(key, row, seconds):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -81,7 +81,7 @@ def run(tmp_path, monkeypatch):
     def call(*words, peers=(InPyTorch, Rounding, Absent, Failing), apart=here):
         given = "--models tiny --bits W8A8 W4A8 --images 3 --steps 2 --rounds 1 --batch 2"
         out = tmp_path / "peers.json"
-        command.main([*given.split(), "--out", str(out), *words], peers, apart)
+        call.status = command.main([*given.split(), "--out", str(out), *words], peers, apart)
         found = json.loads(out.read_text())
         return found, {(row["setting"], row["project"]): row for row in found["rows"]}
 
@@ -111,6 +111,15 @@ def test_what_is_not_there_or_fails_says_so(run):
     assert rows["W8A8", "absent"]["missing"] == "pip install no-such-package"
     assert rows["W8A8", "failing"]["failed"] == "RuntimeError: no kernel"
     assert "mean" not in rows["W8A8", "failing"]
+    assert run.status == 0
+
+
+def test_a_run_of_which_every_row_fails_has_failed(run, capsys):
+    run("--parts", "error", peers=(Failing,))
+    assert run.status == 1
+    assert "1 of 1 rows failed" in capsys.readouterr().err
+    run("--parts", "error", peers=(Failing,))  # it is not tried again unasked
+    assert run.status == 0
 
 
 def test_a_crash_is_a_row(run):

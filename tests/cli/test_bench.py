@@ -7,6 +7,7 @@ import torch
 
 import tdquant as tdq
 from tdquant.cli import main
+from tdquant.errors import BackendError
 from tests.conftest import quantized
 from tests.lab.bench.saved import saved_unet
 
@@ -52,6 +53,47 @@ def test_bench_prints_a_table_and_writes_json(saved, tmp_path, monkeypatch, caps
     assert record["settings"]["model"] == str(saved)
     assert [row["backend"] for row in record["rows"]] == ["float", "auto"]
     assert record["rows"][1]["images_per_second"] == pytest.approx(2 / (0.01 * 10))
+
+
+class Broken(Pretended):
+    """A worker that ends when it is to work, unless it runs one of some backends."""
+
+    fine = ()
+
+    def seconds(self):
+        if self.config.backend in self.fine:
+            return super().seconds()
+        raise BackendError("the process has ended", where=self.config.backend)
+
+
+@pytest.mark.parametrize(
+    ("fine", "status"),
+    [((), 1), (("float",), 1), (("openvino",), 0), (("float", "openvino", "auto"), 0)],
+)
+def test_bench_fails_where_nothing_that_was_asked_about_ran(
+    saved, tmp_path, monkeypatch, capsys, fine, status
+):
+    monkeypatch.setattr("tdquant.lab.bench.run.Worker", Broken)
+    monkeypatch.setattr(Broken, "fine", fine)
+    out = tmp_path / "b.json"
+    words = ["--model", str(saved), "--backends", "float,auto,openvino", "--checked", "1"]
+    assert main(["bench", *words, "--runs", "2", "--quiet", "--out", str(out)]) == status
+    said = capsys.readouterr()
+    failed = {"float", "auto", "openvino"} - set(fine)
+    assert {name for name in failed if f"{name}: not run: the process" in said.out} == failed
+    if status:
+        assert "none of 2 backends ran" in said.err
+        assert "auto: the process has ended; openvino: the process has ended" in said.err
+    else:
+        assert not said.err
+    assert [bool(row["problem"]) for row in json.loads(out.read_text())["rows"]] == [
+        name in failed for name in ("float", "auto", "openvino")
+    ]
+
+
+def test_bench_of_the_float_model_alone(saved, monkeypatch):
+    monkeypatch.setattr("tdquant.lab.bench.run.Worker", Pretended)
+    assert main(["bench", "--model", str(saved), "--backends", "float", "--checked", "1"]) == 0
 
 
 def test_export_writes_a_file_that_opens(saved, tmp_path, capsys):

@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
     if options.out:
         result.write_json(options.out)
         print(f"wrote {options.out}")
+    result.check()
 
 
 def _subject(options: argparse.Namespace, stack: contextlib.ExitStack) -> Any:

@@ -99,6 +99,21 @@ class BenchResult:
     settings: dict[str, Any]
     machine: dict[str, Any]
 
+    def check(self) -> None:
+        """Checks that there is a measurement of what was asked about.
+
+        Raises:
+            BackendError: No backend ran, or none but the float model; with all reasons.
+        """
+        asked = [row for row in self.rows if row.backend != FLOAT] or self.rows
+        if all(row.problem for row in asked):
+            raise BackendError(
+                f"none of {len(asked)} backends ran",
+                where=self.settings["model"],
+                why="; ".join(f"{row.backend}: {row.problem}" for row in asked),
+                fix="--backends frozen, which runs wherever torch does",
+            )
+
     def write_json(self, path: Path) -> None:
         """Writes everything, with medians."""
         rows = [row.to_dict() for row in self.rows]
