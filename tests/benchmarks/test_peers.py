@@ -14,12 +14,12 @@ from benchmarks.peers.nncf import NNCF, SAMPLES, samples
 from benchmarks.peers.ours import BITS, Default, InPyTorch, Linear
 from benchmarks.peers.products import linear_macs, torch_products
 from benchmarks.peers.registry import PEERS
+from scripts.results.peers import beside_peers, peers_in_short
 from torch import nn
 
 import tdquant as tdq
 from tdquant.errors import ModelError
 from tests.docs.programs import DOCS
-from tests.docs.test_result_tables import script
 
 CALLS = {"count": 4, "steps": 3, "batch": 4}
 
@@ -306,7 +306,7 @@ def test_the_table_shows_what_was_measured_and_what_was_not():
         {**key, "project": "gone", "missing": "pip install g"},
         {**key, "project": "lost", "failed": "ImportError: no"},
     ]
-    shown = script.beside_peers({**SHARED, "rows": rows})
+    shown = beside_peers({**SHARED, "rows": rows})
     errors = "100% | 90% | 0.01 | 0.004 | 0.02 | 12 | 3 of 4"
     assert f"| W8A8 | good | {errors} | 2.0 | 0.25 | 7 |\n" in shown
     assert f"| W8A8 | untimed (eager) | {errors} | - | - | 7 |\n" in shown
@@ -322,7 +322,7 @@ def test_the_short_table_leaves_out_those_that_quantize_little():
         ("little of it", 0.1, 0.001),
     ]
     rows = [{**ROW, "project": n, "inputs": i, "median": m} for n, i, m in others]
-    shown = script.peers_in_short({**SHARED, "rows": rows})
+    shown = peers_in_short({**SHARED, "rows": rows})
     assert "| m | 1.5 / 1 all of it |" in shown
     assert "little" not in shown
 
@@ -330,8 +330,8 @@ def test_the_short_table_leaves_out_those_that_quantize_little():
 def test_the_short_table_compares_with_static_scales_where_nobody_else_can():
     found = [("tdquant, default", 0.03), ("tdquant, static", 0.06)]
     rows = [{**ROW, "project": n, "setting": "W8A5", "median": m} for n, m in found]
-    assert "| m | - | - | - | 0.5 / 1 static |" in script.peers_in_short({**SHARED, "rows": rows})
-    assert "| m | - | - | - | - |" in script.peers_in_short({**SHARED, "rows": rows[:1]})
+    assert "| m | - | - | - | 0.5 / 1 static |" in peers_in_short({**SHARED, "rows": rows})
+    assert "| m | - | - | - | - |" in peers_in_short({**SHARED, "rows": rows[:1]})
 
 
 def test_the_short_table_compares_what_leaves_as_little_in_float():
@@ -341,5 +341,5 @@ def test_the_short_table_compares_what_leaves_as_little_in_float():
         ("x", 1, 0.06),
     ]
     rows = [{**ROW, "project": n, "weights": w, "median": m} for n, w, m in found]
-    assert "| m | 0.5 / 1 x, edges=8 |" in script.peers_in_short({**SHARED, "rows": rows})
-    assert "| m | 0.17 / 1 x |" in script.peers_in_short({**SHARED, "rows": [rows[0], rows[2]]})
+    assert "| m | 0.5 / 1 x, edges=8 |" in peers_in_short({**SHARED, "rows": rows})
+    assert "| m | 0.17 / 1 x |" in peers_in_short({**SHARED, "rows": [rows[0], rows[2]]})

@@ -1,0 +1,1 @@
+"""Tables and numbers of the documentation, as the committed results give them."""
