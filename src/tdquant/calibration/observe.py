@@ -19,8 +19,9 @@ from tdquant.calibration.concatenations import (
 )
 from tdquant.calibration.time_histograms import TimeHistograms, TimeRange
 from tdquant.calls.call import Call, Reservoir, run
+from tdquant.calls.finding import RolloutFinder
 from tdquant.calls.observing import observing, watching
-from tdquant.calls.rollout import Rollout, RolloutFinder
+from tdquant.calls.rollout import Rollout
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.families.roles import Roles, quantizable_layers
@@ -128,7 +129,7 @@ def observe(
             mode.forget()
             times.update(clock.last)
             reservoir.offer(call)
-            finder.offer(call, output)
+            finder.offer(call, output, clock.last)
     if not reservoir.seen:
         raise CalibrationError(
             "there are no batches", where="calibrate", fix="an iterable of (x, t), at least one"

@@ -33,9 +33,9 @@ from tdquant.quantizers import ActivationQuantizer, ShiftedWeight, WeightQuantiz
 from tdquant.scales import DynamicScale
 from tdquant.support.progress import track
 
-WORTH = 0.2
+WORTH = 0.1
 """Share by which they have to lower the error of the whole model: they cost a multiplication of
-the input in every call, and channels that the trial's trajectories did not show may be clipped.
+the input in every call.
 """
 
 

@@ -24,8 +24,9 @@ SAMPLES, TRAJECTORIES, CALLS = "generated samples", "recorded trajectories", "si
 
 class Trial:
     """Compares a model with what it was in float: by samples that ``generate`` draws, else at the
-    end of the trajectories that were found in the calls, else by the outputs of single calls,
-    where errors cannot add up over the steps.
+    end of trajectories of the samplers that were found in the calls, from noise that nothing was
+    fitted to (``tdquant.calls.rollout``), else by the outputs of single calls, where errors cannot
+    add up over the steps.
 
     Arguments:
         observations: Calls and trajectories.
@@ -37,7 +38,8 @@ class Trial:
     """
 
     def __init__(self, observations: Observations, generate: Generate | None) -> None:
-        self._calls, self._rollouts = observations.calls, observations.rollouts
+        self._calls = observations.calls
+        self._rollouts = [rollout.redrawn(i) for i, rollout in enumerate(observations.rollouts)]
         self.generate: Generate | None = None
         if generate is not None:
             self.basis, self.generate = SAMPLES, generate

@@ -4,7 +4,7 @@ from torch import nn
 
 import tdquant as tdq
 from tdquant.calls.call import run
-from tdquant.calls.rollout import RolloutFinder
+from tdquant.calls.finding import RolloutFinder
 from tdquant.diffusion import make_scheduler
 from tests.denoisers import Mixed
 
@@ -27,7 +27,7 @@ class Linear(nn.Module):
 def found(calls, model, **options):
     finder = RolloutFinder(**options)
     for call in calls:
-        finder.offer(call, run(model, call))
+        finder.offer(call, run(model, call), call[1])
     return finder.found()
 
 
@@ -121,3 +121,81 @@ def test_a_quantized_model_is_run_along(calibrated):
     (rollout,) = found(calls, Mixed().eval())
     ends = [rollout.run(model) for model in (Mixed().eval(), calibrated)]
     assert 0 < (ends[0] - ends[1]).norm() < ends[0].norm()
+
+
+def shuffled(calls, seed=0):
+    order = torch.randperm(len(calls), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [calls[i] for i in order]
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpm++"])
+@pytest.mark.parametrize("batch", [6, 3, 1])
+def test_the_order_of_calls_does_not_matter(scheduler, batch):
+    model = Linear()
+    calls = recorded(model, scheduler, batch=batch)
+    ordered, other = found(calls, model), found(shuffled(calls), model)
+    assert [len(rollout.steps) for rollout in other] == [8] * (6 // batch)
+    ends, exact = ([r.run(Linear(0.32)) for r in rollouts] for rollouts in (other, ordered))
+    # Which trajectory comes first may differ.
+    ends, exact = (sorted(torch.cat(e), key=lambda x: float(x.sum())) for e in (ends, exact))
+    for end, one in zip(ends, exact, strict=True):
+        assert (end - one).norm() < 1e-3 * one.norm()
+
+
+def test_times_that_rise():
+    model, rng = Linear(), torch.Generator().manual_seed(0)
+    x, calls = torch.randn(6, *SHAPE, generator=rng), []
+    for t in (0.0, 100.0, 300.0, 600.0, 900.0):
+        calls.append((x, torch.tensor(t)))
+        x = x + 0.3 * model(*calls[-1])
+    for order in (calls, shuffled(calls)):
+        (rollout,) = found(order, model)
+        assert torch.equal(rollout.start, calls[0][0])
+        assert (rollout.run(model) - x).norm() < 1e-4 * x.norm()
+
+
+def test_samples_at_times_of_their_own_belong_to_no_trajectory():
+    model, calls = Linear(), recorded(Linear())
+    mixed = [(x, t + torch.arange(6)) for x, t in calls]
+    assert not found(mixed, model)
+
+
+def test_calls_whose_order_is_not_known_are_kept_in_bounded_memory():
+    model = Linear()
+    calls = recorded(model)
+    size = sum(t.numel() * t.element_size() for t in (*calls[0], calls[0][0], calls[0][0]))
+    (rollout,) = found(shuffled(calls), model, memory=5 * size)
+    assert len(rollout.steps) == 5
+    assert not found(shuffled(calls), model, memory=0)
+
+
+def test_another_noise_gives_what_the_sampler_would_give_from_it():
+    model, other = Linear(), Linear(0.32)
+    (rollout,) = found(recorded(model, count=16, batch=16), model)
+    fresh = rollout.redrawn(5)
+    scheduler = make_scheduler("ddim", CONFIG)
+    scheduler.set_timesteps(8)
+    x = fresh.start
+    for t in scheduler.timesteps[:-1]:
+        x = scheduler.step(other(x, t), t, x).prev_sample
+    known = type(fresh)(fresh.start, fresh.steps[:-1])
+    assert (known.run(other) - x).norm() < 1e-4 * x.norm()
+    near = (fresh.start[:, None] - rollout.start[None]).flatten(2).norm(dim=2)
+    assert near.min() > 0.5 * rollout.start[0].norm()  # other noise
+    assert fresh.start.std() == pytest.approx(float(rollout.start.std()), rel=0.05)
+    assert torch.equal(fresh.start, rollout.redrawn(5).start)
+    assert not torch.equal(fresh.start, rollout.redrawn(6).start)
+
+
+def test_another_noise_under_guidance_is_the_same_in_both_halves():
+    (rollout,) = found(recorded(Linear(), batch=1, count=1), Linear())
+    start = torch.cat([rollout.start] * 2)
+    fresh = type(rollout)(start, rollout.steps).redrawn()
+    assert torch.equal(*fresh.start.chunk(2))
+    assert torch.equal(fresh.start, -start)
+
+
+def test_starts_that_are_no_noise_stay():
+    (rollout,) = found(recorded(Linear()), Linear())
+    image = type(rollout)(rollout.start.sign() + 0.1 * rollout.start, rollout.steps)
+    assert image.redrawn() is image
