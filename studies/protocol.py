@@ -1,4 +1,4 @@
-"""What the studies share: the two models, their data, and how a quantized model is judged.
+"""What the studies share: the models, their data, and how a quantized model is judged.
 
 A model is judged by samples from fixed noise: their Frechet EfficientNet-Lite0 distance to 5,000
 held-out cats, and their error against the float model's samples from the same noise, mean and
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,15 +18,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import small_models
 import tdquant as tdq
 from tdquant.lab.metrics import FrechetDistance, mse
 from tdquant.models import Pipe
+from tdquant.models.embedded import EMBEDDED
 from tdquant.training import DiffusionObjective
 from tdquant.training.order import loader
 
 MODELS = ("cats-ddpm", "cats-ldm")
 NOISE = 77
 """Seed of the noise that every model is judged on; calibration and training use others."""
+
+WORST = 4.0
+"""Squared error of an image that is not finite: the largest there is in [-1, 1]."""
+
+
+def load(name: str) -> Pipe:
+    """An embedded model, or one of studies/models."""
+    return tdq.models.load_embedded(name) if name in EMBEDDED else small_models.load(name)
 
 
 class Latents(Dataset):
@@ -68,12 +78,12 @@ class Remembered(nn.Module):
 
 @dataclass
 class Subject:
-    """One embedded model and what its quantized forms are compared with.
+    """One model and what its quantized forms are compared with.
 
     Attributes:
-        name: Of the embedded model.
+        name: Of the model, embedded or in studies/models.
         images: Samples a judgement takes.
-        steps: DDIM steps of them.
+        steps: Sampler steps of them.
         items: Training images.
     """
 
@@ -81,11 +91,14 @@ class Subject:
     images: int
     steps: int
     items: int = 4096
-    distance: FrechetDistance = field(default_factory=FrechetDistance)
 
     @cached_property
     def pipe(self) -> Pipe:
-        return tdq.models.load_embedded(self.name)
+        return load(self.name)
+
+    @cached_property
+    def distance(self) -> FrechetDistance:
+        return FrechetDistance()
 
     @cached_property
     def data(self) -> Latents:
@@ -135,6 +148,10 @@ class Subject:
             steps=steps, seed=seed,
         )  # fmt: skip
         return tdq.correct(frozen, self.pipe.unet, own, bias=False, progress=False)
+
+    def errors(self, model: nn.Module) -> Tensor:
+        """Squared error of each image of a model against the float model's, ``(N,)``."""
+        return mse(self.pictures(model), self.exact).nan_to_num(WORST)
 
     def judge(
         self, frozen: nn.Module, keep: Callable[[Tensor], None] | None = None

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 STUDIES = Path(__file__).parents[2] / "studies"
-NAMES = ("qat", "ptq", "fast_forward", "ablations", "movement", "cost")
+NAMES = ("qat", "ptq", "fast_forward", "ablations", "movement", "cost", "alternatives")
+MODULES = (*(file.stem for file in STUDIES.glob("*.py")), "small_models")
 VERDICTS = {"holds", "holds in part", "does not hold", "not finished"}
 WORDS = ("title", "question", "claim", "measured", "verdict", "command")
 
@@ -26,8 +27,8 @@ def studies(monkeypatch, tmp_path):
         return importlib.import_module(name)
 
     yield load
-    for name in (*NAMES, "ledger", "protocol", "strips"):
-        sys.modules.pop(name, None)
+    for name in [n for n in sys.modules if n.partition(".")[0] in MODULES]:
+        sys.modules.pop(name)
 
 
 def test_a_run_is_made_once_and_survives(studies):
