@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 import tdquant as tdq
+from tdquant.calls.observing import in_float
 from tests.denoisers import Mixed, calls
 
 
@@ -22,15 +24,64 @@ def test_correction_moves_the_mean_output_towards_the_float_models():
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_correcting_again_corrects_once():
-    model = tdq.quantize(Mixed().eval(), tdq.Recipe(2, 8, edges=2, remedies=()))
-    given = list(calls())
-    before = model.reflect.bias.detach().clone()
+def biases(model):
+    own = {n: p for n, p in model.named_parameters() if "quantizer" not in n}
+    return {n: p.detach().clone() for n, p in own.items() if n.endswith("bias")}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def corrected():
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(2, 8, "static", edges=2, remedies=()))
+    return tdq.calibrate(model, list(calls()), bias_correction=True, progress=False)
+
+
+def test_calibrating_again_starts_from_the_float_biases():
+    model, given = corrected(), list(calls())
+    float_biases, once = biases(Mixed()), biases(model)
+    assert not torch.equal(once["reflect.bias"], float_biases["reflect.bias"])
     tdq.calibrate(model, given, bias_correction=True, progress=False)
-    once = model.reflect.bias.detach().clone()
-    tdq.calibrate(model, given, bias_correction=True, progress=False)
-    # Other layers' corrections move what this one sees, and so its own a little.
-    assert (model.reflect.bias - once).norm() < 0.2 * (once - before).norm()
+    assert same(biases(model), once)
+    tdq.calibrate(model, given, progress=False)
+    assert same(biases(model), float_biases)
+
+
+def test_the_float_model_has_the_float_biases():
+    model, exact = corrected(), Mixed().eval()
+    before = biases(model)
+    x, t = next(iter(calls(seed=5)))
+    with in_float(model), torch.no_grad():
+        assert torch.equal(model(x, t), exact(x, t))
+    assert same(biases(model), before)
+
+
+def test_biases_that_were_trained_since_are_their_own():
+    model = corrected()
+    with torch.no_grad():
+        model.reflect.bias.add_(1)
+    before = biases(model)["reflect.bias"]
+    with in_float(model):
+        assert torch.equal(model.reflect.bias, before)
+    tdq.calibrate(model, list(calls()), progress=False)
+    assert torch.equal(model.reflect.bias, before)
+    assert torch.equal(model.linear.bias, Mixed().linear.bias)
+
+
+def test_a_calibration_that_fails_leaves_the_biases(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no memory")
+
+    for model in (corrected(), tdq.quantize(Mixed().eval(), tdq.Recipe(2, 8, "static", edges=2))):
+        before = biases(model)
+        monkeypatch.setattr("tdquant.choice.calibrating.record_remedies", fail)
+        with pytest.raises(RuntimeError):
+            tdq.calibrate(model, list(calls()), bias_correction=True, progress=False)
+        assert same(biases(model), before)
+        monkeypatch.undo()
+        tdq.calibrate(model, list(calls()), progress=False)
+        assert same(biases(model), biases(Mixed()))
 
 
 def test_a_split_layer_is_corrected_for_all_of_its_parts():

@@ -12,8 +12,6 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -21,19 +19,32 @@ from tdquant.calls.call import Call, run
 from tdquant.calls.observing import watching
 from tdquant.layers import CONVOLUTIONS, QuantLayer, quantized_layers, structured_layers
 from tdquant.layers.base import shared_parameters
+from tdquant.layers.float_bias import shift_bias
 from tdquant.quantizers import CodedWeight
 from tdquant.support.restoring import evaluating
 
 
-@torch.no_grad()
 def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
     """Corrects the bias of every layer that has one and quantized weights, if the float weights
     are still there. A bias that several modules share stays: each would shift it for itself. Of a
     split layer, the bias is that of the first part, which takes the correction of all parts; a
-    layer corrected before is corrected anew, from its original bias.
+    layer corrected before is corrected anew, from its float bias.
 
     Returns:
         path -> root mean square of the correction.
+    """
+    shifts = bias_shifts(model, calls)
+    for name, shift in shifts.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, QuantLayer)
+        shift_bias(layer, -shift)
+    return {name: float(shift.square().mean().sqrt()) for name, shift in shifts.items()}
+
+
+@torch.no_grad()
+def bias_shifts(model: nn.Module, calls: list[Call]) -> dict[str, Tensor]:
+    """What the rounding of weights adds to outputs on average, ``(C,)`` by the path of each layer
+    whose bias can be corrected. The model stays as it is.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -55,14 +66,10 @@ def correct_biases(model: nn.Module, calls: list[Call]) -> dict[str, float]:
             run(model, call)
     shared = shared_parameters(model)
     firsts = {f"{path}.parts.0": f"{path}.parts." for path, _ in structured_layers(model)}
-    moved = {}
+    found = {}
     for name, layer in layers.items():
         if name not in sums or layer.bias is None or id(layer.bias) in shared:
             continue
         own = [n for n in sums if n.startswith(firsts[name])] if name in firsts else [name]
-        shift = torch.stack([sums[n] / counts[n] for n in own]).sum(0)
-        before: Any = getattr(layer, "tdq_shift", 0.0)  # rounding errs the same whatever the bias
-        layer.bias.add_((before - shift).to(layer.bias.dtype))
-        layer.tdq_shift = shift  # type: ignore[assignment]
-        moved[name] = float(shift.square().mean().sqrt())
-    return moved
+        found[name] = torch.stack([sums[n] / counts[n] for n in own]).sum(0)
+    return found

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tdquant.clock import is_quantized
 from tdquant.layers.correction import uncorrected
+from tdquant.layers.float_bias import float_biases
 from tdquant.quantizers import (
     ActivationQuantizer,
     CodedWeight,
@@ -51,7 +52,8 @@ def observing(
     look: Callable[[str, Tensor, Tensor], Tensor] = pass_on,
 ) -> Iterator[None]:
     """Runs a quantized model in float, with observers in place of activation quantizers, with
-    weights unquantized, except those that are held as codes alone, and without a correction.
+    weights unquantized, except those that are held as codes alone, and without corrections of the
+    output and of biases.
 
     Arguments:
         model: The quantized model.
@@ -65,7 +67,7 @@ def observing(
         if name.rpartition(".")[2] == "weight_quantizer"
         and not isinstance(module, (nn.Identity, CodedWeight))
     }
-    with evaluating(model), uncorrected(model):
+    with evaluating(model), uncorrected(model), float_biases(model):
         try:
             for name in weights:
                 model.set_submodule(name, nn.Identity())

@@ -23,6 +23,7 @@ from tdquant.choice.trial import Trial
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.layers.correction import drop_correction
+from tdquant.layers.float_bias import drop_bias_correction
 from tdquant.recipe import Recipe
 from tdquant.state import note, recipe_of, state_of
 from tdquant.support.restoring import changes_model
@@ -102,6 +103,7 @@ def calibrate(
     """
     clock_of(model)
     drop_correction(model, "calibrate")
+    drop_bias_correction(model)
     recipe, budget = recipe_of(model) or Recipe(remedies=()), budget or Budget()
     if recipe.grid == "published":
         check_unlimited(budget)

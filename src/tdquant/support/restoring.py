@@ -86,6 +86,23 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def biases_unchanged_on_error(model: nn.Module) -> Iterator[None]:
+    """Restores the numbers of a model's biases if the context ends by an error: they are the
+    tensors of the user that verbs change in place.
+    """
+    named = model.named_parameters()
+    biases = [p for n, p in named if n.rpartition(".")[2] == "bias" and not p.is_inference()]
+    before = [p.detach().clone() for p in biases]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for bias, numbers in zip(biases, before, strict=True):
+                bias.copy_(numbers)
+        raise
+
+
 def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Every attribute, and a copy of the content of the dictionaries that belong to nn.Module."""
     own = nn.Module().__dict__
@@ -106,7 +123,10 @@ def changes_model(
     @functools.wraps(verb)
     def whole(model: nn.Module, /, *args: P.args, **kwargs: P.kwargs) -> T:
         check_unhooked(model, f"tdq.{verb.__name__}")
-        with torch.inference_mode(False), unchanged_on_error(model):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(unchanged_on_error(model))
+            stack.enter_context(biases_unchanged_on_error(model))
             make_ordinary(model)
             return verb(model, *args, **kwargs)
 

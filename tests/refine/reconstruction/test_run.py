@@ -64,6 +64,34 @@ def test_no_block_is_worse_than_rounding_to_nearest(model, method, scope):
     assert method in str(done)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_corrected_biases_belong_to_the_codes_before(method):
+    """A bias that makes up for the nearest codes would be wrong beside others."""
+    exact, given = Mixed().eval(), list(calls())
+    held_out = list(calls(8, seed=3))
+
+    def error(model):
+        with torch.no_grad():
+            return sum(float(mse(model(x, t), exact(x, t)).mean()) for x, t in held_out)
+
+    errors, biases = {}, {}
+    for correct in (False, True):
+        model = quantized(weights=3, calibrated=False, edges=3, scale="static")
+        tdq.calibrate(model, given, bias_correction=correct, progress=False)
+        errors["nearest", correct] = error(model)
+        reconstruct(model, given, method=method, **QUICK)
+        errors[method, correct] = error(model)
+        biases[correct] = model.reflect.bias.detach().clone()
+        assert all(p.requires_grad for n, p in model.named_parameters() if n.endswith("bias"))
+    if method == "adaround":  # learns biases itself
+        assert errors[method, True] == errors[method, False]
+    else:  # corrects them for its own codes
+        assert not torch.equal(biases[True], Mixed().reflect.bias)
+        assert torch.equal(biases[False], Mixed().reflect.bias)
+        assert errors[method, True] < 1.03 * min(errors["nearest", True], errors[method, False])
+    assert errors[method, True] < errors["nearest", False]
+
+
 def test_codes_move_by_one_at_most(model):
     start = {n: decided(m.weight_quantizer, m.weight) for n, m in quantized_layers(model)}
     reconstruct(model, calls(), rates=Rates(choice=0.5), **QUICK)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tdquant.calibration.bias import bias_shifts
 from tdquant.calls.call import Call
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
@@ -20,6 +21,7 @@ from tdquant.files.job_folder import JobFolder, open_job
 from tdquant.freezing import check_calibrated
 from tdquant.layers import QuantLayer
 from tdquant.layers.correction import drop_correction
+from tdquant.layers.float_bias import drop_bias_correction
 from tdquant.quantizers import (
     RoundedWeight,
     ShiftedWeight,
@@ -88,6 +90,9 @@ def reconstruct(
     the float model's block. Afterwards every weight lies on its grid: ``freeze`` finds the learned
     codes, and training can continue from them.
 
+    Biases that ``calibrate`` corrected made up for the codes before: blocks learn with the float
+    ones, and after ``"gptq"`` they are corrected anew, for the codes that it chose.
+
     On several processes (``accelerate launch script.py``) each keeps every n-th of the calls,
     which are the same for all, and the result is that of one process up to rounding.
 
@@ -131,6 +136,7 @@ def reconstruct(
             "no batches", where="reconstruct", fix="yield calls, such as (x, t)"
         )
     drop_correction(model, "reconstruct")
+    corrected = drop_bias_correction(model)
     accelerator = accelerator or launched()
     world = Processes(accelerator)
     options = {
@@ -171,7 +177,9 @@ def reconstruct(
             reports = [work.reconstruct(number, path) for number, path in enumerate(paths)]
         finally:
             bar.close()
-        keep()
+        # AdaRound learns biases with the codes; the float weights are there until ``keep``.
+        shifts = bias_shifts(model, work.calls) if corrected and not learns else {}
+        keep(shifts)
     facts = {"method": method, "scope": scope, "calls": len(calls), "blocks": len(reports)}
     note(model, "reconstruct", **facts, **({"iterations": iterations} if learns else {}))
     seconds = time.perf_counter() - started
@@ -208,9 +216,9 @@ def _keep_rounding(layer: QuantLayer, rounded: RoundedWeight) -> None:
 
 
 @contextlib.contextmanager
-def _restoring(model: nn.Module) -> Iterator[Callable[[], None]]:
+def _restoring(model: nn.Module) -> Iterator[Callable[[Mapping[str, Tensor]], None]]:
     """Restores the model, unless the function that it yields was called, which writes the learned
-    numbers into the weights.
+    numbers into the weights, and takes shifts of outputs, by path, off the biases.
     """
     layers = dict(learned_layers(model))
     quantizers = {name: layer.weight_quantizer for name, layer in layers.items()}
@@ -220,8 +228,11 @@ def _restoring(model: nn.Module) -> Iterator[Callable[[], None]]:
     kept = False
 
     @torch.no_grad()
-    def keep() -> None:
+    def keep(shifts: Mapping[str, Tensor]) -> None:
         nonlocal kept
+        for name, shift in shifts.items():
+            bias: Any = model.get_submodule(name).bias
+            bias.sub_(shift)
         for name, layer in layers.items():
             rounded, before = layer.weight_quantizer, quantizers[name]
             if not isinstance(rounded, RoundedWeight):
