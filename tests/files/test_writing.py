@@ -18,6 +18,7 @@ from tdquant.errors import StorageError
 from tdquant.files import workspace, writing
 from tdquant.files.writing import (
     check_folder,
+    creating,
     new_folder,
     recover,
     replacing,
@@ -47,6 +48,11 @@ def write_folder(target, text):
 def write_new(target, text):
     with new_folder(target) as fresh:
         (fresh / "mark").write_text(text)
+
+
+def write_once(target, text):
+    with creating(target) as fresh:
+        fresh.write_text(text)
 
 
 def content(target):
@@ -125,7 +131,9 @@ def killed_at(line, write, target, text):
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-KINDS = {"file": write_file, "folder": write_folder, "new": write_new}
+KINDS = {"file": write_file, "folder": write_folder, "new": write_new, "once": write_once}
+CREATING = ("new", "once")
+"""Kinds that replace nothing."""
 
 
 @pytest.mark.parametrize(
@@ -145,7 +153,7 @@ def test_old_or_new_wherever_it_ends(tmp_path, monkeypatch, kind, swap, stopped_
         for name, text in USERS.items():
             (place / name).write_text(text)
         target, before = place / "a", None
-        if kind != "new":
+        if kind not in CREATING:
             before = "first"
             write(target, before)
         if kind == "folder":
@@ -154,8 +162,8 @@ def test_old_or_new_wherever_it_ends(tmp_path, monkeypatch, kind, swap, stopped_
         found = content(target)
         assert found in (before, "second"), number
         seen.add(found)
-        if kind == "new":
-            shutil.rmtree(target, ignore_errors=True)
+        if kind in CREATING and target.exists():
+            target.rename(tmp_path / f"{number} was")
         write(target, "third")
         assert content(target) == "third"
         assert {f.name for f in place.iterdir()} == {"a", *USERS}, number
@@ -169,7 +177,8 @@ def test_old_or_new_wherever_it_ends(tmp_path, monkeypatch, kind, swap, stopped_
 
 
 STEPS = {
-    (os, "mkdir"): KINDS, (os, "open"): KINDS, (os, "fsync"): KINDS, (os, "replace"): KINDS,
+    (os, "mkdir"): KINDS, (os, "open"): KINDS, (os, "fsync"): KINDS,
+    (os, "replace"): ["file", "folder", "new"],
     (os, "rename"): ["folder"], (workspace, "open"): KINDS,
 }  # fmt: skip
 
@@ -182,7 +191,7 @@ def test_a_step_that_the_disk_refuses(tmp_path, monkeypatch, kind, swap, step):
     if not swap:
         monkeypatch.setattr(workspace, "_exchange", lambda one, other: False)
     write, target = KINDS[kind], tmp_path / "a"
-    before = None if kind == "new" else "first"
+    before = None if kind in CREATING else "first"
     if before:
         write(target, before)
 
@@ -200,6 +209,14 @@ def test_a_step_that_the_disk_refuses(tmp_path, monkeypatch, kind, swap, step):
     if step != (os, "open"):  # without it nothing can be removed
         assert [f.name for f in tmp_path.iterdir()] == (["a"] if before else [])
     write(target, "third")
+    assert [f.name for f in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_first_to_create_a_file_wins(tmp_path):
+    with creating(tmp_path / "a") as fresh:
+        fresh.write_text("late")
+        write_once(tmp_path / "a", "first")
+    assert content(tmp_path / "a") == "first"
     assert [f.name for f in tmp_path.iterdir()] == ["a"]
 
 

@@ -61,6 +61,32 @@ def replacing(path: Path) -> AbstractContextManager[Path]:
     return _successor(path, path)
 
 
+@contextlib.contextmanager
+def creating(path: Path) -> Iterator[Path]:
+    """A temporary name for a new file, which gets the name ``path`` if the context ends without
+    error, unless there is such a file by then: of processes that create one at once, the first
+    wins. Otherwise as ``replacing``.
+
+    Arguments:
+        path: The file to write.
+
+    Raises:
+        StorageError: The disk is full, or the place is read-only.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with workspace(path) as place:
+            new = place / "new"
+            yield new
+            flush(new)
+            try:
+                os.link(new, path)  # replaces nothing, unlike renaming
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                put(place, path)
+
+
 def replacing_folder(
     directory: str | os.PathLike[str],
     mark: str,

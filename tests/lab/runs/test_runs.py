@@ -216,6 +216,16 @@ def test_of_two_that_claim_a_folder_at_once_one_wins(tmp_path, monkeypatch):
     claim_folder(tmp_path / "folder", {"seed": 1})
 
 
+def test_what_a_killed_process_left_of_its_claim_is_removed(tmp_path):
+    claim_folder(tmp_path, {"seed": 1})
+    left = tmp_path / ".samples.json.tdquant-0"
+    left.mkdir()
+    (left / "lock").touch()
+    (left / "new").write_text("{}")
+    claim_folder(tmp_path, {"seed": 1})
+    assert [file.name for file in tmp_path.iterdir()] == ["samples.json"]
+
+
 def test_a_file_system_without_links(tmp_path, monkeypatch):
     def link(*args):
         raise PermissionError

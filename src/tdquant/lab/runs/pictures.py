@@ -8,8 +8,6 @@ processes and restarts, the same bytes come out, and exactly as many images as w
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,8 @@ from tdquant.errors import ModelError, StorageError
 from tdquant.files.digests import hash_tensors
 from tdquant.files.documents import json_safe, read_json, write_json
 from tdquant.files.looking import exists
-from tdquant.files.writing import disk_errors
+from tdquant.files.workspace import clean_up
+from tdquant.files.writing import creating
 from tdquant.lab.runs.comparing import differences
 from tdquant.models import Pipe, UNetModel
 from tdquant.training.diagnose import first_not_finite
@@ -182,22 +181,12 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         StorageError: The folder has images of other settings.
     """
+    file = folder / _SETTINGS
+    clean_up(file)
     if is_claimed(folder, settings):
         return
-    file = folder / _SETTINGS
-    fresh = folder / f".{_SETTINGS}.{uuid.uuid4().hex[:8]}.new"
-    with disk_errors(file):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            write_json(fresh, settings)
-            try:
-                os.link(fresh, file)  # replaces nothing, unlike renaming
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                fresh.replace(file)
-        finally:
-            fresh.unlink(missing_ok=True)
+    with creating(file) as new:
+        write_json(new, settings)
     is_claimed(folder, settings)
 
 
