@@ -1,4 +1,6 @@
-"""More bits are never worse: what every default recipe promises of the end of trajectories."""
+"""More bits and more remedies are never worse: what the default recipe promises of the end of
+trajectories.
+"""
 
 import copy
 import importlib
@@ -29,7 +31,7 @@ def trained(monkeypatch, name):
     return pipe.unet, pipe.scheduler, pipe.shape
 
 
-def errors(model, widths, count, steps):
+def errors(model, recipes, count, steps):
     """Geometric mean over samples of the squared error, of noise that calibration has not seen."""
     unet, scheduler, shape = model
 
@@ -40,27 +42,50 @@ def errors(model, widths, count, steps):
         unet, scheduler, count, shape, steps=steps, batch=count, seed=1, progress=False
     )
     observations = tdq.observe(
-        tdq.quantize(copy.deepcopy(unet), tdq.Recipe(*widths[0])), calls, progress=False
+        tdq.quantize(copy.deepcopy(unet), recipes[0]), calls, progress=False
     )
     exact, found = draw(unet), []
-    for bits in widths:
-        quantized = tdq.quantize(copy.deepcopy(unet), tdq.Recipe(*bits))
+    for recipe in recipes:
+        quantized = tdq.quantize(copy.deepcopy(unet), recipe)
         tdq.calibrate(quantized, observations, progress=False)
         each = (draw(quantized) - exact).square().flatten(1).mean(1)
         found.append(float(each.log().mean().exp()))
     return found
 
 
-@pytest.mark.parametrize("which", ["weights", "activations"])
-def test_a_tiny_network(which):
-    torch.manual_seed(0)
-    found = errors(tiny(), WIDTHS[which], 8, 10)
+def check_more_bits(model, which, *size):
+    found = errors(model, [tdq.Recipe(*bits) for bits in WIDTHS[which]], *size)
     assert found == sorted(found, reverse=True)
+
+
+def check_remedies(model, bits, *size):
+    """Of a few samples, chance makes a tenth."""
+    plain = [tdq.Recipe(*bits, scale=kind, remedies=()) for kind in ("static", "temporal", "auto")]
+    default, *others = errors(model, [tdq.Recipe(*bits), *plain], *size)
+    assert default < 1.1 * min(others)
+
+
+@pytest.mark.parametrize("which", ["weights", "activations"])
+def test_more_bits_of_a_tiny_network(which):
+    torch.manual_seed(0)
+    check_more_bits(tiny(), which, 8, 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", WIDTHS)
 @pytest.mark.parametrize("name", ["mlp-cats8", "dit-cats"])
-def test_trained_networks(monkeypatch, name, which):
-    found = errors(trained(monkeypatch, name), WIDTHS[which], 16, 20)
-    assert found == sorted(found, reverse=True)
+def test_more_bits_of_trained_networks(monkeypatch, name, which):
+    check_more_bits(trained(monkeypatch, name), which, 16, 20)
+
+
+@pytest.mark.parametrize("bits", [(8, 5), (4, 8)])
+def test_remedies_of_a_tiny_network(bits):
+    torch.manual_seed(0)
+    check_remedies(tiny(), bits, 8, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [(8, 8), (8, 5), (8, 4), (4, 8), (4, 4)])
+@pytest.mark.parametrize("name", ["mlp-cats8", "dit-cats"])
+def test_remedies_of_trained_networks(monkeypatch, name, bits):
+    check_remedies(trained(monkeypatch, name), bits, 16, 20)

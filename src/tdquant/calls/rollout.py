@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calls.call import Call, batch_size, run, values
+from tdquant.support.progress import track
 
 KURTOSIS = 0.5
 """Largest excess kurtosis of what is taken for normal noise, beside what chance makes."""
@@ -52,11 +53,13 @@ class Rollout:
     steps: Sequence[Step]
 
     @torch.no_grad()
-    def run(self, model: nn.Module) -> Tensor:
-        """The end of the trajectory of a model, ``(B, *)`` in float32."""
+    def run(self, model: nn.Module, label: str = "") -> Tensor:
+        """The end of the trajectory of a model, ``(B, *)`` in float32, with a progress bar if it
+        has a label.
+        """
         x, before = self.start, list[Tensor]()
         last = self.steps[-2]
-        for step in self.steps:
+        for step in track(self.steps, label, len(self.steps), bool(label)):
             outputs = predictions_of(run(model, _with_input(step.call, x)), x)
             weights = last.weights if step.weights is None else step.weights
             assert weights is not None

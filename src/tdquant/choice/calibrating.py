@@ -121,7 +121,7 @@ def calibrate(
     spare = check_budget(model, batches, recipe, budget)
     common: dict[str, Any] = {"estimator": estimator, "split": split}
     common |= {"seed": seed, "progress": progress}
-    trial = Trial(batches, generate)
+    trial = Trial(batches, generate, progress)
     if budget.size is not None or any(recipe.uses(name) for name in TRIED):
         trial.record(model)
     targets = predictions(model, batches.calls) if recipe.uses("correction") else []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +32,16 @@ class Trial:
     Arguments:
         observations: Calls and trajectories.
         generate: Samples with the model that it is given, from fixed noise.
+        progress: Draw bars.
 
     Attributes:
         basis: Which of the three it is.
         generate: What draws the samples of the first two; None of the third.
     """
 
-    def __init__(self, observations: Observations, generate: Generate | None) -> None:
+    def __init__(
+        self, observations: Observations, generate: Generate | None, progress: bool = False
+    ) -> None:
         self._calls = observations.calls
         self._rollouts = [rollout.redrawn(i) for i, rollout in enumerate(observations.rollouts)]
         self.generate: Generate | None = None
@@ -47,12 +51,13 @@ class Trial:
             self.basis, self.generate = TRAJECTORIES, self._follow
         else:
             self.basis = CALLS
+        self._progress, self._label = progress, ""
         self._exact: list[Tensor] = []
         self._last: float | None = None  # error of the model as it is
 
     def record(self, model: nn.Module) -> None:
         """Keeps what the model gives in float, as long as its weights are the float ones."""
-        with in_float(model):
+        with in_float(model), self._under("following the float model"):
             self._exact = self._results(model)
 
     @property
@@ -81,17 +86,27 @@ class Trial:
             change: Applies it, with True, or takes it back.
             margin: Share by which the error has to fall.
         """
-        before = self.error(model) if self._last is None else self._last
-        change(True)
-        after = self.error(model)
+        with self._under(f"trying {name}"):
+            before = self.error(model) if self._last is None else self._last
+            change(True)
+            after = self.error(model)
         kept = after < (1 - margin) * before
         if not kept:
             change(False)
         self._last = after if kept else before
         return RemedyTrial(name, kept, before, after, what)
 
+    @contextmanager
+    def _under(self, label: str) -> Iterator[None]:
+        """Labels the bars of what is run in the context."""
+        self._label = label if self._progress else ""
+        try:
+            yield
+        finally:
+            self._label = ""
+
     def _follow(self, model: nn.Module) -> Tensor:
-        ends = [rollout.run(model).flatten(1) for rollout in self._rollouts]
+        ends = [rollout.run(model, self._label).flatten(1) for rollout in self._rollouts]
         return torch.cat([end for end in ends if end.shape[1] == ends[0].shape[1]])
 
     def _results(self, model: nn.Module) -> list[Tensor]:
