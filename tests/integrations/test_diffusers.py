@@ -348,6 +348,7 @@ def test_a_configuration_survives_its_dictionary():
 
 IMPORTS = """
 import sys
+sys.modules["peft"] = sys.modules["transformers"] = None  # which take seconds
 {first}
 import tdquant
 assert {lazy} or "diffusers" not in sys.modules
@@ -400,7 +401,11 @@ def test_a_whole_pipeline_is_inspected_and_its_models_are_named(saved):
 
 
 def test_without_tdquant_diffusers_names_what_is_missing(saved):
-    code = f"from diffusers import UNet2DModel as U; U.from_pretrained({str(saved / 'unet')!r})"
+    code = (
+        "import sys; sys.modules['peft'] = sys.modules['transformers'] = None\n"
+        "from diffusers import UNet2DModel\n"
+        f"UNet2DModel.from_pretrained({str(saved / 'unet')!r})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
     assert "tdquant" in done.stderr.splitlines()[-1]
@@ -443,7 +448,7 @@ def test_an_index_says_which_files_are_the_models(frozen, tmp_path):
 
 def test_diffusers_goes_on_without_accelerate():
     program = (
-        "import sys; sys.modules['accelerate'] = None; sys.modules['peft'] = None\n"
+        "import sys; sys.modules |= dict.fromkeys(('accelerate', 'peft', 'transformers'))\n"
         "import tdquant\n"
         "from diffusers import UNet2DModel\n"
         "print(UNet2DModel.__name__)"

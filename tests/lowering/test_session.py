@@ -218,15 +218,14 @@ def test_a_diffusers_model_gives_what_pipelines_look_at(tmp_path):
 
 
 def test_samplers_take_a_session(tmp_path):
-    pipe = tdq.models.load_embedded("tiny")
-    frozen = tdq.freeze(tdq.quantize(pipe.unet, tdq.Recipe(scale="dynamic")))
-    example = (torch.randn(1, *pipe.shape), torch.tensor(3))
-    session = tdq.open_session(tdq.export(frozen, tmp_path / "m.xml", example))
+    scheduler = tdq.models.load_embedded("tiny").scheduler
+    model, shape = frozen(One(nn.Conv2d(6, 6, 3, padding=1))), (6, 8, 8)
+    session = tdq.open_session(tdq.export(model, tmp_path / "m.xml", (torch.randn(1, *shape), 3)))
 
     def draw(model):
-        return tdq.sample(model, pipe.scheduler, 3, pipe.shape, steps=4, batch=2, progress=False)
+        return tdq.sample(model, scheduler, 3, shape, steps=4, batch=2, progress=False)
 
-    assert (draw(session) - draw(frozen)).abs().median() < 1e-3
+    assert (draw(session) - draw(model)).abs().median() < 1e-3
 
 
 def linear_session(x, path):
@@ -268,9 +267,10 @@ def test_threads_with_shapes_and_times_of_their_own(tmp_path):
     times = [float(100 * i) for i in range(8)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for _ in range(3):
-            found = list(pool.map(lambda i: session(x[: i + 1], times[i]), range(8)))
+            found = list(pool.map(lambda i: session(x[: i // 2 + 1], times[i]), range(8)))
     for i, y in enumerate(found):
-        assert torch.allclose(y, model(x[: i + 1], torch.tensor(times[i])), rtol=1e-4, atol=1e-4)
+        wanted = model(x[: i // 2 + 1], torch.tensor(times[i]))
+        assert torch.allclose(y, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_file_that_may_not_be_read(file, monkeypatch):

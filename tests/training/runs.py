@@ -1,5 +1,5 @@
-"""A small training run, for tests and, as ``python -m tests.training.runs OUT STEPS``, for
-processes that are killed or work together.
+"""A small training run, for tests and, as ``python -m tests.training.runs OUT STEPS OPTIONS``, for
+processes that are killed or work together. Further triples are further runs of theirs.
 """
 
 import contextlib
@@ -127,8 +127,14 @@ def tell(**found):
 
 
 def main():
+    sys.modules["peft"] = sys.modules["transformers"] = None  # diffusers imports them for seconds
     torch.set_num_threads(THREADS)
-    out, steps, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+    for i in range(1, len(sys.argv), 3):
+        one_run(sys.argv[i], int(sys.argv[i + 1]), json.loads(sys.argv[i + 2]))
+    leave_group()
+
+
+def one_run(out, steps, options):
     if options.pop("sharded", False):
         options["accelerator"] = Sharding()
     spoilt = options.pop("spoilt", None)  # the process and the step of a NaN in a gradient
@@ -143,11 +149,9 @@ def main():
             raise
         digest = [float(p.double().sum()) for p in options["net"].parameters()]
         tell(error=str(error), parameters=digest)
-        leave_group()
-        return
-    if os.environ.get("RANK", "0") == "0":
-        tell(losses=done.losses, finished=done.finished)
-    leave_group()
+    else:
+        if os.environ.get("RANK", "0") == "0":
+            tell(losses=done.losses, finished=done.finished)
 
 
 if __name__ == "__main__":

@@ -30,12 +30,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def torchrun(out, steps, **options):
+def torchrun(*runs):
+    """Starts the runs, each a folder, steps and options, one after the other."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-        "--master_port", str(free_port()), "-m", "tests.training.runs", str(out), str(steps),
-        json.dumps(options),
+        "--master_port", str(free_port()), "-m", "tests.training.runs",
     ]  # fmt: skip
+    for out, steps, options in runs:
+        command += [str(out), str(steps), json.dumps(options)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -43,36 +45,56 @@ def torchrun(out, steps, **options):
     )  # fmt: skip
 
 
-def two_processes(out, steps, every_line=False, **options):
-    """Runs on two gloo processes as ``accelerate launch`` and torchrun start them; what the main
-    one prints, or what every one does.
+def two_processes(*runs):
+    """Runs on two gloo processes as ``accelerate launch`` and torchrun start them; what they
+    print.
     """
-    process = torchrun(out, steps, **options)
+    process = torchrun(*runs)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors[-3000:]
-    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    return lines if every_line else lines[0]
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
-def test_two_processes_train_like_one(tmp_path):
-    both = two_processes(tmp_path, 12)["losses"]
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A folder with a run whose gradient was spoilt in one process and a whole one after it, and
+    what two processes printed.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    spoilt = (folder / "spoilt", 12, {"spoilt": [1, 4]})
+    return folder, two_processes(spoilt, (folder / "whole", 12, {}))
+
+
+def test_every_process_raises_and_keeps_what_it_had(told):
+    folder, (*failed, _) = told
+    assert len(failed) == 2
+    assert failed[0] == failed[1]
+    assert "step 5" in failed[0]["error"]
+    assert "linear.bias" in failed[0]["error"]
+    assert [p.name for p in (folder / "spoilt").glob("checkpoints/*")] == ["step-00000003"]
+    assert run(folder / "spoilt", steps=5, accumulate=2).finished  # and one goes on from there
+
+
+def test_two_processes_train_like_one(told):
+    folder, (*_, whole) = told
     # Equal parts add up to equal bits; the whole batch at once differs by rounding, which
     # low-bit rounding amplifies after a while.
-    assert both == run(accumulate=2).losses
-    assert both[:3] == pytest.approx(run(steps=3, warmup=0).losses, rel=1e-5)
+    assert whole["losses"] == run(accumulate=2).losses
+    assert whole["losses"][:3] == pytest.approx(run(steps=3, warmup=0).losses, rel=1e-5)
     # One process goes on where two stopped.
-    assert run(tmp_path, steps=14, accumulate=2).losses == run(steps=14, accumulate=2).losses[12:]
+    on = run(folder / "whole", steps=14, accumulate=2).losses
+    assert on == run(steps=14, accumulate=2).losses[12:]
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_loss_curve_of_one_float_run():
-    both = two_processes("-", 12, float_model=True)["losses"]
+    both = two_processes(("-", 12, {"float_model": True}))[0]["losses"]
     assert both == pytest.approx(run(float_model=True).losses, rel=1e-5)
 
 
 @pytest.mark.slow
 def test_sharded_parameters_train_like_whole_ones(tmp_path):
-    both = two_processes(tmp_path, 6, sharded=True)["losses"]
+    both = two_processes((tmp_path, 6, {"sharded": True}))[0]["losses"]
     whole = run(steps=6, accumulate=2)
     assert both == pytest.approx(whole.losses, rel=1e-5)
     # What they saved is whole: one process goes on from it.
@@ -83,7 +105,7 @@ def test_sharded_parameters_train_like_whole_ones(tmp_path):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 def test_a_signal_to_every_process_under_torchrun_is_one(tmp_path):
     """As Slurm ends a job: each worker receives it directly, and once more through torchrun."""
-    process = torchrun(tmp_path, 100_000, every=10**6)
+    process = torchrun((tmp_path, 100_000, {"every": 10**6}))
     log = tmp_path / "log.jsonl"
     deadline = time.time() + 120
     while not log.exists() and time.time() < deadline:

@@ -15,7 +15,6 @@ from tdquant.training.checkpoints import Checkpoints
 from tdquant.training.learner import SMALLEST_SCALE, Learner
 from tests.denoisers import Mixed
 from tests.training.runs import Noise, model, run, spoil
-from tests.training.test_distributed import two_processes
 
 
 class Counting(Mixed):
@@ -149,16 +148,6 @@ def test_zero_clips_nothing():
     tight = run(steps=4, clip=min(norms) / 10)
     assert free.losses == wide.losses
     assert free.losses != tight.losses
-
-
-def test_every_process_raises_and_keeps_what_it_had(tmp_path):
-    lines = two_processes(tmp_path, 12, every_line=True, spoilt=[1, 4])
-    assert len(lines) == 2
-    assert lines[0] == lines[1]
-    assert "step 5" in lines[0]["error"]
-    assert "linear.bias" in lines[0]["error"]
-    assert [p.name for p in tmp_path.glob("checkpoints/*")] == ["step-00000003"]
-    assert two_processes(tmp_path, 12)["finished"]
 
 
 class Watch(Callback):

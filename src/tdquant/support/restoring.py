@@ -29,7 +29,8 @@ def keeping_modes(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training is not mode:  # setting an attribute of a module is slow
+                module.training = mode
 
 
 @contextlib.contextmanager
@@ -41,7 +42,8 @@ def evaluating(model: Any) -> Iterator[None]:
         yield
         return
     with keeping_modes(model):
-        model.eval()
+        if any(module.training for module in model.modules()):
+            model.eval()
         yield
 
 

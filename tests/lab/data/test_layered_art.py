@@ -22,11 +22,11 @@ def test_combinations_of_the_art():
 
 @pytest.mark.parametrize("art", [CATS, ROBOTS], ids=lambda art: art.name)
 def test_splits_are_disjoint_distinct_and_fixed(art):
-    train, heldout = (art.split(split, 500, 8) for split in ("train", "heldout"))
+    train, heldout = (art.split(split, 500, 16) for split in ("train", "heldout"))
     assert len(keys(train)) == len(keys(heldout)) == 500
     assert not keys(train) & keys(heldout)
-    assert torch.equal(train, art.split("train", 500, 8))
-    assert torch.equal(train[:100], art.split("train", 100, 8))
+    assert torch.equal(train, art.split("train", 500, 16))
+    assert torch.equal(train[:100], art.split("train", 100, 16))
 
 
 @pytest.mark.parametrize("art", [CATS, ROBOTS], ids=lambda art: art.name)
@@ -60,7 +60,7 @@ def test_wrong_options(options):
 
 def test_more_than_there_are():
     with pytest.raises(DataError, match="distinct cats"):
-        CATS.split("heldout", 20_001, 4)
+        CATS.split("heldout", 20_001, 16)
 
 
 def test_art_that_is_not_there():

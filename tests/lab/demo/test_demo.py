@@ -7,10 +7,15 @@ from tdquant.lab.demo import Settings
 from tdquant.lab.demo import run as demo_run
 from tdquant.lab.demo.run import DemoRow
 from tdquant.lab.demo.table import cells, text_table
+from tdquant.models import load_embedded
 
 
-def test_smallest_run_writes_table_picture_and_record(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("model", "share"), [("tiny", 0.6), pytest.param("cats-ddpm", 0.25, marks=pytest.mark.slow)]
+)
+def test_smallest_run_writes_table_picture_and_record(model, share, tmp_path, capsys, monkeypatch):
     small = Settings(images=12, steps=4, calibration=2, judged=4, trial=(2, 2))
+    monkeypatch.setattr(demo_run, "load_embedded", lambda name: load_embedded(model))
     monkeypatch.setattr(Settings, "quick", classmethod(lambda cls, seed=0: small))
     monkeypatch.setattr(demo_run, "WIDTHS", ((4, 4),))
     arms = {name: demo_run.ARMS[name] for name in ("temporal", "default")}
@@ -27,7 +32,7 @@ def test_smallest_run_writes_table_picture_and_record(tmp_path, capsys, monkeypa
     assert record["machine"]["cores"] >= 1
     rows = {(r["bits"], r["scale"]): r for r in record["rows"]}
     assert rows["W4A4", "default"]["sqnr"] > rows["W4A4", "temporal"]["sqnr"]
-    assert rows["W4A4", "temporal"]["megabytes"] < 0.25 * rows["float", ""]["megabytes"]
+    assert rows["W4A4", "temporal"]["megabytes"] < share * rows["float", ""]["megabytes"]
 
 
 ROWS = [

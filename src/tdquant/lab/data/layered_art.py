@@ -11,6 +11,7 @@ Such pictures are combinatorial art and not a photographic benchmark.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -73,15 +74,13 @@ class LayeredArt:
             raise DataError(f"no split {split!r}", where=self.name, fix=f"one of {SPLITS}")
         if count < 1 or size < 1:
             raise DataError(f"count={count}, size={size}", where=self.name, fix="both at least 1")
-        order = np.random.default_rng(_SPLIT_SEED).permutation(self.combinations())
-        held_out, training = order[:POOL], order[POOL:]
+        held_out, training = np.split(_order(self.combinations()), [POOL])
+        excluded = _look_of_pool(self, size) if split == "train" else frozenset()
         seen: set[bytes] = set()
-        if split == "train":
-            seen = {picture.tobytes() for picture in self._pictures(held_out, size)}
         kept: list[np.ndarray] = []
-        for picture in self._pictures(training if split == "train" else held_out, size):
-            if picture.tobytes() not in seen:
-                seen.add(picture.tobytes())
+        for picture in self.pictures(training if split == "train" else held_out, size):
+            if (look := _look(picture)) not in excluded and look not in seen:
+                seen.add(look)
                 kept.append(picture)
             if len(kept) == count:
                 return torch.from_numpy(np.stack(kept))
@@ -92,10 +91,26 @@ class LayeredArt:
     def _variants(self) -> tuple[int, ...]:
         return tuple(len(files) for files in _files(self.palettes[0]))
 
-    def _pictures(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    def pictures(self, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
         """Draws the combinations one after the other, in chunks of bounded memory."""
         for start in range(0, len(indices), _CHUNK):
             yield from self.render(indices[start : start + _CHUNK], size)
+
+
+def _order(combinations: int) -> np.ndarray:
+    return np.random.default_rng(_SPLIT_SEED).permutation(combinations)
+
+
+def _look(picture: np.ndarray) -> bytes:
+    """A digest that only pictures that look the same share."""
+    return hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
+
+
+@lru_cache(maxsize=8)
+def _look_of_pool(art: LayeredArt, size: int) -> frozenset[bytes]:
+    """Digests of the held-out pictures, which take seconds to draw."""
+    pool = _order(art.combinations())[:POOL]
+    return frozenset(_look(picture) for picture in art.pictures(pool, size))
 
 
 @lru_cache(maxsize=64)
