@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from arms import ARMS, TABLE, TIME, WITHOUT, Calibrations
+from contrast_tables import plots, ratios, summary
 from contrasts import added, beside_best, errors_of, packed, replaced, sorted_rows
 from ledger import Ledger, Run, column, conduct, grid, parser, sentence
 from protocol import Subject
-from verdicts import HELPS, HURTS, OPEN, USELESS, VERDICTS
+from verdicts import HELPS, VERDICTS
 
 WIDTHS = ("W8A8", "W8A6", "W8A5", "W8A4")
 FLOAT_WEIGHTS = ("A8", "A6", "A5", "A4")
@@ -75,7 +76,6 @@ The paper sets temporal scales beside static and input-dynamic ones, and names n
 the few inputs that move in more bits or in float, splits or rescales them. Reported for the paper,
 not checked against it."""
 COMMAND = "python studies/alternatives.py"
-NEGATIVE = HURTS, USELESS
 
 
 def arms_of(about: About, bits: str) -> list[str]:
@@ -129,10 +129,11 @@ def tell(ledger: Ledger) -> None:
     """Tables of ratios, and what they say."""
     quick = ledger.settings != SETTINGS
     table = errors_of(ledger.runs)
-    everything = [words(row) for row in added(table)]
+    everything, instead, best = (
+        sorted_rows([words(row) for row in rows(table)], place)
+        for rows in (added, replaced, beside_best)
+    )
     contrasts = [row for row in everything if row["verdict"] in VERDICTS]
-    instead = [words(row) for row in replaced(table)]
-    best = [words(row, any_arm=True) for row in beside_best(table)]
     wanted = [] if quick else plans([name for name, about in MODELS.items() if about.wanted])
     made = sum(ledger.find(**key) is not None for key in wanted)
     counts = Counter(row["verdict"] for row in contrasts)
@@ -149,7 +150,7 @@ def tell(ledger: Ledger) -> None:
         "which is more than another seed makes."
     )
     ledger.write(
-        position=2.5,
+        position=7,
         title="Alternatives: what time adds to what one would do otherwise",
         question=QUESTION,
         claim=CLAIM,
@@ -173,9 +174,9 @@ def tell(ledger: Ledger) -> None:
     )  # fmt: skip
 
 
-def words(row: Run, any_arm: bool = False) -> Run:
+def words(row: Run) -> Run:
     """A row with the model's role and its command."""
-    arm = "" if any_arm else f' --arm "{row["arm"]}"'
+    arm = f' --arm "{row["arm"]}"'
     command = f'{COMMAND} --model "{row["model"]}" --bits "{row["bits"]}"{arm} --again'
     label = row["arm"] + (f", {TABLE}" if row["time"] == TABLE else "")
     return {**row, "role": MODELS[row["model"]].role, "label": label, "command": command}
@@ -187,40 +188,21 @@ def place(row: Run) -> tuple[int, int]:
     return list(MODELS).index(row["model"]), bits.index(row["bits"])
 
 
-def ratios(title: str, note: str, rows: list[Run]) -> dict[str, Any]:
-    """A table of ratios, negative verdicts first in each group."""
-    return {
-        "title": title,
-        "note": note,
-        "group": ["model", "role", "bits"],
-        "columns": [
-            column("label", "Arm"),
-            column("verdict", "Verdict"),
-            column("geometric", "Ratio of geometric means", 3, "lower"),
-            column("mean", "of means", 3),
-            column("median", "of medians", 3),
-            column("threshold", "Threshold", 2),
-            column("seeds", "Seeds"),
-        ],
-        "rows": sorted_rows(rows, place),
-    }
-
-
 def absolute(ledger: Ledger) -> dict[str, Any]:
     """Errors of every arm, and what it costs."""
-    rows = ledger.over_seeds(ledger.runs, ("mean", "median", "geometric", "share"), COMMAND)
+    values = ("mean", "median", "geometric", "share", "moving")
+    rows = ledger.over_seeds(ledger.runs, values, COMMAND)
     for row in rows:
         row["role"] = MODELS[row["model"]].role
         row["label"] = row["arm"] + (f" + {row['time']}" if row["time"] != WITHOUT else "")
-        for end in ("", "_low", "_high"):
-            if f"share{end}" in row:
-                row[f"share{end}"] = 100 * row[f"share{end}"]
+        shares = [f"{key}{end}" for key in ("share", "moving") for end in ("", "_low", "_high")]
+        row |= {key: 100 * row[key] for key in shares if key in row}
     rows.sort(key=lambda row: (place(row), row["geometric"]))
     return {
         "title": "Errors",
         "note": "Mean over seeds; below it the least and largest. Inputs that stay wider than the "
-        "width says are told by their share of the multiply-accumulates."
-        + ledger.elsewhere(),
+        "width says are told by their share of the multiply-accumulates. Calibration tries flat "
+        "curves too: with s(t), not all inputs' steps follow time." + ledger.elsewhere(),
         "group": ["model", "role", "bits"],
         "columns": [
             column("label", "Arm"),
@@ -228,73 +210,11 @@ def absolute(ledger: Ledger) -> dict[str, Any]:
             column("median", "Median", None, "lower"),
             column("mean", "Mean", None, "lower"),
             column("share", "Wider inputs, %", 1),
+            column("moving", "Steps over time, %", 0),
             column("seeds", "Seeds"),
         ],
         "rows": rows,
     }  # fmt: skip
-
-
-def summary(contrasts: list[Run], instead: list[Run], best: list[Run]) -> list[str]:
-    """Clauses on the verdicts, negative ones first."""
-    clauses, others = [], [row for row in instead if row["verdict"] in VERDICTS]
-    for role in (HELD_OUT, CHOSEN_ON):
-        rows = [row for row in contrasts if row["role"] == role]
-        counts = Counter(row["verdict"] for row in rows)
-        if rows:
-            told = ", ".join(f"{v} in {counts[v]}" for v in VERDICTS if v != OPEN and counts[v])
-            undecided = f", {counts[OPEN]} {OPEN}" if counts[OPEN] else ""
-            clauses.append(f"of {len(rows)} pairs ({role}) {told}{undecided}")
-    for what, rows in (
-        ("with time over without", contrasts),
-        ("s(t) in the place of an alternative", others),
-        ("the default over the best without time", best),
-    ):
-        found = [row for row in rows if row["verdict"] in NEGATIVE]
-        if found:
-            clauses.append(f"strongest counter-example, {what}: {counter_example(found)}")
-        elif rows:
-            clauses.append(f"no counter-example, {what}")
-    return clauses
-
-
-def counter_example(rows: list[Run]) -> str:
-    """The row with the most to say against time, in words: by the end of its interval."""
-    worst = max(rows, key=lambda row: (row["verdict"] == HURTS, row["geometric_low"]))
-    return (
-        f"{worst['label']} on {worst['model']} at {worst['bits']}, {worst['geometric']:.2f}x "
-        f"({worst['geometric_low']:.2f} to {worst['geometric_high']:.2f})"
-    )
-
-
-def plots(rows: list[Run]) -> list[dict[str, Any]]:
-    """Ratios of each model by arm, one colour a width."""
-    found = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        mine = [row for row in rows if row["model"] == model]
-        labels = sorted({row["label"] for row in mine})
-        lines = []
-        for hue, bits in enumerate(dict.fromkeys(row["bits"] for row in mine)):
-            those = [row for row in mine if row["bits"] == bits]
-            lines.append(
-                {
-                    "name": bits, "hue": hue, "joined": False,
-                    "x": [labels.index(row["label"]) for row in those],
-                    "y": [row["geometric"] for row in those],
-                    "low": [row["geometric_low"] for row in those],
-                    "high": [row["geometric_high"] for row in those],
-                }
-            )  # fmt: skip
-        found.append(
-            {
-                "title": f"{model}: error with s(t) over without",
-                "x": {"label": "arm", "words": labels},
-                "y": {"label": "ratio of geometric means", "log": True},
-                "points": True,
-                "lines": lines,
-                "note": MODELS[model].role,
-            }
-        )
-    return found
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import tdquant as tdq
 from protocol import Subject
-from tdquant.calibration import Observations
+from tdquant.calibration import Calibration, Observations
 from tdquant.calibration.candidates import make_candidates
 from tdquant.layers import quantized_layers
 from tdquant.layers.base import INPUT
@@ -150,7 +150,8 @@ class Calibrations:
 
     def frozen(self, bits: str, name: str, time: str) -> tuple[nn.Module, dict[str, Any]]:
         """The model of an arm, and what is to be told of it: which inputs have more bits, their
-        share of the multiply-accumulates, and remedies that stayed.
+        share of the multiply-accumulates, remedies that stayed, and the share of inputs whose
+        steps follow time: ``calibrate`` tries flat curves too, whatever the kind of scale.
         """
         arm = ARMS[name]
         weights, inputs = recipe_bits(bits)
@@ -170,6 +171,7 @@ class Calibrations:
             "wider": ", ".join(wider),
             "share": sum(seen.macs[path] for path in wider) / sum(seen.macs.values()),
             "kept": ", ".join(one.name for one in report.remedies if one.kept),
+            "moving": _moving(report),
         }
         knots = self._knots(seen) if time == TABLE else None
         frozen = tdq.freeze(model, timesteps=knots)
@@ -210,6 +212,12 @@ class Calibrations:
         """Times of the table: as many of those that were seen, evenly by their order."""
         times = max((one.times() for one in seen.seen.values()), key=len)
         return times[torch.linspace(0, len(times) - 1, min(KNOTS, len(times))).round().long()]
+
+
+def _moving(report: Calibration) -> float:
+    """Share of scales whose curves are not flat."""
+    curves = [one.spread > 1 for one in report.layers]
+    return round(sum(curves) / len(curves), 4) if curves else 0.0
 
 
 def movement(seen: Observations, name: str) -> float:

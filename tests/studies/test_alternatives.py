@@ -155,7 +155,7 @@ def test_the_verdict_of_the_study(toy, studies, ratio, verdict):
             base = torch.rand(8, generator=rng).double() + 0.5
         much = ratio or (0.5 if key["bits"] == "W8A4" else 2.0)
         errors = base * (much if timed else 1)
-        numbers = {"mean": 1.0, "median": 1.0, "geometric": 1.0, "share": 0.0}
+        numbers = {"mean": 1.0, "median": 1.0, "geometric": 1.0, "share": 0.0, "moving": 1.0}
         book.runs.append({**key, **numbers, "errors": contrasts.packed(errors)})
     toy.tell(book)
     assert book.kept["verdict"] == verdict
