@@ -95,6 +95,18 @@ class Static(Default):
         return tdq.Recipe(*self.options, scale="static")
 
 
+class Reconstructed(Default):
+    name = "tdquant, static, rounding learned"
+    settings: ClassVar = {"W4A8": (4, 8)}
+    note = "Q-Diffusion's ideas on our code: layers split along concatenations, 40 updates"
+
+    def quantize(self, model, calls):
+        model = tdq.quantize(model, tdq.Recipe(*self.options, scale="static", remedies=()))
+        tdq.calibrate(model, calls, estimator="mse", progress=False)
+        tdq.reconstruct(model, calls, scope="model", iterations=40, progress=False)
+        return tdq.freeze(model)
+
+
 class Edges(Default):
     name = "tdquant, edges of 8 bits"
     note = "`Recipe(edges=8)`: nothing stays in float, as in the others"

@@ -6,7 +6,7 @@ import torch
 import tdquant as tdq
 from tdquant.calibration.protection import choose_protected
 from tdquant.calls.observing import in_float
-from tdquant.choice.trial import CALLS, SAMPLES, TRAJECTORIES, Trial
+from tdquant.choice.trial import CALLS, SAMPLES, TRAJECTORIES, WORK, Trial
 from tdquant.diffusion import make_scheduler
 from tdquant.layers.balance import BalancedLayer
 from tdquant.layers.base import fold_shifts
@@ -229,3 +229,60 @@ def test_training_starts_at_decided_codes():
         fold_shifts(model)
         assert torch.equal(model(x, t), before)
     assert not any(isinstance(m, ShiftedWeight) for m in model.modules())
+
+
+class KilledError(Exception):
+    """In the place of a signal."""
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Counts the runs that trials make, and ends with an error at the one of a number."""
+    seen = {"runs": 0, "last": None}
+    follow = Trial._follow
+
+    def counted(trial, model):
+        seen["runs"] += 1
+        if seen["runs"] == seen["last"]:
+            raise KilledError
+        return follow(trial, model)
+
+    monkeypatch.setattr(Trial, "_follow", counted)
+    return seen
+
+
+def test_a_calibration_goes_on_where_it_was_killed(tmp_path, measured):
+    def calibrated(seed=0, **options):
+        measured["runs"] = 0
+        model = tdq.quantize(Mixed().eval(), tdq.Recipe(4, 5))
+        return tdq.calibrate(model, trajectories(), seed=seed, progress=False, **options)
+
+    exact = calibrated().state_dict()
+    whole, file = measured["runs"], tmp_path / "trials.json"
+    measured["last"] = whole - 1
+    with pytest.raises(KilledError):
+        calibrated(checkpoint=file)
+    measured["last"] = None
+    state = calibrated(checkpoint=file).state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in exact.items())
+    assert measured["runs"] == 3  # in float, and the last two
+    calibrated(seed=1, checkpoint=file)  # another one
+    assert measured["runs"] >= whole - 1
+    file.write_text("{")
+    state = calibrated(checkpoint=file).state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in exact.items())
+    assert measured["runs"] == whole
+
+
+def test_large_models_are_tried_on_fewer_samples(monkeypatch):
+    observations = tdq.observe(
+        tdq.quantize(Mixed().eval(), tdq.Recipe(8, 8)), trajectories(), progress=False
+    )
+    work = 12 * sum(observations.macs.values())
+    counts = []
+    for samples in (100, 3.5, 0.1):
+        monkeypatch.setitem(WORK, "cpu", samples * work)
+        trial = Trial(observations, None)
+        trial.record(Mixed().eval())
+        counts.append(len(trial.samples))
+    assert counts == [8, 3, 2]

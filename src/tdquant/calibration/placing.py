@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ from tdquant.state import state_of
 from tdquant.support.devices import device_at
 from tdquant.support.progress import track
 
+Measure = Callable[[str, Callable[[], float]], float]
+
 ESTIMATORS = ("auto", *NAMES)
 
 
@@ -43,6 +45,7 @@ def place_scales(
     margin: float = 0.1,
     split: bool = True,
     generate: Callable[[nn.Module], Tensor] | None = None,
+    measure: Measure = lambda what, error: error(),
     time_range: tuple[float, float] | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -55,6 +58,7 @@ def place_scales(
         observations: Those of its activations.
         generate: Samples with the model that it is given, from fixed noise; choices for the whole
             model are confirmed on them, otherwise on single calls.
+        measure: Gives the error of what is tried, by its name and by what measures it.
 
     Returns:
         The report on each layer.
@@ -87,7 +91,9 @@ def place_scales(
                 title: {n: candidates[n][i] for n, i in choice.items()}
                 for title, choice in choices.items()
             }
-            trials = _try_all(model, quantizers, grids, curves, parts, calls, generate, progress)
+            trials = _try_all(
+                model, quantizers, grids, curves, parts, calls, generate, measure, progress
+            )
         name = min(trials, key=trials.__getitem__) if trials else next(iter(choices))
         choice = choices[name]
         made, layers = make_scales(owners, kinds, candidates, choice, judgement, span, seed)
@@ -124,6 +130,7 @@ def _try_all(
     parts: Mapping[str, Concatenation],
     calls: list[Call],
     generate: Callable[[nn.Module], Tensor] | None,
+    measure: Measure,
     progress: bool,
 ) -> dict[str, float]:
     """Error of outputs or generated samples under each choice, with activations quantized and
@@ -148,10 +155,15 @@ def _try_all(
         grid = grids[name]
         return fake_quantize(x, quantizers[name].step(x), grid.low, grid.high)
 
-    with observing(model, quantizers):
-        exact = result()
-    found = {}
-    for title, choice in track(choices.items(), "trying choices", len(choices), progress):
+    @cache
+    def exact() -> list[Tensor]:
+        with observing(model, quantizers):
+            return result()
+
+    def error(choice: Mapping[str, Candidate]) -> float:
+        target = exact()
         with observing(model, quantizers, partial(round_by, choice)):
-            found[title] = sample_error(result(), exact)
-    return found
+            return sample_error(result(), target)
+
+    shown = track(choices.items(), "trying choices", len(choices), progress)
+    return {title: measure(title, partial(error, choice)) for title, choice in shown}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.calls.call import Call, batch_size, run, values
+from tdquant.calls.call import Call, batch_size, run, take_samples, values
 from tdquant.support.progress import track
 
 KURTOSIS = 0.5
@@ -52,6 +52,11 @@ class Rollout:
     start: Tensor
     steps: Sequence[Step]
 
+    @property
+    def samples(self) -> int:
+        """Number of samples; both halves under guidance are one."""
+        return len(self.start) // len(halves(self.start))
+
     @torch.no_grad()
     def run(self, model: nn.Module, label: str = "") -> Tensor:
         """The end of the trajectory of a model, ``(B, *)`` in float32, with a progress bar if it
@@ -71,14 +76,28 @@ class Rollout:
             before = outputs
         return x.float()
 
+    def first(self, count: int) -> Rollout:
+        """The trajectory of the first samples."""
+        own = self.samples
+        kept = torch.arange(min(count, own))
+        chosen = torch.cat([kept + first for first in range(0, len(self.start), own)])
+        steps = [
+            replace(
+                step,
+                call=take_samples(step.call, chosen, len(self.start)),
+                rest=None if step.rest is None else step.rest[kept],
+            )
+            for step in self.steps
+        ]
+        return Rollout(self.start[chosen], steps)
+
     def redrawn(self, seed: int = 0) -> Rollout:
         """A trajectory from other noise, which nothing was fitted to.
 
         The starts are mixed by a random orthogonal matrix over the samples, which leaves normal
         noise what it is. Starts that are no normal noise, such as images with noise on them, stay.
         """
-        copies = len(halves(self.start))
-        start = self.start[: len(self.start) // copies].double()
+        start = self.start[: self.samples].double()
         centred = (start - start.mean()) / start.std().clamp(min=1e-12)
         chance = 3 * (24 / centred.numel()) ** 0.5
         if abs(float(centred.pow(4).mean()) - 3) > KURTOSIS + chance:
@@ -90,7 +109,9 @@ class Rollout:
         if len(start) == 1:
             mixing = -torch.ones_like(mixing)
         mixed = (mixing.to(start.device) @ start.flatten(1)).reshape(start.shape)
-        return replace(self, start=repeat(mixed.to(self.start.dtype), copies))
+        return replace(
+            self, start=repeat(mixed.to(self.start.dtype), len(self.start) // self.samples)
+        )
 
 
 def input_of(call: Call) -> Tensor | None:

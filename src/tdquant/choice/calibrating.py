@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from tdquant.choice.factors import try_factors
 from tdquant.choice.output import predictions, try_correction
 from tdquant.choice.rounding import try_rounding
 from tdquant.choice.trial import Trial
+from tdquant.choice.trial_log import TrialLog
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.layers.correction import drop_correction
@@ -44,6 +46,7 @@ def calibrate(
     generate: Callable[[nn.Module], Tensor] | None = None,
     bias_correction: bool = False,
     time_range: tuple[float, float] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> nn.Module:
@@ -81,6 +84,9 @@ def calibrate(
             its weights causes.
         time_range: The model's times; ``0 .. 999``, or the range of the batches if continuous,
             by default.
+        checkpoint: File of the errors of trials, which take most of the time of large models. The
+            same calibration, run again after it was killed, tries nothing twice and ends in the
+            same bits. The file stays when it ends.
         seed: Seed of all draws.
         progress: Draw bars.
 
@@ -119,18 +125,26 @@ def calibrate(
         )
     batches = observed(model, batches, seed, progress)
     spare = check_budget(model, batches, recipe, budget)
-    common: dict[str, Any] = {"estimator": estimator, "split": split}
-    common |= {"seed": seed, "progress": progress}
-    trial = Trial(batches, generate, progress)
-    if budget.size is not None or any(recipe.uses(name) for name in TRIED):
-        trial.record(model)
+    common: dict[str, Any] = {"estimator": estimator, "split": split, "seed": seed}
+    key = f"{recipe} {budget} {margin} {bias_correction} {time_range} {common}"
+    common["progress"] = progress
+    trial = Trial(batches, generate, TrialLog(checkpoint), progress)
+    tried = budget.size is not None or any(recipe.uses(name) for name in TRIED)
+    if tried or checkpoint is not None:
+        trial.record(model, key)
     targets = predictions(model, batches.calls) if recipe.uses("correction") else []
     protected: list[ProtectedInput] = []
     if recipe.uses("protection"):
         protected = choose_protected(model, batches, recipe, budget.protection, spare, **common)
         put_bits(model, protected)
     report = place_scales(
-        model, batches, margin=margin, generate=trial.generate, time_range=time_range, **common
+        model,
+        batches,
+        margin=margin,
+        generate=trial.generate,
+        measure=trial.log.measure,
+        time_range=time_range,
+        **common,
     )
     remedies = choose_bits(
         model, batches, recipe, budget, trial, targets, time_range, seed, progress

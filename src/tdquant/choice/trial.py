@@ -11,12 +11,24 @@ from torch import Tensor, nn
 from tdquant.calibration.observe import Observations
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calibration.sample_error import sample_error
-from tdquant.calls.call import outputs
+from tdquant.calls.call import outputs, tensors_in
 from tdquant.calls.observing import in_float
+from tdquant.calls.rollout import Rollout
+from tdquant.choice.trial_log import TrialLog
+from tdquant.files.digests import hash_tensors
 from tdquant.support.restoring import evaluating
 
 MARGIN = 0.05
 """Share by which a remedy has to lower the error: what a few samples show by chance is less."""
+
+WORK = {"cpu": 3e12}
+"""Multiply-accumulates of a trial by the type of the device: a minute or two of two cores. Models
+whose trajectories take more are tried on fewer samples.
+"""
+MORE_WORK = 1e15
+"""Those of other devices."""
+
+LEAST_SAMPLES = 2
 
 Generate = Callable[[nn.Module], Tensor]
 
@@ -32,18 +44,25 @@ class Trial:
     Arguments:
         observations: Calls and trajectories.
         generate: Samples with the model that it is given, from fixed noise.
+        log: Knows errors that were measured before.
         progress: Draw bars.
 
     Attributes:
         basis: Which of the three it is.
+        log: The errors.
         generate: What draws the samples of the first two; None of the third.
     """
 
     def __init__(
-        self, observations: Observations, generate: Generate | None, progress: bool = False
+        self,
+        observations: Observations,
+        generate: Generate | None,
+        log: TrialLog | None = None,
+        progress: bool = False,
     ) -> None:
         self._calls = observations.calls
-        self._rollouts = [rollout.redrawn(i) for i, rollout in enumerate(observations.rollouts)]
+        redrawn = [rollout.redrawn(i) for i, rollout in enumerate(observations.rollouts)]
+        self._rollouts = _affordable(redrawn, sum(observations.macs.values()))
         self.generate: Generate | None = None
         if generate is not None:
             self.basis, self.generate = SAMPLES, generate
@@ -52,22 +71,38 @@ class Trial:
         else:
             self.basis = CALLS
         self._progress, self._label = progress, ""
+        self.log = log or TrialLog(None)
         self._exact: list[Tensor] = []
         self._last: float | None = None  # error of the model as it is
 
-    def record(self, model: nn.Module) -> None:
-        """Keeps what the model gives in float, as long as its weights are the float ones."""
+    def record(self, model: nn.Module, key: str = "") -> None:
+        """Keeps what the model gives in float, as long as its weights are the float ones.
+
+        Arguments:
+            model: The model.
+            key: Everything else that the errors to be measured depend on.
+        """
         with in_float(model), self._under("following the float model"):
             self._exact = self._results(model)
+        told = [*self._exact, *tensors_in(self._calls)]
+        digest = hash_tensors({str(i): tensor for i, tensor in enumerate(told)})
+        digest.update(key.encode())
+        self.log.open(digest.hexdigest())
 
     @property
     def samples(self) -> Tensor | None:
         """What ``generate`` gives for the float model."""
         return self._exact[0] if self.generate is not None and self._exact else None
 
-    def error(self, model: nn.Module) -> float:
-        """The error of a model as it is (``tdquant.calibration.sample_error``)."""
-        return sample_error(self._results(model), self._exact)
+    def error(self, model: nn.Module, what: str) -> float:
+        """The error of a model as it is (``tdquant.calibration.sample_error``).
+
+        Arguments:
+            model: The model.
+            what: What is tried, in a few words.
+        """
+        with self._under(f"trying {what}"):
+            return self.log.measure(what, lambda: sample_error(self._results(model), self._exact))
 
     def confirm(
         self,
@@ -86,10 +121,9 @@ class Trial:
             change: Applies it, with True, or takes it back.
             margin: Share by which the error has to fall.
         """
-        with self._under(f"trying {name}"):
-            before = self.error(model) if self._last is None else self._last
-            change(True)
-            after = self.error(model)
+        before = self.error(model, f"no {name}") if self._last is None else self._last
+        change(True)
+        after = self.error(model, name)
         kept = after < (1 - margin) * before
         if not kept:
             change(False)
@@ -112,3 +146,22 @@ class Trial:
     def _results(self, model: nn.Module) -> list[Tensor]:
         with torch.no_grad(), evaluating(model):
             return outputs(model, self._calls) if self.generate is None else [self.generate(model)]
+
+
+def _affordable(rollouts: list[Rollout], macs: int) -> list[Rollout]:
+    """The trajectories of as many samples as a trial has time for.
+
+    Arguments:
+        rollouts: All that were found.
+        macs: Multiply-accumulates of a call for one sample.
+    """
+    if not rollouts:
+        return []
+    work = WORK.get(rollouts[0].start.device.type, MORE_WORK)
+    left = max(int(work / max(macs * max(len(r.steps) for r in rollouts), 1)), LEAST_SAMPLES)
+    kept = []
+    for rollout in rollouts:
+        if left > 0:
+            kept.append(rollout.first(left))
+            left -= rollout.samples
+    return kept

@@ -169,7 +169,7 @@ def choose_widths(
         RecipeError: The size cannot be met.
     """
     sizes.check()
-    before = after = trial.error(model)
+    before = after = trial.error(model, "bits of the recipe")
     chosen: Widths = {}
     if sizes.free:
         measured = sensitivity(
@@ -217,7 +217,7 @@ def _best(
     for widths in proposals:
         if not any(widths == other for _, other in tried):
             put(widths)
-            tried.append((trial.error(model), widths))
+            tried.append((trial.error(model, f"bits, proposal {len(tried) + 1}"), widths))
     error, widths = min(tried, key=lambda one: one[0])
     put(widths)
     return widths, error

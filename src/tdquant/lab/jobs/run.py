@@ -158,7 +158,13 @@ def _quantized(
             report(f"no picture of the search: {error}")
         lap("search")
     quantize(model, recipe)
-    calibrate(model, calls if seen is None else seen, budget=options.budget, **common)
+    calibrate(
+        model,
+        calls if seen is None else seen,
+        budget=options.budget,
+        checkpoint=work.claim(f"calibration-{name}.json"),
+        **common,
+    )
     report(str(state_of(model).calibration))
     lap("calibrate")
     if options.reconstruct:
