@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tdquant.cli.options import add_command, call_arguments, changed_flags, picked, shared
-from tdquant.files.looking import is_file
+from tdquant.files.looking import files_below, is_file
 
 _REFUSED = {"exported": "the model that it was exported from"}
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     if useless:
         raise TDQError(f"{' '.join(useless)} with {KINDS[kind]}", fix="tdquant export --help")
     file = _export_pipeline(options) if whole else _export_model(options)
-    files = file.rglob("*") if whole else {file, file.with_suffix(".bin")}
+    files = files_below(file) if whole else {file, file.with_suffix(".bin")}
     size = sum(f.stat().st_size for f in files if is_file(f))
     print(f"wrote {file}, {size / 1e6:.2f} MB")
 

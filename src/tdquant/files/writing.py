@@ -16,7 +16,7 @@ from torch import Tensor
 from tdquant.errors import StorageError
 from tdquant.files.checkpoints.safetensors_format import write_safetensors
 from tdquant.files.checkpoints.tensors import LazyTensor
-from tdquant.files.looking import entries, exists, is_folder
+from tdquant.files.looking import entries, exists, files_below, is_folder
 from tdquant.files.workspace import clean_up, flush, flush_entry, put, workspace
 
 _DISK = {
@@ -207,9 +207,9 @@ def _taken(target: Path) -> bool:
 def _link_others(target: Path, new: Path, is_own: Callable[[str], bool]) -> bool:
     """Links files of an earlier folder that are not its own into the new one."""
     found = False
-    for file in target.rglob("*") if is_folder(target) else ():
+    for file in files_below(target):
         name = file.relative_to(target)
-        if is_own(name.as_posix()) or (is_folder(file) and not file.is_symlink()):
+        if is_own(name.as_posix()):
             continue
         found = True
         (new / name).parent.mkdir(parents=True, exist_ok=True)

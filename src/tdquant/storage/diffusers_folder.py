@@ -10,7 +10,7 @@ from typing import Any
 
 from tdquant.errors import StorageError
 from tdquant.files.documents import read_json
-from tdquant.files.looking import entries, exists, is_folder
+from tdquant.files.looking import entries, exists, is_folder, matching
 
 CONFIG, PIPELINE = "config.json", "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
@@ -59,7 +59,7 @@ def _files_of(folder: Path, suffix: str) -> list[Path]:
     if exists(whole):
         return [whole]
     found: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob(f"{WEIGHTS}*{suffix}")):
+    for file in matching(folder, f"{WEIGHTS}*{suffix}"):
         variant = re.sub(r"-\d+-of-\d+", "", file.stem.removeprefix(WEIGHTS))
         found.setdefault(variant.strip("."), []).append(file)
     if len(found) > 1:

@@ -16,7 +16,7 @@ from tdquant.calibration.record import RemedyRecord
 from tdquant.errors import StorageError
 from tdquant.files.checkpoints import LazyTensor, open_checkpoint
 from tdquant.files.documents import Section, checked, json_safe, read_json
-from tdquant.files.looking import entries, exists, is_file, is_folder
+from tdquant.files.looking import entries, exists, files_below, is_file, is_folder, matching
 from tdquant.recipe import Recipe
 from tdquant.storage.diffusers_folder import quantized_parts
 from tdquant.storage.files import open_tensors, read_index
@@ -93,7 +93,7 @@ def _facts(facts: dict[str, Any]) -> str:
 
 def _run(folder: Path, width: int | None) -> str:
     lines = [f"a training run, {_megabytes(folder):.2f} MB"]
-    kept = sorted((folder / "checkpoints").glob("step-*"))
+    kept = matching(folder / "checkpoints", "step-*")
     lines += [_checkpoint(kept[-1])] if kept else ["no checkpoint yet"]
     if is_folder(folder / "frozen"):
         lines += ["", f"frozen: {_model(folder / 'frozen', width)}"]
@@ -166,4 +166,4 @@ def _listing(tensors: Mapping[str, LazyTensor], width: int | None) -> str:
 
 
 def _megabytes(folder: Path) -> float:
-    return sum(f.stat().st_size for f in folder.rglob("*") if is_file(f)) / 1e6
+    return sum(f.stat().st_size for f in files_below(folder) if is_file(f)) / 1e6

@@ -26,7 +26,7 @@ from torch import Tensor
 from tdquant.errors import StorageError
 from tdquant.files.digests import file_digest
 from tdquant.files.documents import check_version, read_json
-from tdquant.files.looking import is_folder
+from tdquant.files.looking import is_folder, matching
 from tdquant.files.workspace import flush_entry
 from tdquant.files.writing import unshared, write_tensors
 
@@ -103,7 +103,7 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             fresh.rename(target)
             flush_entry(self.folder)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, StorageError) as error:
             shutil.rmtree(fresh, ignore_errors=True)
             warnings.warn(
                 f"the checkpoint of step {step} could not be written ({error}); training goes on, "
@@ -128,12 +128,13 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         """Newest first."""
-        found = [f for f in self.folder.glob("step-*") if _NAME.fullmatch(f.name) and is_folder(f)]
+        there = matching(self.folder, "step-*")
+        found = [f for f in there if _NAME.fullmatch(f.name) and is_folder(f)]
         return sorted(found, reverse=True)
 
     def _remove_unfinished(self) -> None:
         """Removes what processes that are gone were writing, and what this one left."""
-        for folder in self.folder.glob(".writing-*"):
+        for folder in matching(self.folder, ".writing-*"):
             match = _UNFINISHED.fullmatch(folder.name)
             # A process has the number of one before it, after a restart of its container.
             if match and (int(match[1]) == os.getpid() or not _lives(int(match[1]))):

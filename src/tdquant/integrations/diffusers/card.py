@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tdquant.files.looking import exists
+from tdquant.files.looking import exists, matching
 from tdquant.files.writing import replacing
 from tdquant.integrations.diffusers.config import METHOD
 from tdquant.integrations.diffusers.saving import check_saving
@@ -34,7 +34,7 @@ def write_card(directory: str | Path, model: Any) -> Path:
     before = file.read_text(errors="replace") if exists(file) else OURS
     if OURS not in before and GENERATED not in before:
         return file
-    size = sum(f.stat().st_size for f in file.parent.glob("*.safetensors"))
+    size = sum(f.stat().st_size for f in matching(file.parent, "*.safetensors"))
     with replacing(file) as fresh:
         fresh.write_text(card(type(model).__name__, model.hf_quantizer.quantization_config, size))
     return file

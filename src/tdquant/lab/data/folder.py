@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from tdquant.errors import DataError
-from tdquant.files.looking import is_file, is_folder
+from tdquant.files.looking import is_file, is_folder, walk
 from tdquant.lab.data.encoded import EncodedImages, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
@@ -18,16 +18,17 @@ def picture_files(root: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         DataError: There is no such folder, no image in it, or a name that is no text.
+        StorageError: This process may not look into one of the folders.
     """
     place = Path(root)
     if not is_folder(place):
         raise DataError("no such folder", where=str(place))
     found, entered = [], set()
-    for folder, inside, names in os.walk(place, followlinks=True):
+    for folder, inside, names in walk(place, follow=True):
         real = os.path.realpath(folder)
         inside[:] = [] if real in entered else sorted(n for n in inside if not n.startswith("."))
         if real not in entered:
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
+            found += [folder / name for name in names if not name.startswith(".")]
         entered.add(real)
     found = sorted(p for p in found if p.suffix.lower() in SUFFIXES and is_file(p))
     if not found:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tdquant.errors import DataError
-from tdquant.files.looking import is_file, is_folder
+from tdquant.files.looking import is_file, is_folder, permitted
 from tdquant.lab.data.encoded import EncodedImages, Source
 from tdquant.support.optional import require
 
@@ -124,7 +124,8 @@ def _names(root: Path, txt_file: str | os.PathLike[str] | None) -> list[str]:
             fix=_LAYOUT,
         )
     try:
-        lines = Path(txt_file).read_text(encoding="utf-8").splitlines()
+        with permitted(txt_file):
+            lines = Path(txt_file).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DataError("no text of names", where=str(txt_file), why=str(error)) from error
     names = [line.strip() for line in lines if line.strip()]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tdquant.diffusion.pictures import grid, save_png
 from tdquant.errors import StorageError
-from tdquant.files.looking import entries, exists, is_file, is_folder
+from tdquant.files.looking import entries, exists, is_file, is_folder, matching
 from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.progress import Progress, wait_for
 from tdquant.lab.evaluation.record import PROGRESS, RECORD, Record, SamplingCost, newer_version
@@ -46,13 +45,14 @@ def check_out(out: Path) -> None:
 
 def has_partial_results(out: Path) -> bool:
     """Whether images or features of an earlier process are there, which this one does not time."""
-    return any(any(out.glob(made)) for made in ("images/*.png", "features/*.safetensors"))
+    made = matching(out / "images", "*.png") or matching(out / "features", "*.safetensors")
+    return bool(made)
 
 
 def count_missing(files: Sequence[Path]) -> int:
     """How many files of one folder do not exist; lists the folder once."""
     folder = files[0].parent
-    there = set(os.listdir(folder)) if is_folder(folder) else set()
+    there = {file.name for file in matching(folder, "*")}
     return sum(file.name not in there for file in files)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tdquant.errors import DataError
 from tdquant.files.digests import file_digest
-from tdquant.files.looking import is_file
+from tdquant.files.looking import is_file, permitted
 from tdquant.lab.evaluation.feature_files import reference_features
 from tdquant.lab.evaluation.picture_sets import HELDOUT, PictureSet, find_pictures
 from tdquant.lab.metrics.features import FeatureNetwork
@@ -186,7 +186,8 @@ def read_statistics(path: Path, network: FeatureNetwork) -> Statistics:
     if path.suffix == ".npz":
         found = _read_npz(path)
     else:
-        found = Statistics.from_bytes(path.read_bytes(), str(path))
+        with permitted(path):
+            found = Statistics.from_bytes(path.read_bytes(), str(path))
     blank = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=network.device)
     width = network(blank).shape[1]
     if len(found.mean) != width:

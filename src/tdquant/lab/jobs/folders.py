@@ -9,7 +9,7 @@ from typing import ClassVar
 from tdquant.errors import StorageError
 from tdquant.files.documents import Document
 from tdquant.files.job_folder import JobFolder, open_job
-from tdquant.files.looking import exists, is_file
+from tdquant.files.looking import exists, files_below, is_file
 from tdquant.files.writing import check_folder
 from tdquant.lab.jobs.options import QuantizeOptions
 
@@ -78,4 +78,4 @@ def work_folder(options: QuantizeOptions) -> AbstractContextManager[JobFolder]:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if is_file(f))
+    return sorted(str(f.relative_to(folder)) for f in files_below(folder) if is_file(f))

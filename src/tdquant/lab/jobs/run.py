@@ -21,6 +21,7 @@ from tdquant.calibration import observe
 from tdquant.choice import calibrate
 from tdquant.errors import MissingDependencyError
 from tdquant.files.job_folder import JobFolder
+from tdquant.files.looking import matching
 from tdquant.files.writing import replacing_folder
 from tdquant.freezing import freeze
 from tdquant.lab.jobs.folders import MARK, check_out, job_files, work_folder, write_mark
@@ -91,10 +92,10 @@ def run_job(
             folders = target.save(fresh)
             if exact is not None and drawn is not None:
                 draw_comparison(exact, drawn, fresh / PICTURE)
-            for curve in work.path.glob(CURVE.format("*")):
+            for curve in matching(work.path, CURVE.format("*")):
                 shutil.copy(curve, fresh)
             after = {
-                name: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+                name: sum(file.stat().st_size for file in matching(folder, "*.safetensors"))
                 for name, folder in folders.items()
             }
             write_mark(fresh)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tdquant.errors import StorageError, raise_collected
 from tdquant.files.documents import MOST_SHOWN, read_json
-from tdquant.files.looking import entries, exists, is_file, is_folder
+from tdquant.files.looking import entries, exists, is_file, is_folder, matching
 from tdquant.lab.evaluation.record import (
     PROGRESS,
     RECORD,
@@ -56,7 +56,7 @@ class Run:
     @property
     def pictures(self) -> list[Path]:
         """Its images in order: the same place is the same noise."""
-        return sorted((self.path / "images").glob("*.png"))
+        return matching(self.path / "images", "*.png")
 
     @property
     def grid(self) -> Path | None:
@@ -137,7 +137,7 @@ def _readers(path: Path, found: Inputs, deeper: bool = True) -> Iterator[Callabl
     elif is_file(path / PROGRESS):
         yield lambda: found.unfinished.append(read_unfinished(path))
     elif is_folder(path):
-        for file in filter(_may_be_study, sorted(path.glob("*.json"))):
+        for file in filter(_may_be_study, matching(path, "*.json")):
             yield from _readers(file, found)
         for folder in sorted(each for each in entries(path) if is_folder(each) and deeper):
             yield from _readers(folder, found, deeper=False)
