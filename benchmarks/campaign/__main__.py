@@ -32,14 +32,28 @@ def run_files(args, deadline, done):
 
 
 def run_kills(args, deadline, done):
-    """Killed writers."""
-    table, failures = {}, []
-    for case in kills.run(args.out, args.points, args.seed, args.share, deadline):
-        key = f"{case['writer']}, at a {case['at']}"
-        table.setdefault(key, Counter())[case["outcome"]] += 1
-        if case["outcome"] != "the same":
-            failures.append(case)
-    return {"table": table, "failures": failures}
+    """Killed writers; cases that were tried are not tried again, unless they failed."""
+    earlier = done.get("kills", {"passed": {}, "failures": []})
+    passed, failed = earlier["passed"], {case["case"]: case for case in earlier["failures"]}
+
+    def results():
+        table = {name: Counter({"the same": len(cases)}) for name, cases in passed.items()}
+        for case in failed.values():
+            table.setdefault(kind(case), Counter())[case["outcome"]] += 1
+        return {"table": table, "passed": passed, "failures": list(failed.values())}
+
+    def kind(case):
+        return f"{case['writer']}, at a {case['at']}"
+
+    known = {case for cases in passed.values() for case in cases}
+    for case in kills.run(args.out, args.points, args.seed, args.share, deadline, passed=known):
+        failed.pop(case["case"], None)
+        if case["outcome"] == "the same":
+            passed.setdefault(kind(case), []).append(case["case"])
+        else:
+            failed[case["case"]] = case
+        keep(args.out, done | {"kills": results()})
+    return results()
 
 
 def keep(out, results):
@@ -58,7 +72,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=60, help="after which no case starts")
     parser.add_argument("--out", type=Path, default=Path("campaign"), help="working folder; "
-                        "results there are gone on with")  # fmt: skip
+                        "results there are gone on with, and failures tried again")  # fmt: skip
     parser.add_argument("--commit", action="store_true", help=f"writes {RESULTS.name}, too")
     args = parser.parse_args()
     unknown = set(args.parts) - set(PARTS)

@@ -153,8 +153,8 @@ def run_process(name, place, number, renames=None, after=None):
     return process.exitcode == 0, time.perf_counter() - began
 
 
-def run(root, points, seed, share, deadline, writers=None, say=print):
-    """Kills writers and yields what was found.
+def run(root, points, seed, share, deadline, writers=None, passed=(), say=print):
+    """Kills writers and yields what was found, with the number of the case.
 
     Arguments:
         root: Working folder.
@@ -163,6 +163,7 @@ def run(root, points, seed, share, deadline, writers=None, say=print):
         share: ``(K, N)``: every N-th point.
         deadline: ``time.monotonic()`` after which no case starts.
         writers: Names of writers; None takes all.
+        passed: Numbers of cases that are left out.
     """
     names, random = list(writers or WRITERS), Random(seed)
     good, seconds = {}, {}
@@ -182,6 +183,8 @@ def run(root, points, seed, share, deadline, writers=None, say=print):
             return
         if index % share[1] != share[0] or (rename is not None and name in ended):
             continue
+        if index in passed:
+            continue
         place = root / "kills" / f"case-{name}"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
@@ -192,7 +195,8 @@ def run(root, points, seed, share, deadline, writers=None, say=print):
             continue
         left = state(place)
         again, _ = run_process(name, place, 2)
-        found = {"writer": name, "at": "rename" if rename else "moment", "outcome": "the same"}
+        at = "rename" if rename else "moment"
+        found = {"case": index, "writer": name, "at": at, "outcome": "the same"}
         now = state(place)
         if not again:
             found["outcome"] = "cannot go on"

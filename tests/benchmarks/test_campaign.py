@@ -1,10 +1,13 @@
 """A short form of the campaign: see docs/reliability.md for the long one."""
 
+import json
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from benchmarks.campaign import __main__ as command
 from benchmarks.campaign import files, kills, mutations
 
 QUICK = ("saved model", "recorded calls", "job folder", "training checkpoint")
@@ -45,3 +48,26 @@ def test_killed_writers_go_on(writer, tmp_path):
     found = list(run)
     assert not said
     assert {case["at"] for case in found} == {"moment", "rename"}
+
+
+def test_killed_writers_that_failed_are_tried_again(tmp_path, monkeypatch):
+    tried, failing = [], {1, 2}
+
+    def run(*args, passed):
+        for case in sorted(set(range(4)) - passed):
+            tried.append(case)
+            outcome = "litter" if case in failing else "the same"
+            yield {"case": case, "writer": "save", "at": "moment", "outcome": outcome}
+
+    monkeypatch.setattr(kills, "run", run)
+    monkeypatch.setattr(sys, "argv", ["campaign", "kills", "--out", str(tmp_path)])
+
+    def table():
+        command.main()
+        results = json.loads((tmp_path / "results.json").read_text())["kills"]
+        return results["table"]["save, at a moment"], [one["case"] for one in results["failures"]]
+
+    assert table() == ({"the same": 2, "litter": 2}, [1, 2])
+    failing.remove(1)
+    assert table() == ({"the same": 3, "litter": 1}, [2])
+    assert tried == [0, 1, 2, 3, 1, 2]
