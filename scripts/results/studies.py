@@ -288,6 +288,8 @@ def over_float(found: dict, arm: str, corrected: str = "") -> str:
 
 # Parts of a temporal scale
 
+PARTS = {"law": "kind of scale", "share": "temporal layers", "encoding": "encoding of time"}
+
 
 @register_table
 def parts(found: dict) -> str:
@@ -298,7 +300,7 @@ def parts(found: dict) -> str:
         those = [row for row in _rows(found) if row["part"] == part and row is not base]
         if those:
             words = "; ".join(f"{row['choice']}: {row['ratio']:.2f}" for row in those)
-            rows.append([part, words])
+            rows.append([PARTS.get(part, part), words])
     settings = found["settings"]
     exact = _one(results("studies/qat"), "frechet", model=settings["model"], bits="float")
     others = Counter(run["processor"] for run in found["runs"] if "processor" in run)
