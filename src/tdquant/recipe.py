@@ -21,6 +21,7 @@ GRANULARITIES = ("channel", "tensor")
 GRIDS = ("auto", "symmetric", "published")
 REMEDIES = (
     "groups",
+    "rotation",
     "factors",
     "protection",
     "rounding",
@@ -82,8 +83,9 @@ class Recipe:
         temporal: Options of TemporalScale: features, hidden, depth, dropout, encoding.
         remedies: What may be used beside scales, by name: ``"groups"`` (weights of up to 6 bits
             have integer multipliers of their step for each group of inputs), and, each where
-            calibration measures that it helps, ``"factors"`` (input channels are divided by
-            factors that the weight takes over), ``"protection"`` (8 bits for the inputs of a few
+            calibration measures that it helps, ``"rotation"`` (input channels of linear layers are
+            mixed by Hadamard matrices), ``"factors"`` (input channels are divided by factors that
+            the weight takes over), ``"protection"`` (8 bits for the inputs of a few
             layers), ``"rounding"`` (codes of weights chosen by the layer's output) and
             ``"correction"`` (a bias of the model's output over time). ``"auto"`` is all of them
             with ``scale="auto"``, and none with other kinds.

@@ -15,7 +15,7 @@ from tdquant.layers import LowRankLayer, SplitLayer, quantized_layers, replace_m
 from tdquant.recipe import FLOAT
 from tests.denoisers import Mixed, Video, Wide, calls
 
-EVERYTHING = ("groups", "factors", "protection", "rounding", "correction")
+EVERYTHING = ("groups", "rotation", "factors", "protection", "rounding", "correction")
 
 
 def wide():

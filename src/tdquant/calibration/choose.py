@@ -50,7 +50,9 @@ def list_choices(
         for n in wanted:
             places = [n, *(parts[n].names(n) if split and n in parts else ())]
             best = {
-                p: _best(kind or wanted[n], candidates[p], judgement.mean(p), allowed, margin)
+                p: best_candidate(
+                    kind or wanted[n], candidates[p], judgement.mean(p), margin, allowed
+                )
                 for p in places
             }
             whole = {n: best.pop(n)}
@@ -75,12 +77,28 @@ def is_static(kind: str) -> bool:
     return kind in SCALES and not SCALES[kind].timed
 
 
-def _best(
-    wanted: str, candidates: list[Candidate], error: Tensor, allowed: set[str], margin: float
+def best_candidate(
+    wanted: str,
+    candidates: list[Candidate],
+    error: Tensor,
+    margin: float,
+    allowed: set[str] | None = None,
 ) -> int:
+    """The index of the candidate with the least error.
+
+    Arguments:
+        wanted: Kind of scale that the layer is to get.
+        candidates: Its curves.
+        error: Their errors, ``(C,)``.
+        margin: Share by which a temporal scale has to better a static one if ``"auto"`` is wanted.
+        allowed: Estimators; None takes all.
+    """
+
     def least(kind: str) -> int | None:
         indices = [
-            i for i, c in enumerate(candidates) if c.kind == kind and c.estimator in allowed
+            i
+            for i, c in enumerate(candidates)
+            if c.kind == kind and (allowed is None or c.estimator in allowed)
         ]
         return min(indices, key=lambda i: float(error[i]), default=None)
 

@@ -12,7 +12,7 @@ from typing import Any
 from tdquant.calibration.report import ProtectedInput, RemedyTrial
 from tdquant.support.tables import text_table
 
-LASTING = ("bits", "factors", "protection")
+LASTING = ("bits", "rotation", "factors", "protection")
 """Remedies that stay when weights and scales change."""
 
 

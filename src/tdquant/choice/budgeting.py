@@ -15,6 +15,7 @@ from tdquant.choice.widths import Sizes, choose_widths
 from tdquant.errors import RecipeError
 from tdquant.layers import quantized_layers
 from tdquant.layers.balance import BalancedLayer
+from tdquant.layers.rotation import RotatedLayer
 from tdquant.layers.structure import names_of
 from tdquant.quantizers.rounding import DecidedWeight
 from tdquant.recipe import Recipe
@@ -99,6 +100,7 @@ def record_remedies(
         behind = [model.get_submodule(name) for name in outer]
         found = {
             "protection": not protected.isdisjoint(outer),
+            "rotation": any(isinstance(module, RotatedLayer) for module in behind),
             "factors": any(isinstance(module, BalancedLayer) for module in behind),
             "rounding": isinstance(layer.weight_quantizer, DecidedWeight),
         }

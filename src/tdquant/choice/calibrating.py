@@ -19,6 +19,7 @@ from tdquant.choice.budget import Budget
 from tdquant.choice.budgeting import check_budget, check_unlimited, choose_bits, record_remedies
 from tdquant.choice.factors import try_factors
 from tdquant.choice.output import predictions, try_correction
+from tdquant.choice.rotation import try_rotation
 from tdquant.choice.rounding import try_rounding
 from tdquant.choice.trial import Trial
 from tdquant.choice.trial_log import TrialLog
@@ -30,7 +31,7 @@ from tdquant.recipe import Recipe
 from tdquant.state import note, recipe_of, state_of
 from tdquant.support.restoring import changes_model
 
-TRIED = ("factors", "rounding", "correction")
+TRIED = ("rotation", "factors", "rounding", "correction")
 """Remedies that a trial of the whole model confirms."""
 
 
@@ -149,6 +150,11 @@ def calibrate(
     remedies = choose_bits(
         model, batches, recipe, budget, trial, targets, time_range, seed, progress
     )
+    if recipe.uses("rotation"):
+        remedies += try_rotation(
+            model, batches, trial, budget.rotation, margin=margin, span=time_range, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     if recipe.uses("factors"):
         remedies += try_factors(model, batches, trial, seed=seed, progress=progress)
     if recipe.uses("rounding"):

@@ -23,12 +23,14 @@ from tdquant.calibration.report import RemedyTrial
 from tdquant.calibration.timing import TimeBins
 from tdquant.calls.call import Call
 from tdquant.choice.proposals import Factors, propose_factors
+from tdquant.choice.stepping import step_at
 from tdquant.choice.trial import Trial
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.layers.balance import BalancedLayer
 from tdquant.layers.base import INPUT
 from tdquant.layers.split import channel_dimension
-from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
+from tdquant.layers.structure import WrappedLayer
+from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.quantizers import ActivationQuantizer, ShiftedWeight, WeightQuantizer
 from tdquant.scales import DynamicScale
 from tdquant.support.progress import track
@@ -85,7 +87,7 @@ def try_factors(
 
 def _balanceable(model: nn.Module) -> dict[str, QuantLayer]:
     """Layers whose inputs can have factors and have none."""
-    inside = {id(module.layer) for module in model.modules() if isinstance(module, BalancedLayer)}
+    inside = {id(module.layer) for module in model.modules() if isinstance(module, WrappedLayer)}
     return {
         path: layer
         for path, layer in quantized_layers(model)
@@ -116,7 +118,7 @@ def _judge(
         for name, x, timestep, slope, batch in projection.inputs:
             path = name.removesuffix(INPUT)
             dims = -1 - (channel_dimension(layers[path]) or -1)
-            step = _step_at(quantizers[name], x, timestep)
+            step = step_at(quantizers[name], x, timestep)
 
             def change(
                 factors: Factors, x: Tensor = x, dims: int = dims, step: Tensor = step
@@ -156,11 +158,3 @@ def _across(halves: Tensor, x: Tensor, dims: int) -> Tensor:
     """Factors for every sample of x by the half of the samples that it does not belong to."""
     rows = halves[1 - torch.arange(len(x), device=halves.device) % 2]
     return rows.reshape(len(x), *[1] * (x.ndim - 2 - dims), -1, *[1] * dims)
-
-
-def _step_at(quantizer: ActivationQuantizer, x: Tensor, timestep: Tensor) -> Tensor:
-    """The step of an input outside of a call."""
-    scale = quantizer.scale
-    with torch.no_grad():
-        step = scale(timestep if scale.timed else None, x, quantizer.grid)
-    return expand_scale(step, x, quantizer.batch)

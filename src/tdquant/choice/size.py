@@ -110,7 +110,7 @@ def later_bytes(
     model: nn.Module, recipe: Recipe, targets: Sequence[Tensor], span: tuple[float, float]
 ) -> int:
     """Most bytes that remedies add which come after the bits of weights: the tables of the
-    output's correction, and factors of input channels.
+    output's correction, and factors or signs of input channels.
 
     Arguments:
         model: A quantized model.
@@ -122,7 +122,7 @@ def later_bytes(
     if targets:
         channels = max(y.shape[1] if y.ndim > 1 else 1 for y in targets)
         found += FLOAT_BYTES * len(training_timesteps(*span)) * (3 + channels)
-    if recipe.uses("factors"):
+    if recipe.uses("factors") or recipe.uses("rotation"):  # a layer gets one of them
         found += sum(
             FLOAT_BYTES * input_channels(layer)
             for _, layer in quantized_layers(model)

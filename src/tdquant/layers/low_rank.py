@@ -130,10 +130,10 @@ class LowRankLayer(WrappedLayer):
                 torch.ones(len(factor.weight), device=factor.weight.device),
             )
         if isinstance(source := layer.input_quantizer, ActivationQuantizer):
-            down.input_quantizer = _twin(source, source.grid, copy.deepcopy(source.scale))
+            down.input_quantizer = source.twin(source.grid, copy.deepcopy(source.scale))
             dynamic = isinstance(source.scale, DynamicScale)
             scale = DynamicScale() if dynamic else PendingScale(source.wanted, "up")
-            up.input_quantizer = _twin(source, Grid.signed(FACTOR_BITS), scale)
+            up.input_quantizer = source.twin(Grid.signed(FACTOR_BITS), scale)
         return cls(layer, down, up).train(layer.training)
 
     def _factorize(self, layer: Any, importance: Tensor | None) -> None:
@@ -161,15 +161,6 @@ class LowRankLayer(WrappedLayer):
 
 def _step(weight: Tensor) -> Tensor:
     return mse_step(weight, Grid.signed(FACTOR_BITS, narrow=True), True, "LowRankLayer")
-
-
-def _twin(source: ActivationQuantizer, grid: Grid, scale: Any) -> ActivationQuantizer:
-    """A quantizer on the same clock, for the same samples."""
-    new = ActivationQuantizer(
-        grid, scale, source.clock, source.symmetric, source.wanted, source.options
-    )
-    new.batch = source.batch
-    return new
 
 
 def _branch(layer: Any, rank: int) -> tuple[nn.Module, nn.Module]:

@@ -98,15 +98,8 @@ class SplitLayer(StructuredLayer):
             if isinstance(weight, WeightQuantizer):
                 new.weight_quantizer = weight.refitted(new.weight, f"part {i}")
             if isinstance(activation, ActivationQuantizer):
-                new.input_quantizer = quantizer = ActivationQuantizer(
-                    activation.grid,
-                    PendingScale(activation.wanted, f"part {i}"),
-                    activation.clock,
-                    activation.symmetric,
-                    activation.wanted,
-                    activation.options,
-                )
-                quantizer.batch = activation.batch
+                pending = PendingScale(activation.wanted, f"part {i}")
+                new.input_quantizer = activation.twin(activation.grid, pending)
             split.parts[i] = new.train(layer.training)
         return split
 

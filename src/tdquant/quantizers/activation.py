@@ -55,6 +55,14 @@ class ActivationQuantizer(nn.Module):
         self.options = dict(options or {})
         self.batch: BatchAxis | None = None
 
+    def twin(self, grid: Grid, scale: Scale) -> ActivationQuantizer:
+        """A quantizer on the same clock, for the same samples, with other codes and steps."""
+        new = ActivationQuantizer(
+            grid, scale, self.clock, self.symmetric, self.wanted, self.options
+        )
+        new.batch = self.batch
+        return new.train(self.training)
+
     def step(self, x: Tensor) -> Tensor:
         """The step for x at the current timestep, shaped to broadcast over x."""
         scale, batch = self.scale, self.batch
