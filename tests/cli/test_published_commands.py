@@ -1,9 +1,11 @@
 """The two published commands, word for word, on files of the published forms.
 
 A folder looks as a researcher's does: the configuration and the checkpoint at the published paths,
-both of the embedded latent model so that it takes seconds. Lightning is not installed.
+both of the embedded latent model with a smaller UNet so that it takes seconds. Lightning is not
+installed.
 """
 
+import functools
 import json
 import os
 import shlex
@@ -19,9 +21,10 @@ from tdquant.choice.size import float_bytes
 from tdquant.cli import main, published_main
 from tdquant.files.config import read_config
 from tdquant.lab.opening import open_model
+from tdquant.models import UNetModel
 from tests.files.checkpoints.lightning import write_lightning
 from tests.models.compvis.emulation import UNet
-from tests.models.compvis.examples import checkpoint, published, read
+from tests.models.compvis.examples import checkpoint, published, read, weights
 
 ROOT = Path(__file__).parents[2]
 TRAIN = """
@@ -65,26 +68,30 @@ def run(place, command, **values):
     )
 
 
+@functools.cache
+def unet_state():
+    return weights(configuration()["model"]["params"]["unet_config"]["params"])
+
+
 def float_state():
-    """The state dict of a CompVis checkpoint of the embedded model: averages, first stage and
-    factor of the latents included.
+    """The state dict of a CompVis checkpoint: averages, first stage and factor of the latents
+    included.
     """
     pipe = tdq.models.load_embedded("cats-ldm")
     from tdquant.models.compvis.autoencoder import to_published
 
-    unet = pipe.unet.state_dict()
     stage = to_published(pipe.vae)
     schedule = {"betas": pipe.scheduler.betas, "alphas_cumprod": pipe.scheduler.alphas_cumprod}
-    averages = dict(pipe.unet.named_parameters())
     factor = {"scale_factor": torch.tensor(pipe.scale_factor)}
-    return checkpoint(unet, stage, ema=averages, **schedule, **factor)
+    return checkpoint(unet_state(), stage, ema=unet_state(), **schedule, **factor)
 
 
 def configuration(**params):
-    """The embedded model's configuration, short to train, as the published file."""
+    """The embedded model's configuration, smaller and short to train, as the published file."""
     conf = read_config(ROOT / "configs" / "cats-ldm.yaml")
     conf["model"]["params"].pop("scale_factor")
     conf["model"]["params"].update(params)
+    conf["model"]["params"]["unet_config"]["params"] |= {"model_channels": 32, "num_res_blocks": 1}
     conf["data"]["params"]["batch_size"] = 4
     conf["data"]["params"]["train"]["params"]["count"] = 16
     conf["tdquant"] = {"steps": 2, "warmup": 1, "calibration_batches": 2}
@@ -115,15 +122,17 @@ def test_both_commands_on_a_lightning_file(place):
     assert done.returncode == 0, done.stderr
     pictures = sorted((place / "samples" / "test").glob("*.png"))
     assert [p.name for p in pictures] == [f"{i:06d}.png" for i in range(10)]
-    # The file's model is the embedded one, to the bit.
+    # The model is that of the file, to the bit.
     embedded = tdq.models.load_embedded("cats-ldm")
+    unet = UNetModel(**configuration()["model"]["params"]["unet_config"]["params"]).eval()
+    unet.load_state_dict(unet_state())
     loaded = open_model(
         place / "models/ldm/lsun_churches256/model.ckpt",
         config=place / "configs/lsun_churches-ldm-kl-8.yaml",
     ).model
     x, t = torch.randn(2, *embedded.shape), torch.tensor([10, 900])
     with torch.no_grad():
-        assert torch.equal(loaded.unet(x, t), embedded.unet(x, t))
+        assert torch.equal(loaded.unet(x, t), unet(x, t))
         assert torch.equal(loaded.decode(x), embedded.decode(x))
     # And the run, which has its own configuration, samples by the same words.
     command = SAMPLE.replace("--name test", "--name trained")
