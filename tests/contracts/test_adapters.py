@@ -64,9 +64,15 @@ def same(state, before):
     )
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [
+        *((kind, 8) for kind in KINDS),
+        *(pytest.param(k, 4, marks=() if k in ("lora", "dora") else pytest.mark.slow)
+          for k in KINDS),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore:rounding keeps", "ignore:Unmerge result")
 def test_an_adapter_runs_is_fused_and_taken_out(made, kind, state, bits, tmp_path):
     _, calls, models = made

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 
 import pytest
@@ -42,6 +43,11 @@ SETTINGS = {
 
 def frozen_by(setting):
     """A frozen Mixed model of one of the settings."""
+    return copy.deepcopy(_frozen_by(setting))
+
+
+@functools.cache
+def _frozen_by(setting):
     recipe = dict(SETTINGS[setting])
     corrected = recipe.pop("corrected", False)
     frozen = tdq.freeze(quantized(calibrated=recipe.get("activations") != 32, **recipe))

@@ -183,8 +183,16 @@ def test_a_verb_leaves_the_process_and_what_it_does_not_change(name, models, fol
 
 
 @pytest.mark.parametrize("name", RUNNING)
-@pytest.mark.parametrize("error", [ValueError("of the user"), KeyboardInterrupt()], ids=type)
-@pytest.mark.parametrize("call", [1, 3])
+@pytest.mark.parametrize(
+    ("error", "call"),
+    [
+        (ValueError("of the user"), 1),
+        (ValueError("of the user"), 3),
+        (KeyboardInterrupt(), 3),
+        pytest.param(KeyboardInterrupt(), 1, marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
 def test_an_exception_in_the_middle_leaves_the_model(name, error, call, models, folder):
     model, (_, verb) = fresh(models, name), VERBS[name]
     model.fail = call, error
@@ -244,20 +252,20 @@ def same_result(a, b):
     return type(a) is type(b)
 
 
-@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 @pytest.mark.parametrize("name", names())
-def test_inside_inference_mode_the_result_is_the_same(name, mode, models, folder):
+def test_inside_inference_mode_the_result_is_the_same(name, models, folder):
     verb = VERBS[name][1]
     want = verb(fresh(models, name), folder)
-    model = fresh(models, name)
-    with mode():
-        process = of_process()
-        found = verb(model, folder)
-        assert difference(process, of_process()) == []
-        inside = copy.deepcopy(found) if isinstance(found, torch.Tensor) else found
-    assert same_result(inside, want)
-    if isinstance(found, nn.Module):
-        assert not any(v.is_inference() for v in found.state_dict().values())
+    for mode in (torch.inference_mode, torch.no_grad):
+        model = fresh(models, name)
+        with mode():
+            process = of_process()
+            found = verb(model, folder)
+            assert difference(process, of_process()) == []
+            inside = copy.deepcopy(found) if isinstance(found, torch.Tensor) else found
+        assert same_result(inside, want), mode
+        if isinstance(found, nn.Module):
+            assert not any(v.is_inference() for v in found.state_dict().values())
 
 
 def test_all_of_it_made_inside_learns_outside(folder):

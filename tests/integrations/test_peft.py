@@ -39,7 +39,7 @@ def made(tmp_path_factory):
     unet.delete_adapters("default")
     pipe, call = PIPELINES["stable_diffusion_1"]()
     calls = recorded(pipe)
-    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8))
+    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8, remedies=()))
     tdq.calibrate(pipe.unet, calls, progress=False)
     pipe.unet = tdq.freeze(pipe.unet)
     pipe.save_pretrained(folder / "pipe", safe_serialization=True)
@@ -142,7 +142,7 @@ def test_a_live_model_rounds_by_itself(made):
     folder, call = made
     pipe, _ = PIPELINES["stable_diffusion_1"]()
     calls = recorded(pipe)
-    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8))
+    tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=8, remedies=()))
     tdq.calibrate(pipe.unet, calls, progress=False)
     pipe.load_lora_weights(folder / "lora")
     layer = pipe.unet.get_submodule(LAYER)

@@ -543,7 +543,7 @@ def test_the_record_of_a_pipeline_names_what_ran(tmp_path):
     from tests.pipelines.transformers import dit
 
     pipe, call = dit()
-    tdq.quantize(pipe.transformer, tdq.Recipe(8, 8))
+    tdq.quantize(pipe.transformer, tdq.Recipe(8, 8, remedies=()))
     tdq.calibrate(
         pipe.transformer,
         tdq.trajectories(pipe, [call], progress=False),

@@ -157,8 +157,10 @@ def test_the_same_offset_trains_on_in_an_authors_checkpoint(tmp_path):
 SETTINGS = [(4, 4, True), (8, 8, True), (4, 8, False)]
 
 
-@pytest.mark.parametrize(("bits_w", "bits_a", "dynamic"), SETTINGS)
-@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("suffix", "bits_w", "bits_a", "dynamic"),
+    [(".ckpt", *setting) for setting in SETTINGS] + [(".safetensors", *SETTINGS[0])],
+)
 def test_written_in_the_published_format(tmp_path, bits_w, bits_a, dynamic, suffix):
     unet, _, calls = model(weights=bits_w, activations=bits_a, dynamic=dynamic)
     tdq.calibrate(unet, calls, progress=False)
@@ -262,8 +264,8 @@ def test_both_orders_of_attention_quantize_sample_and_compile(order, scheme):
     pipe = tdq.models.load_compvis(config(case(order)))
     pipe.unet.load_state_dict(weights(case(order)))
     exact = copy.deepcopy(pipe.unet)
-    recipe = tdq.Recipe.published(8, 8) if scheme == "published" else tdq.Recipe(8, 8)
-    tdq.quantize(pipe.unet, recipe)
+    recipes = {"published": tdq.Recipe.published(8, 8), "ours": tdq.Recipe(8, 8, remedies=())}
+    tdq.quantize(pipe.unet, recipes[scheme])
     calls = tdq.trajectories(exact, pipe.scheduler, 4, pipe.shape, steps=4)
     tdq.calibrate(pipe.unet, calls, progress=False)
     attention = pipe.unet.get_submodule("middle_block.1")

@@ -1,5 +1,6 @@
 """Text-to-image checkpoints in latent diffusion's names, at a small size."""
 
+import json
 import math
 import warnings
 
@@ -123,7 +124,7 @@ def test_quantized_and_sampled_from_embeddings(place, guidance):
     )
     shapes = {(len(x), len(context)) for x, t, context in calls}
     assert shapes == ({(3, 3), (1, 1)} if guidance == 1 else {(6, 6), (2, 2)})
-    tdq.quantize(pipe.unet, tdq.Recipe(weights=8, activations=8))
+    tdq.quantize(pipe.unet, tdq.Recipe(weights=8, activations=8, remedies=()))
     tdq.calibrate(pipe.unet, calls, progress=False)
     frozen = tdq.freeze(pipe.unet)
     found = tdq.sample(frozen, pipe.scheduler, 4, pipe.shape, **common)
@@ -178,6 +179,8 @@ def test_prompts_of_a_job(place, tmp_path, capsys):
     job = ["quantize", "--model", str(place / "sd-v1.ckpt"), "--config", str(place / "sd.yaml")]
     job += ["--text-encoder", str(place / "clip"), "--out", str(tmp_path / "out"), "--quiet"]
     job += ["--steps", "2", "--prompts", str(tmp_path / "p.txt"), "guidance_scale=2"]
+    (tmp_path / "recipe.json").write_text(json.dumps(tdq.Recipe(remedies=()).to_dict()))
+    job += ["--recipe", str(tmp_path / "recipe.json")]
     assert main(job) == 0
     assert "PSNR" in capsys.readouterr().out
     (tmp_path / "p.txt").write_text('{"prompt": "a cat", "height": 64}\n')
