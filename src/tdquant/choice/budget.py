@@ -17,7 +17,8 @@ class Budget:
         protection: Largest share of a call's multiply-accumulates whose inputs get 8 bits where
             the recipe has fewer; inputs of 8 bits are left in float at three times their share.
         rotation: Largest share of the time of a call that rotations of inputs take, by additions,
-            three times as long as multiply-accumulates of 8 bits.
+            three times as long as multiply-accumulates of 8 bits. Those of layers that see one row
+            a sample are not counted.
         size: Largest share of the model's float32 bytes that the file of its tensors may have, as
             ``tdq.save`` writes it, tables of scales included. Bits of weights, 3, 4, 5, 6 or 8,
             are then chosen layer by layer, by what their rounding does to the output; the recipe's

@@ -6,8 +6,8 @@ with e and e_R the output error that rounding the input causes, as it is and rot
 and w and w_R what rounding the weight adds. A rotated input has steps of its own: curves over time
 by the same estimators, judged in the same way. The layers with the largest gain are taken as long
 as the sum of their costs is within the budget. The cost is that of the additions, a few for each
-value, as a share of a call; where a layer sees one row a sample the product waits for its weight,
-and the rotation takes no time.
+value, as a share of a call. Where a layer sees one row a sample the product waits for its weight,
+so that rotations are not counted: they gain most there, for the overhead of an operation each.
 """
 
 from __future__ import annotations
