@@ -94,7 +94,8 @@ def _inject(inject: Any, self: Any, model: nn.Module, adapter_name: str, *a: Any
                 f"an adapter for a layer that was rewritten ({module.structure})",
                 where=path,
                 why="its weight is in several layers now, and the adapter is for one",
-                fix="tdq.calibrate(..., split=False), and no tdq.balance of this layer",
+                fix="before tdq.quantize, or a model that is calibrated with split=False and "
+                "Recipe(remedies=...) without rotation and factors, and not balanced",
             )
     return inject(self, model, adapter_name, *a, **k)
 
