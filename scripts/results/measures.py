@@ -17,7 +17,8 @@ def transfer(found: dict) -> str:
     bits, seconds = found["bits"], found["calibration_seconds"]
     return (
         f"{markdown(head, rows, slice(1, None))}\n\n`cats-ddpm` at W{bits[0]}A{bits[1]}, "
-        f"{found['images']} images, calibrated on 50 DDIM steps; static steps by the percentile. "
+        f"{found['images']} images, one seed, calibrated on 50 DDIM steps; static steps by "
+        "the percentile. "
         f"Calibrating took {seconds['auto']:.0f} s, with static scales {seconds['static']:.0f} s. "
         f"{threads(found)}."
     )
@@ -124,7 +125,8 @@ def search(found: dict) -> str:
     ]  # fmt: skip
     head = ["size", "bits", "call, mean", "call, median", "paired, mean", "paired, median"]
     return (
-        f"{markdown(head, rows, slice(2, None))}\n\n`cats-ddpm`, {found['images']} images of "
+        f"{markdown(head, rows, slice(2, None))}\n\n`cats-ddpm`, one seed, "
+        f"{found['images']} images of "
         f"{found['steps']} DDIM steps. *Call*: squared error of the output on calls of other "
         f"trajectories; *paired*: of samples. Measuring the sensitivity of all layers took "
         f"{found['sensitivity_seconds']:.0f} s. {threads(found)}."
@@ -149,8 +151,8 @@ def reconstruct(found: dict) -> str:
     s = found["settings"]
     return (
         f"{markdown(head, rows, slice(3, None))}\n\nErrors of {s['images']} images, the distance "
-        f"of {s['frechet']} of {s['frechet_steps']} steps; {s['iterations']} updates of the whole "
-        f"model. {threads(found)}."
+        f"of {s['frechet']} of {s['frechet_steps']} steps; one seed; {s['iterations']} updates of "
+        f"the whole model. {threads(found)}."
     )
 
 

@@ -40,7 +40,8 @@ def beside_peers(found: dict) -> str:
     settings = found["settings"]
     versions = dict.fromkeys(row["version"] for row in found["rows"] if "version" in row)
     return "\n\n".join(pages) + (
-        f"\n\n{settings['images']} images of {settings['steps']} steps; calls at batch 1, medians "
+        f"\n\n{settings['images']} images of {settings['steps']} steps, one seed of calibration; "
+        "calls at batch 1, medians "
         f"of {settings['rounds']}, {settings['threads']} thread. {', '.join(versions)}; "
         f"{where(found)}."
     )
@@ -67,7 +68,12 @@ def peers_in_short(found: dict) -> str:
     for model in dict.fromkeys(row["model"] for row in found["rows"]):
         cells = [_shares(found["rows"], model, setting) for setting in SHOWN]
         rows.append([model, *cells])
-    return f"{markdown(['median / mean', *SHOWN], rows, slice(0, 0))}\n\n{where(found)}."
+    settings = found["settings"]
+    return (
+        f"{markdown(['median / mean', *SHOWN], rows, slice(0, 0))}\n\n"
+        f"{settings['images']} images of {settings['steps']} steps, one seed of calibration; "
+        f"{where(found)}."
+    )
 
 
 def _shares(rows: list[dict], model: str, setting: str) -> str:

@@ -1,6 +1,6 @@
 """Times and memory of engines on whole networks."""
 
-from scripts.results.tables import markdown, register_table, where
+from scripts.results.tables import markdown, register_table, results, where
 
 NNCF = "NNCF static int8"
 ENGINES = {
@@ -40,7 +40,7 @@ def _compared(found: dict, names: list[str]) -> str:
 
 @register_table
 def engines(found: dict) -> str:
-    """Every engine on the 35.7M-parameter UNet, then the embedded models."""
+    """Every engine on the UNet of benchmarks/cost.py, then the embedded models."""
     rows = [
         [
             name,
@@ -68,7 +68,8 @@ def peers(found: dict) -> str:
     """The engines that a practitioner would choose between."""
     names = ["torch", "OpenVINO float32", NNCF, "W8A8", "W4A8"]
     return (
-        f"{_compared(found, names)}\n\nA UNet of 35.7M parameters, {found['threads']} threads of "
+        f"{_compared(found, names)}\n\nA UNet of "
+        f"{results('cost')['parameters'] * 1e-6:.1f}M parameters, {found['threads']} threads of "
         f"{where(found)}."
     )
 
