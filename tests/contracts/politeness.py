@@ -99,3 +99,16 @@ def of_process():
         "modes": len(torch.overrides._get_current_function_mode_stack()),
         "hooks": list(torch.nn.modules.module._global_parameter_registration_hooks),
     }
+
+
+def difference(before, after):
+    """The keys of what is no longer the same."""
+    assert before.keys() == after.keys()
+    same = lambda a, b: a is b or (not isinstance(a, torch.Tensor) and a == b)  # noqa: E731
+
+    def alike(a, b):
+        if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+            return all(map(alike, a, b))
+        return same(a, b)
+
+    return [key for key in before if not alike(before[key], after[key])]

@@ -13,7 +13,7 @@ from torch import nn
 
 import tdquant as tdq
 from tdquant.training.callbacks import Callback
-from tests.contracts.politeness import net, numbers, of_model, of_process
+from tests.contracts.politeness import difference, net, numbers, of_model, of_process
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
 CALLS = [(X, torch.tensor(t)) for t in (0, 500, 999)]
@@ -146,18 +146,6 @@ def fresh(models, name):
     model = copy.deepcopy(models[VERBS[name][0]])
     model.calls = 0
     return model
-
-
-def difference(before, after):
-    assert before.keys() == after.keys()
-    same = lambda a, b: a is b or (not isinstance(a, torch.Tensor) and a == b)  # noqa: E731
-
-    def alike(a, b):
-        if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
-            return all(map(alike, a, b))
-        return same(a, b)
-
-    return [key for key in before if not alike(before[key], after[key])]
 
 
 @pytest.mark.parametrize("name", names(slow=["export"]))

@@ -48,7 +48,9 @@ def test_without_quantizers_it_is_the_float_layer(name):
     layer = make()
     quantized = QUANTIZED[type(layer)].from_float(layer)
     x = torch.randn(shape)
-    assert isinstance(quantized, (QuantLayer, type(layer)))
+    assert type(quantized) is QUANTIZED[type(layer)]
+    assert isinstance(quantized, QuantLayer)
+    assert isinstance(quantized, type(layer))
     assert quantized.weight is layer.weight
     assert set(quantized.state_dict()) == set(layer.state_dict())
     assert torch.equal(quantized(x), layer(x))

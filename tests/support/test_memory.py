@@ -1,4 +1,5 @@
 import copy
+import ctypes
 import sys
 import threading
 import time
@@ -28,8 +29,26 @@ def test_integers_take_less(frozen, x):
     assert resident_bytes(copy.deepcopy(frozen)) == resident_bytes(frozen)
 
 
-def test_giving_back_is_harmless():
-    trim_heap()
+class Library:
+    """A C library, with glibc's function or without."""
+
+    def __init__(self, trim=None):
+        if trim is not None:
+            self.malloc_trim = trim
+
+
+def test_the_heap_is_trimmed_where_the_library_can(monkeypatch):
+    left = []
+
+    def opened(library):
+        if isinstance(library, Exception):
+            raise library
+        return library
+
+    for library in (Library(left.append), Library(), OSError("no library"), TypeError("Windows")):
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, library=library: opened(library))
+        trim_heap()
+    assert left == [0]
 
 
 def mapped_bytes(path):

@@ -166,10 +166,15 @@ class _Keeper:
         self.calls.append(map_tensors(self._copy, call))
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        key = (id(tensor), tensor._version)
-        if key not in self._copies:  # holds the original too, so that its id stays its own
-            self._copies[key] = (tensor, tensor.detach().clone())
-        return self._copies[key][1]
+        # Tensors of inference mode do not count their changes.
+        key = (id(tensor), -1 if tensor.is_inference() else tensor._version)
+        known = self._copies.get(key)
+        if known is None or (tensor.is_inference() and not torch.equal(tensor, known[1])):
+            with torch.inference_mode(False), torch.no_grad():
+                copy = tensor.detach().clone()
+            # The original is held too, so that its id stays its own.
+            known = self._copies[key] = tensor, copy
+        return known[1]
 
 
 @contextlib.contextmanager

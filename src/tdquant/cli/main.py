@@ -6,10 +6,11 @@ Each command is a module with ``add(commands)``. Modules import torch when they 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tdquant
@@ -61,8 +62,8 @@ def _run(parser: argparse.ArgumentParser, words: list[str], as_command: list[str
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning  # type: ignore[assignment]
-            _set_up(options)
-            return options.run(options) or 0
+            with _set_up(options):
+                return options.run(options) or 0
     except TDQError as error:
         print(f"tdquant: {error}", file=sys.stderr)
         return 1
@@ -104,19 +105,39 @@ def _is_override(word: str) -> bool:
     return bool(equals) and (not key.startswith("-") or "." in key)
 
 
-def _set_up(options: argparse.Namespace) -> None:
-    """Applies ``--threads``, checks ``--device`` and turns ``--dtype`` into a type.
+@contextlib.contextmanager
+def _set_up(options: argparse.Namespace) -> Iterator[None]:
+    """Applies ``--threads``, checks ``--device`` and turns ``--dtype`` into a type. The number of
+    threads and the environment, in which commands choose devices, are restored in the end: a
+    notebook calls ``main`` in a process of its own.
 
     Raises:
         TDQError: There is no such device, or ``--gpus`` chooses it.
     """
-    threads, device, dtype = (getattr(options, n, None) for n in ("threads", "device", "dtype"))
-    if threads is device is dtype is None:
+    environment, threads = dict(os.environ), getattr(options, "threads", None)
+    _check(options)
+    before = None
+    if threads is not None:
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if before is not None:
+            torch.set_num_threads(before)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+
+
+def _check(options: argparse.Namespace) -> None:
+    device, dtype = (getattr(options, name, None) for name in ("device", "dtype"))
+    if device is dtype is None:
         return
     import torch
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     if dtype is not None:
         options.dtype = getattr(torch, dtype)
     if device is not None:

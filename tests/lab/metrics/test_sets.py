@@ -27,7 +27,9 @@ def test_statistics_of_an_unknown_number_are_taken_as_they_are():
     found = Statistics.of(features(100))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        SET_METRICS["frechet"].compute(features(100), Statistics(found.mean, found.covariance, 0))
+        unknown = Statistics(found.mean, found.covariance, 0)
+        distance = SET_METRICS["frechet"].compute(features(50, seed=1), unknown)
+    assert distance == SET_METRICS["frechet"].compute(features(50, seed=1), found)
 
 
 def test_statistics_stand_for_a_reference_where_they_can():

@@ -145,6 +145,8 @@ def test_a_pixel_model_needs_no_first_stage(churches):
     del churches["model"]["params"]["first_stage_config"]
     del churches["data"]
     check_latent_diffusion(churches)
+    churches["model"]["target"] = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    assert "first_stage_config" in mistakes(churches)
 
 
 def test_foreign_keys_load_with_one_warning(churches):

@@ -208,7 +208,8 @@ def test_what_the_configuration_averages_not_is_not_missed(tmp_path):
     file = write(tmp_path / "m.ckpt", checkpoint(weights()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tdq.models.load_compvis(config(use_ema=False), file)
+        x, t, found = outputs(tdq.models.load_compvis(config(use_ema=False), file))
+    assert close(found, UNet(UNET, weights())(x, t))
 
 
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])

@@ -14,11 +14,14 @@ processes share one by its folder alone. Images of other settings are refused.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
+
+from torch import nn
 
 from tdquant.clock import is_quantized
 from tdquant.errors import ModelError, StorageError
@@ -47,12 +50,33 @@ from tdquant.lab.evaluation.subject import digest_of_json, megabytes
 from tdquant.lab.metrics import FeatureNetwork, Lpips
 from tdquant.lab.runs.pictures import claim_folder, picture_path
 from tdquant.models import Pipe
+from tdquant.support.restoring import keeping_modes
 
+P = ParamSpec("P")
 LAYERS = "layers.json"
 LAYER_SAMPLES, LAYER_STEPS = 4, 25
 BATCH = 64
 
 
+def _keeps_modes(verb: Callable[P, Record]) -> Callable[P, Record]:
+    """Decorates a function of pipes and pipelines, positional or ``against=``, that leaves every
+    module of theirs in its own mode, training or evaluation.
+    """
+
+    @functools.wraps(verb)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> Record:
+        with contextlib.ExitStack() as stack:
+            for pipe in (*args, *kwargs.values()):
+                found = vars(pipe) if isinstance(pipe, Pipe) else getattr(pipe, "components", {})
+                for module in found.values():
+                    if isinstance(module, nn.Module):
+                        stack.enter_context(keeping_modes(module))
+            return verb(*args, **kwargs)
+
+    return kept
+
+
+@_keeps_modes
 def evaluate(
     pipe: Any,
     out: str | Path,
