@@ -14,7 +14,7 @@ from torch import Tensor
 
 from arms import ARMS, DEFAULT, STATIC, TIME, WITHOUT
 from ledger import Run
-from verdicts import STATISTICS, VERDICTS, Comparison, compared
+from verdicts import SEEDS, STATISTICS, VERDICTS, Comparison, compared
 
 LEAST = 1e-12
 """Squared error below which images are equal."""
@@ -46,13 +46,10 @@ def errors_of(runs: Iterable[Run]) -> Table:
     return found
 
 
-def paired(table: Table, key: Key, base: Key) -> tuple[Tensor, Tensor] | None:
-    """Errors ``(J, I)`` of two arms on the seeds that both have."""
+def paired(table: Table, key: Key, base: Key) -> dict[int, Tensor]:
+    """Errors ``(2, I)`` of two arms by the seeds that both have."""
     a, b = table.get(key, {}), table.get(base, {})
-    both = sorted(a.keys() & b.keys())
-    if not both:
-        return None
-    return torch.stack([a[s] for s in both]), torch.stack([b[s] for s in both])
+    return {seed: torch.stack([a[seed], b[seed]]) for seed in sorted(a.keys() & b.keys())}
 
 
 def typical(table: Table, key: Key) -> float:
@@ -75,21 +72,27 @@ def rows_of(table: Table, pairs: Iterable[tuple[Key, Key]]) -> list[Run]:
     and the form of the first. A pair of the same errors as one before is no other evidence: its
     row has SAME for a verdict, and no numbers.
     """
-    rows, known = [], dict[tuple[str, str], list[tuple[str, Tensor]]]()
+    rows, known = [], dict[tuple[str, str], list[tuple[str, dict[int, Tensor]]]]()
     for key, base in pairs:
         errors = paired(table, key, base)
-        if errors is None:
+        if not errors:
             continue
         words = {"model": base[0], "bits": base[1], "arm": base[2], "time": key[3]}
-        both = torch.stack(errors)
         before = known.setdefault(key[:2], [])
-        twin = next((arm for arm, other in before if torch.equal(other, both)), None)
+        twin = next((arm for arm, other in before if _equal(errors, other)), None)
         if twin is None:
-            before.append((base[2], both))
-            rows.append(row(compared(*errors), **words))
+            before.append((base[2], errors))
+            both = torch.stack([*errors.values()], dim=1)
+            rows.append(row(compared(both[0], both[1]), **words))
         else:
-            rows.append({**words, "seeds": both.shape[1], "verdict": f"{SAME} {twin}"})
+            rows.append({**words, "seeds": len(errors), "verdict": f"{SAME} {twin}"})
     return rows
+
+
+def _equal(errors: dict[int, Tensor], others: dict[int, Tensor]) -> bool:
+    """Whether errors are equal on all seeds that both have."""
+    both = errors.keys() & others.keys()
+    return bool(both) and all(torch.equal(errors[seed], others[seed]) for seed in both)
 
 
 def added(table: Table) -> list[Run]:
@@ -114,7 +117,8 @@ def beside_best(table: Table) -> list[Run]:
         others = [
             other
             for other, found in table.items()
-            if other[:2] == key[:2] and other[3] == WITHOUT and table[key].keys() <= found.keys()
+            if (*other[:2], other[3]) == (*key[:2], WITHOUT)
+            and len(table[key].keys() & found.keys()) >= min(SEEDS, len(table[key]))
         ]
         if others:
             pairs.append((key, min(others, key=lambda other: typical(table, other))))

@@ -17,6 +17,7 @@ first has the file, where the number is in it (``paths.py``) and a format of Pyt
 import re
 
 from scripts.results import (  # noqa: F401
+    alternatives,
     cards,
     demo,
     measures,
