@@ -8,7 +8,7 @@ rounding, whose errors cancel; the error of a projection of the output does: see
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tdquant.calibration.candidates import Candidate
 from tdquant.calibration.concatenations import Concatenation
-from tdquant.calibration.projections import Effects, project
+from tdquant.calibration.projections import Changes, Effects, Projection, project
 from tdquant.calibration.timing import TimeBins
 from tdquant.calls.call import Call
 from tdquant.quantizers import ActivationQuantizer
@@ -52,6 +52,12 @@ class Judgement:
             static = [i for i, c in enumerate(found) if c.kind == "static"]
             errors = self.effects[name][:, static].square()
             total += errors[:, errors.mean(0).argmin()]
+        return self.balanced_by(total)
+
+    def balanced_by(self, total: Tensor) -> Judgement:
+        """The judgement with every time weighted by the mean there of an error of each sample,
+        ``(S,)``.
+        """
         bins = TimeBins(self.times)
         bins.balance(bins.sums(self.times, total))
         mean = float(total.mean())
@@ -100,10 +106,39 @@ def judge(
     Raises:
         CalibrationError: There are no calls.
     """
+    counts = {name: len(found) for name, found in candidates.items()}
+
+    def changes(projection: Projection) -> Iterable[Changes]:
+        return projection.input_changes(candidates, parts or {})
+
+    return judge_changes(model, quantizers, counts, changes, calls, seed)
+
+
+def judge_changes(
+    model: nn.Module,
+    quantizers: Mapping[str, ActivationQuantizer],
+    counts: Mapping[str, int],
+    changes: Callable[[Projection], Iterable[Changes]],
+    calls: Iterable[Call],
+    seed: int = 0,
+) -> Judgement:
+    """Measures what changes of inputs do to the output, each alone.
+
+    Arguments:
+        model: The quantized model; it runs in float.
+        quantizers: Those of its activation quantizers whose inputs are changed, by path.
+        counts: Place -> number of changes there.
+        changes: Gives the changes of a call.
+        calls: Calls of the model.
+        seed: Seed of the projections.
+
+    Raises:
+        CalibrationError: There are no calls.
+    """
     times, local = list[Tensor](), ""
-    effects = Effects({name: len(found) for name, found in candidates.items()})
+    effects = Effects(counts)
     for projection in project(model, quantizers, calls, seed):
-        effects.add(projection, projection.input_changes(candidates, parts or {}))
+        effects.add(projection, changes(projection))
         times.append(projection.times)
         local = projection.local
     return Judgement(torch.cat(times), effects.table(), local=local)

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from tdquant.calibration.judge import judge_changes
 from tdquant.calibration.observe import Observations
-from tdquant.calibration.projections import Changes, Effects, Projection, project
+from tdquant.calibration.projections import Changes, Projection
 from tdquant.calibration.report import RemedyTrial
-from tdquant.calibration.timing import TimeBins
 from tdquant.calls.call import Call
 from tdquant.choice.proposals import Factors, propose_factors
 from tdquant.choice.stepping import step_at
@@ -129,20 +129,14 @@ def _judge(
 
             yield path, map(change, proposed[path]), slope, batch
 
-    effects = Effects({path: len(found) for path, found in proposed.items()})
-    times: list[Tensor] = []
+    counts = {path: len(found) for path, found in proposed.items()}
     shown = track(calls, "judging factors", len(calls), progress)
-    for projection in project(model, quantizers, shown, seed):
-        effects.add(projection, changes(projection))
-        times.append(projection.times)
-    table, when = effects.table(), torch.cat(times)
-    total = sum(effect[:, 0].square() for effect in table.values())
-    bins = TimeBins(when)
-    bins.balance(bins.sums(when, torch.as_tensor(total)))
-    weights = bins.weight(when)
+    judged = judge_changes(model, quantizers, counts, changes, shown, seed)
+    plain: Tensor = sum(effect[:, 0].square() for effect in judged.effects.values())  # type: ignore[assignment]
+    judged = judged.balanced_by(plain)
     chosen = {}
-    for path, effect in table.items():
-        errors = (effect.square() * weights[:, None]).mean(0)
+    for path in judged.effects:
+        errors = judged.mean(path)
         own = float(errors[0])
         whole = [
             float(e) + own * one.weight_error

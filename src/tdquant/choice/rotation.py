@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from tdquant.calibration.candidates import Candidate, choose_grid, make_candidates
 from tdquant.calibration.choose import best_candidate, is_static
 from tdquant.calibration.fitting import make_scales, wanted_kind
-from tdquant.calibration.judge import Judgement
+from tdquant.calibration.judge import Judgement, judge_changes
 from tdquant.calibration.observe import Observations
-from tdquant.calibration.projections import Changes, Effects, Projection, project
+from tdquant.calibration.projections import Changes, Projection
 from tdquant.calibration.protection import FLOAT_COST
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calibration.time_histograms import TimeHistograms
@@ -229,14 +229,9 @@ def _judge(
             yield path, found, rotation.undone(slope), batch
 
     counts = {path: len(found) for path, found in candidates.items()}
-    effects = Effects(counts | {path + _OWN: 1 for path in counts})
-    times, local = list[Tensor](), ""
+    counts |= {path + _OWN: 1 for path in counts}
     shown = track(observations.calls, "judging rotations", len(observations.calls), progress)
-    for projection in project(model, quantizers, shown, seed):
-        effects.add(projection, changes(projection))
-        times.append(projection.times)
-        local = projection.local
-    judged = Judgement(torch.cat(times), effects.table(), local=local)
+    judged = judge_changes(model, quantizers, counts, changes, shown, seed)
     return judged.balanced(dict(candidates))
 
 
