@@ -94,3 +94,29 @@ def test_a_model_that_reads_its_batch_in_python_runs_at_any(suffix, tmp_path):
         with torch.no_grad():
             y = frozen(x, t)
         assert (session(x, t) - y).abs().median() <= 1e-6 * y.abs().max()
+
+
+class ReadsSizes(ReadsBatch):
+    """One that takes a number for each sample in a list, and so no other batch once traced."""
+
+    def forward(self, x, timestep, sizes):
+        h = super().forward(x, timestep)
+        return torch.stack([h[i] * sizes[i] for i in range(len(x))])
+
+
+@pytest.mark.parametrize("suffix", EXPORTERS)
+def test_lists_of_as_many_numbers_as_samples_keep_the_batch(suffix, tmp_path):
+    model = tdq.quantize(ReadsSizes().eval(), tdq.Recipe(8, 8, scale="static"))
+    given = [
+        {"x": torch.randn(2, 2, 12), "timestep": torch.full((2,), t), "sizes": [1.0, 3.0]}
+        for t in (10, 500, 990)
+    ]
+    frozen = tdq.freeze(tdq.calibrate(model, given, progress=False))
+    session = tdq.open_session(tdq.export(frozen, tmp_path / f"model{suffix}", given[0]))
+    for call in given:
+        with torch.no_grad():
+            y = frozen(**call)
+        assert (session(**call) - y).abs().median() <= 1e-6 * y.abs().max()
+    other = {"x": torch.randn(3, 2, 12), "timestep": torch.full((3,), 10), "sizes": [1.0, 3.0]}
+    with pytest.raises(tdq.TDQError):
+        session(**other)

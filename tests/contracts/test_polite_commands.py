@@ -39,7 +39,7 @@ def words(name, place, number):
     else:
         saved = str(place / "saved" if (place / "saved").exists() else saved_unet(place / "saved"))
     pictures = str(small.reference())
-    if name == "train" and not (place / "config.yaml").exists():
+    if name in ("train", "quantize") and not (place / "config.yaml").exists():
         workspace(place)
     return {
         "inspect": ["inspect", saved],
@@ -57,8 +57,8 @@ def words(name, place, number):
         ],
         "export": ["export", "--model", saved, "--out", f"{out}.xml"],
         "quantize": [
-            "quantize", "tiny", "--out", out, "--steps", "4", "--seed", "3",
-            "--quiet",
+            "quantize", "--model", str(place / "model.safetensors"), "--config",
+            str(place / "config.yaml"), "--out", out, "--steps", "4", "--seed", "3", "--quiet",
         ],
         "train": [
             "train", "--base", str(place / "config.yaml"), "--ckpt",
@@ -80,9 +80,7 @@ def run(given):
         return main(given), e.getvalue()
 
 
-@pytest.mark.parametrize(
-    "name", [*NAMES, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
-)
+@pytest.mark.parametrize("name", [*NAMES, *SLOW])
 def test_a_command_leaves_the_process(name, place):
     status, said = run(words(name, place, 1))  # imports what it needs, which may leave traces
     assert status == 0, said

@@ -28,7 +28,10 @@ def free_batch(model: Any, call: Call, trace: Callable[[int], Any]) -> None:
     ports = {port.name: port for port in graph.input}
     if not _fixed(ports[call.sample].type.tensor_type.shape.dim[0]):
         return
-    other = trace(BATCH + 1).graph
+    try:
+        other = trace(BATCH + 1).graph
+    except Exception:  # other arguments, such as lists of sizes, are of as many samples
+        return
     if [n.op_type for n in graph.node] != [n.op_type for n in other.node]:
         return
     first, second = _integers(graph), _integers(other)

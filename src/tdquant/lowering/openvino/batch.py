@@ -32,7 +32,10 @@ def free_batch(graph: Any, call: Call, trace: Callable[[int], Any]) -> None:
     """
     if _takes(graph, _shapes(call, BATCH + 1)):
         return
-    other = trace(BATCH + 1)
+    try:
+        other = trace(BATCH + 1)
+    except Exception:  # other arguments, such as lists of sizes, are of as many samples
+        return
     pairs = list(zip(graph.get_ordered_ops(), other.get_ordered_ops(), strict=False))
     same = len(graph.get_ops()) == len(other.get_ops())
     if not same or any(a.get_type_name() != b.get_type_name() for a, b in pairs):
