@@ -128,6 +128,16 @@ def test_json_has_no_infinity():
     assert found == {"1": [None, 2.0], "b": [None], "c": {"d": -0.5}}
 
 
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**400])
+def test_whole_numbers_that_no_library_takes(tmp_path, number):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"seed": 2**64 - 1, "low": -(2**63)}))
+    assert read_json(file, "a") == {"seed": 2**64 - 1, "low": -(2**63)}
+    file.write_text(json.dumps({"n": [number]}))
+    with pytest.raises(StorageError, match="a number of"):
+        read_json(file, "a")
+
+
 def test_json_nested_deeper_than_anything(tmp_path):
     file = tmp_path / "x.json"
     for depth in (65, 900, 100_000):

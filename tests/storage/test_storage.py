@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import errno
 import json
@@ -289,6 +290,34 @@ def test_wider_model(saved):
     wide.linear = nn.Linear(24, 12)
     with pytest.raises(StorageError, match="do not fit"):
         tdq.load(saved, model=wide)
+
+
+def numbers(tree, path=()):
+    """The places of all whole numbers in a document."""
+    if isinstance(tree, int) and not isinstance(tree, bool):
+        yield path
+    elif isinstance(tree, (dict, list)):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from numbers(value, (*path, key))
+
+
+def test_whole_numbers_of_any_size(saved):
+    text, seen = (saved / INDEX).read_text(), set()
+    for *way, last in numbers(json.loads(text)):
+        kind = tuple(key for key in (*way, last) if isinstance(key, str))[-2:]
+        if kind in seen:
+            continue
+        seen.add(kind)
+        for number in (-(2**70), -1, 2**40, 2**70):
+            index = json.loads(text)
+            place = index
+            for key in way:
+                place = place[key]
+            place[last] = number
+            (saved / INDEX).write_text(json.dumps(index))
+            with contextlib.suppress(tdq.errors.TDQError):  # or it is a number that nobody reads
+                tdq.load(saved, model=Mixed())
+    assert {("input", "knots"), ("weight", "bits")} <= seen
 
 
 def test_codes_that_do_not_fit_their_shape(saved):

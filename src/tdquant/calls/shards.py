@@ -34,7 +34,7 @@ _MARKS = _TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
 class ShardList(Section):
     """The files of one denoiser, and the number of calls in them."""
 
-    calls: Annotated[int, Field(ge=0)]
+    calls: Annotated[int, Field(ge=0, le=1 << 24)]
     shards: list[FileName]
 
 

@@ -136,14 +136,23 @@ class Document(Section):
         write_json(path, self.to_dict())
 
 
+def _whole(text: str) -> int:
+    """A whole number of at most 64 bits, as libraries take them."""
+    number = int(text)
+    if not -(1 << 63) <= number < 1 << 64:
+        raise ValueError(f"a number of {number.bit_length()} bits, {text:.20}...")
+    return number
+
+
 def read_json(path: str | os.PathLike[str], what: str, fix: str = "") -> Any:
     """The content of a JSON file.
 
     Raises:
-        StorageError: It is missing, no JSON, or nested deeper than anything that tdquant writes.
+        StorageError: It is missing, no JSON, has a whole number of more than 64 bits, or is nested
+            deeper than anything that tdquant writes.
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(Path(path).read_text("utf-8"), parse_int=_whole)
         level = [content]
         for _ in range(_DEEPEST):
             level = [

@@ -14,11 +14,14 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from tdquant.files.looking import is_file
 
 try:
     import fcntl
@@ -59,6 +62,11 @@ def clean_up(target: Path) -> None:
                 if lock is not None:
                     with lock:
                         _remove(place, target)
+
+
+def is_left_over(place: Path) -> bool:
+    """Whether a path is the workspace of a process that was killed, or that is at work."""
+    return re.fullmatch(r"\..+\.tdquant-\w+", place.name) is not None and is_file(place / "lock")
 
 
 def put(place: Path, target: Path, replace_folder: bool = False) -> None:

@@ -33,10 +33,17 @@ def _dtype(name: str) -> str:
     return name
 
 
+Knots = Annotated[int, Field(ge=1, le=1 << 24)]
+"""Knots of a table, which are made before its tensor is read."""
+
+Bits = Annotated[int, Field(ge=1, le=32)]
+"""Bits of a code; 32 is float."""
+
+
 class Weight(Section):
     """A weight that is stored as codes, of ``packed`` bits each, and multipliers of groups."""
 
-    bits: int
+    bits: Bits
     qmax: int | None = None
     packed: int | None = None
     group: int | None = None
@@ -65,14 +72,14 @@ class Batch(Section):
 class Activation(Section):
     """A quantizer of activations."""
 
-    bits: int
+    bits: Bits
     qmin: int
     qmax: int
     zero_point: int
     scale: str
     offset: float | None = None
     batch: Batch | None = None
-    knots: int | None = None
+    knots: Knots | None = None
     first: int | None = None
 
     @model_validator(mode="after")
@@ -93,14 +100,14 @@ class Layer(Section):
 class Gain(Section):
     """A gain of the output over time, as 0.1 wrote it."""
 
-    knots: int
+    knots: Knots
     channels: int | None = None
 
 
 class Correction(Section):
     """A correction of the output over time; ``bias`` is the number of channels that it shifts."""
 
-    knots: int
+    knots: Knots
     channels: int | None = None
     bias: int | None = None
     axis: Literal[1, -1] = 1
@@ -120,7 +127,7 @@ class Protected(Section):
     """An input with more bits than the recipe has for it."""
 
     path: str
-    bits: int
+    bits: Bits
     saved: Gap
     cost: Gap
 

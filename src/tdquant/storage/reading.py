@@ -95,7 +95,9 @@ def _rebuild(
         raise StorageError(
             error.what, where=f"{folder}: {error.where}", why=error.why, fix=error.fix
         ) from error
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (
+        RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError,
+    ) as error:  # fmt: skip
         raise StorageError(
             "the saved tensors do not fit the model",
             where=str(folder),

@@ -22,6 +22,7 @@ from tdquant.lab.evaluation import (
     evaluate_images,
     incomparable,
 )
+from tdquant.lab.evaluation.folder import check_out
 from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.pairing import paired_metrics
 from tdquant.lab.metrics import clip_score
@@ -617,3 +618,13 @@ def test_the_usual_network(tmp_path):
     )  # fmt: skip
     assert record.metrics["frechet"]["title"] == "Frechet EfficientNet-Lite0 distance"
     assert record.metrics["frechet"]["value"] > 10
+
+
+def test_what_a_killed_evaluation_left_is_not_foreign(tmp_path):
+    left = tmp_path / ".progress.json.tdquant-0"
+    left.mkdir()
+    (left / "lock").touch()
+    check_out(tmp_path)
+    (tmp_path / "notes").touch()
+    with pytest.raises(StorageError, match="something else"):
+        check_out(tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tdquant.diffusion.pictures import grid, save_png
 from tdquant.errors import StorageError
 from tdquant.files.looking import entries, exists, is_file, is_folder, matching
+from tdquant.files.workspace import is_left_over
 from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.progress import Progress, wait_for
 from tdquant.lab.evaluation.record import PROGRESS, RECORD, Record, SamplingCost, newer_version
@@ -33,9 +34,9 @@ def check_out(out: Path) -> None:
             fix="update tdquant, or another folder for --out",
         )
     marks = (RECORD, PROGRESS, PREVIOUS, "images/samples.json", "features")
-    if is_file(out) or (
-        is_folder(out) and any(entries(out)) and not any(exists(out / m) for m in marks)
-    ):
+    found = entries(out) if is_folder(out) else []
+    foreign = not all(map(is_left_over, found)) and not any(exists(out / m) for m in marks)
+    if is_file(out) or foreign:
         raise StorageError(
             "there is something else already",
             where=str(out),
