@@ -16,19 +16,34 @@ PARTS = ("files", "kills", "disks", "threads", "shapes")
 
 
 def run_files(args, deadline, done):
-    """Damaged files, from the first number on that was not tried; every 500 are kept at once."""
+    """Damaged files: those that failed again, then from the first number on that was not tried;
+    every 500 are kept at once.
+    """
     found = done.get("files", {"tried": 0, "seed": args.seed, "table": {}, "failures": []})
     table = {name: Counter(row) for name, row in found["table"].items()}
-    numbers = range(found["tried"], args.cases)
+    failed = {_number(case): case for case in found["failures"]}
+    numbers = [*failed, *range(found["tried"], args.cases)]
+
+    def results():
+        return found | {"table": table, "failures": list(failed.values())}
+
     for case in files.run(args.out, numbers, found["seed"], args.share, deadline):
-        table.setdefault(case["format"], Counter())[case["outcome"]] += 1
+        number, row = _number(case), table.setdefault(case["format"], Counter())
+        if number in failed:
+            row[failed.pop(number)["outcome"]] -= 1
+        row[case["outcome"]] += 1
         if case["outcome"] not in files.GOOD:
             kept = ("format", "seed", "mutation", "outcome", "why")
-            found["failures"].append({key: case.get(key) for key in kept})
-        found["tried"] = int(case["seed"].rpartition("-")[2]) + 1
+            failed[number] = {key: case.get(key) for key in kept}
+        found["tried"] = max(found["tried"], number + 1)
         if found["tried"] % 500 == 0:
-            keep(args.out, done | {"files": found | {"table": table}})
-    return found | {"table": table}
+            keep(args.out, done | {"files": results()})
+        table = {name: +row for name, row in table.items()}  # without zeros
+    return results()
+
+
+def _number(case):
+    return int(case["seed"].rpartition("-")[2])
 
 
 def run_kills(args, deadline, done):

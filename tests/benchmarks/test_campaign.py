@@ -71,3 +71,27 @@ def test_killed_writers_that_failed_are_tried_again(tmp_path, monkeypatch):
     failing.remove(1)
     assert table() == ({"the same": 3, "litter": 1}, [2])
     assert tried == [0, 1, 2, 3, 1, 2]
+
+
+def test_damaged_files_that_failed_are_tried_again(tmp_path, monkeypatch):
+    tried, failing = [], {1, 2}
+
+    def run(out, numbers, seed, share, deadline):
+        for number in numbers:
+            tried.append(number)
+            outcome = "another exception" if number in failing else "refused"
+            yield {"format": "calls", "seed": f"{seed}-{number}", "outcome": outcome}
+
+    monkeypatch.setattr(files, "run", run)
+    monkeypatch.setattr(sys, "argv", ["campaign", "files", "--cases", "4", "--out", str(tmp_path)])
+
+    def table():
+        command.main()
+        return json.loads((tmp_path / "results.json").read_text())["files"]["table"]["calls"]
+
+    assert table() == {"refused": 2, "another exception": 2}
+    failing.remove(1)
+    assert table() == {"refused": 3, "another exception": 1}
+    failing.clear()
+    assert table() == {"refused": 4}
+    assert tried == [0, 1, 2, 3, 1, 2, 2]
