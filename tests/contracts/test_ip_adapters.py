@@ -104,7 +104,10 @@ def test_quantized_attention_is_frozen_below_an_adapter(made):
     frozen = tdq.freeze(model)
     assert torch.equal(out(frozen, calls[0], **image(calls, 0)), beside)
     compiled = tdq.compile(frozen, "reference")
-    assert torch.allclose(out(compiled, calls[0], **image(calls, 0)), beside, atol=1e-4)
+    exact = out(load(copy.deepcopy(pipe.unet)), calls[0], **image(calls, 0))
+    # A value beside a rounding boundary may fall on its other side.
+    moved = out(compiled, calls[0], **image(calls, 0)) - beside
+    assert moved.norm() < 0.5 * (beside - exact).norm()
     load(frozen, plus=True)  # in the place of the first
     unload(pipe, frozen)
     assert torch.equal(out(frozen, calls[0]), out(models["frozen", 8], calls[0]))

@@ -46,6 +46,14 @@ class Geometry:
             "constant" if layer.padding_mode == "zeros" else layer.padding_mode,
         )
 
+    def lies_beyond(self, kernel: Sequence[int]) -> bool:
+        """Whether a window of these sizes can lie in the border alone."""
+        extents = [d * (k - 1) + 1 for k, d in zip(kernel, self.dilation, strict=True)]
+        pairs = zip(self.padding[::2], self.padding[1::2], strict=True)
+        return any(
+            max(pair) >= extent for pair, extent in zip(pairs, reversed(extents), strict=True)
+        )
+
     @property
     def dims(self) -> int:
         """Number of spatial dimensions."""

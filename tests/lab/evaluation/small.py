@@ -88,7 +88,6 @@ def run(out, subject=None, **options):
 
 
 def main():
-    sys.modules["peft"] = sys.modules["transformers"] = None  # diffusers imports them for seconds
     torch.set_num_threads(THREADS)
     out, images = sys.argv[1:]
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -159,6 +159,23 @@ def test_a_layer_of_67000_products_is_right():
     assert torch.allclose(y.double(), torch.full((1, 2), 67_000 * 255 * 127.0).double(), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "padding", "dilation", "beyond"),
+    [
+        ((2, 2), (2, 1), (1, 1), True),  # garbage with torch 2.13
+        ((2, 2), (1, 1), (1, 1), False),
+        ((3, 3), (2, 2), (1, 1), False),
+        ((2, 2), (2, 2), (2, 2), False),
+        ((1, 3), (0, 3), (1, 1), True),
+        ((1, 1), (0, 0), (1, 1), False),
+        ((1, 1), (1, 0), (1, 1), True),
+    ],
+)
+def test_borders_as_wide_as_the_window_are_not_for_onednn(kernel, padding, dilation, beyond):
+    geometry = images(stride=(1, 1), padding=padding, dilation=dilation, groups=1)
+    assert geometry.lies_beyond(kernel) == beyond
+
+
 @settings(deadline=None, max_examples=80)
 @given(st.data())
 def test_sums_are_exact_int64_arithmetic(data):
