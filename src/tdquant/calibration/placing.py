@@ -4,9 +4,9 @@ the whole model and installs the best.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,8 @@ def place_scales(
     margin: float = 0.1,
     split: bool = True,
     generate: Callable[[nn.Module], Tensor] | None = None,
-    measure: Measure = lambda what, error: error(),
+    exact: Sequence[Tensor] = (),
+    measure: Measure,
     time_range: tuple[float, float] | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -58,6 +59,7 @@ def place_scales(
         observations: Those of its activations.
         generate: Samples with the model that it is given, from fixed noise; choices for the whole
             model are confirmed on them, otherwise on single calls.
+        exact: What they give for the float model, which is run if this is empty.
         measure: Gives the error of what is tried, by its name and by what measures it.
 
     Returns:
@@ -92,7 +94,7 @@ def place_scales(
                 for title, choice in choices.items()
             }
             trials = _try_all(
-                model, quantizers, grids, curves, parts, calls, generate, measure, progress
+                model, quantizers, grids, curves, parts, calls, generate, exact, measure, progress
             )
         name = min(trials, key=trials.__getitem__) if trials else next(iter(choices))
         choice = choices[name]
@@ -130,6 +132,7 @@ def _try_all(
     parts: Mapping[str, Concatenation],
     calls: list[Call],
     generate: Callable[[nn.Module], Tensor] | None,
+    exact: Sequence[Tensor],
     measure: Measure,
     progress: bool,
 ) -> dict[str, float]:
@@ -155,15 +158,13 @@ def _try_all(
         grid = grids[name]
         return fake_quantize(x, quantizers[name].step(x), grid.low, grid.high)
 
-    @cache
-    def exact() -> list[Tensor]:
+    if not exact:
         with observing(model, quantizers):
-            return result()
+            exact = result()
 
     def error(choice: Mapping[str, Candidate]) -> float:
-        target = exact()
         with observing(model, quantizers, partial(round_by, choice)):
-            return sample_error(result(), target)
+            return sample_error(result(), exact)
 
     shown = track(choices.items(), "trying choices", len(choices), progress)
     return {title: measure(title, partial(error, choice)) for title, choice in shown}

@@ -88,22 +88,17 @@ class Chain:
         return sum(one.share for one in self.links) / max(len(self.links), 1)
 
     def link(self, seen: Seen) -> Link | None:
-        """The link to a call, if it follows."""
-        if not _onwards([*self.calls, seen]):
+        """The link to a call, if it follows and time does not turn back."""
+        first, last = self.calls[0].time, self.calls[-1].time
+        if (last - first) * (seen.time - last) < 0:
             return None
         return link(self.calls[-1], seen, self.calls[-2].outputs if self.links else [])
 
-    def rollout(self, samples: int) -> Rollout:
-        """The trajectory of the first samples."""
-        first = self.calls[0]
-        kept = torch.arange(min(samples, first.samples))
-        chosen = _both(kept, first)
-        ways = [*((one.weights, one.rest[kept].float()) for one in self.links), (None, None)]
-        steps = [
-            Step(take_samples(seen.call, chosen, len(seen.x)), *way)
-            for seen, way in zip(self.calls, ways, strict=True)
-        ]
-        return Rollout(first.x[chosen], steps)
+    def rollout(self) -> Rollout:
+        """The trajectory."""
+        ways = [*((one.weights, one.rest.float()) for one in self.links), (None, None)]
+        pairs = zip(self.calls, ways, strict=True)
+        return Rollout(self.calls[0].x, [Step(seen.call, *way) for seen, way in pairs])
 
 
 class RolloutFinder:
@@ -155,7 +150,7 @@ class RolloutFinder:
         rollouts, left = [], self._samples
         for chain in chains:
             if left > 0:
-                rollouts.append(chain.rollout(left))
+                rollouts.append(chain.rollout().first(left))
                 left -= chain.calls[0].samples
         self._pool, self._chains = [], []
         return rollouts
@@ -171,7 +166,7 @@ class RolloutFinder:
             return None
         whole = Seen(call, x, outputs, times[0], self._number)
         kept = torch.arange(min(self._samples, whole.samples))
-        chosen = _both(kept, whole)
+        chosen = torch.cat([kept + whole.samples * half for half in range(len(outputs))])
         return replace(
             whole,
             call=take_samples(call, chosen, len(x)),
@@ -245,14 +240,3 @@ def link(last: Seen, seen: Seen, before: list[Tensor]) -> Link | None:
     if left > REST * energy or float(moved.square().sum()) <= LEAST * energy:
         return None  # or the same x again: what the model gives has no part in it
     return Link(weights, rest, left / max(energy, 1e-30))
-
-
-def _both(kept: Tensor, seen: Seen) -> Tensor:
-    """Indices of samples in both halves of a call under guidance."""
-    return torch.cat([kept + seen.samples * i for i in range(len(seen.outputs))])
-
-
-def _onwards(calls: list[Seen]) -> bool:
-    """Whether times rise or fall from call to call; they may stay."""
-    times = [seen.time for seen in calls]
-    return times in (sorted(times), sorted(times, reverse=True))

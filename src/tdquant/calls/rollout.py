@@ -79,7 +79,9 @@ class Rollout:
     def first(self, count: int) -> Rollout:
         """The trajectory of the first samples."""
         own = self.samples
-        kept = torch.arange(min(count, own))
+        if own <= count:
+            return self
+        kept = torch.arange(count)
         chosen = torch.cat([kept + first for first in range(0, len(self.start), own)])
         steps = [
             replace(

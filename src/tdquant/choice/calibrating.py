@@ -143,6 +143,7 @@ def calibrate(
         batches,
         margin=margin,
         generate=trial.generate,
+        exact=trial.exact,
         measure=trial.log.measure,
         time_range=time_range,
         **common,

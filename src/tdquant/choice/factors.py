@@ -22,8 +22,8 @@ from tdquant.calibration.observe import Observations
 from tdquant.calibration.projections import Changes, Projection
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calls.call import Call
+from tdquant.choice.plain_layers import is_plain, step_at
 from tdquant.choice.proposals import Factors, propose_factors
-from tdquant.choice.stepping import step_at
 from tdquant.choice.trial import Trial
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.layers.balance import BalancedLayer
@@ -31,8 +31,6 @@ from tdquant.layers.base import INPUT
 from tdquant.layers.split import channel_dimension
 from tdquant.layers.structure import WrappedLayer
 from tdquant.numerics.fake_quantize import fake_quantize
-from tdquant.quantizers import ActivationQuantizer, ShiftedWeight, WeightQuantizer
-from tdquant.scales import DynamicScale
 from tdquant.support.progress import track
 
 WORTH = 0.1
@@ -92,9 +90,7 @@ def _balanceable(model: nn.Module) -> dict[str, QuantLayer]:
         path: layer
         for path, layer in quantized_layers(model)
         if id(layer) not in inside
-        and type(layer.input_quantizer) is ActivationQuantizer
-        and not isinstance(layer.input_quantizer.scale, DynamicScale)
-        and type(layer.weight_quantizer) in (WeightQuantizer, ShiftedWeight)
+        and is_plain(layer)
         and channel_dimension(layer) is not None
         and getattr(layer, "groups", 1) == 1
     }

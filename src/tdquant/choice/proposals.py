@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tdquant.calibration.channels import ChannelRanges
 from tdquant.calls.call import Call, run
 from tdquant.calls.observing import observing
+from tdquant.choice.plain_layers import column_energy, weight_error
 from tdquant.layers import QuantLayer
 from tdquant.layers.balance import BalancedLayer
 from tdquant.layers.base import INPUT
@@ -144,8 +145,7 @@ def propose(layer: QuantLayer, seen: _Seen) -> list[Factors]:
     """No factors, and some that might serve, of a layer and its input in steps of its scale."""
     quantizer = layer.input_quantizer
     grid, values = quantizer.grid, torch.cat(seen.values, 1)
-    weight = layer.weight.detach().float()
-    columns = weight.square().sum(0).reshape(weight.shape[1], -1).sum(1)
+    columns = column_energy(layer.weight.detach().float())
     energy = values.square().mean(1)
     error = fake_quantize(values, torch.ones(()), grid.low, grid.high) - values
     plain = float((error.square().mean(1) * columns).sum()) or 1e-20
@@ -158,9 +158,7 @@ def propose(layer: QuantLayer, seen: _Seen) -> list[Factors]:
         for headroom in HEADROOMS:
             halves = (headroom * torch.where(reach > 0, reach, 1.0)).clamp(1 / SPREAD, 1)
             found.append(Factors(halves.amax(0), codes, halves))
-    return [
-        replace(one, weight_error=_weight_error(layer, one.c, energy) / plain) for one in found
-    ]
+    return [replace(one, weight_error=_weight_error(layer, one, energy) / plain) for one in found]
 
 
 def _grids(grid: Grid, symmetric: bool) -> Iterator[Grid]:
@@ -173,11 +171,6 @@ def _grids(grid: Grid, symmetric: bool) -> Iterator[Grid]:
             yield grid.with_zero(zero)
 
 
-def _weight_error(layer: QuantLayer, c: Tensor, energy: Tensor) -> float:
-    """Mean squared error of the layer's output that rounding the weight causes, channels taken to
-    be independent.
-    """
-    inner: Any = BalancedLayer.from_quantized(layer, c).layer
-    error = (inner.weight_quantizer(inner.weight) - inner.weight).detach().float()
-    each = error.square().sum(0).reshape(error.shape[1], -1).sum(1)
-    return float((each * energy / c.square()).sum())
+def _weight_error(layer: QuantLayer, factors: Factors, energy: Tensor) -> float:
+    inner = BalancedLayer.from_quantized(layer, factors.c).layer
+    return float(weight_error(inner, energy / factors.c.square()))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from tdquant.calibration.report import RemedyTrial
 from tdquant.calibration.time_histograms import TimeHistograms
 from tdquant.calls.call import run
 from tdquant.calls.observing import observing
-from tdquant.choice.stepping import step_at
+from tdquant.choice.plain_layers import column_energy, is_plain, step_at, weight_error
 from tdquant.choice.time import layer_macs
 from tdquant.choice.trial import Trial
 from tdquant.errors import ConversionError
@@ -39,8 +38,8 @@ from tdquant.layers.base import INPUT
 from tdquant.layers.rotation import RotatedLayer
 from tdquant.layers.structure import WrappedLayer
 from tdquant.numerics.fake_quantize import fake_quantize
-from tdquant.quantizers import ActivationQuantizer, WeightQuantizer
-from tdquant.scales import DynamicScale
+from tdquant.quantizers import ActivationQuantizer
+from tdquant.quantizers.rounding import DecidedWeight
 from tdquant.support.progress import track
 
 WORTH = 0.1
@@ -83,14 +82,9 @@ class _Rotated:
         """What rounding the weight adds to the layer's output, as it is and rotated, in units of
         what rounding the input adds by its own scale.
         """
-        columns = self.layer.weight.detach().float().square().sum(0)
-        plain = (self.error * columns).sum().clamp(min=1e-20)
-        added = []
-        inner: Any = self.new.layer
-        for layer, energy in zip((self.layer, inner), self.energy, strict=True):  # type: ignore[arg-type]
-            wrong = (layer.weight_quantizer(layer.weight) - layer.weight).detach().float()
-            added.append((wrong.square().sum(0) * energy).sum())
-        return torch.stack(added) / plain
+        plain = (self.error * column_energy(self.layer.weight.detach().float())).sum()
+        added = map(weight_error, (self.layer, self.new.layer), self.energy)  # type: ignore[arg-type]
+        return torch.stack([*added]) / plain.clamp(min=1e-20)
 
 
 @torch.no_grad()
@@ -163,16 +157,12 @@ def _rotatable(model: nn.Module, seed: int) -> dict[str, _Rotated]:
     inside = {id(m) for w in model.modules() if isinstance(w, WrappedLayer) for m in w.modules()}
     found = {}
     for path, layer in quantized_layers(model):
-        quantizer = layer.input_quantizer
-        if (
-            id(layer) in inside
-            or type(quantizer) is not ActivationQuantizer
-            or isinstance(quantizer.scale, DynamicScale)
-            or type(layer.weight_quantizer) is not WeightQuantizer
-        ):
+        decided = isinstance(layer.weight_quantizer, DecidedWeight)
+        if id(layer) in inside or decided or not is_plain(layer):
             continue
         try:
-            found[path] = _Rotated(layer, quantizer, RotatedLayer.from_quantized(layer, seed=seed))
+            new = RotatedLayer.from_quantized(layer, seed=seed)
+            found[path] = _Rotated(layer, layer.input_quantizer, new)
         except ConversionError:  # no linear layer, or of no such width
             continue
     return found

@@ -49,6 +49,7 @@ class Trial:
 
     Attributes:
         basis: Which of the three it is.
+        exact: What the float model gives; empty until it was recorded.
         log: The errors.
         generate: What draws the samples of the first two; None of the third.
     """
@@ -61,18 +62,19 @@ class Trial:
         progress: bool = False,
     ) -> None:
         self._calls = observations.calls
-        redrawn = [rollout.redrawn(i) for i, rollout in enumerate(observations.rollouts)]
-        self._rollouts = _affordable(redrawn, sum(observations.macs.values()))
+        self._rollouts: list[Rollout] = []
         self.generate: Generate | None = None
         if generate is not None:
             self.basis, self.generate = SAMPLES, generate
-        elif self._rollouts:
+        elif observations.rollouts:
             self.basis, self.generate = TRAJECTORIES, self._follow
+            redrawn = [rollout.redrawn(i) for i, rollout in enumerate(observations.rollouts)]
+            self._rollouts = _affordable(redrawn, sum(observations.macs.values()))
         else:
             self.basis = CALLS
         self._progress, self._label = progress, ""
         self.log = log or TrialLog(None)
-        self._exact: list[Tensor] = []
+        self.exact: list[Tensor] = []
         self._last: float | None = None  # error of the model as it is
 
     def record(self, model: nn.Module, key: str = "") -> None:
@@ -83,8 +85,8 @@ class Trial:
             key: Everything else that the errors to be measured depend on.
         """
         with in_float(model), self._under("following the float model"):
-            self._exact = self._results(model)
-        told = [*self._exact, *tensors_in(self._calls)]
+            self.exact = self._results(model)
+        told = [*self.exact, *tensors_in(self._calls)]
         digest = hash_tensors({str(i): tensor for i, tensor in enumerate(told)})
         digest.update(key.encode())
         self.log.open(digest.hexdigest())
@@ -92,7 +94,7 @@ class Trial:
     @property
     def samples(self) -> Tensor | None:
         """What ``generate`` gives for the float model."""
-        return self._exact[0] if self.generate is not None and self._exact else None
+        return self.exact[0] if self.generate is not None and self.exact else None
 
     def error(self, model: nn.Module, what: str) -> float:
         """The error of a model as it is (``tdquant.calibration.sample_error``).
@@ -102,7 +104,7 @@ class Trial:
             what: What is tried, in a few words.
         """
         with self._under(f"trying {what}"):
-            return self.log.measure(what, lambda: sample_error(self._results(model), self._exact))
+            return self.log.measure(what, lambda: sample_error(self._results(model), self.exact))
 
     def confirm(
         self,
@@ -152,11 +154,9 @@ def _affordable(rollouts: list[Rollout], macs: int) -> list[Rollout]:
     """The trajectories of as many samples as a trial has time for.
 
     Arguments:
-        rollouts: All that were found.
+        rollouts: All that were found, at least one.
         macs: Multiply-accumulates of a call for one sample.
     """
-    if not rollouts:
-        return []
     work = WORK.get(rollouts[0].start.device.type, MORE_WORK)
     left = max(int(work / max(macs * max(len(r.steps) for r in rollouts), 1)), LEAST_SAMPLES)
     kept = []

@@ -61,8 +61,7 @@ def replacing(path: Path) -> AbstractContextManager[Path]:
     return _successor(path, path)
 
 
-@contextlib.contextmanager
-def creating(path: Path) -> Iterator[Path]:
+def creating(path: Path) -> AbstractContextManager[Path]:
     """A temporary name for a new file, which gets the name ``path`` if the context ends without
     error, unless there is such a file by then: of processes that create one at once, the first
     wins. Otherwise as ``replacing``.
@@ -73,18 +72,7 @@ def creating(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full, or the place is read-only.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with workspace(path) as place:
-            new = place / "new"
-            yield new
-            flush(new)
-            try:
-                os.link(new, path)  # replaces nothing, unlike renaming
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                put(place, path)
+    return _successor(path, path, keeps=True)
 
 
 def replacing_folder(
@@ -146,8 +134,9 @@ def _successor(
     target: Path,
     check: Callable[[Path | None], None] | None = None,
     replaces: bool = False,
+    keeps: bool = False,
 ) -> Iterator[Path]:
-    """The context of the three functions above.
+    """The context of the four functions above.
 
     Arguments:
         where: The path for errors.
@@ -155,6 +144,7 @@ def _successor(
         check: For folders: raises if the target must not be written; called before the work and,
             with the new folder, just before it gets its name.
         replaces: Replace folders with content.
+        keeps: Leave a file that is there by the end.
     """
     with disk_errors(where):
         if check is not None:
@@ -168,9 +158,23 @@ def _successor(
             flush(new)
             if check is not None:
                 check(new)
-            put(place, target, replaces)
+            if not (keeps and _linked(new, target)):
+                put(place, target, replaces)
             if check is not None:
                 flush_entry(target.parent)
+
+
+def _linked(new: Path, target: Path) -> bool:
+    """Whether a file has a name, or another file had it; not where there are no links. Linking
+    replaces nothing, unlike renaming.
+    """
+    try:
+        os.link(new, target)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def check_folder(directory: str | os.PathLike[str], mark: str) -> Path:
