@@ -19,13 +19,19 @@ import re
 from scripts.results import (  # noqa: F401
     alternatives,
     cards,
+    cost,
     demo,
+    fewer_steps,
     measures,
+    movement,
+    parts,
     peers,
+    ptq,
     published,
     reliability,
     speed,
     studies,
+    training,
 )
 from scripts.results.paths import evaluate
 from scripts.results.tables import ROOT, TABLES, results
