@@ -1,4 +1,4 @@
-"""A word to whoever calibrates on too few times for scales that follow the timestep."""
+"""Warns of calibration on too few times for scales that depend on the timestep."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tdquant.calibration.time_histograms import ENOUGH_TIMES, TimeRange
 
 
 def warn_of_few_times(kinds: Iterable[str], times: TimeRange, stacklevel: int) -> None:
-    """Warns if scales are to follow the timestep, and calls were at fewer than ENOUGH_TIMES times:
-    through that few, a curve s(t) is flat or a straight line.
+    """Warns if scales depend on the timestep and calls were at fewer than ENOUGH_TIMES of them: a
+    curve s(t) through so few points is flat or a straight line.
 
     Arguments:
         kinds: Kinds of scales that activations are to get.
@@ -22,9 +22,8 @@ def warn_of_few_times(kinds: Iterable[str], times: TimeRange, stacklevel: int) -
     if seen >= ENOUGH_TIMES or all(map(is_static, kinds)):
         return
     warnings.warn(
-        f"calibrated on {seen} distinct time{'s' * (seen > 1)}, while activation scales follow "
-        "the timestep: at times between and beyond these the scales are guesses. Calibrate on "
-        "calls at as many times as will be sampled, tdq.trajectories(..., steps=...); where "
-        'sampling uses these times alone, all is well, and Recipe(scale="static") says so',
+        f"calibrated on {seen} distinct time{'s' * (seen > 1)}, but activation scales depend on "
+        "the timestep: at other times they are extrapolated. Calibrate on calls at the times that "
+        'sampling uses, tdq.trajectories(..., steps=...), or use Recipe(scale="static")',
         stacklevel=stacklevel + 1,
     )

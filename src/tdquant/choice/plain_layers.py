@@ -1,4 +1,4 @@
-"""What remedies ask of a layer before they change it."""
+"""Checks and measures of quantized layers that several remedies share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tdquant.scales import DynamicScale
 
 
 def is_plain(layer: QuantLayer) -> bool:
-    """Whether weight and input have steps that calibration found, which another form of the layer
-    can have, too.
+    """Whether the weight is rounded by its steps, or by decided codes, and the input by a scale
+    that calibration chose: such a layer can be rewritten.
     """
     quantizer = layer.input_quantizer
     return (
