@@ -133,7 +133,7 @@ def test_numbers_of_the_other_byte_order(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read peaks from")
 def test_memory_while_a_module_is_filled(tmp_path):
-    """Peak below 1.3 times the file, the file's tensors being all that is wanted."""
+    """Peak below 1.1 times the file, the file's tensors being all that is wanted."""
     code = (
         "import re, sys, torch\n"
         "from pathlib import Path\n"
@@ -158,7 +158,7 @@ def test_memory_while_a_module_is_filled(tmp_path):
         write(state, file)
         command = [sys.executable, "-c", code, str(file)]
         peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        assert peak < 1.3 * file.stat().st_size, (name, peak)
+        assert peak < 1.1 * file.stat().st_size, (name, peak)
         assert peak > 0.9 * file.stat().st_size, (name, peak)
 
 

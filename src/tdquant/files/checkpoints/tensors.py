@@ -71,11 +71,17 @@ def fill_module(module: nn.Module, tensors: Mapping[str, LazyTensor]) -> None:
         path, _, last = name.rpartition(".")
         owner = module.get_submodule(path)
         target = getattr(owner, last)
-        if target.is_meta:
-            fresh = torch.empty_like(target, device="cpu")
-            if isinstance(target, nn.Parameter):
-                fresh = nn.Parameter(fresh, target.requires_grad)
-            setattr(owner, last, fresh)
-            target = fresh
-        with torch.no_grad():
-            target.copy_(value.read())
+        numbers = value.read()
+        if not target.is_meta:
+            with torch.no_grad():
+                target.copy_(numbers)
+            continue
+        if _layout(numbers) != _layout(target):
+            numbers = torch.empty_like(target, device="cpu").copy_(numbers)
+        if isinstance(target, nn.Parameter):
+            numbers = nn.Parameter(numbers, target.requires_grad)
+        setattr(owner, last, numbers)
+
+
+def _layout(tensor: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
+    return tensor.dtype, tensor.shape, tensor.stride()
