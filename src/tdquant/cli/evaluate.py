@@ -81,7 +81,8 @@ def add(commands: Any) -> None:
          "none")  # fmt: skip
     flag("--metrics", help="names with commas between: frechet, sfid, kid, is, precision, recall "
          "(default: frechet, kid, precision, recall; with inception all)")  # fmt: skip
-    flag("--network", help="efficientnet-lite0 (default), or inception: the network of the FID")
+    flag("--network", help="efficientnet-lite0 (default); inception: the network of the FID; "
+         "vgg16 or alexnet: a second opinion")  # fmt: skip
     flag("--inception-weights", type=Path, metavar="FILE", help="its weights; implies it")
     flag("--download", action="store_true",
          help="fetch its published weights if they are nowhere; implies it")  # fmt: skip

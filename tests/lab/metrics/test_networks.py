@@ -25,7 +25,7 @@ def test_unknown_name_and_weights_that_nobody_asked_for(tmp_path):
         load_network("resnet")
     with pytest.raises(DataError, match="brings its own"):
         load_network("efficientnet-lite0", tmp_path / "file.pth")
-    assert set(NETWORKS) == {"efficientnet-lite0", "inception"}
+    assert set(NETWORKS) == {"efficientnet-lite0", "inception", "alexnet", "vgg16"}
 
 
 def test_the_extractor_knows_imagenet(network):

@@ -9,6 +9,7 @@ from tdquant.errors import DataError
 from tdquant.lab.metrics.efficientnet import EfficientNetLite0
 from tdquant.lab.metrics.features import FeatureNetwork
 from tdquant.lab.metrics.inception import InceptionV3
+from tdquant.lab.metrics.shift_tolerant import AlexNet, Vgg16
 
 
 def _efficientnet(weights: Path | None, download: bool) -> FeatureNetwork:
@@ -24,6 +25,8 @@ def _efficientnet(weights: Path | None, download: bool) -> FeatureNetwork:
 NETWORKS: dict[str, Callable[[Path | None, bool], FeatureNetwork]] = {
     EfficientNetLite0.name: _efficientnet,
     InceptionV3.name: InceptionV3,
+    AlexNet.name: lambda weights, _download: AlexNet(weights),
+    Vgg16.name: lambda weights, _download: Vgg16(weights),
 }
 """Name -> a function of a file of weights, or None, and of whether a download is allowed."""
 
