@@ -65,9 +65,10 @@ class Recipe:
         weights: Bits of the weights, 2 to 16, or 32 for float.
         activations: Bits of the activations, 2 to 16, or 32 for float.
         scale: Kind of the activation scales: ``"temporal"`` (learned function of the timestep),
-            ``"static"``, ``"dynamic"`` (each input's extremes), ``"table"`` (a learned step a
-            timestep), ``"pact"`` (a learned clipping range), ``"nipq"`` (a static step, with noise
-            in the place of rounding in training, of weights too), or ``"auto"``: temporal where
+            ``"static"``, ``"static-log"`` (a static step, learned by its logarithm), ``"dynamic"``
+            (each input's extremes), ``"table"`` (a learned step a timestep), ``"pact"`` (a learned
+            clipping range), ``"nipq"`` (a static step, with noise in the place of rounding in
+            training, of weights too), or ``"auto"``: temporal where
             calibration measures that it helps, static elsewhere.
         edges: Bits of weight and input of the first and last layers. They are a thousandth of the
             work and most of the damage: float by default.

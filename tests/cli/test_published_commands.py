@@ -228,12 +228,14 @@ def test_training_as_published_from_a_float_checkpoint(place, monkeypatch, capsy
     command = words(TRAIN, w_bit=4, a_bit=4)[2:]
     command[command.index("--name") + 1] = "published"
     options = ["--scheme", "published", "--quiet", "tdquant.calibration_batches=3"]
+    options += ["--step-rate", "3"]
     assert published_main("train", [*command, *options]) == 0
     run_folder = place / "logs" / "published"
     asked = json.loads((run_folder / "run.json").read_text())["asked"]
     assert asked["recipe"]["grid"] == "published"
     assert asked["options"]["clip"] == 0
     assert asked["options"]["rates"] == "published"
+    assert asked["options"]["step_rate"] == 3
     # A killed run goes on: the folder knows its quantizers.
     assert main(["train", "--resume", str(run_folder), "--max_steps", "3", "--quiet"]) == 0
     config = place / "configs/lsun_churches-ldm-kl-8.yaml"

@@ -17,6 +17,7 @@ from tdquant.scales import (
     PactScale,
     PendingScale,
     PublishedScale,
+    StaticLogScale,
     StaticScale,
     TableScale,
     TemporalScale,
@@ -27,6 +28,7 @@ GRIDS = [Grid.signed(2), Grid.signed(8), Grid.affine(4, 2), Grid.affine(5, 0)]
 MAKE = {
     "temporal": lambda: TemporalScale(0.05),
     "static": lambda: StaticScale(0.05),
+    "static-log": lambda: StaticLogScale(0.05),
     "published": lambda: PublishedScale(0.05).eval(),
     "pact": lambda: PactScale(0.05),
     "nipq": lambda: NoiseScale(0.05),

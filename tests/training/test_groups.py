@@ -13,18 +13,48 @@ def test_every_parameter_is_in_exactly_one_group():
     found = [id(p) for g in groups for p in g["params"]]
     assert len(found) == len(set(found))
     assert set(found) == {id(p) for p in model.parameters()}
-    assert [g["name"] for g in groups] == ["network", "steps", "temporal", "temporal_bias"]
+    assert [g["name"] for g in groups] == ["network", "weight_steps", "temporal", "temporal_bias"]
+    groups = parameter_groups(quantized(weights=4, activations=5, scale="static"))
+    assert [g["name"] for g in groups] == ["network", "weight_steps", "steps"]
 
 
 def test_rates_and_decay():
-    groups = parameter_groups(quantized(), 1e-3, step_rate=1e-4, temporal_rate=2e-3, decay=0.1)
+    groups = parameter_groups(quantized(), 1e-3, step_rate=2, decay=0.1)
     table = {g["name"]: (g["lr"], g["weight_decay"]) for g in groups}
     assert table == {
         "network": (1e-3, 0.1),
-        "steps": (1e-4, 0.0),
+        "weight_steps": (1e-3, 0.0),
         "temporal": (2e-3, 0.1),
         "temporal_bias": (2e-3, 0.0),
     }
+
+
+@pytest.mark.parametrize("scale", ["static", "static-log", "table", "pact", "nipq", "temporal"])
+def test_a_step_rate_is_of_activation_scales_alone(scale):
+    model = quantized(weights=4, activations=5, scale=scale)
+    before, groups = (parameter_groups(model, 1e-3, step_rate=x) for x in (None, 10))
+    changed = {
+        id(p)
+        for old, new in zip(before, groups, strict=True)
+        for p in new["params"]
+        if new["lr"] != old["lr"]
+    }
+    scales = [q.scale for _, q in activation_quantizers(model)]
+    assert changed == {id(p) for s in scales for p in s.parameters()}
+    assert {g["lr"] for g in groups} == {1e-3, 1e-2}
+
+
+@pytest.mark.parametrize("multiple", [-1, float("nan"), float("inf"), "fast", True])
+def test_what_is_no_multiple_is_told(multiple):
+    with pytest.raises(TrainingError) as raised:
+        parameter_groups(quantized(), step_rate=multiple)
+    error = raised.value
+    assert error.what == f"step_rate={multiple!r}"
+    assert (error.where, error.why) == (
+        "parameter_groups",
+        "it is a multiple of the network's rate",
+    )
+    assert "a number from 0" in error.fix
 
 
 def test_decay_does_not_pull_scales_towards_softplus_of_zero(x):
@@ -61,14 +91,14 @@ def test_published_rates():
     table = {g["name"]: (g["lr"], g["weight_decay"]) for g in groups}
     assert table == {
         "network": (1e-3, 0.01),
-        "steps": (1e-4, 0.0),
+        "weight_steps": (1e-4, 0.0),
         "temporal": (1e-3, 0.01),
         "temporal_bias": (1e-3, 0.01),
     }
 
 
 @pytest.mark.parametrize("rates", ["equal", "published"])
-@pytest.mark.parametrize("scale", ["static", "table", "pact", "nipq"])
+@pytest.mark.parametrize("scale", ["static", "static-log", "table", "pact", "nipq"])
 def test_no_decay_reaches_a_step(scale, rates):
     model = quantized(weights=4, activations=5, scale=scale)
     groups = parameter_groups(model, rates=rates)

@@ -52,6 +52,23 @@ def test_the_loss_falls_under_every_law(scale):
     assert sum(done.losses[-5:]) < 0.8 * sum(done.losses[:5])
 
 
+@pytest.mark.parametrize("scale", ["temporal", "static", "static-log", "table"])
+def test_a_step_rate_of_zero_leaves_activation_scales_as_they_are(scale):
+    before, done = model(scale=scale), run(steps=4, net=model(scale=scale), step_rate=0)
+    for after in (done.model, done.average):
+        now = dict(after.named_parameters())
+        changed = {n for n, p in before.named_parameters() if not torch.equal(p, now[n])}
+        assert not any(".scale." in name for name in changed)
+        assert {"conv_out.weight", "linear.weight_quantizer.step"} <= changed
+
+
+def test_a_step_rate_of_one_is_the_networks_rate(uninterrupted):
+    same, faster = run(step_rate=1), run(step_rate=30, rates="published")
+    assert equal(same.model, uninterrupted.model)
+    assert same.losses == uninterrupted.losses
+    assert faster.losses != uninterrupted.losses
+
+
 def test_a_float_model_trains_too():
     from tests.denoisers import Mixed
 
@@ -276,6 +293,8 @@ def test_another_recipe_is_not_gone_on_with(tmp_path):
         ({"every": 0}, "every=0"),
         ({"schedule": "linear"}, "schedule='linear': one of constant, cosine"),
         ({"precision": "int8", "rates": "own"}, "(?s)rates='own'.*precision='int8'"),
+        ({"step_rate": -1.0}, "(?s)the optimization.*step_rate=-1.0: it is a multiple.*from 0"),
+        ({"step_rate": "high"}, "step_rate='high': it is a multiple"),
         ({"accumulate": 0}, "accumulate=0"),
         ({"accumulate": 3}, r"batch=8: a multiple of 1 processes times 3 parts"),
         ({"steps": 100_000_000}, "steps=100000000"),

@@ -12,7 +12,7 @@ from tdquant.cli.published import add_train_flags
 
 _FIXED = (
     "base", "model", "name", "postfix", "out", "seed", "scale_lr", "weights", "activations",
-    "scale", "rates", "scheme", "distill",
+    "scale", "rates", "step_rate", "scheme", "distill",
 )  # fmt: skip
 """Options that a run keeps when it goes on."""
 
@@ -66,14 +66,16 @@ def _own_flags() -> argparse.ArgumentParser:
     flag("--scale-lr", type=truth, nargs="?", const=True, default=True, metavar="BOOL",
          help="learning rate = base rate x processes x batch x accumulation "
          "(default: True)")  # fmt: skip
-    flag("--scale", help="activation scales: temporal, static (default), dynamic, table, pact, "
-         "nipq, auto")  # fmt: skip
+    flag("--scale", help="activation scales: temporal, static (default), static-log, dynamic, "
+         "table, pact, nipq, auto")  # fmt: skip
     flag("--steps", type=int, help="optimizer steps in all (default: tdquant.steps of the "
          "configuration)")  # fmt: skip
     flag("-n", "--name", help="name of the run (default: that of the configuration)")
     flag("-l", "--logdir", type=Path, default=Path("logs"), help="where runs are (default: logs)")
     flag("-r", "--resume", metavar="RUN", help="folder of a run to go on with")
     flag("--rates", help="learning rates of scales: equal or published")
+    flag("--step-rate", type=float, metavar="X", help="learning rate of activation scales: X "
+         "times the network's (default: by --rates)")  # fmt: skip
     flag("--scheme", help="published: grids, starts and scale networks of the published code "
          "(default: ours)")  # fmt: skip
     flag("--distill", type=float, metavar="SHARE", help="learn from the float model's output, "
@@ -123,7 +125,8 @@ def _described(options: argparse.Namespace) -> dict[str, Any]:
     where = " + ".join(options.base)
     config = read_config(options.base, options.overrides)
     check_latent_diffusion(config, where)
-    given = picked(options, "seed", "steps", "rates", "scheme", "scale", "correct")
+    names = ("seed", "steps", "rates", "step_rate", "scheme", "scale", "correct")
+    given = picked(options, *names)
     given = {name: value for name, value in given.items() if value is not None}
     settings = training_options(config | {"tdquant": (config.get("tdquant") or {}) | given}, where)
     base = settings["rate"] or config["model"].get("base_learning_rate")

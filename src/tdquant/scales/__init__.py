@@ -8,7 +8,7 @@ from tdquant.scales.noise import NoiseScale
 from tdquant.scales.pact import PactScale
 from tdquant.scales.pending import PendingScale
 from tdquant.scales.published import PublishedScale
-from tdquant.scales.static import StaticScale
+from tdquant.scales.static import StaticLogScale, StaticScale
 from tdquant.scales.table import TableScale
 from tdquant.scales.temporal import TemporalScale
 
@@ -23,6 +23,7 @@ __all__ = [
     "PublishedScale",
     "Scale",
     "ScaleBank",
+    "StaticLogScale",
     "StaticScale",
     "TableScale",
     "TemporalScale",

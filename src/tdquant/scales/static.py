@@ -4,6 +4,13 @@ The gradient of the step is multiplied by ``g = 1 / sqrt(N Q)``, with N the numb
 one sample and Q the highest code, without which the step learns hundreds of times faster than the
 weights.
 
+Learned by its logarithm,
+
+    s = s_0 e^a,    d s / d a = s
+
+the step moves by shares of itself, whatever its size, and stays positive. ``a`` starts at 0, where
+s is exactly ``s_0``.
+
 References:
     Esser et al., Learned Step Size Quantization, 2020 (https://arxiv.org/abs/1902.08153), section
     2.2.
@@ -33,3 +40,22 @@ class StaticScale(Scale):
 
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         return floored(self.step, lsq_factor(x, grid))
+
+
+class StaticLogScale(Scale):
+    """One learned step, by its logarithm.
+
+    Arguments:
+        start: Its first value, s_0.
+    """
+
+    kind = "static-log"
+    start: Tensor
+
+    def __init__(self, start: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("start", torch.tensor(check_step(start, "StaticLogScale")))
+        self.growth = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
+        return floored(self.start * self.growth.exp(), lsq_factor(x, grid))

@@ -160,7 +160,9 @@ def train(
     with keeping_modes(model), keeping_random_state():
         learner = Learner(
             model.train(),
-            parameter_groups(model, rate, rates=how.rates, decay=how.decay),
+            parameter_groups(
+                model, rate, rates=how.rates, step_rate=how.step_rate, decay=how.decay
+            ),
             objective,
             accelerator,
             ema=how.ema,

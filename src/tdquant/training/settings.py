@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tdquant.errors import TrainingError, raise_collected
-from tdquant.training.groups import RATES
+from tdquant.training.groups import RATES, STEP_RATE, WHY_STEP_RATE, is_multiple
 from tdquant.training.learner import PRECISIONS
 from tdquant.training.optimizing import SCHEDULES
 
@@ -17,6 +17,8 @@ class Optimization:
     Arguments:
         rates: Learning rates of scales relative to the network's, ``"equal"`` or ``"published"``;
             see ``parameter_groups``.
+        step_rate: Learning rate of the activation scales of every kind as a multiple of the
+            network's, instead of that of ``rates``; 0 leaves them as calibration put them.
         warmup: Optimizer steps of linear warm-up; a twentieth of all, at most 5000, if None.
         schedule: ``"constant"`` after the warm-up, or ``"cosine"`` down to zero.
         decay: Weight decay of the network.
@@ -31,6 +33,7 @@ class Optimization:
     """
 
     rates: str = "equal"
+    step_rate: float | None = None
     warmup: int | None = None
     schedule: str = "constant"
     decay: float = 0.01
@@ -47,6 +50,8 @@ class Optimization:
             for name, known in names.items()
             if getattr(self, name) not in known
         ]
+        if self.step_rate is not None and not is_multiple(self.step_rate):
+            found.append(f"step_rate={self.step_rate!r}: {WHY_STEP_RATE}; {STEP_RATE}")
         if self.accumulate < 1:
             found.append(f"accumulate={self.accumulate}: at least 1")
         found += [

@@ -231,7 +231,7 @@ def test_learns(model):
     networks = [q.scale for _, q in activation_quantizers(learning)]
     assert len(groups["temporal"]) == 4 * len(networks)
     assert any(p.grad.any() for p in groups["temporal"])
-    assert any(p.grad.any() for p in groups["steps"])
+    assert any(p.grad.any() for p in groups["weight_steps"])
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

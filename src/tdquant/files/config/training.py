@@ -58,6 +58,8 @@ class TrainingOptions(Section):
             each weight, the time path in float.
         rates: published: learned step sizes at a tenth of the rate, scales' networks at the whole;
             equal: all at the rate.
+        step_rate: Rate of the activation scales as a multiple of the network's, instead of that
+            of ``rates``.
         correct: Samples on which a correction of the output is fitted at the end; 0: none.
         calibration_batches: Batches from which the scales start. With ``scheme: published``, draws
             of t for one batch, 100 by default.
@@ -83,6 +85,7 @@ class TrainingOptions(Section):
     time_weights: Annotated[int, Field(ge=2)] | None = None
     scheme: Literal["tdquant", "published"] = "tdquant"
     rates: Literal["published", "equal"] = "published"
+    step_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     correct: _Whole = 0
     calibration_batches: _Count = 16
 

@@ -46,7 +46,9 @@ from tdquant.training import (
 from tdquant.training.checkpoints import Checkpoint
 from tdquant.training.order import loader
 
-_OPTIMIZATION = ("rates", "warmup", "schedule", "ema", "clip", "accumulate", "precision")
+_OPTIMIZATION = (
+    "rates", "step_rate", "warmup", "schedule", "ema", "clip", "accumulate", "precision",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
