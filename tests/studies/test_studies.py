@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 STUDIES = Path(__file__).parents[2] / "studies"
-NAMES = ("qat", "ptq", "fast_forward", "ablations", "movement", "cost", "alternatives")
+NAMES = (
+    "qat", "ptq", "distances", "fast_forward", "ablations", "movement", "cost", "alternatives"
+)  # fmt: skip
 MODULES = (*(file.stem for file in STUDIES.glob("*.py")), "small_models")
 VERDICTS = {"holds", "holds in part", "does not hold", "not finished"}
 WORDS = ("title", "question", "claim", "measured", "verdict", "command")
