@@ -55,6 +55,7 @@ REWRITES = {
     "balance": balance,
     "rotation": rotate,
     "low rank": branch,
+    "split": split,
     "balance, low rank": inside(balance, layer=branch),
     "rotation, balance": inside(rotate, layer=balance),
     "split, balance and low rank": inside(split, parts_0=balance, parts_1=branch),

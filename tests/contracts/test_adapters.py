@@ -163,14 +163,15 @@ def test_a_small_adapter_fused_into_few_bits_is_told(made):
         model.fuse_lora()
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.filterwarnings("ignore:rounding keeps")
-def test_two_adapters_with_weights(made, state):
+def test_two_adapters_with_weights(made, state, kind):
     _, calls, models = made
     model = copy.deepcopy(models[state, 8])
     plain = out(model, calls[0])
     for name in ("a", "b"):
-        model.add_adapter(KINDS["lora"](), name)
+        model.add_adapter(KINDS[kind](), name)
     fill(model)
     model.set_adapters(["a", "b"], [0.5, 2.0])
     both = out(model, calls[0])

@@ -7,7 +7,6 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 import tdquant as tdq
-from tdquant.errors import ConversionError
 from tdquant.layers import StructuredLayer
 from tdquant.quantizers import CodedWeight, FrozenWeight, WeightQuantizer
 from tdquant.quantizers.groups import most
@@ -199,8 +198,11 @@ def test_adapters_of_another_architecture(made, pipe, tmp_path):
     assert torch.equal(sample(pipe, call), before)
 
 
-def test_a_split_layer_takes_no_adapter(pipe):
-    split = {name for name, m in pipe.unet.named_modules() if isinstance(m, StructuredLayer)}
-    assert any(name.endswith("conv_shortcut") for name in split)
-    with pytest.raises(ConversionError, match="split=False"):
-        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["conv_shortcut"]))
+def test_an_adapter_of_a_split_layer(pipe):
+    split = {n: m for n, m in pipe.unet.named_modules() if isinstance(m, StructuredLayer)}
+    (path, layer), *_ = [(n, m) for n, m in split.items() if n.endswith("conv_shortcut")]
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["conv_shortcut"]))
+    assert pipe.unet.get_submodule(path).base_layer is layer
+    pipe.unet.delete_adapters("default")
+    pipe.unet.unload_lora()
+    assert pipe.unet.get_submodule(path) is layer

@@ -119,6 +119,18 @@ class BalancedLayer(WrappedLayer):
     def specification(self) -> dict[str, Any]:
         return {}
 
+    def whole_weight(self) -> Tensor:
+        weight: Tensor = self.layer.weight
+        columns = self._columns(weight)
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return (wide * columns).to(weight.dtype)
+
+    def shares(self, change: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        return [(self.layer, change / self._columns(change))]
+
+    def _columns(self, weight: Tensor) -> Tensor:
+        return _columns(self.divide.inverse, weight, getattr(self, "groups", 1))
+
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(self.divide(x))
 
@@ -143,9 +155,8 @@ def _inverse(layer: Any, c: Tensor) -> Tensor:
 
 def _multiplied(layer: Any, inverse: Tensor) -> Tensor:
     """The weight ``(out, in / groups, *)`` with its columns multiplied, in its dtype."""
-    weight, groups = layer.weight.detach(), getattr(layer, "groups", 1)
-    columns = inverse.reshape(groups, 1, -1).expand(groups, len(weight) // groups, -1)
-    columns = columns.reshape(len(weight), -1, *[1] * (weight.ndim - 2))
+    weight = layer.weight.detach()
+    columns = _columns(inverse, weight, getattr(layer, "groups", 1))
     # By the inverse's inverse: what was rounded once is rounded the same way in both places.
     found = (weight.to(torch.promote_types(weight.dtype, torch.float32)) / columns).to(
         weight.dtype
@@ -157,3 +168,9 @@ def _multiplied(layer: Any, inverse: Tensor) -> Tensor:
             fix="smaller factors, or a model in float32 or bfloat16",
         )
     return found
+
+
+def _columns(inverse: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """``1 / c`` of each column of a weight ``(out, in / groups, *)``, shaped to broadcast."""
+    columns = inverse.reshape(groups, 1, -1).expand(groups, len(weight) // groups, -1)
+    return columns.reshape(len(weight), -1, *[1] * (weight.ndim - 2))

@@ -142,15 +142,26 @@ class LowRankLayer(WrappedLayer):
         self.up.weight.copy_(u.reshape(self.up.weight.shape))
 
     def _rest(self, weight: Tensor) -> Tensor:
-        """``W - L`` with the factors as they are rounded, in the dtype of W."""
+        """``W - L`` in the dtype of W."""
+        return (weight.detach().double() - self._product(weight)).to(weight.dtype)
+
+    def _product(self, weight: Tensor) -> Tensor:
+        """L in float64 and the shape of a weight, of the factors as they are rounded."""
         v, u = (
             factor.weight_quantizer(factor.weight)
             if isinstance(factor, QuantLayer)
             else factor.weight
             for factor in (self.down, self.up)
         )
-        product = u.flatten(1).double() @ v.flatten(1).double()
-        return (weight.detach().double() - product.reshape(weight.shape)).to(weight.dtype)
+        return (u.flatten(1).double() @ v.flatten(1).double()).reshape(weight.shape)
+
+    def whole_weight(self) -> Tensor:
+        rest: Tensor = self.layer.weight
+        return (rest.double() + self._product(rest)).to(rest.dtype)
+
+    def shares(self, change: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        # The factors were chosen for the weight, and stay.
+        return [(self.layer, change)]
 
     def specification(self) -> dict[str, Any]:
         return {"rank": int(self.down.weight.shape[0])}

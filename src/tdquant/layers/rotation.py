@@ -66,6 +66,11 @@ class HadamardRotation(KeepFloat32Mixin):
         w = weight.double() / self.diagonal.to(weight.device).double()
         return (self._mixed(w) / self.block).to(weight.dtype)
 
+    def redone(self, weight: Tensor) -> Tensor:
+        """``W R`` of a weight ``(*, C)``, in its dtype."""
+        diagonal = self.diagonal.to(weight.device).double()
+        return (self._mixed(weight.double()) * diagonal).to(weight.dtype)
+
     def _mixed(self, x: Tensor) -> Tensor:
         left, right = (m.to(x.device, x.dtype) for m in (self.left, self.right))
         blocks = x.unflatten(-1, (x.shape[-1] // self.block, left.shape[0], right.shape[0]))
@@ -129,6 +134,12 @@ class RotatedLayer(WrappedLayer):
 
     def specification(self) -> dict[str, Any]:
         return {"seed": self.rotation.seed, "block": self.rotation.block}
+
+    def whole_weight(self) -> Tensor:
+        return self.rotation.redone(self.layer.weight)
+
+    def shares(self, change: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        return [(self.layer, self.rotation.undone(change))]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(self.rotation(x))

@@ -114,6 +114,22 @@ class SplitLayer(StructuredLayer):
     def specification(self) -> dict[str, Any]:
         return {"sizes": list(self.sizes)}
 
+    @property
+    def main(self) -> Any:
+        return self.parts[0]
+
+    def whole_weight(self) -> Tensor:
+        return torch.cat([part.weight for part in self.parts], dim=1)  # type: ignore[misc]
+
+    def shares(self, change: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        return list(zip(self.parts, change.split(self.sizes, 1), strict=True))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("in_features", "in_channels"):
+            getattr(self.main, name)  # raises what a layer of the other kind does
+            return sum(self.sizes)
+        return super().__getattr__(name)
+
     def forward(self, input: Tensor) -> Tensor:
         """The sum of the parts on their slices."""
         first, *others = input.split(self.sizes, self.dimension)

@@ -27,6 +27,21 @@ CHANNELS: dict[type[nn.Module], int] = {
 }
 """Dimension of the input channels in what a layer takes, counted from the end."""
 
+_LAYER = (
+    "bias",
+    "in_features",
+    "out_features",
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+"""Attributes of a linear layer or a convolution besides its weight."""
+
 
 def channel_dimension(layer: nn.Module) -> int | None:
     """The dimension of the input channels in what a layer takes, None if it is not known."""
@@ -34,7 +49,12 @@ def channel_dimension(layer: nn.Module) -> int | None:
 
 
 class StructuredLayer(nn.Module):
-    """A layer of several. A subclass names itself and says how it comes from one float layer."""
+    """A layer of several. A subclass names itself and says how it comes from one float layer.
+
+    It has the attributes of the layer that it stands for, as models and adapters ask for them:
+    ``bias``, ``stride`` and so on are those of ``main``, and ``weight`` is formed from the weights
+    inside whenever it is read.
+    """
 
     structure: ClassVar[str] = ""
     least_bits: ClassVar[Mapping[str, tuple[int, int]]] = {}
@@ -88,6 +108,36 @@ class StructuredLayer(nn.Module):
         """JSON-safe keyword arguments of ``from_float``; tensors belong into the state dict."""
         raise NotImplementedError
 
+    @property
+    def main(self) -> Any:
+        """The layer inside that has the bias and the window of the one it stands for, which may
+        be a structure as well; None if none does.
+        """
+        return None
+
+    def whole_weight(self) -> Tensor:
+        """The weight ``(out, in / groups, *)`` of the layer that it stands for. Layers inside,
+        plain ones or structures, have theirs as ``weight``.
+        """
+        raise NotImplementedError
+
+    def shares(self, change: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        """Layers inside, plain ones or structures, each with what its weight changes by where
+        that of the layer that it stands for changes: a linear map.
+
+        Arguments:
+            change: Of the shape of ``whole_weight``, float64; so is what is returned.
+        """
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        if (name == "weight" or name in _LAYER) and (main := self.main) is not None:
+            # Layers of backends keep an empty weight, for those who ask for its type.
+            if name == "weight" and stands_for_one(self) and main.weight.numel():
+                return self.whole_weight()
+            return getattr(main, name)
+        return super().__getattr__(name)
+
 
 class WrappedLayer(StructuredLayer):
     """A structure around one plain layer.
@@ -101,14 +151,39 @@ class WrappedLayer(StructuredLayer):
         self.layer: Any = layer
 
     @property
-    def weight(self) -> Any:
-        """The inner weight, where a model looks for the dtype of a layer."""
-        return self.layer.weight
+    def main(self) -> Any:
+        return self.layer
 
-    @property
-    def bias(self) -> Any:
-        """The inner bias."""
-        return self.layer.bias
+
+def stands_for_one(layer: nn.Module) -> bool:
+    """Whether a layer is plain, or a structure that says, as all in it do, which weight it stands
+    for and how a change of it is spread.
+    """
+    return not any(
+        isinstance(module, StructuredLayer)
+        and (
+            module.main is None
+            or type(module).whole_weight is StructuredLayer.whole_weight
+            or type(module).shares is StructuredLayer.shares
+        )
+        for module in layer.modules()
+    )
+
+
+def plain_layer(layer: Any) -> Any:
+    """The plain layer that has the bias and the window of a layer, plain or a structure."""
+    return plain_layer(layer.main) if isinstance(layer, StructuredLayer) else layer
+
+
+def plain_shares(layer: Any, change: Tensor) -> Iterator[tuple[Any, Tensor]]:
+    """Every plain layer in a layer, plain or a structure that ``stands_for_one``, with what its
+    weight changes by where that of the whole changes.
+    """
+    if not isinstance(layer, StructuredLayer):
+        yield layer, change
+        return
+    for part, share in layer.shares(change):
+        yield from plain_shares(part, share)
 
 
 def structure_named(name: str, where: str = "") -> type[StructuredLayer]:
