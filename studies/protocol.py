@@ -23,7 +23,7 @@ import tdquant as tdq
 from tdquant.lab.metrics import FrechetDistance, mse
 from tdquant.models import Pipe
 from tdquant.models.embedded import EMBEDDED
-from tdquant.training import DiffusionObjective
+from tdquant.training import DiffusionObjective, Training
 from tdquant.training.order import loader
 
 MODELS = ("cats-ddpm", "cats-ldm")
@@ -62,18 +62,38 @@ class Latents(Dataset):
 
 
 class Remembered(nn.Module):
-    """A teacher that keeps its answers: every run of a seed trains on the same batches."""
+    """A teacher that keeps its answers: every run of a seed trains on the same batches.
 
-    def __init__(self, model: nn.Module) -> None:
+    Arguments:
+        model: The float model.
+        most: Answers to keep; None keeps all.
+    """
+
+    def __init__(self, model: nn.Module, most: int | None = None) -> None:
         super().__init__()
-        self.model, self.answers = model, {}
+        self.model, self.most, self.answers = model, most, {}
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         asked = x.numpy().tobytes() + t.numpy().tobytes()
         key = hashlib.blake2b(asked, digest_size=16).digest()
-        if key not in self.answers:
-            self.answers[key] = self.model(x, t)
-        return self.answers[key]
+        if key in self.answers:
+            return self.answers[key]
+        answer = self.model(x, t)
+        if self.most is None or len(self.answers) < self.most:
+            self.answers[key] = answer
+        return answer
+
+
+def last_losses(training: Training) -> float:
+    """Mean loss of the last fifth of the steps.
+
+    Raises:
+        SystemExit: The run was stopped before its last step, and is no result.
+    """
+    if not training.finished:
+        raise SystemExit(f"stopped at step {training.step}; this run is not kept")
+    losses = training.losses[-max(len(training.losses) // 5, 1) :]
+    return sum(losses) / len(losses)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from ledger import (
     sentence,
     span,
 )
-from protocol import MODELS, Subject
+from protocol import MODELS, Subject, last_losses
 from strips import Strips
 from tdquant.training import Optimization
 
@@ -83,8 +83,7 @@ def finished(subject, model, settings, rate, seed, rates="equal"):
         teacher=subject.teacher, distill=settings["distill"], seed=seed,
         progress=False,
     ).tdq.training  # fmt: skip
-    tail = done.losses[-max(len(done.losses) // 5, 1) :]
-    return tdq.freeze(done.average), sum(tail) / len(tail)
+    return tdq.freeze(done.average), last_losses(done)
 
 
 def observed(subject, settings, seed):

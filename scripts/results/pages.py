@@ -21,6 +21,7 @@ from scripts.results import (  # noqa: F401
     cards,
     cost,
     demo,
+    fair_lsq,
     fewer_steps,
     measures,
     movement,

@@ -11,7 +11,8 @@ from PIL import Image
 
 STUDIES = Path(__file__).parents[2] / "studies"
 NAMES = (
-    "qat", "ptq", "distances", "fast_forward", "ablations", "movement", "cost", "alternatives"
+    "qat", "fair_lsq", "ptq", "distances", "fast_forward", "ablations", "movement", "cost",
+    "alternatives",
 )  # fmt: skip
 MODULES = (*(file.stem for file in STUDIES.glob("*.py")), "small_models")
 VERDICTS = {"holds", "holds in part", "does not hold", "not finished"}
@@ -346,3 +347,15 @@ def test_what_is_committed_can_be_reported(file):
     for strip in study["samples"]:
         for row in strip["rows"]:
             assert all((file.parent / row["files"][value]).exists() for value in strip["values"])
+
+
+def test_a_training_that_was_stopped_is_no_result(studies):
+    from tdquant.training import Training
+
+    last_losses = studies("protocol").last_losses
+    losses = [9.0] * 16 + [1.0, 2.0, 3.0, 4.0]
+    done = Training(torch.nn.Identity(), 20, True, losses, 1.0)
+    assert last_losses(done) == 2.5
+    assert last_losses(Training(torch.nn.Identity(), 1, True, [3.0], 1.0)) == 3.0
+    with pytest.raises(SystemExit, match="stopped at step 20"):
+        last_losses(Training(torch.nn.Identity(), 20, False, losses, 1.0))
