@@ -24,7 +24,7 @@ from tdquant.quantizers.starting import start_steps
 from tdquant.recipe import FLOAT, LayerRecipe, Recipe
 from tdquant.scales import DynamicScale, NoiseScale, PendingScale, Scale
 from tdquant.state import recipe_of, state_of
-from tdquant.support.adapters import PEFT, adapters_of
+from tdquant.support.adapters import refuse_peft
 from tdquant.support.announce import announce
 from tdquant.support.hooks import check_onloaded
 from tdquant.support.patterns import matching, unmatched_patterns
@@ -70,15 +70,9 @@ def convert_layers(
                 where=path or type(model).__name__,
                 fix="start from the float model",
             )
-    adapters = adapters_of(model)
-    if adapters is not None and adapters[0] is PEFT:
-        raise ConversionError(
-            adapters[0],
-            where=adapters[1],
-            why="its layers are those of the adapter and the float ones below",
-            fix="pipe.fuse_lora(), pipe.unload_lora_weights(), then tdq.quantize; or load the "
-            "adapter afterwards, as a float branch",
-        )
+    refuse_peft(
+        model, "its layers are those of the adapter and the float ones below", "tdq.quantize"
+    )
     family = family_of(model)
     layers, roles = quantizable_layers(model, family), named_roles(model)
     if not layers:

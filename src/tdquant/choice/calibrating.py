@@ -29,6 +29,7 @@ from tdquant.layers.correction import drop_correction
 from tdquant.layers.float_bias import drop_bias_correction
 from tdquant.recipe import Recipe
 from tdquant.state import note, recipe_of, state_of
+from tdquant.support.adapters import refuse_peft
 from tdquant.support.restoring import changes_model
 
 TRIED = ("rotation", "factors", "rounding", "correction")
@@ -99,7 +100,7 @@ def calibrate(
         CalibrationError: No batches, none that reached a layer, NaN or infinite activations, an
             unknown estimator, or calls at mixed times for a scale over time of a layer whose
             samples cannot be told apart. The model is then left as it was.
-        ConversionError: The model is not quantized.
+        ConversionError: The model is not quantized, or has adapters of peft.
         RecipeError: A budget that cannot be met: the least that can be, and the layers that keep
             it from less, are told. The model is then left as it was.
 
@@ -109,6 +110,7 @@ def calibrate(
     the estimator (``tdquant.calibration.published``).
     """
     clock_of(model)
+    refuse_peft(model, "recipes and reports name its layers as they are without", "tdq.calibrate")
     drop_correction(model, "calibrate")
     drop_bias_correction(model)
     recipe, budget = recipe_of(model) or Recipe(remedies=()), budget or Budget()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from tdquant.errors import BackendError
+from tdquant.errors import BackendError, ConversionError
 
 PEFT = "a model with adapters of peft"
 IMAGE = "a model with an IP-Adapter"
@@ -21,6 +21,25 @@ def adapters_of(model: nn.Module) -> tuple[str, str] | None:
         if "IPAdapter" in type(module).__name__:
             return IMAGE, path
     return None
+
+
+def refuse_peft(model: nn.Module, why: str, verb: str) -> None:
+    """Raises ConversionError for a model with adapters of peft.
+
+    Arguments:
+        model: The model.
+        why: What is wrong with that.
+        verb: The call that refuses it: ``"tdq.quantize"``.
+    """
+    found = adapters_of(model)
+    if found is not None and found[0] is PEFT:
+        raise ConversionError(
+            PEFT,
+            where=found[1],
+            why=why,
+            fix=f"pipe.fuse_lora(), pipe.unload_lora_weights(), then {verb}; or load the adapter "
+            "afterwards, as a float branch",
+        )
 
 
 def widened_layer(model: nn.Module) -> str | None:
