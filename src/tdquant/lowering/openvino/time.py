@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,8 +48,9 @@ def split_time(graph: Any, timestep: str) -> Any:
     """Takes what depends on the timestep alone out of a graph of static shapes, in place.
 
     Arguments:
-        graph: An ``openvino.Model``; inputs named ``time.0`` and so on take the place of its
-            timestep, which stays an input where it meets the sample.
+        graph: An ``openvino.Model``; inputs named ``time.0`` and so on, one for each type of
+            numbers, take the place of its timestep, which stays an input where it meets the
+            sample.
         timestep: Name of the input that is the timestep.
 
     Returns:
@@ -78,19 +80,48 @@ def split_time(graph: Any, timestep: str) -> Any:
     # The timestep itself is no output of what is split off: OpenVINO would compute in its memory.
     if any(shape(y) is None for y, _ in handed) or all(y == clock.output(0) for y, _ in handed):
         return None
-    found, inputs = list[Any](), list[Any]()
+    results, inputs = list[Any](), list[Any]()
+    packs = defaultdict[Any, list[Any]](list)
     for output, users in handed:
-        value = op.parameter(shape(output), output.get_element_type())
-        own = output == clock.output(0)
-        value.output(0).set_names({timestep if own else f"{PASSED}{len(found)}"})
-        for user in users:
-            user.replace_source_output(value.output(0))
-        if not own:
-            found.append(op.result(output))
+        if output == clock.output(0):
+            value = op.parameter(shape(output), output.get_element_type())
+            value.output(0).set_names({timestep})
+            inputs.append(value)
+            _reconnect(users, value.output(0))
+        else:
+            packs[output.get_element_type().to_dtype()].append((output, users))
+    for pack in packs.values():
+        packed, value = _packed(pack)
+        value.output(0).set_names({f"{PASSED}{len(results)}"})
+        results.append(op.result(packed))
         inputs.append(value)
     graph.add_parameters(inputs)
     graph.remove_parameter(clock)
-    return ov.Model(found, [clock], "time")
+    return ov.Model(results, [clock], "time")
+
+
+def _packed(values: list[tuple[Any, list[Any]]]) -> tuple[Any, Any]:
+    """One vector of all values, and the input that takes its place for their users: to hand over
+    sixty small tensors takes as long as a few layers.
+
+    Arguments:
+        values: Outputs of one type with their users.
+    """
+    op = operators()
+    flat = [op.reshape(y, op.constant(np.array([-1])), False).output(0) for y, _ in values]
+    sizes = [math.prod(shape(y) or ()) for y, _ in values]
+    vector = op.concat(flat, 0).output(0)
+    value = op.parameter([sum(sizes)], vector.get_element_type())
+    parts = op.variadic_split(value, op.constant(np.int64(0)), op.constant(np.array(sizes)))
+    for (output, users), part in zip(values, parts.outputs(), strict=True):
+        whole = op.constant(np.array(shape(output), dtype=np.int64))
+        _reconnect(users, op.reshape(part, whole, False).output(0))
+    return vector, value
+
+
+def _reconnect(users: list[Any], source: Any) -> None:
+    for user in users:
+        user.replace_source_output(source)
 
 
 def _feeds(node: Any, core: set[str]) -> bool:
