@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 import tdquant as tdq
-from tdquant.choice.rotation import _within
 from tdquant.layers.rotation import RotatedLayer
 
 WIDTH = 64
@@ -96,12 +95,6 @@ def test_a_budget_bounds_the_time_of_additions(budget, count):
 
 def test_a_product_of_one_row_waits_for_its_weight():
     assert len(rotated(calibrated(budget=tdq.Budget(rotation=1e-6)))) == 3
-
-
-def test_the_largest_gains_for_their_cost_come_first():
-    gains, costs = {"a": 3.0, "b": 2.0, "c": 1.0}, {"a": 3.0, "b": 1.0, "c": 0.9}
-    assert _within(2.0, gains, costs) == ["b", "c"]
-    assert _within(5.0, gains, costs) == ["b", "c", "a"]
 
 
 def test_dead_channels_and_inputs_of_zero():

@@ -15,6 +15,7 @@ from tdquant.layers.correction import correction_of
 from tdquant.lowering.backends import BACKENDS
 from tdquant.lowering.cuda import lower_on
 from tdquant.quantizers import ActivationQuantizer
+from tdquant.scales import DynamicScale
 from tests.conftest import quantized
 from tests.denoisers import Blocks, calls
 from tests.rewritten import CASES as REWRITES
@@ -25,6 +26,7 @@ SETTINGS = {
     "W4A4 temporal": {"weights": 4, "activations": 4},
     "W3A5 static": {"weights": 3, "activations": 5, "scale": "static"},
     "W8A8 dynamic": {"scale": "dynamic"},
+    "W8A8 dynamic by row": {"scale": "dynamic", "by_row": True},
     "W8 float activations": {"weights": 8, "activations": 32},
     "float weights A8": {"weights": 32, "activations": 8},
     "W4A6 per tensor": {"weights": 4, "activations": 6, "granularity": "tensor"},
@@ -49,8 +51,10 @@ def frozen_by(setting):
 @functools.cache
 def _frozen_by(setting):
     recipe = dict(SETTINGS[setting])
-    corrected = recipe.pop("corrected", False)
+    corrected, by_row = recipe.pop("corrected", False), recipe.pop("by_row", False)
     frozen = tdq.freeze(quantized(calibrated=recipe.get("activations") != 32, **recipe))
+    if by_row:
+        put_rows(frozen)
     if corrected:
         plain = copy.deepcopy(frozen)
 
@@ -62,6 +66,13 @@ def _frozen_by(setting):
         frozen = tdq.correct(frozen, louder, calls(), progress=False)
         assert correction_of(frozen).bias.table.abs().max() > 1
     return frozen
+
+
+def put_rows(model):
+    """Gives the inputs of linear layers a dynamic step for each row, in place."""
+    for _, layer in rounding_layers(model):
+        if isinstance(layer, torch.nn.Linear):
+            layer.input_quantizer.scale = DynamicScale(by_row=True)
 
 
 def lowered(model, backend):

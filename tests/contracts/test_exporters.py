@@ -12,7 +12,7 @@ from tests.contracts.test_backends import SETTINGS, frozen_by
 from tests.rewritten import CASES as REWRITES
 from tests.rewritten import FEW, inputs, rewritten
 
-QUICK = {".xml": ("W4A4 corrected", "W8A8 dynamic"), ".onnx": ("W4A4 corrected",)}
+QUICK = {".xml": ("W4A4 corrected", "W8A8 dynamic by row"), ".onnx": ("W4A4 corrected",)}
 """What is not left to the slow tests; the backend of OpenVINO goes through all settings, too."""
 
 CASES = [

@@ -1,26 +1,31 @@
 import torch
 
-from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
+from tdquant.numerics.fake_quantize import FLOOR, expand_scale
 from tdquant.numerics.grid import Grid
 from tdquant.scales import DynamicScale
 
 
-def test_holds_the_extremes_of_every_sample():
-    x = torch.randn(5, 7) * torch.tensor([0.01, 0.1, 1, 10, 100])[:, None]
-    for grid in (Grid.signed(8), Grid.affine(8, 100)):
-        s = DynamicScale()(None, x, grid)
-        assert s.shape == (5,)
-        error = (fake_quantize(x, expand_scale(s, x), grid.low, grid.high) - x).abs().amax(1)
-        assert (error <= s / 2 * 1.001).all()
+def test_a_step_holds_the_extremes_of_each_row():
+    x = torch.tensor([[[1.0, -2.0], [0.5, 0.25]], [[0.0, 0.0], [-127.0, 3.0]]])
+    step = DynamicScale(by_row=True)(None, x, Grid.signed(8))
+    assert step.shape == (2, 2, 1)
+    assert torch.equal(expand_scale(step, x), step)
+    wanted = torch.tensor([[2 / 128, 0.5 / 127], [FLOOR, 127 / 128]]).unsqueeze(-1)
+    assert torch.allclose(step, wanted)
+    assert ((x / step).round() <= 127).all()
 
 
-def test_batch_split_changes_nothing():
-    x, scale, grid = torch.randn(6, 9), DynamicScale(), Grid.signed(6)
-    whole = scale(None, x, grid)
-    parts = torch.cat([scale(None, p, grid) for p in x.split(2)])
-    assert torch.equal(whole, parts)
+def test_rows_of_one_sided_codes():
+    x, grid = torch.tensor([[4.0, -0.1], [4.0, -1.0]]), Grid.affine(8, 16)
+    step = DynamicScale(by_row=True)(None, x, grid)
+    assert torch.allclose(step, torch.tensor([[4 / grid.high], [1 / 16]]))
 
 
-def test_zero_input_and_one_sided_grid():
-    s = DynamicScale()(None, torch.zeros(2, 3), Grid.affine(4, 0))
-    assert (s > 0).all()
+def test_one_vector_is_one_row():
+    x = torch.tensor([3.0, -1.0])
+    assert DynamicScale(by_row=True)(None, x, Grid.signed(8)).shape == (1,)
+
+
+def test_settings_are_those_of_a_copy():
+    assert DynamicScale.blank(**DynamicScale(by_row=True).settings()).by_row
+    assert not DynamicScale.blank(**DynamicScale().settings()).by_row

@@ -10,7 +10,7 @@ calls; r is what they leave, so that the float model's own trajectory is met exa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,14 +58,23 @@ class Rollout:
         return len(self.start) // len(halves(self.start))
 
     @torch.no_grad()
-    def run(self, model: nn.Module, label: str = "") -> Tensor:
-        """The end of the trajectory of a model, ``(B, *)`` in float32, with a progress bar if it
-        has a label.
+    def run(
+        self, model: nn.Module, label: str = "", see: Callable[[Call], None] | None = None
+    ) -> Tensor:
+        """The end of the trajectory of a model, ``(B, *)`` in float32.
+
+        Arguments:
+            model: The model.
+            label: Of a progress bar, which there is if this is not empty.
+            see: Called with every call of the model.
         """
         x, before = self.start, list[Tensor]()
         last = self.steps[-2]
         for step in track(self.steps, label, len(self.steps), bool(label)):
-            outputs = predictions_of(run(model, _with_input(step.call, x)), x)
+            call = _with_input(step.call, x)
+            if see is not None:
+                see(call)
+            outputs = predictions_of(run(model, call), x)
             weights = last.weights if step.weights is None else step.weights
             assert weights is not None
             terms = [own(x, outputs), *outputs, *before]

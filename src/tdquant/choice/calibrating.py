@@ -17,6 +17,7 @@ from tdquant.calibration.published import start_as_published
 from tdquant.calls.call import Call
 from tdquant.choice.budget import Budget
 from tdquant.choice.budgeting import check_budget, check_unlimited, choose_bits, record_remedies
+from tdquant.choice.dynamic import drop_dynamic, try_dynamic
 from tdquant.choice.factors import try_factors
 from tdquant.choice.output import predictions, try_correction
 from tdquant.choice.rotation import try_rotation
@@ -32,7 +33,7 @@ from tdquant.state import note, recipe_of, state_of
 from tdquant.support.adapters import refuse_peft
 from tdquant.support.restoring import changes_model
 
-TRIED = ("rotation", "factors", "rounding", "correction")
+TRIED = ("rotation", "factors", "dynamic", "rounding", "correction")
 """Remedies that a trial of the whole model confirms."""
 
 
@@ -113,6 +114,7 @@ def calibrate(
     refuse_peft(model, "recipes and reports name its layers as they are without", "tdq.calibrate")
     drop_correction(model, "calibrate")
     drop_bias_correction(model)
+    drop_dynamic(model)
     recipe, budget = recipe_of(model) or Recipe(remedies=()), budget or Budget()
     if recipe.grid == "published":
         check_unlimited(budget)
@@ -160,6 +162,10 @@ def calibrate(
         )  # fmt: skip
     if recipe.uses("factors"):
         remedies += try_factors(model, batches, trial, seed=seed, progress=progress)
+    if recipe.uses("dynamic"):
+        remedies += try_dynamic(
+            model, batches, trial, budget.dynamic, margin=margin, seed=seed, progress=progress
+        )
     if recipe.uses("rounding"):
         remedies += try_rounding(model, batches.calls, trial, progress=progress)
     if bias_correction:

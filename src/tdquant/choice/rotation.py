@@ -32,6 +32,7 @@ from tdquant.calls.observing import observing
 from tdquant.choice.plain_layers import column_energy, is_plain, step_at, weight_error
 from tdquant.choice.time import layer_macs
 from tdquant.choice.trial import Trial
+from tdquant.choice.within import within
 from tdquant.errors import ConversionError
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.layers.base import INPUT
@@ -132,7 +133,7 @@ def try_rotation(
         before, after = before + own, after + float(errors[best])
         if after < (1 - margin) * before:
             choice[path], gains[path] = best, before - after
-    chosen = _within(budget, gains, _costs(model, rotated, observations))
+    chosen = within(budget, gains, _costs(model, rotated, observations))
     if not chosen:
         return []
     times = span or observations.times.resolve()
@@ -238,16 +239,6 @@ def _costs(
         additions = rows * one.layer.weight.shape[1] * (len(left) + len(right))
         found[path] = FLOAT_COST * additions / total if rows > 1 else 0.0
     return found
-
-
-def _within(budget: float, gains: Mapping[str, float], costs: Mapping[str, float]) -> list[str]:
-    """The layers with the largest gain for their cost that fit the budget."""
-    chosen, spent = [], 0.0
-    for path in sorted(gains, key=lambda p: -gains[p] / max(costs[p], 1e-12)):
-        if spent + costs[path] <= budget:
-            chosen.append(path)
-            spent += costs[path]
-    return chosen
 
 
 def _mean_squares(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tdquant.calibration.observe import Observations
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calibration.sample_error import sample_error
-from tdquant.calls.call import outputs, tensors_in
+from tdquant.calls.call import Call, outputs, tensors_in
 from tdquant.calls.observing import in_float
 from tdquant.calls.rollout import Rollout
 from tdquant.choice.trial_log import TrialLog
@@ -50,6 +50,8 @@ class Trial:
     Attributes:
         basis: Which of the three it is.
         exact: What the float model gives; empty until it was recorded.
+        fresh: Calls of it along trajectories that nothing was fitted to; those that calibration
+            has where there are none.
         log: The errors.
         generate: What draws the samples of the first two; None of the third.
     """
@@ -75,6 +77,8 @@ class Trial:
         self._progress, self._label = progress, ""
         self.log = log or TrialLog(None)
         self.exact: list[Tensor] = []
+        self.fresh = observations.calls
+        self._see: Callable[[Call], None] | None = None
         self._last: float | None = None  # error of the model as it is
 
     def record(self, model: nn.Module, key: str = "") -> None:
@@ -84,8 +88,14 @@ class Trial:
             model: The model.
             key: Everything else that the errors to be measured depend on.
         """
-        with in_float(model), self._under("following the float model"):
-            self.exact = self._results(model)
+        fresh = list[Call]()
+        self._see = fresh.append
+        try:
+            with in_float(model), self._under("following the float model"):
+                self.exact = self._results(model)
+        finally:
+            self._see = None
+        self.fresh = fresh or self.fresh
         told = [*self.exact, *tensors_in(self._calls)]
         digest = hash_tensors({str(i): tensor for i, tensor in enumerate(told)})
         digest.update(key.encode())
@@ -142,7 +152,9 @@ class Trial:
             self._label = ""
 
     def _follow(self, model: nn.Module) -> Tensor:
-        ends = [rollout.run(model, self._label).flatten(1) for rollout in self._rollouts]
+        ends = [
+            rollout.run(model, self._label, self._see).flatten(1) for rollout in self._rollouts
+        ]
         return torch.cat([end for end in ends if end.shape[1] == ends[0].shape[1]])
 
     def _results(self, model: nn.Module) -> list[Tensor]:

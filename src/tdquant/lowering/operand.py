@@ -64,12 +64,15 @@ class Operand(nn.Module):
         codes, scale = Codes.of(quantizer), quantizer.scale
         assert codes is not None
         self.codes, self.batch, self.values = codes, quantizer.batch, values
+        self.by_row = scale.by_row
         self.scale = (
             PrecomputedScale(scale, values, banks) if isinstance(scale, BankedScale) else None
         )
 
     def step(self, x: Tensor) -> Tensor:
         """The step at the call's timesteps, shaped to broadcast over x."""
+        if self.scale is None and self.by_row:
+            return self.dynamic_step(x)
         if self.scale is None:
             return expand_scale(self.dynamic_step(x), x, BatchAxis(self._axis))
         step = self.scale.now()
@@ -87,11 +90,12 @@ class Operand(nn.Module):
         channels through a flattening, and fails.
         """
         axes = tuple(d for d in range(x.ndim) if d != self._axis or x.ndim == 1)
+        axes = (-1,) if self.by_row else axes
         steps = []
         if self.codes.high > 0:
-            steps.append(x.amax(axes) / self.codes.high)
+            steps.append(x.amax(axes, self.by_row) / self.codes.high)
         if self.codes.low < 0:
-            steps.append(x.amin(axes) / self.codes.low)
+            steps.append(x.amin(axes, self.by_row) / self.codes.low)
         return (steps[0] if len(steps) == 1 else steps[0].maximum(steps[1])).clamp(min=FLOOR)
 
     def quantize(self, x: Tensor, step: Tensor) -> Tensor:

@@ -41,10 +41,10 @@ activation needs.
 
 
 def expand_scale(scale: Tensor, x: Tensor, batch: BatchAxis | None = None) -> Tensor:
-    """Shapes a scale ``()`` or ``(B,)`` to broadcast over x.
+    """Shapes a scale ``()`` or ``(B,)`` to broadcast over x. One of rows, ``(*, 1)``, does.
 
     Arguments:
-        scale: One step, or one for each sample.
+        scale: One step, one for each sample, or one for each row of the last dimension.
         x: The activation.
         batch: Where its samples lie; None if that was never found out: the first dimension is the
             batch if it has its size.
@@ -52,7 +52,7 @@ def expand_scale(scale: Tensor, x: Tensor, batch: BatchAxis | None = None) -> Te
     Raises:
         ClockError: Steps differ, and samples cannot be told apart.
     """
-    if scale.ndim == 0:
+    if scale.ndim != 1:
         return scale
     if scale.shape[0] == 1:
         return scale.reshape(())

@@ -66,6 +66,8 @@ class ActivationQuantizer(nn.Module):
     def step(self, x: Tensor) -> Tensor:
         """The step for x at the current timestep, shaped to broadcast over x."""
         scale, batch = self.scale, self.batch
+        if scale.by_row:  # whatever lies where
+            return scale(None, x, self.grid)
         if not scale.timed:
             # A step of its own for each index there, if any: a sample may have several.
             rows = BatchAxis(batch.axis or 0) if batch is not None else None

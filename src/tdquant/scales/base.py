@@ -44,7 +44,8 @@ class KeepFloat32Mixin(nn.Module):
 
 
 class Scale(KeepFloat32Mixin, ABC):
-    """``scale(timestep, x, grid) -> s``: positive float32 of shape ``()`` or ``(B,)``.
+    """``scale(timestep, x, grid) -> s``: positive float32 of shape ``()`` or ``(B,)``, or
+    ``(*, 1)`` by rows.
 
     A subclass sets its ``kind``, which registers it, and whether it reads the timestep. Only
     ``forward`` is required. The other methods say how the scale starts from calibrated steps, over
@@ -59,6 +60,8 @@ class Scale(KeepFloat32Mixin, ABC):
     """Whether ``timestep`` is read; if not, it may be None."""
     calibrated: ClassVar[bool] = True
     """Whether calibration can create it, so that a recipe may ask for it."""
+    by_row: bool = False
+    """Whether ``forward`` gives a step for each row of the last dimension, ``(*, 1)``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -22,6 +22,11 @@ from tdquant.recipe import Recipe
 from tdquant.scales import TableScale
 from tdquant.state import history, recipe_of, state_of
 
+ROWS = "dynamic by row"
+"""Name in files of a dynamic scale of rows. Versions that know none refuse it, and do not take it
+for one of samples.
+"""
+
 Description = Mapping[str, Any]
 
 
@@ -99,7 +104,7 @@ def _describe_activation(quantizer: Any) -> dict[str, Any]:
         "qmin": grid.qmin,
         "qmax": grid.qmax,
         "zero_point": grid.zero_point,
-        "scale": scale.kind,
+        "scale": ROWS if scale.by_row else scale.kind,
     }
     if quantizer.batch is not None:
         out["batch"] = asdict(quantizer.batch)

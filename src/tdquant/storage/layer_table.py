@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from tdquant.files.checkpoints import LazyTensor
-from tdquant.storage.description import Description
+from tdquant.storage.description import ROWS, Description
 from tdquant.storage.sparkline import sparkline
 from tdquant.support.tables import counted, cut, text_table
 
 HEAD = ("layer", "type", "weight", "input", "zero", "kB", "remedies", "s(t)")
 _REMEDIES = HEAD.index("remedies")
 _BARS = 24
+_DYNAMIC = {"dynamic": "dynamic: from each input", ROWS: "dynamic: from each row of the input"}
 """Characters of a sparkline. In narrow terminals it has 16 or 8, and no number of knots."""
 
 Tensors = Mapping[str, LazyTensor]
@@ -92,8 +93,8 @@ def _cells(weight: Any, activation: Any, prefix: str, tensors: Tensors) -> tuple
 
 
 def _steps(activation: Any, prefix: str, tensors: Tensors) -> Tensor | str:
-    if activation and activation["scale"] == "dynamic":
-        return "dynamic: from each input"
+    if activation and activation["scale"] in _DYNAMIC:
+        return _DYNAMIC[activation["scale"]]
     return _table(prefix, tensors) if activation else ""
 
 

@@ -31,7 +31,7 @@ from tdquant.quantizers.steps import row_blocks
 from tdquant.recipe import Recipe
 from tdquant.scales import DynamicScale, Scale, TableScale
 from tdquant.state import state_of
-from tdquant.storage.description import Description, activations, stored_width, weight_grid
+from tdquant.storage.description import ROWS, Description, activations, stored_width, weight_grid
 
 CODES, STEP, TABLE = ".weight.codes", ".weight.step", ".scale.table"
 MULTIPLIERS = ".weight.multipliers"
@@ -135,8 +135,8 @@ def _put_layer(
 def _activation(spec: Mapping[str, Any], clock: Clock) -> ActivationQuantizer:
     grid = Grid(spec["bits"], spec["qmin"], spec["qmax"], spec["zero_point"])
     scale: Scale
-    if spec["scale"] == "dynamic":
-        scale = DynamicScale()
+    if spec["scale"] in (DynamicScale.kind, ROWS):
+        scale = DynamicScale(by_row=spec["scale"] == ROWS)
     else:
         scale = _table(spec["knots"], spec.get("first") or 0)
     if "offset" in spec:
@@ -144,7 +144,7 @@ def _activation(spec: Mapping[str, Any], clock: Clock) -> ActivationQuantizer:
             grid, scale, clock, spec["offset"], spec["scale"]
         )
     else:
-        quantizer = ActivationQuantizer(grid, scale, clock, wanted=spec["scale"])
+        quantizer = ActivationQuantizer(grid, scale, clock, wanted=scale.kind)
     quantizer.batch = BatchAxis(**spec["batch"]) if spec.get("batch") else None
     return quantizer
 

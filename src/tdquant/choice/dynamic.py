@@ -1,0 +1,172 @@
+r"""Input-dynamic steps: which inputs get a step of their own for each sample, or, of linear layers,
+for each token (``tdquant.scales.dynamic``).
+
+    gain = (e - e_dynamic) / cost
+
+with e and e_dynamic the output error that rounding the input causes, by the judge. What such a
+step sees and time does not tell is the sample: the inputs of some layers reach twice as far in one
+sample as in another, and what lies beyond every step that calibration knows is clipped. So they
+are judged on calls along trajectories that nothing was fitted to. The layers with the largest gain
+are taken as long as the sum of their costs is within the budget. The cost is that of the reduction
+over the input, as a share of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tdquant.calibration.judge import Judgement, judge_changes
+from tdquant.calibration.observe import Observations
+from tdquant.calibration.projections import Changes, Projection
+from tdquant.calibration.report import RemedyTrial
+from tdquant.choice.plain_layers import step_at
+from tdquant.choice.time import layer_macs
+from tdquant.choice.trial import Trial
+from tdquant.choice.within import within
+from tdquant.layers import QuantLayer, QuantLinear, quantized_layers
+from tdquant.layers.base import INPUT
+from tdquant.numerics.fake_quantize import fake_quantize
+from tdquant.quantizers import ActivationQuantizer, activation_quantizers
+from tdquant.scales import DynamicScale, PendingScale, Scale
+from tdquant.support.progress import track
+
+WORTH = 0.1
+"""Share by which dynamic steps have to lower the error of the whole model."""
+
+LEAST = 0.002
+"""Least share of the error of all inputs that a dynamic step saves."""
+
+CALLS = 16
+"""Calls that are judged."""
+
+VALUE_COST = 12.0
+"""Time to look at a value of an input, in multiply-accumulates of 8 bits."""
+
+
+@dataclass
+class _Input:
+    """A layer, and the step that its input would have."""
+
+    layer: QuantLayer
+    quantizer: ActivationQuantizer
+    new: Scale
+
+
+@torch.no_grad()
+def try_dynamic(
+    model: nn.Module,
+    observations: Observations,
+    trial: Trial,
+    budget: float,
+    *,
+    margin: float = 0.1,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[RemedyTrial]:
+    """Gives inputs dynamic steps where that lowers the output error by more than ``margin``, and
+    keeps them if the whole model's error falls, in place.
+
+    Arguments:
+        model: A quantized and calibrated model.
+        observations: Those of its activations.
+        trial: Measures the whole model.
+        budget: Largest sum of costs, as a share of the time of a call.
+        margin: Share of a layer's output error.
+        seed: Seed of the judge.
+        progress: Draw bars.
+    """
+    inputs = _inputs(model)
+    if not (inputs and budget > 0):
+        return []
+    judged = _judge(model, inputs, trial, seed, progress)
+    errors = {path: judged.mean(path).tolist() for path in inputs}
+    everything = sum(own for own, _ in errors.values())
+    gains = {
+        path: own - dynamic
+        for path, (own, dynamic) in errors.items()
+        if dynamic < (1 - margin) * own and own - dynamic > LEAST * everything
+    }
+    chosen = within(budget, gains, _costs(model, inputs, observations))
+    if not chosen:
+        return []
+    before = {path: inputs[path].quantizer.scale for path in chosen}
+
+    def change(apply: bool) -> None:
+        for path in chosen:
+            one = inputs[path]
+            one.quantizer.scale = one.new if apply else before[path]
+
+    what = f"steps of each sample or token of {len(chosen)} inputs"
+    return [trial.confirm(model, "dynamic", what, change, WORTH)]
+
+
+def drop_dynamic(model: nn.Module) -> None:
+    """Takes dynamic steps that calibration chose off a model that is calibrated anew."""
+    for name, quantizer in activation_quantizers(model):
+        if is_chosen(quantizer):
+            quantizer.scale = PendingScale(quantizer.wanted, name)
+
+
+def is_chosen(quantizer: nn.Module) -> bool:
+    """Whether an input has a dynamic step that its recipe did not ask for."""
+    return (
+        isinstance(quantizer, ActivationQuantizer)
+        and isinstance(quantizer.scale, DynamicScale)
+        and quantizer.wanted != DynamicScale.kind
+    )
+
+
+def _inputs(model: nn.Module) -> dict[str, _Input]:
+    """Layers whose inputs can have a dynamic step, by path."""
+    found = {}
+    for path, layer in quantized_layers(model):
+        quantizer = layer.input_quantizer
+        if type(quantizer) is ActivationQuantizer and not isinstance(
+            quantizer.scale, DynamicScale
+        ):
+            new = DynamicScale(by_row=isinstance(layer, QuantLinear))
+            found[path] = _Input(layer, quantizer, new.train(quantizer.training))
+    return found
+
+
+def _judge(
+    model: nn.Module, inputs: Mapping[str, _Input], trial: Trial, seed: int, progress: bool
+) -> Judgement:
+    """Effects of the own step and of the dynamic one."""
+    quantizers = {path + INPUT: one.quantizer for path, one in inputs.items()}
+
+    def changes(projection: Projection) -> Iterator[Changes]:
+        for name, x, timestep, slope, batch in projection.inputs:
+            path = name.removesuffix(INPUT)
+            quantizer, grid = quantizers[name], quantizers[name].grid
+            twin = quantizer.twin(grid, inputs[path].new)
+            found = (
+                fake_quantize(x, step_at(each, x, timestep), grid.low, grid.high).sub_(x)
+                for each in (quantizer, twin)
+            )
+            yield path, found, slope, batch
+
+    count = min(CALLS, len(trial.fresh))
+    calls = [trial.fresh[i * len(trial.fresh) // count] for i in range(count)]
+    shown = track(calls, "judging dynamic steps", count, progress)
+    judged = judge_changes(model, quantizers, dict.fromkeys(inputs, 2), changes, shown, seed)
+    total: Tensor = sum(judged.effects[path][:, 0].square() for path in inputs)  # type: ignore[assignment]
+    return judged.balanced_by(total)
+
+
+def _costs(
+    model: nn.Module, inputs: Mapping[str, _Input], observations: Observations
+) -> dict[str, float]:
+    """The time of each reduction, as a share of that of a call."""
+    macs = layer_macs(model, observations.macs)
+    total = sum(macs.values())
+    found = {}
+    for path, one in inputs.items():
+        rows = macs.get(path, 0) / one.layer.weight.numel()
+        channels = one.layer.weight.shape[1] * getattr(one.layer, "groups", 1)
+        found[path] = VALUE_COST * rows * channels / total
+    return found

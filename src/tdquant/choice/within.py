@@ -1,0 +1,15 @@
+"""Spending a budget on what gains most for its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def within(budget: float, gains: Mapping[str, float], costs: Mapping[str, float]) -> list[str]:
+    """Those with the largest gain for their cost whose costs fit the budget together."""
+    chosen, spent = [], 0.0
+    for path in sorted(gains, key=lambda p: -gains[p] / max(costs[p], 1e-12)):
+        if spent + costs[path] <= budget:
+            chosen.append(path)
+            spent += costs[path]
+    return chosen
