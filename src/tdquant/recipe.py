@@ -22,8 +22,8 @@ GRIDS = ("auto", "symmetric", "published")
 REMEDIES = (
     "groups",
     "rotation",
-    "dynamic",
     "factors",
+    "dynamic",
     "protection",
     "rounding",
     "correction",
@@ -86,11 +86,11 @@ class Recipe:
         remedies: What may be used beside scales, by name: ``"groups"`` (weights of up to 6 bits
             have integer multipliers of their step for each group of inputs), and, each where
             calibration measures that it helps, ``"rotation"`` (input channels of linear layers are
-            mixed by Hadamard matrices), ``"dynamic"`` (inputs have a step computed for each sample, of
-            linear layers for each token), ``"factors"`` (input channels are divided by factors that
-            the weight takes over), ``"protection"`` (8 bits for the inputs of a few
-            layers), ``"rounding"`` (codes of weights chosen by the layer's output) and
-            ``"correction"`` (a bias of the model's output over time). ``"auto"`` is all of them
+            mixed by Hadamard matrices), ``"factors"`` (input channels are divided by factors that
+            the weight takes over), ``"dynamic"`` (the step is computed from each sample, in linear
+            layers from each token), ``"protection"`` (8 bits for the inputs of a few layers),
+            ``"rounding"`` (codes of weights chosen by the layer's output) and ``"correction"`` (a
+            bias of the model's output over time). ``"auto"`` is all of them
             with ``scale="auto"``, and none with other kinds.
         group: Inputs that share a multiplier, 16 to 128.
 

@@ -26,7 +26,7 @@ def test_budgets_as_words():
     ("text", "said"),
     [
         ("sise=0.1", "fix: size="),
-        ("bytes=0.1", "one of protection, rotation, size, time"),
+        ("bytes=0.1", "one of protection, rotation, dynamic, size, time"),
         ("size", "size='' is no number"),
         ("size=small", "size='small' is no number"),
         ("size=0.1,size=0.2", "size twice"),

@@ -1,5 +1,5 @@
-r"""Input-dynamic steps: which inputs get a step of their own for each sample, or, of linear layers,
-for each token (``tdquant.scales.dynamic``).
+r"""Input-dynamic steps: which inputs get a step of their own for each sample, or, of linear
+layers, for each token (``tdquant.scales.dynamic``).
 
     gain = (e - e_dynamic) / cost
 
