@@ -76,8 +76,9 @@ campaign: venv
 # evaluation of the models that fast_forward trains goes on where it was.
 TRAINED := studies/models/cats-ddpm-w4a4
 study: venv
-	for name in movement qat fair_lsq ptq distances alternatives fast_forward ablations; do $(BIN)/python studies/$$name.py || exit 1; done
+	for name in movement gain qat fair_lsq ptq distances alternatives fast_forward ablations; do $(BIN)/python studies/$$name.py || exit 1; done
 	$(BIN)/python studies/cost.py --threads 2
+	for name in claims quantizers; do $(BIN)/python studies/$$name.py || exit 1; done
 	$(BIN)/tdquant evaluate cats-ddpm $(TRAINED)-tdq $(TRAINED)-tdq-corrected --pipe cats-ddpm --images 1000 --out runs/study
 	$(BIN)/tdquant report studies/results runs/study --out docs/report.html
 

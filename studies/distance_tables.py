@@ -42,7 +42,12 @@ def told(found: Interval, key: str) -> Run:
     return {f"{key}{end}": float(f"{value:.5g}") for end, value in ends.items()}
 
 
-def excesses(ledger: Ledger) -> list[Run]:
+def again(run: Run, command: str) -> str:
+    """The command that makes a run again."""
+    return f'{command} --model {run["model"]} --bits {run["bits"]} --arm "{run["arm"]}" --again'
+
+
+def excesses(ledger: Ledger, command: str) -> list[Run]:
     """A row for each arm: every metric over the float model's."""
     rows = []
     for run in ledger.runs:
@@ -50,6 +55,7 @@ def excesses(ledger: Ledger) -> list[Run]:
         if run["arm"] == FLOAT or base is None:
             continue
         row = {k: run[k] for k in ("model", "bits", "arm", "paired_median")}
+        row["command"] = again(run, command)
         for name in names(run):
             row |= told(difference(run, base, name, ledger.settings["images"]), name)
         rows.append(row)
@@ -61,7 +67,7 @@ def names(run: Run) -> list[str]:
     return [key.removesuffix(" draws") for key in run if key.endswith(" draws")]
 
 
-def versus(ledger: Ledger, arm: str) -> list[Run]:
+def versus(ledger: Ledger, arm: str, command: str) -> list[Run]:
     """A row for each other arm and network: values of ``arm`` minus the other's, and whether it
     is closer to the data by both distances.
     """
@@ -75,7 +81,7 @@ def versus(ledger: Ledger, arm: str) -> list[Run]:
         for other in others:
             for network, title in TITLES.items():
                 row = {"model": run["model"], "bits": run["bits"], "arm": other["arm"]}
-                row["network"] = title
+                row |= {"network": title, "command": again(other, command)}
                 for metric in METRICS:
                     name = f"{network} {metric}"
                     found = difference(run, other, name, ledger.settings["images"])
@@ -164,8 +170,7 @@ def absolute(ledger: Ledger, command: str) -> dict[str, Any]:
     rows = []
     for run in ledger.runs:
         row = {k: run[k] for k in ("model", "bits", "arm")} | {n: run[n] for n in names(run)}
-        flags = f'--model {run["model"]} --bits {run["bits"]} --arm "{run["arm"]}" --again'
-        rows.append(row | {"command": f"{command} {flags}"})
+        rows.append(row | {"command": again(run, command)})
     columns = [
         column(f"{network} {metric}", f"{words}, {title}", None, SET_METRICS[metric].better)
         for network, title in TITLES.items()

@@ -197,7 +197,7 @@ def tell(ledger: Ledger) -> None:
     made = sum(ledger.find(**key) is not None for key in everything)
     rows, against = (
         sorted(found, key=lambda r: (r["model"], BITS.index(r["bits"]), place[r["arm"]]))
-        for found in (excesses(ledger), versus(ledger, DEFAULT))
+        for found in (excesses(ledger, COMMAND), versus(ledger, DEFAULT, COMMAND))
     )
     about = (
         f"{s['images']} images of {s['sampler_steps']} DDIM steps from the same noise, against "

@@ -68,13 +68,15 @@ class Strips:
         return partial(self.keep, method=method, value=value, again=again)
 
     def told(self) -> list[dict[str, Any]]:
-        """The grid as reports read it, of the methods whose strips are all there."""
+        """The grid as reports read it, of the methods that have strips; where a strip is missing,
+        the report says so.
+        """
         rows = []
         for method in self.methods:
             files = {value: self.file(method, value) for value in self.values}
             files = {v: f if f.exists() else self.file(method) for v, f in files.items()}
-            if all(file.exists() for file in files.values()):
-                names = {value: f"samples/{file.name}" for value, file in files.items()}
+            names = {v: f"samples/{file.name}" for v, file in files.items() if file.exists()}
+            if names:
                 rows.append({"name": method, "files": names})
         grid = {
             "title": self.title, "axis": self.axis, "values": list(self.values), "rows": rows,

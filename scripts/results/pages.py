@@ -19,6 +19,7 @@ import re
 from scripts.results import (  # noqa: F401
     alternatives,
     cards,
+    claims,
     cost,
     demo,
     fair_lsq,

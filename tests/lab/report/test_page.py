@@ -119,6 +119,24 @@ def test_headings_descend_one_level_at_a_time(everything):
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 
 
+def test_a_matrix_has_a_cell_for_every_part_and_model(everything):
+    table = re.search(r'<table class="matrix">.*?</table>', everything, re.S)[0]
+    rows = re.findall(r'<tr><th scope="row">.*?</tr>', table, re.S)
+    cells = [re.findall(r"<td.*?</td>", row, re.S) for row in rows]
+    assert [len(row) for row in cells] == [3, 3, 3]
+    text = [[" ".join(re.sub("<.*?>", " ", cell).split()) for cell in row] for row in cells]
+    assert text[0] == [
+        "holds 0.420 0.315–0.550 W4A4, against LSQ, of 2",
+        "does not hold 1.300 1.100–1.500 W8A8, against PACT",
+        "not run",
+    ]
+    assert text[1][:2] == ["not decided 0.9 one training", "–"]
+    assert text[2] == ["not run"] * 3
+    assert re.findall(r'scope="rowgroup".*?<span>(.*?)</span>', table) == [
+        "1. It trains", "2. It is free",
+    ]  # fmt: skip
+
+
 def test_a_hostile_name_is_text(tmp_path):
     model = {"name": HOSTILE, "bits": HOSTILE, "scale": HOSTILE}
     write_run(tmp_path / "a", MODELS[4], 2, model=model, command=HOSTILE)

@@ -136,6 +136,39 @@ class StudySamples(Section):
     credit: str | None = None
 
 
+class MatrixCell(Section):
+    """A verdict on a part of a claim, and the comparison out of ``count`` that says most against
+    it: its words, value and interval.
+    """
+
+    verdict: Literal["holds", "does not hold", "not decided"]
+    what: str
+    count: int = 1
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class MatrixRow(Section):
+    """A part of a claim: column -> cell; None where it says nothing, missing where nothing was
+    run. ``rule`` says when it holds.
+    """
+
+    group: str
+    name: str
+    rule: str
+    cells: dict[str, MatrixCell | None]
+
+
+class StudyMatrix(Section):
+    """Parts of claims by model; rows of one ``group`` stand together."""
+
+    title: str
+    note: str | None = None
+    columns: list[str] = Field(min_length=1)
+    rows: list[MatrixRow]
+
+
 class StudyFile(Document):
     """A study: a claim, what was measured, and everything that shows it."""
 
@@ -152,6 +185,7 @@ class StudyFile(Document):
     machine: dict[str, Any] | None = None
     seconds: float | None = None
     command: str | None = None
+    matrix: StudyMatrix | None = None
     tables: list[StudyTable] | None = None
     figures: list[StudyFigure] | None = None
     plots: list[StudyPlot] | None = None

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tdquant.lab.report.formats import VERDICTS, StudyPlot, StudySamples, StudyTable
+from tdquant.lab.report.formats import (
+    VERDICTS,
+    StudyMatrix,
+    StudyPlot,
+    StudySamples,
+    StudyTable,
+)
 from tdquant.lab.report.layers import explorer
-from tdquant.lab.report.numerals import numeral
+from tdquant.lab.report.numerals import interval, numeral, resolution
 from tdquant.lab.report.pictures import Pictures
 from tdquant.lab.report.plots import plot
 from tdquant.lab.report.reading import Study
@@ -58,6 +64,7 @@ def section(study: Study, name: str) -> Callable[[Pictures], Markup]:
         "anchor": name,
         "facts": [(key, text) for key, text in facts if text],
         "where": machine_words(content.machine or {}),
+        "matrix": content.matrix and _matrix(content.matrix),
         "plots": [_plot(each) for each in content.plots or ()],
         "layers": [(each.title, explorer(each, f"{name}-layers-{i}"))
                    for i, each in enumerate(content.layers or ())],
@@ -78,6 +85,26 @@ def machine_words(machine: dict[str, Any]) -> str:
         parts.append(f"{count} {one}{'' if count == 1 else 's'}" if count else None)
     parts.append(f"torch {machine['torch']}" if machine.get("torch") else None)
     return ", ".join(str(part) for part in parts if part)
+
+
+def _matrix(content: StudyMatrix) -> Markup:
+    """Verdicts by part and model, parts of one claim together."""
+    groups: dict[str, list[tuple[Any, list[Any]]]] = {}
+    for row in content.rows:
+        cells: list[Any] = []
+        for column in content.columns:
+            cell = row.cells.get(column)
+            if cell is None:
+                cells.append("–" if column in row.cells else "not run")
+                continue
+            ends, digits = "", None
+            if cell.low is not None and cell.high is not None:
+                # One place more than elsewhere: an end may lie close to a bound.
+                digits = (resolution(cell.low, cell.high) or 0) + 1
+                ends = interval(cell.low, cell.high, digits)
+            cells.append({"cell": cell, "value": numeral(cell.value, digits), "interval": ends})
+        groups.setdefault(row.group, []).append((row, cells))
+    return render("matrix", matrix=content, groups=groups)
 
 
 def _table(content: StudyTable) -> Markup:
