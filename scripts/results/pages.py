@@ -24,6 +24,7 @@ from scripts.results import (  # noqa: F401
     demo,
     fair_lsq,
     fewer_steps,
+    gain,
     measures,
     movement,
     parts,
