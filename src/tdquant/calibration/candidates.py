@@ -6,7 +6,8 @@ candidates are
 
     log s_c(t) = (1 - c) log s_mse(t) + c log s_minmax(t),    c in {0, 1/2, 1}
 
-beside the percentile step. Each comes in a temporal and a static form.
+beside the percentile step. Each comes in a temporal and a static form. Samples that calibration
+has not seen reach further than its own, which c = 3/2 leaves room for.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from tdquant.numerics.fake_quantize import expand_scale, fake_quantize
 from tdquant.numerics.grid import Grid
 from tdquant.scales import TableScale
 
-BLENDS = (0.0, 0.5, 1.0)
-NAMES = ("mse", "between", "minmax", "percentile")
+BLENDS = {"mse": 0.0, "between": 0.5, "minmax": 1.0}
+HEADROOM = "headroom"
+NAMES = (*BLENDS, "percentile")
 _BASIC = ("mse", "minmax", "percentile")
 
 
@@ -62,7 +64,11 @@ def choose_grid(seen: TimeHistograms, grid: Grid, symmetric: bool) -> Grid:
 
 
 def make_candidates(
-    seen: TimeHistograms, grid: Grid, estimator: str, static: bool = False
+    seen: TimeHistograms,
+    grid: Grid,
+    estimator: str,
+    static: bool = False,
+    headroom: bool = False,
 ) -> list[Candidate]:
     """All curves of one activation, temporal ones first.
 
@@ -71,9 +77,14 @@ def make_candidates(
         grid: Codes.
         estimator: One of NAMES, or ``"auto"`` for all.
         static: Only curves that are the same at every time.
+        headroom: With ``"auto"``, curves that leave room beyond all that was seen too.
+
+    Returns:
+        Those of each kind from the narrowest to the widest, and the percentile.
     """
     histograms = seen.histograms()
-    names = NAMES if estimator == "auto" else (estimator,)
+    blends = BLENDS | {HEADROOM: 1.5} if headroom else BLENDS
+    names = (*blends, "percentile") if estimator == "auto" else (estimator,)
     over_time = [[estimate(h, grid, e) for h in histograms] for e in _BASIC]
     everything = pooled(histograms)
     curves = [(torch.zeros(1), [[estimate(everything, grid, e)] for e in _BASIC])]
@@ -82,7 +93,7 @@ def make_candidates(
     found = []
     for knots, steps in curves:
         mse, minmax, percentile = torch.tensor(steps)
-        blends = [(mse.log() * (1 - c) + minmax.log() * c).exp() for c in BLENDS]
-        by_name = dict(zip(NAMES, [*blends, percentile], strict=True))
+        by_name = {n: (mse.log() * (1 - c) + minmax.log() * c).exp() for n, c in blends.items()}
+        by_name["percentile"] = percentile
         found += [Candidate(n, TableScale(knots, by_name[n]), grid) for n in names]
     return found

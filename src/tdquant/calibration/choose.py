@@ -9,13 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tdquant.calibration.candidates import Candidate
+from tdquant.calibration.candidates import HEADROOM, Candidate
 from tdquant.calibration.concatenations import Concatenation
 from tdquant.calibration.judge import Judgement
 from tdquant.scales import SCALES
 from tdquant.scales.table import wide_range
 
 JUDGED = "judged layer by layer"
+OTHER = "judged by other samples"
 STATIC = "flat curves everywhere"
 WHOLE = "no layer split"
 
@@ -26,9 +27,11 @@ def list_choices(
     judgement: Judgement,
     margin: float,
     parts: Mapping[str, Concatenation] | None = None,
+    other: Judgement | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Choices for the whole model: the judge's own, each estimator alone, static curves alone,
-    and, where the judge splits layers, its own without splits.
+    """Choices for the whole model: the judge's own by the calls of calibration and by others, each
+    estimator alone, static curves alone, and, where the judge splits layers, its own without
+    splits. Curves with headroom have a chance by other calls alone.
 
     Arguments:
         wanted: Kind of scale that each layer is to get.
@@ -37,32 +40,34 @@ def list_choices(
         margin: Share by which a temporal scale has to better a static one where the kind is
             ``"auto"``, and a split layer a whole one.
         parts: Concatenations by quantizer, of layers that can be split.
+        other: Output errors of the candidates in calls that they were not made from.
 
     Returns:
         Title -> path -> index of the candidate; of a split layer, the paths are those of its
         parts.
     """
     parts = parts or {}
-    estimators = list(dict.fromkeys(c.estimator for cs in candidates.values() for c in cs))
+    found = dict.fromkeys(c.estimator for cs in candidates.values() for c in cs)
+    estimators = [name for name in found if name != HEADROOM]
 
-    def choose(allowed: set[str], kind: str | None = None, split: bool = True) -> dict[str, int]:
+    def choose(
+        allowed: set[str], kind: str | None = None, split: bool = True, by: Judgement = judgement
+    ) -> dict[str, int]:
         choice: dict[str, int] = {}
         for n in wanted:
             places = [n, *(parts[n].names(n) if split and n in parts else ())]
             best = {
-                p: best_candidate(
-                    kind or wanted[n], candidates[p], judgement.mean(p), margin, allowed
-                )
+                p: best_candidate(kind or wanted[n], candidates[p], by.mean(p), margin, allowed)
                 for p in places
             }
             whole = {n: best.pop(n)}
-            better = bool(best) and judgement.together(best) < (1 - margin) * judgement.together(
-                whole
-            )
+            better = bool(best) and by.together(best) < (1 - margin) * by.together(whole)
             choice |= best if better else whole
         return choice
 
     choices = {JUDGED: choose(set(estimators))}
+    if other is not None:
+        choices[OTHER] = choose(set(found), by=other)
     if len(estimators) > 1:
         choices |= {f"{name} everywhere": choose({name}) for name in estimators}
     if not all(map(is_static, wanted.values())):

@@ -16,7 +16,7 @@ from tdquant.calibration.choose import is_static, list_choices
 from tdquant.calibration.concatenations import Concatenation, splittable, with_parts
 from tdquant.calibration.few_times import warn_of_few_times
 from tdquant.calibration.fitting import make_scales, wanted_kind
-from tdquant.calibration.judge import judge
+from tdquant.calibration.judge import Judgement, judge
 from tdquant.calibration.observe import Observations
 from tdquant.calibration.report import Calibration, SplitChoice
 from tdquant.calibration.sample_error import sample_error
@@ -46,6 +46,7 @@ def place_scales(
     split: bool = True,
     generate: Callable[[nn.Module], Tensor] | None = None,
     exact: Sequence[Tensor] = (),
+    fresh: Sequence[Call] = (),
     measure: Measure,
     time_range: tuple[float, float] | None = None,
     seed: int = 0,
@@ -60,6 +61,8 @@ def place_scales(
         generate: Samples with the model that it is given, from fixed noise; choices for the whole
             model are confirmed on them, otherwise on single calls.
         exact: What they give for the float model, which is run if this is empty.
+        fresh: Calls along trajectories that nothing was fitted to. Scales are judged by them too,
+            among them some with room beyond all that was seen, if the estimator is ``"auto"``.
         measure: Gives the error of what is tried, by its name and by what measures it.
 
     Returns:
@@ -80,13 +83,18 @@ def place_scales(
         warn_of_few_times(wanted.values(), observations.times, stacklevel=4)
         kinds = {p: wanted[n] for n, c in parts.items() for p in c.names(n)} | wanted
         candidates = {
-            n: make_candidates(seen[n], grids[n], estimator, is_static(kinds[n]))
+            n: make_candidates(seen[n], grids[n], estimator, is_static(kinds[n]), bool(fresh))
             for n in with_parts(pending, parts)
         }
-        shown = track(calls, "judging scales", show=progress)
-        judgement = judge(model, pending, candidates, shown, seed, parts)
-        judgement = judgement.balanced({n: candidates[n] for n in pending})
-        choices = list_choices(wanted, candidates, judgement, margin, parts)
+
+        def judged(by: Sequence[Call]) -> Judgement:
+            shown = track(by, "judging scales", len(by), progress)
+            found = judge(model, pending, candidates, shown, seed, parts)
+            return found.balanced({n: candidates[n] for n in pending})
+
+        judgement = judged(calls)
+        other = judged(fresh) if fresh and estimator == "auto" else None
+        choices = list_choices(wanted, candidates, judgement, margin, parts, other)
         trials: dict[str, float] = {}
         if len(choices) > 1:
             curves = {

@@ -14,6 +14,7 @@ from tdquant.calibration.observe import Observations, observed
 from tdquant.calibration.placing import ESTIMATORS, place_scales
 from tdquant.calibration.protection import ProtectedInput, choose_protected, put_bits
 from tdquant.calibration.published import start_as_published
+from tdquant.calibration.report import RemedyTrial
 from tdquant.calls.call import Call
 from tdquant.choice.budget import Budget
 from tdquant.choice.budgeting import check_budget, check_unlimited, choose_bits, record_remedies
@@ -33,7 +34,7 @@ from tdquant.state import note, recipe_of, state_of
 from tdquant.support.adapters import refuse_peft
 from tdquant.support.restoring import changes_model
 
-TRIED = ("rotation", "factors", "dynamic", "rounding", "correction")
+TRIED = ("rotation", "factors", "rounding", "dynamic", "correction")
 """Remedies that a trial of the whole model confirms."""
 
 
@@ -148,6 +149,7 @@ def calibrate(
         margin=margin,
         generate=trial.generate,
         exact=trial.exact,
+        fresh=trial.fresh,
         measure=trial.log.measure,
         time_range=time_range,
         **common,
@@ -162,12 +164,18 @@ def calibrate(
         )  # fmt: skip
     if recipe.uses("factors"):
         remedies += try_factors(model, batches, trial, seed=seed, progress=progress)
+    rounding: list[RemedyTrial] = []
+    if recipe.uses("rounding"):
+        rounding = try_rounding(model, batches.calls, trial, progress=progress)
     if recipe.uses("dynamic"):
-        remedies += try_dynamic(
+        dynamic = try_dynamic(
             model, batches, trial, budget.dynamic, margin=margin, seed=seed, progress=progress
         )
-    if recipe.uses("rounding"):
-        remedies += try_rounding(model, batches.calls, trial, progress=progress)
+        if _kept(dynamic) and rounding and not _kept(rounding):
+            # What codes gain may have been less than what inputs lost.
+            rounding = try_rounding(model, batches.calls, trial, progress=progress)
+        remedies += dynamic
+    remedies += rounding
     if bias_correction:
         correct_biases(model, batches.calls)
     if recipe.uses("correction"):
@@ -189,3 +197,7 @@ def calibrate(
     state = state_of(model)
     state.calibration, state.remedies = report, record_remedies(model, batches, report)
     return model
+
+
+def _kept(trials: list[RemedyTrial]) -> bool:
+    return any(one.kept for one in trials)

@@ -9,6 +9,8 @@ sample as in another, and what lies beyond every step that calibration knows is 
 are judged on calls along trajectories that nothing was fitted to. The layers with the largest gain
 are taken as long as the sum of their costs is within the budget. The cost is that of the reduction
 over the input, as a share of a call.
+
+Weights are rounded before: what the rounding of inputs adds shows only beside codes that are good.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from tdquant.calibration.judge import Judgement, judge_changes
 from tdquant.calibration.observe import Observations
 from tdquant.calibration.projections import Changes, Projection
 from tdquant.calibration.report import RemedyTrial
+from tdquant.calls.call import Call
 from tdquant.choice.plain_layers import step_at
 from tdquant.choice.time import layer_macs
-from tdquant.choice.trial import Trial
+from tdquant.choice.trial import FRESH, Trial, thinned
 from tdquant.choice.within import within
 from tdquant.layers import QuantLayer, QuantLinear, quantized_layers
 from tdquant.layers.base import INPUT
@@ -39,9 +42,6 @@ WORTH = 0.1
 
 LEAST = 0.002
 """Least share of the error of all inputs that a dynamic step saves."""
-
-CALLS = 16
-"""Calls that are judged."""
 
 VALUE_COST = 12.0
 """Time to look at a value of an input, in multiply-accumulates of 8 bits."""
@@ -82,7 +82,7 @@ def try_dynamic(
     inputs = _inputs(model)
     if not (inputs and budget > 0):
         return []
-    judged = _judge(model, inputs, trial, seed, progress)
+    judged = _judge(model, inputs, trial.fresh or observations.calls, seed, progress)
     errors = {path: judged.mean(path).tolist() for path in inputs}
     everything = sum(own for own, _ in errors.values())
     gains = {
@@ -134,7 +134,7 @@ def _inputs(model: nn.Module) -> dict[str, _Input]:
 
 
 def _judge(
-    model: nn.Module, inputs: Mapping[str, _Input], trial: Trial, seed: int, progress: bool
+    model: nn.Module, inputs: Mapping[str, _Input], known: list[Call], seed: int, progress: bool
 ) -> Judgement:
     """Effects of the own step and of the dynamic one."""
     quantizers = {path + INPUT: one.quantizer for path, one in inputs.items()}
@@ -150,9 +150,8 @@ def _judge(
             )
             yield path, found, slope, batch
 
-    count = min(CALLS, len(trial.fresh))
-    calls = [trial.fresh[i * len(trial.fresh) // count] for i in range(count)]
-    shown = track(calls, "judging dynamic steps", count, progress)
+    calls = thinned(known, FRESH)
+    shown = track(calls, "judging dynamic steps", len(calls), progress)
     judged = judge_changes(model, quantizers, dict.fromkeys(inputs, 2), changes, shown, seed)
     total: Tensor = sum(judged.effects[path][:, 0].square() for path in inputs)  # type: ignore[assignment]
     return judged.balanced_by(total)

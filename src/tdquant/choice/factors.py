@@ -5,7 +5,8 @@ r"""Input channel factors: which layers get them, and which ones.
 gives every channel j of an input a step of its own, c_j s(t), while the engine sees one step and
 one zero point: the division by c_j is in front of the quantizer, the product with the weight's
 column j behind it. What is proposed (``tdquant.choice.proposals``) is compared at the model's
-output, together with what it does to the rounding of the weight. Every sample is judged with the
+output, together with what it does to the rounding of the weight. The calls that judge are along
+trajectories that nothing was fitted to. Where there are none, every sample is judged with the
 factors that the other half of the samples give: with those of its own half no channel would ever
 be clipped, and the least headroom would always look best.
 """
@@ -13,6 +14,7 @@ be clipped, and the least headroom would always look best.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +66,12 @@ def try_factors(
     if not layers:
         return []
     proposed = propose_factors(model, layers, calls, ranges, progress)
+    if trial.fresh:
+        calls = trial.fresh
+        proposed = {
+            path: [replace(one, halves=one.c.expand(2, -1)) for one in found]
+            for path, found in proposed.items()
+        }
     chosen = _judge(model, layers, proposed, calls, margin, seed, progress)
     if not chosen:
         return []

@@ -27,7 +27,7 @@ from tdquant.calibration.projections import Changes, Projection
 from tdquant.calibration.protection import FLOAT_COST
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calibration.time_histograms import TimeHistograms
-from tdquant.calls.call import run
+from tdquant.calls.call import Call, run
 from tdquant.calls.observing import observing
 from tdquant.choice.plain_layers import column_energy, is_plain, step_at, weight_error
 from tdquant.choice.time import layer_macs
@@ -123,7 +123,8 @@ def try_rotation(
         for p, one in rotated.items()
     }
     candidates = _candidates(rotated, kinds)
-    judged = _judge(model, rotated, candidates, observations, seed, progress)
+    known = trial.fresh or observations.calls
+    judged = _judge(model, rotated, candidates, known, seed, progress)
     choice, gains = dict[str, int](), dict[str, float]()
     for path, one in rotated.items():
         errors = judged.mean(path)
@@ -201,7 +202,7 @@ def _judge(
     model: nn.Module,
     rotated: Mapping[str, _Rotated],
     candidates: Mapping[str, list[Candidate]],
-    observations: Observations,
+    calls: list[Call],
     seed: int,
     progress: bool,
 ) -> Judgement:
@@ -221,7 +222,7 @@ def _judge(
 
     counts = {path: len(found) for path, found in candidates.items()}
     counts |= {path + _OWN: 1 for path in counts}
-    shown = track(observations.calls, "judging rotations", len(observations.calls), progress)
+    shown = track(calls, "judging rotations", len(calls), progress)
     judged = judge_changes(model, quantizers, counts, changes, shown, seed)
     return judged.balanced(dict(candidates))
 

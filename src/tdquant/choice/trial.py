@@ -30,6 +30,9 @@ MORE_WORK = 1e15
 
 LEAST_SAMPLES = 2
 
+FRESH = 16
+"""Calls along trajectories that nothing was fitted to, to judge by."""
+
 Generate = Callable[[nn.Module], Tensor]
 
 SAMPLES, TRAJECTORIES, CALLS = "generated samples", "recorded trajectories", "single calls"
@@ -50,8 +53,8 @@ class Trial:
     Attributes:
         basis: Which of the three it is.
         exact: What the float model gives; empty until it was recorded.
-        fresh: Calls of it along trajectories that nothing was fitted to; those that calibration
-            has where there are none.
+        fresh: Some calls of it along trajectories that nothing was fitted to, evenly over them;
+            empty where there are none.
         log: The errors.
         generate: What draws the samples of the first two; None of the third.
     """
@@ -77,7 +80,7 @@ class Trial:
         self._progress, self._label = progress, ""
         self.log = log or TrialLog(None)
         self.exact: list[Tensor] = []
-        self.fresh = observations.calls
+        self.fresh: list[Call] = []
         self._see: Callable[[Call], None] | None = None
         self._last: float | None = None  # error of the model as it is
 
@@ -88,14 +91,14 @@ class Trial:
             model: The model.
             key: Everything else that the errors to be measured depend on.
         """
-        fresh = list[Call]()
-        self._see = fresh.append
+        seen = list[Call]()
+        self._see = seen.append
         try:
             with in_float(model), self._under("following the float model"):
                 self.exact = self._results(model)
         finally:
             self._see = None
-        self.fresh = fresh or self.fresh
+        self.fresh = thinned(seen, FRESH)
         told = [*self.exact, *tensors_in(self._calls)]
         digest = hash_tensors({str(i): tensor for i, tensor in enumerate(told)})
         digest.update(key.encode())
@@ -177,3 +180,9 @@ def _affordable(rollouts: list[Rollout], macs: int) -> list[Rollout]:
             kept.append(rollout.first(left))
             left -= rollout.samples
     return kept
+
+
+def thinned(calls: list[Call], count: int) -> list[Call]:
+    """At most so many of the calls, evenly."""
+    count = min(count, len(calls))
+    return [calls[i * len(calls) // count] for i in range(count)]
