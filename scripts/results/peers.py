@@ -48,6 +48,7 @@ def beside_peers(found: dict) -> str:
 
 
 OURS = "tdquant, default"
+OURS_ARE = "tdquant"
 WHOLE = 0.5
 """Least share of multiplications with inputs of few bits, to be compared with ours."""
 
@@ -94,6 +95,40 @@ def _shares(rows: list[dict], model: str, setting: str) -> str:
     shares = " / ".join(f"{ours[key] / best[key]:.2g}" for key in ("median", "mean"))
     note = ", edges=8" if ours["project"] == EDGES else ""
     return f"{shares} {best['project'].removeprefix('tdquant, ')}{note}"
+
+
+@register_table
+def peers_by_bytes(found: dict) -> str:
+    """Our least median error in no more bytes than another, whatever the bits, as a share of its:
+    of every other that quantizes most of the weights.
+    """
+    rows, measured = [], [row for row in found["rows"] if "median" in row]
+    for other in measured:
+        own = OURS_ARE in other["project"] or other["setting"] == "float"
+        if own or other["weights"] < WHOLE:
+            continue
+        ours = [
+            row
+            for row in measured
+            if row["project"] in (OURS, EDGES)
+            and row["model"] == other["model"]
+            and row["bytes"] <= other["bytes"]
+        ]
+        best = min(ours, key=lambda row: row["median"], default=None)
+        cells = ["-", "-", "-"]
+        if best is not None:
+            edges = ", edges=8" if best["project"] == EDGES else ""
+            shares = (f"{best[key] / other[key]:.2g}" for key in ("median", "mean"))
+            cells = [best["setting"] + edges, f"{best['bytes'] * 1e-3:.0f}", " / ".join(shares)]
+        kilobytes = f"{other['bytes'] * 1e-3:.0f}"
+        rows.append([other["model"], other["project"], other["setting"], kilobytes, *cells])
+    head = ["model", "other", "bits", "KB", "ours", "KB", "median / mean"]
+    settings = found["settings"]
+    return (
+        f"{markdown(head, rows, slice(0, 0))}\n\n"
+        f"{settings['images']} images of {settings['steps']} steps, one seed of calibration; "
+        f"{where(found)}."
+    )
 
 
 @register_number

@@ -14,7 +14,7 @@ from benchmarks.peers.nncf import NNCF, SAMPLES, samples
 from benchmarks.peers.ours import BITS, Default, InPyTorch, Linear
 from benchmarks.peers.products import linear_macs, torch_products
 from benchmarks.peers.registry import PEERS
-from scripts.results.peers import beside_peers, peers_in_short
+from scripts.results.peers import beside_peers, peers_by_bytes, peers_in_short
 from torch import nn
 
 import tdquant as tdq
@@ -343,3 +343,25 @@ def test_the_short_table_compares_what_leaves_as_little_in_float():
     rows = [{**ROW, "project": n, "weights": w, "median": m} for n, w, m in found]
     assert "| m | 0.5 / 1 x, edges=8 |" in peers_in_short({**SHARED, "rows": rows})
     assert "| m | 0.17 / 1 x |" in peers_in_short({**SHARED, "rows": [rows[0], rows[2]]})
+
+
+def test_errors_in_no_more_bytes():
+    def row(project, setting, bytes, median, weights=1.0):
+        return {
+            "model": "m", "project": project, "setting": setting, "bytes": bytes,
+            "weights": weights, "median": median, "mean": 2 * median,
+        }  # fmt: skip
+
+    rows = [
+        row("x", "W4A8", 2000, 0.4),
+        row("tdquant, default", "W8A8", 3000, 0.01),
+        row("tdquant, default", "W5A8", 2000, 0.1),
+        row("tdquant, default", "W4A8", 1000, 0.3),
+        row("tdquant, static", "W8A8", 500, 0.001),
+        row("y", "W4A8", 900, 0.1),
+        row("linear layers alone", "W4A8", 9000, 0.1, weights=0.01),
+    ]
+    shown = peers_by_bytes({**SHARED, "rows": rows})
+    assert "| m | x | W4A8 | 2 | W5A8 | 2 | 0.25 / 0.25 |" in shown
+    assert "| m | y | W4A8 | 1 | - | - | - |" in shown
+    assert "linear layers" not in shown

@@ -164,18 +164,7 @@ def calibrate(
         )  # fmt: skip
     if recipe.uses("factors"):
         remedies += try_factors(model, batches, trial, seed=seed, progress=progress)
-    rounding: list[RemedyTrial] = []
-    if recipe.uses("rounding"):
-        rounding = try_rounding(model, batches.calls, trial, progress=progress)
-    if recipe.uses("dynamic"):
-        dynamic = try_dynamic(
-            model, batches, trial, budget.dynamic, margin=margin, seed=seed, progress=progress
-        )
-        if _kept(dynamic) and rounding and not _kept(rounding):
-            # What codes gain may have been less than what inputs lost.
-            rounding = try_rounding(model, batches.calls, trial, progress=progress)
-        remedies += dynamic
-    remedies += rounding
+    remedies += _try_codes_and_steps(model, batches, recipe, budget, trial, margin, seed, progress)
     if bias_correction:
         correct_biases(model, batches.calls)
     if recipe.uses("correction"):
@@ -199,5 +188,27 @@ def calibrate(
     return model
 
 
-def _kept(trials: list[RemedyTrial]) -> bool:
-    return any(one.kept for one in trials)
+def _try_codes_and_steps(
+    model: nn.Module,
+    batches: Observations,
+    recipe: Recipe,
+    budget: Budget,
+    trial: Trial,
+    margin: float,
+    seed: int,
+    progress: bool,
+) -> list[RemedyTrial]:
+    """Tries codes of weights and dynamic steps of inputs, and codes again that gained less than
+    inputs lost before they had such steps.
+    """
+    codes: list[RemedyTrial] = []
+    steps: list[RemedyTrial] = []
+    if recipe.uses("rounding"):
+        codes = try_rounding(model, batches.calls, trial, progress=progress)
+    if recipe.uses("dynamic"):
+        steps = try_dynamic(
+            model, batches, trial, budget.dynamic, margin=margin, seed=seed, progress=progress
+        )
+    if codes and not codes[0].kept and steps and steps[0].kept:
+        codes = try_rounding(model, batches.calls, trial, progress=progress)
+    return [*codes, *steps]

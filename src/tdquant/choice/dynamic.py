@@ -16,7 +16,6 @@ Weights are rounded before: what the rounding of inputs adds shows only beside c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ from tdquant.layers import QuantLayer, QuantLinear, quantized_layers
 from tdquant.layers.base import INPUT
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
-from tdquant.scales import DynamicScale, PendingScale, Scale
+from tdquant.scales import DynamicScale, PendingScale
 from tdquant.support.progress import track
 
 WORTH = 0.1
@@ -45,15 +44,6 @@ LEAST = 0.002
 
 VALUE_COST = 12.0
 """Time to look at a value of an input, in multiply-accumulates of 8 bits."""
-
-
-@dataclass
-class _Input:
-    """A layer, and the step that its input would have."""
-
-    layer: QuantLayer
-    quantizer: ActivationQuantizer
-    new: Scale
 
 
 @torch.no_grad()
@@ -79,26 +69,30 @@ def try_dynamic(
         seed: Seed of the judge.
         progress: Draw bars.
     """
-    inputs = _inputs(model)
-    if not (inputs and budget > 0):
+    layers = _plain_inputs(model)
+    if not (layers and budget > 0):
         return []
-    judged = _judge(model, inputs, trial.fresh or observations.calls, seed, progress)
-    errors = {path: judged.mean(path).tolist() for path in inputs}
+    scales = {
+        path: DynamicScale(by_row=isinstance(layer, QuantLinear)).train(layer.training)
+        for path, layer in layers.items()
+    }
+    known = trial.fresh or thinned(observations.calls, FRESH)
+    judged = _judge(model, layers, scales, known, seed, progress)
+    errors = {path: judged.mean(path).tolist() for path in layers}
     everything = sum(own for own, _ in errors.values())
     gains = {
         path: own - dynamic
         for path, (own, dynamic) in errors.items()
         if dynamic < (1 - margin) * own and own - dynamic > LEAST * everything
     }
-    chosen = within(budget, gains, _costs(model, inputs, observations))
+    chosen = within(budget, gains, _costs(model, layers, observations))
     if not chosen:
         return []
-    before = {path: inputs[path].quantizer.scale for path in chosen}
+    before = {path: layers[path].input_quantizer.scale for path in chosen}
 
     def change(apply: bool) -> None:
         for path in chosen:
-            one = inputs[path]
-            one.quantizer.scale = one.new if apply else before[path]
+            layers[path].input_quantizer.scale = (scales if apply else before)[path]
 
     what = f"steps of each sample or token of {len(chosen)} inputs"
     return [trial.confirm(model, "dynamic", what, change, WORTH)]
@@ -120,52 +114,52 @@ def is_chosen(quantizer: nn.Module) -> bool:
     )
 
 
-def _inputs(model: nn.Module) -> dict[str, _Input]:
-    """Layers whose inputs can have a dynamic step, by path."""
-    found = {}
-    for path, layer in quantized_layers(model):
-        quantizer = layer.input_quantizer
-        if type(quantizer) is ActivationQuantizer and not isinstance(
-            quantizer.scale, DynamicScale
-        ):
-            new = DynamicScale(by_row=isinstance(layer, QuantLinear))
-            found[path] = _Input(layer, quantizer, new.train(quantizer.training))
-    return found
+def _plain_inputs(model: nn.Module) -> dict[str, QuantLayer]:
+    """Layers whose inputs have a step that calibration chose, by path."""
+    return {
+        path: layer
+        for path, layer in quantized_layers(model)
+        if type(layer.input_quantizer) is ActivationQuantizer
+        and not isinstance(layer.input_quantizer.scale, DynamicScale)
+    }
 
 
 def _judge(
-    model: nn.Module, inputs: Mapping[str, _Input], known: list[Call], seed: int, progress: bool
+    model: nn.Module,
+    layers: Mapping[str, QuantLayer],
+    scales: Mapping[str, DynamicScale],
+    calls: list[Call],
+    seed: int,
+    progress: bool,
 ) -> Judgement:
     """Effects of the own step and of the dynamic one."""
-    quantizers = {path + INPUT: one.quantizer for path, one in inputs.items()}
+    quantizers = {path + INPUT: layer.input_quantizer for path, layer in layers.items()}
 
     def changes(projection: Projection) -> Iterator[Changes]:
         for name, x, timestep, slope, batch in projection.inputs:
             path = name.removesuffix(INPUT)
             quantizer, grid = quantizers[name], quantizers[name].grid
-            twin = quantizer.twin(grid, inputs[path].new)
             found = (
                 fake_quantize(x, step_at(each, x, timestep), grid.low, grid.high).sub_(x)
-                for each in (quantizer, twin)
+                for each in (quantizer, quantizer.twin(grid, scales[path]))
             )
             yield path, found, slope, batch
 
-    calls = thinned(known, FRESH)
     shown = track(calls, "judging dynamic steps", len(calls), progress)
-    judged = judge_changes(model, quantizers, dict.fromkeys(inputs, 2), changes, shown, seed)
-    total: Tensor = sum(judged.effects[path][:, 0].square() for path in inputs)  # type: ignore[assignment]
+    judged = judge_changes(model, quantizers, dict.fromkeys(layers, 2), changes, shown, seed)
+    total: Tensor = sum(judged.effects[path][:, 0].square() for path in layers)  # type: ignore[assignment]
     return judged.balanced_by(total)
 
 
 def _costs(
-    model: nn.Module, inputs: Mapping[str, _Input], observations: Observations
+    model: nn.Module, layers: Mapping[str, QuantLayer], observations: Observations
 ) -> dict[str, float]:
     """The time of each reduction, as a share of that of a call."""
     macs = layer_macs(model, observations.macs)
     total = sum(macs.values())
     found = {}
-    for path, one in inputs.items():
-        rows = macs.get(path, 0) / one.layer.weight.numel()
-        channels = one.layer.weight.shape[1] * getattr(one.layer, "groups", 1)
+    for path, layer in layers.items():
+        rows = macs.get(path, 0) / layer.weight.numel()
+        channels = layer.weight.shape[1] * getattr(layer, "groups", 1)
         found[path] = VALUE_COST * rows * channels / total
     return found
