@@ -116,9 +116,11 @@ def make_runs(ledger: Ledger, args: argparse.Namespace) -> None:
     def advanced(model: str, bits: str, rung: Rung, law: str) -> bool:
         """Whether a search has come to the end of a rung, and its best arm to all seeds."""
         rungs, at = rungs_of(ledger.settings, rung.steps), {"model": model, "bits": bits}
-        found = list(halving(arms_of(law), rungs, partial(measure, at), Arm.neighbours))
+        # What is made again are the best arms, not the search for them.
+        known = partial(told, ledger, at) if ledger.again else partial(measure, at)
+        found = list(halving(arms_of(law), rungs, known, Arm.neighbours))
         if len(found) < len(rungs):
-            return False
+            return ledger.again
         if len(rungs) == 1:  # which only says what is worth more steps
             return True
         made = [make(at, found[-1].best, rung.steps, True, seed) for seed in args.seeds]

@@ -134,6 +134,10 @@ def test_the_whole_study_on_a_toy_model(toy, few, monkeypatch, tmp_path, capsys)
     made = len(study["runs"])
     run(toy, monkeypatch, "--seeds", "0", "1")
     assert len(json.loads((tmp_path / "fair_lsq.json").read_text())["runs"]) == made
+    capsys.readouterr()
+    run(toy, monkeypatch, "--seeds", "0", "1", "--law", "TDQ", "--until", "2", "--again")
+    said = capsys.readouterr().out
+    assert said.count("in the file") == 2  # the best arm on both seeds
     run(toy, monkeypatch, "--seeds", "0", "1", "--law", "S1000", "--until", "2")
     study = json.loads((tmp_path / "fair_lsq.json").read_text())
     pairs = [(row["pair"], row["steps"]) for row in study["tables"][0]["rows"]]
