@@ -199,12 +199,14 @@ def tell(ledger: Ledger) -> None:
             f"{row['geometric']:.2f}x ({row['geometric_low']:.2f} to {row['geometric_high']:.2f}) "
             f"of LSQ's error, {row['loss_ratio']:.2f}x of its loss"
         )
+    if made < wanted:
+        clauses.append(f"{made} of {wanted} comparisons made")
     ledger.write(
         position=1.5,
         title="A fair LSQ: rates, forms and starts of both searched",
         question=QUESTION,
         claim=CLAIM,
-        measured=sentence(clauses, made, wanted),
+        measured=sentence(clauses),
         verdict=verdict,
         command=COMMAND,
         tables=[

@@ -10,19 +10,20 @@ PAIR = "TDQ over LSQ"
 def fair_lsq(found: dict) -> str:
     """The best LSQ and the best TDQ by optimizer steps, and what is missing."""
     settings = found["settings"]
-    ratios, picks, _ = (table["rows"] for table in found["tables"])
+    ratios, picks, searched = (table["rows"] for table in found["tables"])
     steps = [rung[0] for rung in settings["rungs"]][1:]
     rows = []
-    for model, bits in dict.fromkeys((row["model"], row["bits"]) for row in picks):
+    for model, bits in dict.fromkeys((row["model"], row["bits"]) for row in searched):
         for count in steps:
             at = {"model": model, "bits": bits, "steps": count}
-            best = [_one(picks, law=law, **at) for law in LAWS]
             ratio = _one(ratios, pair=PAIR, **at)
+            best = {law: _least(searched, law=law, **at) for law in LAWS}
+            ended = {law: _one(picks, law=law, **at) is not None for law in LAWS}
             rows.append(
                 [
                     f"{model} {bits}, {count}",
-                    *(_arm(row) for row in best),
-                    " / ".join(f"{row['loss']:.4f}" if _made(row) else "-" for row in best),
+                    *(_arm(best[law], ended[law]) for law in LAWS),
+                    " / ".join(f"{row['loss']:.4f}" if row else "-" for row in best.values()),
                     *(_interval(ratio, name) for name in ("geometric", "mean", "median")),
                     _verdict(ratio),
                 ]
@@ -31,16 +32,16 @@ def fair_lsq(found: dict) -> str:
         "model, optimizer steps", "LSQ", "TDQ", "loss, LSQ / TDQ", "error, TDQ / LSQ", "by means",
         "by medians", "verdict",
     ]  # fmt: skip
-    seeds = {row["seeds"] for row in ratios if row["pair"] == PAIR}
+    seeds = sorted({row["seeds"] for row in ratios if row["pair"] == PAIR})
     return (
         f"{markdown(head, rows, slice(3, 7))}\n\nThe arm of the least training loss on seed 0: "
         "its rate, the rate of scales over it, the form of the step, its start, and layers split "
-        "behind concatenations or whole. Losses of distillation, the last fifth of the steps; "
-        f"squared errors of {settings['images']} images of {settings['sampler_steps']} steps "
-        "against the float model's from the same noise, ratio of geometric means with its "
-        f"interval of 95 % over images and seeds. Batch {settings['batch']}, "
-        f"{' to '.join(map(str, sorted(seeds))) or 'no'} seeds, {len(found['runs'])} runs. "
-        f"-: not made. {threads(found)}."
+        "behind concatenations or whole. The loss is of distillation on seed 0, the last fifth of "
+        f"the steps. Squared errors of {settings['images']} images of "
+        f"{settings['sampler_steps']} steps against the float model's from the same noise, ratio "
+        "of geometric means with its interval of 95 % over images and seeds. Batch "
+        f"{settings['batch']}, {' to '.join(map(str, seeds)) or 'no'} seeds, "
+        f"{len(found['runs'])} runs. -: not made; *: the search has not ended. {threads(found)}."
     )
 
 
@@ -48,15 +49,18 @@ def _one(rows: list[dict], **key: object) -> dict | None:
     return next((row for row in rows if all(row.get(k) == v for k, v in key.items())), None)
 
 
-def _made(row: dict | None) -> bool:
-    return row is not None and "loss" in row
+def _least(searched: list[dict], **key: object) -> dict | None:
+    """The arm of the least loss so far."""
+    rows = [row for row in searched if all(row.get(k) == v for k, v in key.items())]
+    return min((row for row in rows if row["loss"]), key=lambda row: row["loss"], default=None)
 
 
-def _arm(row: dict | None) -> str:
+def _arm(row: dict | None, ended: bool) -> str:
     if row is None:
         return "-"
     words = [f"{row['rate']:g}", f"x{row['step_rate']:g}", row["start"], row["layers"]]
-    return ", ".join([*words[:2], *([row["form"]] if row["law"] == "LSQ" else []), *words[2:]])
+    words[2:2] = [row["form"]] if row["law"] == "LSQ" else []
+    return ", ".join(words) + "*" * (not ended)
 
 
 def _interval(row: dict | None, name: str) -> str:
@@ -81,9 +85,16 @@ def fair_ratio(found: dict, model: str, bits: str, steps: str, name: str = "geom
 
 @register_number
 def fair_loss(found: dict, model: str, bits: str, steps: str, law: str) -> float:
-    """Loss of a law's best arm, mean over seeds."""
+    """Loss of a law's best arm so far on seed 0."""
     key = {"model": model, "bits": bits, "steps": int(steps), "law": law}
-    row = _one(found["tables"][1]["rows"], **key)
+    row = _least(found["tables"][2]["rows"], **key)
     if row is None:
         raise KeyError(f"{law} on {model} {bits} after {steps} steps was not made")
     return row["loss"]
+
+
+@register_number
+def fair_arms(found: dict, model: str, bits: str, steps: str, law: str) -> int:
+    """Arms of a law that were trained for so many steps."""
+    key = {"model": model, "bits": bits, "steps": int(steps), "law": law}
+    return sum(all(row.get(k) == v for k, v in key.items()) for row in found["tables"][2]["rows"])
