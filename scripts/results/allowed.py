@@ -58,7 +58,7 @@ ALLOWED = [
     Allowed("the row of 10 % in the table above it", r"The tenth of the layers", "measure"),
     Allowed(SETTING, r"weight decay 0\.01|from 0\.0015 to 0\.0195", "model-card"),
     Allowed(FORMULA, r"everywhere are 4\.125|\| bits of q \|.*?6\.03 \|", "ptq"),
-    Allowed(SETTING, r"errors by 5 %, for [\w ]+ by 10 %|\(2 GiB\)", "ptq"),
+    Allowed(SETTING, r"errors by 5 %, for [\w, ]+ by 10 %|\(2 GiB\)", "ptq"),
     Allowed(
         "a model of times, by which a budget counts",
         r"three times as long in float|about twice that",
