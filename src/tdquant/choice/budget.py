@@ -19,8 +19,8 @@ class Budget:
         rotation: Largest share of the time of a call that rotations of inputs take, by additions,
             three times as long as multiply-accumulates of 8 bits. Those of layers that see one row
             a sample are not counted.
-        dynamic: Largest share of the time of a call that steps computed from inputs take, each of
-            whose values counts as twelve multiply-accumulates of 8 bits.
+        dynamic: Largest share of the time of a call that steps computed from inputs take: each
+            value of a token counts as 17 multiply-accumulates of 8 bits, each of a sample as 40.
         size: Largest share of the model's float32 bytes that the file of its tensors may have, as
             ``tdq.save`` writes it, tables of scales included. Bits of weights, 3, 4, 5, 6 or 8,
             are then chosen layer by layer, by what their rounding does to the output; the recipe's

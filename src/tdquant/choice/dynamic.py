@@ -42,8 +42,10 @@ WORTH = 0.1
 LEAST = 0.002
 """Least share of the error of all inputs that a dynamic step saves."""
 
-VALUE_COST = 12.0
-"""Time to look at a value of an input, in multiply-accumulates of 8 bits."""
+ROW_COST, SAMPLE_COST = 17.0, 40.0
+"""Time to look at a value of an input, in multiply-accumulates of 8 bits: among the neighbours in
+its row, and among all of its sample, whose channels do not lie side by side.
+"""
 
 
 @torch.no_grad()
@@ -161,5 +163,6 @@ def _costs(
     for path, layer in layers.items():
         rows = macs.get(path, 0) / layer.weight.numel()
         channels = layer.weight.shape[1] * getattr(layer, "groups", 1)
-        found[path] = VALUE_COST * rows * channels / total
+        cost = ROW_COST if isinstance(layer, QuantLinear) else SAMPLE_COST
+        found[path] = cost * rows * channels / total
     return found
