@@ -330,9 +330,9 @@ def test_what_is_not_right_is_refused(made, case, tmp_path):
 
 
 class Doubled(WrappedLayer):
-    """A structure that does not say which weight it stands for."""
-
-    structure = "doubled"
+    """A structure that does not say which weight it stands for. Without a name it is registered
+    nowhere.
+    """
 
     def forward(self, x):
         return 2 * self.layer(x)

@@ -8,7 +8,14 @@ from peft.utils import get_peft_model_state_dict
 
 import tdquant as tdq
 from tdquant.errors import ConversionError
-from tdquant.layers import StructuredLayer, structured_layers
+from tdquant.layers import (
+    BalancedLayer,
+    RotatedLayer,
+    StructuredLayer,
+    quantized_layers,
+    replace_module,
+    structured_layers,
+)
 from tests.pipelines import PIPELINES, sample
 from tests.unet_states import out
 
@@ -37,9 +44,22 @@ def made(tmp_path_factory):
     pipe.unet.unload_lora()
     live = tdq.quantize(pipe.unet, tdq.Recipe(weights=4, activations=4))
     tdq.calibrate(live, calls, progress=False)
+    rewrite(live)
     pipe.unet = tdq.freeze(live)
     pipe.save_pretrained(folder / "pipe")
     return folder, live, calls, call | {"num_inference_steps": 2}
+
+
+def rewrite(model):
+    """Rotates and balances layers that calibration left as they are, in place: which ones it
+    chooses itself is a matter of trials.
+    """
+    for path, layer in list(quantized_layers(model)):
+        if path.endswith(".net.2"):
+            replace_module(model, layer, RotatedLayer.from_quantized(layer))
+        elif path.endswith(".to_k"):
+            c = torch.linspace(0.5, 1, layer.in_features)
+            replace_module(model, layer, BalancedLayer.from_quantized(layer, c))
 
 
 def rewritten(model):
