@@ -17,6 +17,19 @@ from verdicts import compared
 Found = Mapping[tuple[str, str, int], Mapping[str, tuple[Outcome, list[Run]]]]
 """By model, bits and steps, and by law: the search, and runs of its best arm on all seeds."""
 
+ARM = [
+    column("form", "Step"),
+    column("start", "Start"),
+    column("layers", "Layers"),
+    column("rate", "Rate"),
+    column("step_rate", "Scales"),
+]
+RESULTS = [
+    column("loss", "Loss", 4, "lower"),
+    column("mean", "Mean error", 4, "lower"),
+    column("median", "Median error", 4, "lower"),
+]
+
 PAIRS = (("TDQ", "LSQ"), ("S1000", "LSQ"), ("TDQ", "S1000"))
 
 
@@ -99,16 +112,10 @@ def picks(found: Found) -> dict[str, Any]:
         "columns": [
             column("law", "Law"),
             column("steps", "Optimizer steps"),
-            column("form", "Step"),
-            column("start", "Start"),
-            column("layers", "Layers"),
-            column("rate", "Rate"),
-            column("step_rate", "Scales"),
+            *ARM,
             column("inside", "Inside"),
             column("arms", "Arms"),
-            column("loss", "Loss", 4, "lower"),
-            column("mean", "Mean error", 4, "lower"),
-            column("median", "Median error", 4, "lower"),
+            *RESULTS,
             column("seeds", "Seeds"),
         ],
         "rows": rows,
@@ -138,14 +145,8 @@ def searched(runs: list[Run], judged_from: int) -> dict[str, Any]:
         "note": "Seed 0. Without a loss: training diverged.",
         "group": ["model", "bits", "steps", "law"],
         "columns": [
-            column("form", "Step"),
-            column("start", "Start"),
-            column("layers", "Layers"),
-            column("rate", "Rate"),
-            column("step_rate", "Scales"),
-            column("loss", "Loss", 4, "lower"),
-            column("mean", "Mean error", 4, "lower"),
-            column("median", "Median error", 4, "lower"),
+            *ARM,
+            *RESULTS,
         ],
         "rows": rows,
     }

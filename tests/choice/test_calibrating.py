@@ -241,11 +241,11 @@ def measured(monkeypatch):
     seen = {"runs": 0, "last": None}
     follow = Trial._follow
 
-    def counted(trial, model):
+    def counted(trial, model, *see):
         seen["runs"] += 1
         if seen["runs"] == seen["last"]:
             raise KilledError
-        return follow(trial, model)
+        return follow(trial, model, *see)
 
     monkeypatch.setattr(Trial, "_follow", counted)
     return seen

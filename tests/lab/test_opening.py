@@ -7,7 +7,8 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 import tdquant as tdq
 from tdquant.errors import ModelError, StorageError
 from tdquant.freezing import is_frozen
-from tdquant.lab.opening import KINDS, kind_of, open_model, sample_shape
+from tdquant.lab.opening import KINDS, kind_of, open_model
+from tdquant.lab.sample_shapes import sample_shape
 from tdquant.models import load_embedded
 from tests.conftest import quantized
 from tests.lab.bench.saved import saved_unet

@@ -80,7 +80,7 @@ def make_candidates(
         headroom: With ``"auto"``, curves that leave room beyond all that was seen too.
 
     Returns:
-        Those of each kind from the narrowest to the widest, and the percentile.
+        For each kind the curves from the narrowest to the widest, then the percentile's.
     """
     histograms = seen.histograms()
     blends = BLENDS | {HEADROOM: 1.5} if headroom else BLENDS

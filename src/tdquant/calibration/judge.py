@@ -63,6 +63,13 @@ class Judgement:
         mean = float(total.mean())
         return replace(self, weights=bins.weight(self.times) * mean if mean else None)
 
+    def balanced_by_first(self) -> Judgement:
+        """The judgement with every time weighted by the joint error there of each layer's first
+        candidate, which stands for the layer as it is.
+        """
+        errors = (effects[:, 0].square() for effects in self.effects.values())
+        return self.balanced_by(sum(errors))  # type: ignore[arg-type]
+
     def only(self, columns: Mapping[str, slice]) -> Judgement:
         """The judgement of some of the candidates of some layers."""
         effects = {name: self.effects[name][:, part] for name, part in columns.items()}

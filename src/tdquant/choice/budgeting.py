@@ -8,7 +8,7 @@ from tdquant.calibration.observe import Observations
 from tdquant.calibration.record import RemedyRecord
 from tdquant.calibration.report import Calibration, RemedyTrial
 from tdquant.choice.budget import Budget
-from tdquant.choice.dynamic import is_chosen
+from tdquant.choice.dynamic import chosen_dynamic
 from tdquant.choice.size import float_bytes, later_bytes, saved_bytes
 from tdquant.choice.time import layer_macs, spare_time, time_share
 from tdquant.choice.trial import Trial
@@ -102,7 +102,7 @@ def record_remedies(
         found = {
             "protection": not protected.isdisjoint(outer),
             "rotation": any(isinstance(module, RotatedLayer) for module in behind),
-            "dynamic": is_chosen(layer.input_quantizer),
+            "dynamic": chosen_dynamic(layer.input_quantizer),
             "factors": any(isinstance(module, BalancedLayer) for module in behind),
             "rounding": isinstance(layer.weight_quantizer, DecidedWeight),
         }

@@ -198,8 +198,8 @@ def _try_codes_and_steps(
     seed: int,
     progress: bool,
 ) -> list[RemedyTrial]:
-    """Tries codes of weights and dynamic steps of inputs, and codes again that gained less than
-    inputs lost before they had such steps.
+    """Tries codes of weights, then dynamic steps of inputs. If the steps stay and the codes did
+    not, tries the codes again: what they gain may have been hidden by the rounding of inputs.
     """
     codes: list[RemedyTrial] = []
     steps: list[RemedyTrial] = []

@@ -20,21 +20,19 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from tdquant.calibration.judge import Judgement, judge_changes
+from tdquant.calibration.judge import Judgement
 from tdquant.calibration.observe import Observations
-from tdquant.calibration.projections import Changes, Projection
+from tdquant.calibration.projections import Changes
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calls.call import Call
-from tdquant.choice.plain_layers import step_at
-from tdquant.choice.time import layer_macs
+from tdquant.choice.plain_layers import input_rows, judge_inputs, step_at
 from tdquant.choice.trial import FRESH, Trial, thinned
 from tdquant.choice.within import within
 from tdquant.layers import QuantLayer, QuantLinear, quantized_layers
-from tdquant.layers.base import INPUT
+from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
 from tdquant.scales import DynamicScale, PendingScale
-from tdquant.support.progress import track
 
 WORTH = 0.1
 """Share by which dynamic steps have to lower the error of the whole model."""
@@ -101,13 +99,13 @@ def try_dynamic(
 
 
 def drop_dynamic(model: nn.Module) -> None:
-    """Takes dynamic steps that calibration chose off a model that is calibrated anew."""
+    """Removes the dynamic steps that an earlier calibration chose, in place."""
     for name, quantizer in activation_quantizers(model):
-        if is_chosen(quantizer):
+        if chosen_dynamic(quantizer):
             quantizer.scale = PendingScale(quantizer.wanted, name)
 
 
-def is_chosen(quantizer: nn.Module) -> bool:
+def chosen_dynamic(quantizer: nn.Module) -> bool:
     """Whether an input has a dynamic step that its recipe did not ask for."""
     return (
         isinstance(quantizer, ActivationQuantizer)
@@ -135,34 +133,35 @@ def _judge(
     progress: bool,
 ) -> Judgement:
     """Effects of the own step and of the dynamic one."""
-    quantizers = {path + INPUT: layer.input_quantizer for path, layer in layers.items()}
 
-    def changes(projection: Projection) -> Iterator[Changes]:
-        for name, x, timestep, slope, batch in projection.inputs:
-            path = name.removesuffix(INPUT)
-            quantizer, grid = quantizers[name], quantizers[name].grid
-            found = (
-                fake_quantize(x, step_at(each, x, timestep), grid.low, grid.high).sub_(x)
-                for each in (quantizer, quantizer.twin(grid, scales[path]))
-            )
-            yield path, found, slope, batch
+    def changes_at(
+        path: str,
+        quantizer: ActivationQuantizer,
+        x: Tensor,
+        timestep: Tensor,
+        slope: Tensor,
+        batch: BatchAxis | None,
+    ) -> Iterator[Changes]:
+        grid = quantizer.grid
+        found = (
+            fake_quantize(x, step_at(each, x, timestep), grid.low, grid.high).sub_(x)
+            for each in (quantizer, quantizer.twin(grid, scales[path]))
+        )
+        yield path, found, slope, batch
 
-    shown = track(calls, "judging dynamic steps", len(calls), progress)
-    judged = judge_changes(model, quantizers, dict.fromkeys(layers, 2), changes, shown, seed)
-    total: Tensor = sum(judged.effects[path][:, 0].square() for path in layers)  # type: ignore[assignment]
-    return judged.balanced_by(total)
+    counts, label = dict.fromkeys(layers, 2), "judging dynamic steps"
+    judged = judge_inputs(model, layers, counts, changes_at, calls, label, seed, progress)
+    return judged.balanced_by_first()
 
 
 def _costs(
     model: nn.Module, layers: Mapping[str, QuantLayer], observations: Observations
 ) -> dict[str, float]:
     """The time of each reduction, as a share of that of a call."""
-    macs = layer_macs(model, observations.macs)
-    total = sum(macs.values())
+    rows, total = input_rows(model, layers, observations.macs)
     found = {}
     for path, layer in layers.items():
-        rows = macs.get(path, 0) / layer.weight.numel()
         channels = layer.weight.shape[1] * getattr(layer, "groups", 1)
         cost = ROW_COST if isinstance(layer, QuantLinear) else SAMPLE_COST
-        found[path] = cost * rows * channels / total
+        found[path] = cost * rows[path] * channels / total
     return found

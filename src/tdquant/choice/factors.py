@@ -13,18 +13,17 @@ be clipped, and the least headroom would always look best.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from tdquant.calibration.judge import judge_changes
 from tdquant.calibration.observe import Observations
-from tdquant.calibration.projections import Changes, Projection
+from tdquant.calibration.projections import Changes
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calls.call import Call
-from tdquant.choice.plain_layers import is_plain, step_at
+from tdquant.choice.plain_layers import is_plain, judge_inputs, step_at
 from tdquant.choice.proposals import Factors, propose_factors
 from tdquant.choice.trial import Trial
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
@@ -32,8 +31,9 @@ from tdquant.layers.balance import BalancedLayer
 from tdquant.layers.base import INPUT
 from tdquant.layers.split import channel_dimension
 from tdquant.layers.structure import WrappedLayer
+from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.fake_quantize import fake_quantize
-from tdquant.support.progress import track
+from tdquant.quantizers import ActivationQuantizer
 
 WORTH = 0.1
 """Share by which they have to lower the error of the whole model: they cost a multiplication of
@@ -116,34 +116,35 @@ def _judge(
     """The best factors of each layer by the error at the model's output, of layers for which they
     are better than none by more than ``margin``.
     """
-    quantizers = {path + INPUT: layers[path].input_quantizer for path in proposed}
 
-    def changes(projection: Projection) -> Iterable[Changes]:
-        for name, x, timestep, slope, batch in projection.inputs:
-            path = name.removesuffix(INPUT)
-            dims = -1 - (channel_dimension(layers[path]) or -1)
-            step = step_at(quantizers[name], x, timestep)
+    def changes_at(
+        path: str,
+        quantizer: ActivationQuantizer,
+        x: Tensor,
+        timestep: Tensor,
+        slope: Tensor,
+        batch: BatchAxis | None,
+    ) -> Iterator[Changes]:
+        dims = -1 - (channel_dimension(layers[path]) or -1)
+        step = step_at(quantizer, x, timestep)
 
-            def change(
-                factors: Factors, x: Tensor = x, dims: int = dims, step: Tensor = step
-            ) -> Tensor:
-                c = _across(factors.halves, x, dims)
-                u = fake_quantize(x / c, step, factors.grid.low, factors.grid.high)
-                return u.mul_(c).sub_(x)
+        def change(factors: Factors) -> Tensor:
+            c = _across(factors.halves, x, dims)
+            u = fake_quantize(x / c, step, factors.grid.low, factors.grid.high)
+            return u.mul_(c).sub_(x)
 
-            yield path, map(change, proposed[path]), slope, batch
+        yield path, map(change, proposed[path]), slope, batch
 
     counts = {path: len(found) for path, found in proposed.items()}
-    shown = track(calls, "judging factors", len(calls), progress)
-    judged = judge_changes(model, quantizers, counts, changes, shown, seed)
-    plain: Tensor = sum(effect[:, 0].square() for effect in judged.effects.values())  # type: ignore[assignment]
-    judged = judged.balanced_by(plain)
+    own = {path: layers[path] for path in proposed}
+    judged = judge_inputs(model, own, counts, changes_at, calls, "judging factors", seed, progress)
+    judged = judged.balanced_by_first()
     chosen = {}
     for path in judged.effects:
         errors = judged.mean(path)
-        own = float(errors[0])
+        plain = float(errors[0])
         whole = [
-            float(e) + own * one.weight_error
+            float(e) + plain * one.weight_error
             for e, one in zip(errors, proposed[path], strict=True)
         ]
         best = min(range(len(whole)), key=whole.__getitem__)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tdquant.calibration.judge import Judgement, judge_changes
+from tdquant.calibration.projections import Changes, Projection
+from tdquant.calls.call import Call
+from tdquant.choice.time import layer_macs
 from tdquant.layers import QuantLayer
+from tdquant.layers.base import INPUT
+from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.fake_quantize import expand_scale
 from tdquant.quantizers import ActivationQuantizer, ShiftedWeight, WeightQuantizer
 from tdquant.scales import DynamicScale
+from tdquant.support.progress import track
+
+ChangesAt = Callable[
+    [str, ActivationQuantizer, Tensor, Tensor, Tensor, BatchAxis | None], Iterator[Changes]
+]
+"""From the path of a layer, the quantizer of its input, the input, the timestep, the slope of the
+output's projection and the batch axis to changes of that input.
+"""
 
 
 def is_plain(layer: QuantLayer) -> bool:
@@ -31,6 +46,55 @@ def step_at(quantizer: ActivationQuantizer, x: Tensor, timestep: Tensor) -> Tens
     scale = quantizer.scale
     step = scale(timestep if scale.timed else None, x, quantizer.grid)
     return expand_scale(step, x, quantizer.batch)
+
+
+def judge_inputs(
+    model: nn.Module,
+    layers: Mapping[str, QuantLayer],
+    counts: Mapping[str, int],
+    changes_at: ChangesAt,
+    calls: list[Call],
+    label: str,
+    seed: int,
+    progress: bool,
+) -> Judgement:
+    """Measures what changes of the inputs of layers do to the model's output, each alone.
+
+    Arguments:
+        model: A quantized and calibrated model; it runs in float.
+        layers: Path -> layer.
+        counts: Place -> number of changes there.
+        changes_at: Gives the changes at one input of a call, and their places.
+        calls: Calls of the model.
+        label: Of the progress bar.
+        seed: Seed of the projections.
+        progress: Draw a bar.
+    """
+    quantizers = {path + INPUT: layer.input_quantizer for path, layer in layers.items()}
+
+    def changes(projection: Projection) -> Iterator[Changes]:
+        for name, x, timestep, slope, batch in projection.inputs:
+            path = name.removesuffix(INPUT)
+            yield from changes_at(path, quantizers[name], x, timestep, slope, batch)
+
+    shown = track(calls, label, len(calls), progress)
+    return judge_changes(model, quantizers, counts, changes, shown, seed)
+
+
+def input_rows(
+    model: nn.Module, layers: Mapping[str, QuantLayer], macs: Mapping[str, int]
+) -> tuple[dict[str, float], int]:
+    """Rows that each layer multiplies by its weight for one sample, and the multiply-accumulates
+    of a call for one.
+
+    Arguments:
+        model: A quantized model.
+        layers: Path -> layer.
+        macs: What ``observe`` counted.
+    """
+    own = layer_macs(model, macs)
+    rows = {path: own.get(path, 0) / layer.weight.numel() for path, layer in layers.items()}
+    return rows, sum(own.values())
 
 
 def column_energy(weight: Tensor) -> Tensor:

@@ -21,16 +21,22 @@ from torch import Tensor, nn
 from tdquant.calibration.candidates import Candidate, choose_grid, make_candidates
 from tdquant.calibration.choose import best_candidate, is_static
 from tdquant.calibration.fitting import make_scales, wanted_kind
-from tdquant.calibration.judge import Judgement, judge_changes
+from tdquant.calibration.judge import Judgement
 from tdquant.calibration.observe import Observations
-from tdquant.calibration.projections import Changes, Projection
+from tdquant.calibration.projections import Changes
 from tdquant.calibration.protection import FLOAT_COST
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calibration.time_histograms import TimeHistograms
 from tdquant.calls.call import Call, run
 from tdquant.calls.observing import observing
-from tdquant.choice.plain_layers import column_energy, is_plain, step_at, weight_error
-from tdquant.choice.time import layer_macs
+from tdquant.choice.plain_layers import (
+    column_energy,
+    input_rows,
+    is_plain,
+    judge_inputs,
+    step_at,
+    weight_error,
+)
 from tdquant.choice.trial import Trial
 from tdquant.choice.within import within
 from tdquant.errors import ConversionError
@@ -38,6 +44,7 @@ from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.layers.base import INPUT
 from tdquant.layers.rotation import RotatedLayer
 from tdquant.layers.structure import WrappedLayer
+from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.quantizers import ActivationQuantizer
 from tdquant.quantizers.rounding import DecidedWeight
@@ -207,23 +214,28 @@ def _judge(
     progress: bool,
 ) -> Judgement:
     """Effects of every candidate, and of the own scale under the name of the path and ``_OWN``."""
-    quantizers = {path + INPUT: one.quantizer for path, one in rotated.items()}
 
-    def changes(projection: Projection) -> Iterator[Changes]:
-        for name, x, timestep, slope, batch in projection.inputs:
-            path = name.removesuffix(INPUT)
-            quantizer, rotation = quantizers[name], rotated[path].new.rotation
-            step = step_at(quantizer, x, timestep)
-            rounded = fake_quantize(x, step, quantizer.grid.low, quantizer.grid.high)
-            yield path + _OWN, iter([rounded.sub_(x)]), slope, batch
-            u = rotation(x)
-            found = (c.quantize(u, timestep, batch).sub_(u) for c in candidates[path])
-            yield path, found, rotation.undone(slope), batch
+    def changes_at(
+        path: str,
+        quantizer: ActivationQuantizer,
+        x: Tensor,
+        timestep: Tensor,
+        slope: Tensor,
+        batch: BatchAxis | None,
+    ) -> Iterator[Changes]:
+        rotation = rotated[path].new.rotation
+        step = step_at(quantizer, x, timestep)
+        rounded = fake_quantize(x, step, quantizer.grid.low, quantizer.grid.high)
+        yield path + _OWN, iter([rounded.sub_(x)]), slope, batch
+        u = rotation(x)
+        found = (c.quantize(u, timestep, batch).sub_(u) for c in candidates[path])
+        yield path, found, rotation.undone(slope), batch
 
+    layers = {path: one.layer for path, one in rotated.items()}
     counts = {path: len(found) for path, found in candidates.items()}
     counts |= {path + _OWN: 1 for path in counts}
-    shown = track(calls, "judging rotations", len(calls), progress)
-    judged = judge_changes(model, quantizers, counts, changes, shown, seed)
+    label = "judging rotations"
+    judged = judge_inputs(model, layers, counts, changes_at, calls, label, seed, progress)
     return judged.balanced(dict(candidates))
 
 
@@ -231,14 +243,13 @@ def _costs(
     model: nn.Module, rotated: Mapping[str, _Rotated], observations: Observations
 ) -> dict[str, float]:
     """The time of each rotation, as a share of that of a call."""
-    macs = layer_macs(model, observations.macs)
-    total = sum(macs.values())
+    layers = {path: one.layer for path, one in rotated.items()}
+    rows, total = input_rows(model, layers, observations.macs)
     found = {}
     for path, one in rotated.items():
-        rows = macs.get(path, 0) / one.layer.weight.numel()
         left, right = one.new.rotation.left, one.new.rotation.right
-        additions = rows * one.layer.weight.shape[1] * (len(left) + len(right))
-        found[path] = FLOAT_COST * additions / total if rows > 1 else 0.0
+        additions = rows[path] * one.layer.weight.shape[1] * (len(left) + len(right))
+        found[path] = FLOAT_COST * additions / total if rows[path] > 1 else 0.0
     return found
 
 

@@ -81,7 +81,6 @@ class Trial:
         self.log = log or TrialLog(None)
         self.exact: list[Tensor] = []
         self.fresh: list[Call] = []
-        self._see: Callable[[Call], None] | None = None
         self._last: float | None = None  # error of the model as it is
 
     def record(self, model: nn.Module, key: str = "") -> None:
@@ -92,12 +91,8 @@ class Trial:
             key: Everything else that the errors to be measured depend on.
         """
         seen = list[Call]()
-        self._see = seen.append
-        try:
-            with in_float(model), self._under("following the float model"):
-                self.exact = self._results(model)
-        finally:
-            self._see = None
+        with in_float(model), self._under("following the float model"):
+            self.exact = self._results(model, seen.append)
         self.fresh = thinned(seen, FRESH)
         told = [*self.exact, *tensors_in(self._calls)]
         digest = hash_tensors({str(i): tensor for i, tensor in enumerate(told)})
@@ -154,14 +149,16 @@ class Trial:
         finally:
             self._label = ""
 
-    def _follow(self, model: nn.Module) -> Tensor:
-        ends = [
-            rollout.run(model, self._label, self._see).flatten(1) for rollout in self._rollouts
-        ]
+    def _follow(self, model: nn.Module, see: Callable[[Call], None] | None = None) -> Tensor:
+        ends = [rollout.run(model, self._label, see).flatten(1) for rollout in self._rollouts]
         return torch.cat([end for end in ends if end.shape[1] == ends[0].shape[1]])
 
-    def _results(self, model: nn.Module) -> list[Tensor]:
+    def _results(
+        self, model: nn.Module, see: Callable[[Call], None] | None = None
+    ) -> list[Tensor]:
         with torch.no_grad(), evaluating(model):
+            if self._rollouts:
+                return [self._follow(model, see)]
             return outputs(model, self._calls) if self.generate is None else [self.generate(model)]
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tdquant.clock.moment import GRAPH, Moment, caller, identity
-from tdquant.clock.timestep import find_timestep, outside_message
+from tdquant.clock.timestep import check_tokens, find_timestep, outside_message
 from tdquant.errors import ClockError, ConversionError
 from tdquant.state import ModelState, state_of
 from tdquant.support.recomputation import GraphTimeline, Replay
@@ -199,28 +199,17 @@ class Clock:
             self._warn_outside(timestep)
 
     def _by_sample(self, model: nn.Module, timestep: Tensor) -> Tensor:
-        """The timestep ``()`` or ``(B,)`` of one given as ``()``, ``(B,)`` or ``(B, *)``.
-
-        Video models take a time for each token. Tokens to be denoised share theirs; those of a
-        given frame are at 0 and do not change a sample's time. On the CPU this is checked in every
-        call, elsewhere in the first one alone: the check makes the host wait for the device.
+        """The timestep ``()`` or ``(B,)`` of one given as ``()``, ``(B,)`` or ``(B, *)``. On the
+        CPU that of tokens is checked in every call, elsewhere in the first one alone: the check
+        makes the host wait for the device.
         """
         if timestep.ndim < 2:
             return timestep
-        tokens = timestep.flatten(1)
-        largest = tokens.amax(1)
         look = timestep.device.type == "cpu" or not self._looked
         if look and not torch.compiler.is_compiling():
             self._looked = True
-            if not ((tokens == largest[:, None]) | (tokens == 0)).all():
-                raise ClockError(
-                    f"{self.argument!r} has several times within a sample",
-                    where=f"{type(model).__name__}.forward",
-                    why=f"of shape {tuple(timestep.shape)} it gives tokens that are denoised "
-                    "different times, and a scale follows one for each sample",
-                    fix="pass shape () or (B,), or (B, N) with one time a sample beside zeros",
-                )
-        return largest
+            check_tokens(timestep, self.argument, f"{type(model).__name__}.forward")
+        return timestep.flatten(1).amax(1)
 
     def _evaluate(self, model: nn.Module, timestep: Tensor) -> dict[Any, Tensor]:
         """The steps of all scales that can be computed together."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tdquant.errors import ConversionError
+from tdquant.errors import ClockError, ConversionError
 
 TIMESTEP_NAMES = (
     "timestep",
@@ -43,6 +43,25 @@ def find_timestep(model: nn.Module, name: str | None = None) -> tuple[str, int]:
             fix='name it: tdq.quantize(model, recipe, timestep="...")',
         )
     return found[0], parameters.index(found[0])
+
+
+def check_tokens(timestep: Tensor, argument: str, where: str) -> None:
+    """Checks that a timestep ``(B, *)``, one for each token, has one time a sample. Video models
+    take such ones: tokens to be denoised share their time; those of a given frame are at 0 and do
+    not change a sample's time.
+
+    Raises:
+        ClockError: There are several times within a sample.
+    """
+    tokens = timestep.flatten(1)
+    if not ((tokens == tokens.amax(1, keepdim=True)) | (tokens == 0)).all():
+        raise ClockError(
+            f"{argument!r} has several times within a sample",
+            where=where,
+            why=f"of shape {tuple(timestep.shape)} it gives tokens that are denoised different "
+            "times, and a scale follows one for each sample",
+            fix="pass shape () or (B,), or (B, N) with one time a sample beside zeros",
+        )
 
 
 def outside_message(timestep: Tensor, coverage: Sequence[float]) -> str:

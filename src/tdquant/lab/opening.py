@@ -20,6 +20,7 @@ from tdquant.files.looking import exists, is_folder
 from tdquant.freezing import freeze, is_frozen
 from tdquant.integrations.pipelines.folder import load_pipeline
 from tdquant.lab.run_folder import RunFolder
+from tdquant.lab.sample_shapes import sample_shape
 from tdquant.lowering import open_session
 from tdquant.models import EMBEDDED, Pipe, build, load_compvis, load_embedded
 from tdquant.storage import INDEX, load
@@ -286,16 +287,3 @@ def _shape(model: nn.Module, folder: Path, shape: tuple[int, ...] | None) -> tup
             fix="--shape, such as 3,32,32, or --pipe with the model that it was made from",
         )
     return found
-
-
-def sample_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """The shape of one sample according to the model's configuration."""
-    config: dict[str, Any] = dict(getattr(model, "config", None) or {})
-    patch = int(config.get("patch", 1))
-    config = config.get("unet", config)
-    channels = config.get("in_channels")
-    side = config.get("sample_size", config.get("image_size"))
-    if channels is None or side is None:
-        return None
-    height, width = (side, side) if isinstance(side, int) else side
-    return channels // patch**2, height * patch, width * patch

@@ -7,23 +7,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tdquant.layers.base import QuantLayer
-
-_GEOMETRY = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "padding_mode",
-)
+from tdquant.layers.structure import CONVOLUTION
 
 
 class QuantConv1d(QuantLayer, nn.Conv1d):
     """``nn.Conv1d`` on fake-quantized operands, ``(B, in, L) -> (B, out, L')``."""
 
-    geometry = _GEOMETRY
+    geometry = CONVOLUTION
 
     def combine(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._conv_forward(x, weight, self.bias)
@@ -32,7 +22,7 @@ class QuantConv1d(QuantLayer, nn.Conv1d):
 class QuantConv2d(QuantLayer, nn.Conv2d):
     """``nn.Conv2d`` on fake-quantized operands, ``(B, in, H, W) -> (B, out, H', W')``."""
 
-    geometry = _GEOMETRY
+    geometry = CONVOLUTION
 
     def combine(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._conv_forward(x, weight, self.bias)
@@ -41,7 +31,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 class QuantConv3d(QuantLayer, nn.Conv3d):
     """``nn.Conv3d`` on fake-quantized operands, ``(B, in, D, H, W) -> (B, out, D', H', W')``."""
 
-    geometry = _GEOMETRY
+    geometry = CONVOLUTION
 
     def combine(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._conv_forward(x, weight, self.bias)

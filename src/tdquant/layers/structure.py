@@ -27,10 +27,10 @@ CHANNELS: dict[type[nn.Module], int] = {
 }
 """Dimension of the input channels in what a layer takes, counted from the end."""
 
-_LAYER = (
-    "bias",
-    "in_features",
-    "out_features",
+LINEAR = ("in_features", "out_features")
+"""Sizes of a linear layer, as its constructor takes them."""
+
+CONVOLUTION = (
     "in_channels",
     "out_channels",
     "kernel_size",
@@ -40,6 +40,9 @@ _LAYER = (
     "groups",
     "padding_mode",
 )
+"""Sizes and window of a convolution, as its constructor takes them."""
+
+_LAYER = ("bias", *LINEAR, *CONVOLUTION)
 """Attributes of a linear layer or a convolution besides its weight."""
 
 

@@ -71,8 +71,6 @@ class Operand(nn.Module):
 
     def step(self, x: Tensor) -> Tensor:
         """The step at the call's timesteps, shaped to broadcast over x."""
-        if self.scale is None and self.by_row:
-            return self.dynamic_step(x)
         if self.scale is None:
             return expand_scale(self.dynamic_step(x), x, BatchAxis(self._axis))
         step = self.scale.now()

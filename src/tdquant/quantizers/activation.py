@@ -66,7 +66,7 @@ class ActivationQuantizer(nn.Module):
     def step(self, x: Tensor) -> Tensor:
         """The step for x at the current timestep, shaped to broadcast over x."""
         scale, batch = self.scale, self.batch
-        if scale.by_row:  # whatever lies where
+        if scale.by_row:  # wherever the samples lie
             return scale(None, x, self.grid)
         if not scale.timed:
             # A step of its own for each index there, if any: a sample may have several.

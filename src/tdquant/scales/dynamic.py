@@ -1,4 +1,4 @@
-r"""An input-dynamic step: the extremes of each sample, or of each token, looked up at every call.
+r"""An input-dynamic step: the extremes of each sample, or of each token, found at every call.
 
     s = max(max(x) / high, min(x) / low)
 

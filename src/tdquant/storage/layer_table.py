@@ -16,8 +16,8 @@ from tdquant.support.tables import counted, cut, text_table
 HEAD = ("layer", "type", "weight", "input", "zero", "kB", "remedies", "s(t)")
 _REMEDIES = HEAD.index("remedies")
 _BARS = 24
-_DYNAMIC = {"dynamic": "dynamic: from each input", ROWS: "dynamic: from each row of the input"}
 """Characters of a sparkline. In narrow terminals it has 16 or 8, and no number of knots."""
+_DYNAMIC = {"dynamic": "dynamic: from each input", ROWS: "dynamic: from each row of the input"}
 
 Tensors = Mapping[str, LazyTensor]
 

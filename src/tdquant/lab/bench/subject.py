@@ -16,7 +16,7 @@ from tdquant.choice import calibrate
 from tdquant.clock import remove_clock
 from tdquant.errors import ModelError
 from tdquant.freezing import freeze
-from tdquant.lab.opening import sample_shape
+from tdquant.lab.sample_shapes import sample_shape
 from tdquant.layers import quantized_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
 from tdquant.models import load_embedded
