@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -50,6 +50,7 @@ def observing(
     model: nn.Module,
     quantizers: Mapping[str, ActivationQuantizer],
     look: Callable[[str, Tensor, Tensor], Tensor] = pass_on,
+    rounded: Collection[str] = (),
 ) -> Iterator[None]:
     """Runs a quantized model in float, with observers in place of activation quantizers, with
     weights unquantized, except those that are held as codes alone, and without corrections of the
@@ -60,11 +61,13 @@ def observing(
         quantizers: Its activation quantizers by path.
         look: Gets the quantizer's path, the tensor and the timestep, and returns the tensor to
             pass on.
+        rounded: Paths of layers whose weights are quantized nevertheless.
     """
     weights = {
         name: module
         for name, module in model.named_modules()
         if name.rpartition(".")[2] == "weight_quantizer"
+        and name.rpartition(".")[0] not in rounded
         and not isinstance(module, (nn.Identity, CodedWeight))
     }
     with evaluating(model), uncorrected(model), float_biases(model):

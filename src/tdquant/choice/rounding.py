@@ -1,26 +1,27 @@
 r"""Rounding of weights by what layers compute, for all layers in few passes over the calls.
 
-Each layer's codes are those of GPTQ (``tdquant.refine.reconstruction.gptq``) for its inputs in the
-model whose activations are quantized and whose weights are not. In contrast to ``reconstruct`` no
-layer waits for the ones before it: the calls are run once for as many layers as memory allows,
-not once for each block.
+Each layer's codes are those of GPTQ (``tdquant.refine.reconstruction.gptq``), which bring what the
+layer computes from the inputs of the quantized model near to what it computes in the float model.
+In contrast to ``reconstruct`` few layers wait for the ones before them: they are rounded in
+``WAVES`` groups in the order of a call, and the inputs of a group are those behind the rounded
+weights of earlier groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calls.call import Call, run
-from tdquant.calls.observing import observing, watching
+from tdquant.calls.observing import in_float, observing, watching
 from tdquant.choice.trial import Trial
 from tdquant.layers import QuantLayer
 from tdquant.layers.base import shared_parameters
 from tdquant.quantizers import RoundedWeight, ShiftedWeight, WeightQuantizer
-from tdquant.refine.reconstruction.blocks import learned_layers
+from tdquant.refine.reconstruction.blocks import called, learned_layers
 from tdquant.refine.reconstruction.gptq import ROWS, Hessian, block_widths, gptq
 from tdquant.support.progress import track
 
@@ -34,6 +35,12 @@ with the third power.
 
 MEMORY = 2 << 30
 """Bytes of Hessians at once."""
+
+WAVES = 8
+"""Groups of layers that are rounded one after the other."""
+
+ENOUGH = 12
+"""Calls that suffice for a group; each takes others."""
 
 
 @torch.no_grad()
@@ -66,14 +73,21 @@ def try_rounding(
 
 @torch.no_grad()
 def rounded_weights(
-    model: nn.Module, calls: list[Call], *, memory: int = MEMORY, progress: bool = True
+    model: nn.Module,
+    calls: list[Call],
+    *,
+    waves: int = WAVES,
+    memory: int = MEMORY,
+    progress: bool = True,
 ) -> dict[str, RoundedWeight]:
     """Chooses the codes of all weights of up to 8 bits; the model stays as it is.
 
     Arguments:
         model: A quantized and calibrated model.
         calls: Calls of it.
-        memory: Bytes of Hessians at once; fewer make more passes over the calls.
+        waves: Groups of layers; those of a later one see what the rounding of those of earlier
+            ones does to their inputs.
+        memory: Bytes of Hessians at once; fewer make more groups.
         progress: Draw bars.
 
     Returns:
@@ -81,44 +95,81 @@ def rounded_weights(
         several layers share, are not in it.
     """
     shared = shared_parameters(model)
+    order = {path: place for place, path in enumerate(called(model, calls[0]))}
     layers = {
         path: layer
-        for path, layer in learned_layers(model)
-        if type(layer.weight_quantizer) in (WeightQuantizer, ShiftedWeight)
+        for path, layer in sorted(learned_layers(model), key=lambda item: order.get(item[0], 0))
+        if path in order
+        and type(layer.weight_quantizer) in (WeightQuantizer, ShiftedWeight)
         and layer.weight_quantizer.grid.bits <= MOST_BITS
         and id(layer.weight) not in shared
     }
+    own = {path: layer.weight_quantizer for path, layer in layers.items()}
     found: dict[str, RoundedWeight] = {}
-    for wave in _waves(layers, memory):
-        limits = {
-            n: -(-ROWS * min(layer.weight[0].numel(), COLUMNS) // len(calls))
-            for n, layer in wave.items()
-        }
-        hessians = {n: Hessian(layer, limits[n], COLUMNS) for n, layer in wave.items()}
-        number = 0
-
-        def add(name: str, layer: QuantLayer, x: Tensor, y: Tensor) -> None:
-            hessians[name].add(layer.input_quantizer(x), number)  # noqa: B023
-
-        with observing(model, {}), watching(wave, add):
-            for call in track(calls, "weighing inputs", len(calls), progress):
-                run(model, call)
-                number += 1
-        for name, layer in track(wave.items(), "rounding weights", len(wave), progress):
-            hessian = hessians.pop(name)
-            if hessian.rows:
-                found[name], _, _ = gptq(layer, hessian.total)
+    random = torch.Generator().manual_seed(0)
+    try:
+        for wave in _waves(layers, waves, memory):
+            some = torch.randperm(len(calls), generator=random)[:ENOUGH].tolist()
+            hessians = _weigh(model, [calls[i] for i in some], wave, list(found), progress)
+            for path, layer in track(wave.items(), "rounding weights", len(wave), progress):
+                hessian = hessians.pop(path)
+                if hessian.rows:
+                    found[path], _, _ = gptq(layer, hessian.total, drift=hessian.drift)
+                    layer.weight_quantizer = found[path]
+    finally:
+        for path, quantizer in own.items():
+            layers[path].weight_quantizer = quantizer
     return found
 
 
-def _waves(layers: dict[str, QuantLayer], memory: int) -> Iterator[dict[str, QuantLayer]]:
-    """The layers, in groups whose Hessians fit the memory."""
+def _weigh(
+    model: nn.Module,
+    calls: list[Call],
+    wave: dict[str, QuantLayer],
+    rounded: Collection[str],
+    progress: bool,
+) -> dict[str, Hessian]:
+    """Runs the calls in float and quantized, with the weights of all layers but the ``rounded``
+    ones in float.
+
+    Returns:
+        Path of the layer -> what GPTQ needs of its inputs.
+    """
+    hessians = {}
+    for path, layer in wave.items():
+        rows = -(-ROWS * min(layer.weight[0].numel(), COLUMNS) // len(calls))
+        hessians[path] = Hessian(layer, rows, COLUMNS)
+    number = 0
+    exact: dict[str, list[Tensor]] = {path: [] for path in wave}
+
+    def keep(path: str, layer: QuantLayer, x: Tensor, y: Tensor) -> None:
+        exact[path].append(hessians[path].take(x, number))
+
+    def add(path: str, layer: QuantLayer, x: Tensor, y: Tensor) -> None:
+        kept = exact[path].pop(0) if exact[path] else None
+        hessians[path].add(layer.input_quantizer(x), number, kept)
+
+    for call in track(calls, "weighing inputs", len(calls), progress):
+        for seen in exact.values():
+            seen.clear()
+        with in_float(model), watching(wave, keep):
+            run(model, call)
+        with observing(model, {}, rounded=rounded), watching(wave, add):
+            run(model, call)
+        number += 1
+    return hessians
+
+
+def _waves(
+    layers: dict[str, QuantLayer], count: int, memory: int
+) -> Iterator[dict[str, QuantLayer]]:
+    """The layers, in at least so many groups whose Hessians fit the memory."""
     wave: dict[str, QuantLayer] = {}
-    used = 0
+    used, most = 0, -(-len(layers) // max(count, 1))
     for path, layer in layers.items():
         widths = block_widths(layer.weight[0].numel(), COLUMNS)
         size = 8 * getattr(layer, "groups", 1) * sum(width**2 for width in widths)
-        if wave and used + size > memory:
+        if wave and (used + size > memory or len(wave) >= most):
             yield wave
             wave, used = {}, 0
         wave[path] = layer

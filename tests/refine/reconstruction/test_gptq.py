@@ -130,3 +130,40 @@ def test_blocks_of_columns(name):
     one = Hessian(layer)
     one.add(x)
     assert torch.equal(gptq(layer, whole.total)[0].codes, gptq(layer, one.total)[0].codes)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LAYERS)
+def test_drift_makes_the_outputs_of_the_float_model_the_target(name):
+    layer, exact = quantized(name, bits=4)
+    moved = 0.8 * exact + 0.05 * torch.randn(
+        exact.shape, generator=torch.Generator().manual_seed(1)
+    )
+    hessian = Hessian(layer)
+    hessian.add(moved, exact=hessian.take(exact))
+    target = layer.combine(exact, layer.weight)
+
+    def error(rounded):
+        return float((layer.combine(moved, rounded(layer.weight)) - target).square().sum())
+
+    without, _, _ = gptq(layer, hessian.total)
+    rounded, _, after = gptq(layer, hessian.total, drift=hessian.drift)
+    assert error(rounded) < 0.7 * error(without)
+    assert after < error(rounded)  # of what was rounded, which has an error of its own
+
+
+def test_inputs_that_did_not_move_change_nothing():
+    layer, x = quantized("grouped")
+    hessian = Hessian(layer)
+    hessian.add(x, exact=hessian.take(x))
+    plain, _, _ = gptq(layer, hessian.total)
+    rounded, _, _ = gptq(layer, hessian.total, drift=hessian.drift)
+    assert torch.equal(rounded.codes, plain.codes)
+
+
+def test_more_rows_than_in_the_float_model_do_not_count_as_drift():
+    layer, x = quantized("linear")
+    hessian = Hessian(layer)
+    hessian.add(x, exact=hessian.take(x[:2]))
+    assert hessian.rows == 35
+    assert not any(block.any() for block in hessian.drift)

@@ -7,11 +7,18 @@ is the error of a layer on its quantized inputs. With U the upper Cholesky facto
 column j to q leaves an error e = (w_j - q) / U_jj, and the columns k > j become ``w_k - e U_jk``.
 A convolution is a product with unfolded patches, and one of G groups is G products.
 
+Rounding the layers before moves the inputs from X to X_hat. With ``drift``, the weight that is
+rounded is the one that takes X_hat to nearly the same outputs,
+
+    W' = W + W (X - X_hat)^T X_hat (H + lambda I)^-1,
+
 A row (an output channel) that would be worse than rounded to nearest is rounded to nearest.
 
 References:
     Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers, 2022 (https://arxiv.org/abs/2210.17323), algorithm 1.
+    Li et al., GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration, 2025
+    (https://arxiv.org/abs/2504.02692): outputs of the float model as the target.
 """
 
 from __future__ import annotations
@@ -28,6 +35,9 @@ from tdquant.quantizers.rounding import decided
 
 DAMPING = 0.01
 """Share of the mean diagonal of H that is added to it."""
+
+RIDGE = 0.1
+"""Lambda, as a share of the mean diagonal of H: what inputs show by chance is not followed."""
 
 ROWS = 128
 """Rows of inputs for each column of H that suffice; of more, every n-th is taken."""
@@ -61,6 +71,7 @@ class Hessian:
 
     Attributes:
         total: The blocks on the diagonal, ``(G, k, k)`` each.
+        drift: ``(X - X_hat)^T X_hat`` in the same blocks, with the inputs X of the float model.
     """
 
     def __init__(
@@ -69,22 +80,40 @@ class Hessian:
         self.layer, self.limit = layer, limit
         groups = getattr(layer, "groups", 1)
         self.total = [
-            torch.zeros(groups, width, width, dtype=torch.float64, device=layer.weight.device)
+            torch.zeros(groups, width, width, device=layer.weight.device)
             for width in block_widths(layer.weight[0].numel(), columns)
         ]
+        self.drift = [torch.zeros_like(block) for block in self.total]
         self.rows = 0
 
-    @torch.no_grad()
-    def add(self, x: Tensor, call: int = 0) -> None:
-        """Adds inputs of the layer, quantized, from the call of a number."""
+    def take(self, x: Tensor, call: int = 0) -> Tensor:
+        """The rows ``(G, N, K)`` of an input that count in the call of a number."""
         rows = patches(self.layer, x.float())
         if self.limit is not None and rows.shape[1] > self.limit:
             # Spread over all rows, and different in every call.
             places = torch.linspace(0, rows.shape[1] - 1, self.limit, device=x.device).long()
             rows = rows[:, (places + call) % rows.shape[1]]
+        return rows
+
+    @torch.no_grad()
+    def add(self, x: Tensor, call: int = 0, exact: Tensor | None = None) -> None:
+        """Adds inputs of the layer from a call.
+
+        Arguments:
+            x: The inputs, quantized.
+            call: Number of the call.
+            exact: What ``take`` gave for the inputs in the float model. It does not count if there
+                were more or fewer: a mixture of experts sends them elsewhere.
+        """
+        rows = self.take(x, call)
         widths = [block.shape[1] for block in self.total]
-        for total, part in zip(self.total, rows.split(widths, 2), strict=True):
-            total += (part.mT @ part).double()
+        parts = rows.split(widths, 2)
+        for total, part in zip(self.total, parts, strict=True):
+            total += part.mT @ part
+        if exact is not None and exact.shape == rows.shape:
+            moved = (exact - rows).split(widths, 2)
+            for drift, part, away in zip(self.drift, parts, moved, strict=True):
+                drift += away.mT @ part
         self.rows += rows.shape[1]
 
 
@@ -101,7 +130,10 @@ def quadratic(error: Tensor, hessian: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gptq(
-    layer: QuantLayer, hessian: Sequence[Tensor], order: bool = True
+    layer: QuantLayer,
+    hessian: Sequence[Tensor],
+    order: bool = True,
+    drift: Sequence[Tensor] | None = None,
 ) -> tuple[RoundedWeight, float, float]:
     """The codes of a layer by GPTQ.
 
@@ -110,10 +142,11 @@ def gptq(
         hessian: ``(G, k, k)`` of each block of columns, in order: the sum over the rows of its
             quantized inputs.
         order: Round the columns with the largest inputs first.
+        drift: Blocks of the same shapes, if the outputs of the float model are the target.
 
     Returns:
         The quantizer, and the summed squared output errors of the codes that it had and of
-        these.
+        these, on quantized inputs.
     """
     quantizer = layer.weight_quantizer
     assert isinstance(quantizer, WeightQuantizer)
@@ -123,9 +156,12 @@ def gptq(
     scale = start.scale(layer.weight).detach().double()
     scale = scale.expand(layer.weight.shape).reshape(weight.shape)
     near = start.codes.double().reshape(weight.shape)
-    blocks = zip(*(x.split(widths, 2) for x in (weight, scale, near)), hessian, strict=True)
+    products = [block.double() for block in hessian]
+    blocks = zip(*(x.split(widths, 2) for x in (weight, scale, near)), products, strict=True)
     chosen, errors = [], [0.0, 0.0]
-    for w, s, q, h in blocks:
+    for number, (w, s, q, h) in enumerate(blocks):
+        if drift is not None:
+            w = _moved(w, h, drift[number].double())
         found = torch.stack(
             [
                 _round_columns(*each, quantizer.grid.low, quantizer.grid.high, order)
@@ -139,6 +175,15 @@ def gptq(
     codes = torch.cat(chosen, 2).reshape(layer.weight.shape)
     rounded = RoundedWeight(quantizer.grid, start.step, codes, start.groups)
     return rounded, errors[0], errors[1]
+
+
+def _moved(weight: Tensor, hessian: Tensor, drift: Tensor) -> Tensor:
+    """The weights ``(G, C, K)`` that make up for the drift of their inputs."""
+    ridge = RIDGE * hessian.diagonal(dim1=1, dim2=2).mean(1)
+    if not bool((ridge > 0).all()):  # no input ever reached a group
+        return weight
+    damped = hessian + ridge[:, None, None] * torch.eye(hessian.shape[1]).to(hessian)
+    return weight + torch.linalg.solve(damped, (weight @ drift).mT).mT
 
 
 def _round_columns(
