@@ -29,7 +29,7 @@ def test_edges_and_time_path_by_default():
     rows = {row.path: row for row in tdq.summary(quantize(Mixed(), weights=4, activations=5))}
     assert (rows["conv_in"].weight_bits, rows["conv_in"].input_bits) == (32, 32)
     assert (rows["conv_out"].weight_bits, rows["conv_out"].input_bits) == (32, 32)
-    assert (rows["time_mlp"].weight_bits, rows["time_mlp"].input_bits) == (8, 32)
+    assert (rows["time_mlp"].weight_bits, rows["time_mlp"].input_bits) == (5, 32)
     assert (rows["grouped"].weight_bits, rows["grouped"].input_bits) == (4, 5)
     assert rows["linear"].weight_codes == 15
     assert rows["linear"].input_codes == 32

@@ -94,7 +94,7 @@ def test_layer_plans():
     edge = Recipe(4, 5, edges=8).for_layer([], edge=True, time_path=False)
     assert (edge.weights, edge.activations) == (8, 8)
     time = recipe.for_layer([], edge=False, time_path=True)
-    assert (time.weights, time.activations) == (8, 32)
+    assert (time.weights, time.activations) == (5, 32)
     both = recipe.for_layer(["x", "y"], edge=False, time_path=False)
     assert (both.weights, both.activations, both.scale) == (4, 32, "static")
 
@@ -129,3 +129,25 @@ def test_mistakes_in_remedies():
             granularity="tensor",
             remedies=("factors",),
         )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bits"),
+    [
+        (Recipe(4, 8), 5),
+        (Recipe(4, 8, time_weights=8), 8),
+        (Recipe(4, 8, time_weights=3), 3),
+        (Recipe(2, 8), 5),
+        (Recipe(5, 8), 6),
+        (Recipe(6, 8), 8),
+        (Recipe(8, 8), 8),
+        (Recipe(16, 8), 8),
+        (Recipe(4, 8, scale="temporal"), 8),
+        (Recipe(4, 8, scale="temporal", remedies=("rounding",)), 5),
+        (Recipe(4, 8, remedies=("groups",)), 8),
+        (Recipe.published(4, 4), 32),
+    ],
+)
+def test_bits_of_the_time_path(recipe, bits):
+    assert recipe.time_bits == bits
+    assert Recipe.from_dict(recipe.to_dict()).time_bits == bits

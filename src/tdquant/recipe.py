@@ -33,6 +33,9 @@ REMEDIES = (
 MAX_GROUPED = 6
 """Most bits of weights that are quantized in groups: multiples of wider codes do not fit int8."""
 
+WIDE_TIME = 8
+"""Bits of weights on the time path where nothing chooses fewer."""
+
 _TEMPORAL_OPTIONS = {
     "features": "an even number from 2",
     "hidden": "a number from 1",
@@ -73,7 +76,8 @@ class Recipe:
             calibration measures that it helps, static elsewhere.
         edges: Bits of weight and input of the first and last layers. They are a thousandth of the
             work and most of the damage: float by default.
-        time_weights: Bits of the weights on the time path; its activations stay in float.
+        time_weights: Bits of the weights on the time path; its activations stay in float. None is
+            ``time_bits``: 8, or one more than ``weights`` where ``"rounding"`` chooses codes.
         attention: Bits of the operands of QK^T and AV, or 32 to leave the products in float.
         granularity: One weight step for each output ``"channel"``, or for the ``"tensor"``.
         grid: ``"auto"`` lets calibration give one-sided activations (after SiLU, GELU, softmax) a
@@ -102,7 +106,7 @@ class Recipe:
     activations: int = 8
     scale: str = "auto"
     edges: int = FLOAT
-    time_weights: int = 8
+    time_weights: int | None = None
     attention: int = FLOAT
     granularity: str = "channel"
     grid: str = "auto"
@@ -145,7 +149,8 @@ class Recipe:
     def _mistakes(self) -> list[str]:
         found = []
         for name in ("weights", "activations", "edges", "time_weights", "attention"):
-            found += _check_bits(name, getattr(self, name))
+            if name != "time_weights" or self.time_weights is not None:
+                found += _check_bits(name, getattr(self, name))
         kinds = recipe_kinds()
         for name, allowed in (("scale", kinds), ("granularity", GRANULARITIES), ("grid", GRIDS)):
             found += _check_choice(name, getattr(self, name), allowed)
@@ -224,6 +229,17 @@ class Recipe:
             return automatic and remedy in REMEDIES
         return remedy in self.remedies
 
+    @property
+    def time_bits(self) -> int:
+        """Bits of the weights on the time path. The inputs of its layers, functions of t, lie on a
+        curve, and codes that are chosen by the outputs there change them little: with
+        ``"rounding"`` they have a bit more than other weights, 5 at least, up to 6.
+        """
+        if self.time_weights is not None:
+            return self.time_weights
+        bits = max(self.weights, 4) + 1
+        return bits if self.uses("rounding") and bits <= MAX_GROUPED else WIDE_TIME
+
     def group_of(self, bits: int, scale: str) -> int:
         """Inputs that share a multiplier in a weight of so many bits, beside an activation scale
         of a kind; 0 if its steps have none.
@@ -234,7 +250,7 @@ class Recipe:
     def for_layer(self, overridden: list[str], edge: bool, time_path: bool) -> LayerRecipe:
         """What a layer gets that matches the override patterns ``overridden``, in their order."""
         if time_path:
-            layer = LayerRecipe(self.time_weights, FLOAT, self.scale)
+            layer = LayerRecipe(self.time_bits, FLOAT, self.scale)
         elif edge:
             layer = LayerRecipe(self.edges, self.edges, self.scale)
         else:

@@ -71,7 +71,8 @@ class RemedyTrial:
     """What became of one remedy for the whole model.
 
     Attributes:
-        name: Its name in ``Recipe.remedies``, or ``"bits"`` of weights that a budget of size gave.
+        name: Its name in ``Recipe.remedies``, or ``"bits"`` of weights that a budget of size gave,
+            or ``"time path"``, of wider weights there.
         kept: Whether the model has it now.
         before: Error of the whole model without it, as ``Calibration.trials``.
         after: The error with it.

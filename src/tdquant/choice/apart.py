@@ -5,13 +5,13 @@ met.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
 
 from tdquant.errors import RecipeError
 from tdquant.families.roles import named_roles
-from tdquant.layers import QuantLayer
+from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.layers.structure import names_of
 from tdquant.quantizers import CodedWeight
 from tdquant.recipe import FLOAT, Recipe
@@ -46,11 +46,10 @@ class Apart:
         """
         recipe, names = self._recipe, names_of(self._model, path)
         layer = self._model.get_submodule(path)
-        changed = [recipe.overrides[pattern] for pattern in matching(names, recipe.overrides)]
-        if any(operand in changes for changes in changed for operand in operands):
+        if self._overridden(names, operands):
             return "overrides of the recipe"
-        if any(name in self._roles.time_path for name in names):
-            return f"the time path, time_weights={recipe.time_weights}"
+        if self._on_time_path(names):
+            return f"the time path, time_weights={recipe.time_bits}"
         if any(name in self._roles.first | self._roles.last for name in names):
             return f"the first and last layers, edges={recipe.edges}"
         wide = [name for name in operands if getattr(recipe, name) == FLOAT]
@@ -61,6 +60,26 @@ class Apart:
         if isinstance(layer.weight_quantizer, CodedWeight):
             return "codes without their float weights"
         return ""
+
+    def time_path(self) -> dict[str, QuantLayer]:
+        """Layers whose weights have the bits of the time path, by path."""
+        named = (
+            (path, layer, names_of(self._model, path))
+            for path, layer in quantized_layers(self._model)
+        )
+        return {
+            path: layer
+            for path, layer, names in named
+            if self._on_time_path(names) and not self._overridden(names, ("weights",))
+        }
+
+    def _on_time_path(self, names: Iterable[str]) -> bool:
+        return any(name in self._roles.time_path for name in names)
+
+    def _overridden(self, names: Collection[str], operands: Iterable[str]) -> bool:
+        patterns = matching(names, self._recipe.overrides)
+        changed = [self._recipe.overrides[pattern] for pattern in patterns]
+        return any(operand in changes for changes in changed for operand in operands)
 
 
 def refuse(

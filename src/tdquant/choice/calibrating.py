@@ -23,6 +23,7 @@ from tdquant.choice.factors import try_factors
 from tdquant.choice.output import predictions, try_correction
 from tdquant.choice.rotation import try_rotation
 from tdquant.choice.rounding import try_rounding
+from tdquant.choice.time_path import try_wide_time_path
 from tdquant.choice.trial import Trial
 from tdquant.choice.trial_log import TrialLog
 from tdquant.clock import clock_of
@@ -165,6 +166,8 @@ def calibrate(
     if recipe.uses("factors"):
         remedies += try_factors(model, batches, trial, seed=seed, progress=progress)
     remedies += _try_codes_and_steps(model, batches, recipe, budget, trial, margin, seed, progress)
+    if recipe.uses("rounding") and budget.size is None:
+        remedies += try_wide_time_path(model, recipe, trial)
     if bias_correction:
         correct_biases(model, batches.calls)
     if recipe.uses("correction"):

@@ -53,7 +53,8 @@ class TrainingOptions(Section):
         depth: Linear layers of a temporal scale's network; absent: 4.
         dropout: Rate in that network; absent: 0. The published one has 0.2.
         granularity: Step sizes of a weight: one an output channel, or one in all.
-        time_weights: Bits of weights on the time path; absent: 8. 32 is float.
+        time_weights: Bits of weights on the time path, 32 for float; absent: what ``Recipe`` has,
+            8 with scales of a kind.
         scheme: published: the grids, starts and scale networks of TDQ's code, one step size for
             each weight, the time path in float.
         rates: published: learned step sizes at a tenth of the rate, scales' networks at the whole;
