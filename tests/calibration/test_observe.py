@@ -119,6 +119,19 @@ def test_bad_activations_name_the_layer_and_leave_the_model_as_it_was():
     assert model.tdq.roles is None
 
 
+@pytest.mark.parametrize("remedies", [(), "auto"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_first_call_of_nan_hides_no_data_flow(remedies, count):
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(remedies=remedies))
+    (x, t), *others = calls()
+    before = dict(model.named_modules())
+    with pytest.raises(CalibrationError, match="NaN or infinite activations"):
+        batches = [(torch.full_like(x, float("nan")), t), *others[: count - 1]]
+        tdq.calibrate(model, batches, progress=False)
+    assert dict(model.named_modules()) == before
+    assert model.tdq.roles is None
+
+
 def test_it_is_an_error_if_nothing_has_a_value():
     model = tdq.quantize(Poisoned(0.0), tdq.Recipe(include=("conv_out",), edges=8))
     with pytest.raises(CalibrationError, match="no batch gave any of 1 activations a value"):

@@ -12,6 +12,7 @@ from torch import nn
 from tdquant.calls.call import Call
 from tdquant.calls.observing import observing
 from tdquant.clock import clock_of, find_timestep
+from tdquant.errors import CalibrationError
 from tdquant.families.roles import Roles, named_roles
 from tdquant.flow.roles import roles_of
 from tdquant.flow.trace import trace
@@ -34,6 +35,9 @@ def settle_roles(model: nn.Module, batches: Iterator[Call]) -> list[Call]:
 
     Returns:
         The call that was taken from them, or nothing.
+
+    Raises:
+        CalibrationError: A layer takes NaN or infinite numbers in it.
     """
     if state_of(model).roles is not None:
         return []
@@ -49,6 +53,8 @@ def settle_roles(model: nn.Module, batches: Iterator[Call]) -> list[Call]:
             with without_user_hooks(model):
                 flows = trace(model, taken[0], find_timestep(model, clock.argument), others)
             roles = roles_of(model, flows)
+        except CalibrationError:
+            raise
         except Exception as error:  # whatever a model may raise for a call that nobody made
             _log.debug("data flow of %s", type(model).__name__, exc_info=True)
             why = f"its data flow could not be followed ({type(error).__name__}: {error})"

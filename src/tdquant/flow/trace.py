@@ -8,6 +8,7 @@ Sources (``tdquant.flow.edges``) tell which layers lie between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tdquant.calls.call import Call, tensors_in
+from tdquant.errors import CalibrationError
 from tdquant.flow.edges import CONDITION, LAYERS, ROUTED, SAMPLE, FlowMode
 from tdquant.flow.probes import SAMPLES, Probe
 from tdquant.flow.sketches import Sketch, changed
@@ -127,6 +129,7 @@ def trace(
         Path -> what the layer takes, of every module that the call reached.
 
     Raises:
+        CalibrationError: A layer takes NaN or infinite numbers, in which no change shows.
         Exception: Whatever the model raises for such calls.
     """
     layers = {path: m for path, m in model.named_modules() if _is_layer(m)}
@@ -147,6 +150,7 @@ def trace(
         base, output = first_run(probe(vector))
     if (several := probe(vector)).add_samples(output):
         base, _ = first_run(several)
+    _check_finite(base)
 
     def changed_run(change: Callable[[Probe], None]) -> _Recorder:
         recorder, other = _Recorder(layers, others), probe(vector)
@@ -157,6 +161,17 @@ def trace(
 
     runs = [changed_run(c) for c in (Probe.other_sample, Probe.other_arguments, Probe.other_time)]
     return _Graph(base, runs, list(layers), several.times).flows()
+
+
+def _check_finite(recorder: _Recorder) -> None:
+    """Raises CalibrationError, which names the first layer that takes what is not finite."""
+    for path, visits in recorder.visits.items():
+        if not all(math.isfinite(visit.sketch.level) for visit in visits):
+            raise CalibrationError(
+                "NaN or infinite activations",
+                where=path,
+                fix="run the float model on the first call and look where they start",
+            )
 
 
 def _is_layer(module: nn.Module) -> bool:
