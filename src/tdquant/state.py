@@ -70,6 +70,17 @@ def note(model: nn.Module, step: str, **facts: Any) -> None:
     state.history = [*state.history, {"step": step, **facts}]
 
 
+def seen_times(model: nn.Module) -> tuple[float, float] | None:
+    """Lowest and highest time that the latest calibration saw; None where it is not known, or was
+    told the model's times.
+    """
+    latest = next((s for s in reversed(history(model)) if s.get("step") == "calibrate"), {})
+    match latest.get("times"):
+        case [int() | float() as low, int() | float() as high] if "time range" not in latest:
+            return low, high
+    return None
+
+
 def history(model: nn.Module) -> list[dict[str, Any]]:
     """The steps so far, oldest first."""
     state = getattr(model, "tdq", None)

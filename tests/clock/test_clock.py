@@ -10,7 +10,7 @@ import tdquant as tdq
 from tdquant.clock import Clock, clock_of, find_timestep, outside_message, remove_clock
 from tdquant.errors import ClockError, ConversionError
 from tdquant.scales import StaticScale, TemporalScale, temporal
-from tests.denoisers import Plain, calls
+from tests.denoisers import Mixed, Plain, calls
 
 
 class Probe(nn.Module):
@@ -138,6 +138,26 @@ def test_out_of_range_is_clamped_with_one_warning(frozen, x):
         warnings.simplefilter("error")
         again = frozen(x, torch.tensor(1500))
     assert torch.equal(y, again)
+
+
+@pytest.mark.parametrize("backend", [None, "onednn"])
+def test_times_far_from_those_of_calibration_are_warned_of_once(tmp_path, x, backend):
+    """As where a model calibrated on image-to-image makes images from noise."""
+    few = [(x, torch.tensor(t)) for t in (0, 50, 100, 150, 240)]
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(scale="temporal"))
+    tdq.save(tdq.freeze(tdq.calibrate(model, few, progress=False)), tmp_path)
+    loaded = tdq.load(tmp_path, model=Mixed())
+    run = loaded if backend is None else tdq.compile(loaded, backend)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(x, torch.tensor(300))
+    with pytest.warns(UserWarning, match="900 is far from all that calibration saw, 0 to 240"):
+        run(x, torch.tensor(900))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(x, torch.tensor(900))
+        tdq.calibrate(model, few, time_range=(0, 999), progress=False)
+        tdq.freeze(model)(x, torch.tensor(900))
 
 
 def test_no_graph_break(frozen, calibrated, x):

@@ -94,6 +94,12 @@ def test_a_timestep_outside_the_tables_is_clamped_with_one_warning(session, samp
     assert far.isfinite().all()
 
 
+def test_a_timestep_far_from_those_of_calibration_is_warned_of(session, sample, gain):
+    session.about["seen"] = [0, 300]
+    with pytest.warns(UserWarning, match="900 is far from all that calibration saw, 0 to 300"):
+        session(sample, 900, gain)
+
+
 BAD_CALLS = {
     "no timestep": (lambda s, x, g: s(x, gain=g), ClockError, "without 'timestep'"),
     "two timesteps": (lambda s, x, g: s(x, torch.tensor([1, 2]), g), ClockError, "2 timesteps"),

@@ -179,6 +179,8 @@ def calibrate(
         "scales": report.kinds(),
         "split layers": len(report.splits),
     }
+    if time_range is not None:
+        facts["time range"] = list(time_range)
     if report.trials:
         facts["error without rounded weights"] = report.trials[report.chosen]
     if protected:

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from tdquant.clock.moment import GRAPH, Moment, caller, identity
 from tdquant.clock.timestep import check_tokens, find_timestep, outside_message
 from tdquant.errors import ClockError, ConversionError
-from tdquant.state import ModelState, state_of
+from tdquant.state import ModelState, seen_times, state_of
 from tdquant.support.recomputation import GraphTimeline, Replay
 
 
@@ -196,7 +196,7 @@ class Clock:
         self._set(Moment(timestep, evaluate(), replay, frame=frame))
         self.last = timestep
         if self.coverage is not None and not self._warned:
-            self._warn_outside(timestep)
+            self._warn_outside(model, timestep)
 
     def _by_sample(self, model: nn.Module, timestep: Tensor) -> Tensor:
         """The timestep ``()`` or ``(B,)`` of one given as ``()``, ``(B,)`` or ``(B, *)``. On the
@@ -236,10 +236,10 @@ class Clock:
                 groups.setdefault(batched_steps, []).append(scale)
         return list(groups.items())
 
-    def _warn_outside(self, timestep: Tensor) -> None:
+    def _warn_outside(self, model: nn.Module, timestep: Tensor) -> None:
         if timestep.device.type != "cpu" or self.coverage is None:
             return  # looking would make the host wait for the device at every call
-        message = outside_message(timestep, self.coverage)
+        message = outside_message(timestep, self.coverage, seen_times(model))
         if message:
             self._warned = True
             warnings.warn(message, stacklevel=3)

@@ -64,18 +64,35 @@ def check_tokens(timestep: Tensor, argument: str, where: str) -> None:
         )
 
 
-def outside_message(timestep: Tensor, coverage: Sequence[float]) -> str:
-    """A warning of times outside the range of the tables, or empty. In half precision 999 arrives
-    as 1000: what rounding to the dtype can have moved is not outside.
+def outside_message(
+    timestep: Tensor, coverage: Sequence[float], seen: Sequence[float] | None = None
+) -> str:
+    """A warning of times outside the range of the tables, or far from all that calibration saw;
+    empty where there are none. In half precision 999 arrives as 1000: what rounding to the dtype
+    can have moved is not outside. A third of the range that was seen is not far: four steps of a
+    sampler leave as much at its end.
+
+    Arguments:
+        timestep: The time of a call, or the times.
+        coverage: Lowest and highest time of the tables.
+        seen: Lowest and highest time that calibration saw, if known.
     """
     first, last = coverage
     room = 1e-6 * (last - first)  # of a continuous time in another precision
     if timestep.is_floating_point():
         room += torch.finfo(timestep.dtype).eps / 2 * max(abs(first), abs(last))
     low, high = float(timestep.min()), float(timestep.max())
-    if low >= first - room and high <= last + room:
+    if low < first - room or high > last + room:
+        return (
+            f"timestep {low if low < first - room else high:g} lies outside the scale tables' "
+            f"range [{first:g}, {last:g}] and is clamped to it (said once)"
+        )
+    least, most = seen or coverage
+    far = (most - least) / 3
+    if not far or (low >= least - far and high <= most + far):
         return ""
     return (
-        f"timestep {low if low < first - room else high:g} lies outside the scale tables' range "
-        f"[{first:g}, {last:g}] and is clamped to it (said once)"
+        f"timestep {low if low < least - far else high:g} is far from all that calibration saw, "
+        f"{least:g} to {most:g}: scales there are a guess (said once). Calibrate on calls at all "
+        "times that sampling uses"
     )

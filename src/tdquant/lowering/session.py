@@ -177,7 +177,7 @@ class Session(NotPickled, OnEngine):
             )
         coverage = self.about.get("coverage")
         if coverage is not None and not self._warned:
-            message = outside_message(time, coverage)
+            message = outside_message(time, coverage, self.about.get("seen"))
             if message:
                 self._warned = True
                 warnings.warn(message, stacklevel=2)
