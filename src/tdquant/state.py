@@ -74,9 +74,11 @@ def seen_times(model: nn.Module) -> tuple[float, float] | None:
     """Lowest and highest time that the latest calibration saw; None where it is not known, or was
     told the model's times.
     """
-    latest = next((s for s in reversed(history(model)) if s.get("step") == "calibrate"), {})
-    match latest.get("times"):
-        case [int() | float() as low, int() | float() as high] if "time range" not in latest:
+    done = [step for step in history(model) if step.get("step") == "calibrate"]
+    match done[-1] if done else {}:
+        case {"time range": _}:
+            return None
+        case {"times": [int() | float() as low, int() | float() as high]}:
             return low, high
     return None
 

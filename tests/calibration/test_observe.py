@@ -125,8 +125,8 @@ def test_a_first_call_of_nan_hides_no_data_flow(remedies, count):
     model = tdq.quantize(Mixed().eval(), tdq.Recipe(remedies=remedies))
     (x, t), *others = calls()
     before = dict(model.named_modules())
+    batches = [(torch.full_like(x, float("nan")), t), *others[: count - 1]]
     with pytest.raises(CalibrationError, match="NaN or infinite activations"):
-        batches = [(torch.full_like(x, float("nan")), t), *others[: count - 1]]
         tdq.calibrate(model, batches, progress=False)
     assert dict(model.named_modules()) == before
     assert model.tdq.roles is None

@@ -146,6 +146,10 @@ def test_bad_input(guided, tmp_path):
         tdq.trajectories(guided, [])
     with pytest.raises(ModelError, match="takes no colour"):
         tdq.trajectories(unconditional, 2, colour="red")
+    with pytest.raises(ModelError, match="takes no heights"):  # its **kwargs swallow it
+        tdq.trajectories(guided, ["a"], heights=16)
+    with pytest.raises(ModelError, match="no prompts for a pipeline that takes them"):
+        list(tdq.trajectories(guided, 2, steps=1, height=16, width=16))
     with pytest.raises(ModelError, match="type int"):
         tdq.trajectories(guided, ["a", 3])
     with pytest.raises(StorageError, match=r"calls\.json is missing"):

@@ -32,6 +32,9 @@ KeywordCall = dict[str, Any]
 Prompts = int | str | Sequence[str | KeywordCall] | None
 _NOT_DENOISERS = ("controlnet", "vae", "encoder", "adapter", "movq", "vqgan", "connector")
 
+_OLD_ARGUMENTS = ("callback", "callback_steps")
+"""What pipelines of diffusers look for in their ``**kwargs``; anything else there they ignore."""
+
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The components of a diffusers pipeline that are called with a timestep at every step.
@@ -125,11 +128,25 @@ class Recording:
     def draw(self, given: KeywordCall, first: int) -> Any:
         """Runs the pipeline once. What it draws without a generator depends on the seed and on
         the index of the run's first sample; the caller's random state stays as it is.
+
+        Raises:
+            ModelError: The pipeline takes prompts, got none, and refuses to run without.
         """
         pixels = "vae" not in self.pipe.components  # which pipelines hand over as NumPy's
         with keeping_random_state(), BFloat16AsFloat32() if pixels else contextlib.nullcontext():
             torch.manual_seed(stream_of(self.seed, first).initial_seed())
-            return self.pipe(**given)
+            try:
+                return self.pipe(**given)
+            except (TypeError, ValueError) as error:
+                taken = inspect.signature(self.pipe.__call__).parameters
+                if "prompt" not in taken or any(name.startswith("prompt") for name in given):
+                    raise
+                raise ModelError(
+                    "no prompts for a pipeline that takes them",
+                    where=type(self.pipe).__name__,
+                    why=str(error),
+                    fix='trajectories(pipe, ["a cat", ...]), --prompts FILE on the command line',
+                ) from error
 
     def _run(self, given: KeywordCall, first: int) -> dict[str, list[KeywordCall]]:
         modules = {name: self.pipe.components[name] for name in self.names}
@@ -231,7 +248,10 @@ def record_pipeline(
     if "output_type" in taken:  # images are not needed
         fixed.setdefault("output_type", "latent" if "vae" in pipe.components else "np")
     unknown = sorted(set(fixed) - set(taken))
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        own = type(pipe).__module__.startswith("diffusers.")
+        unknown = [name for name in unknown if own and name not in _OLD_ARGUMENTS]
+    if unknown:
         what = f"the pipeline takes no {', '.join(unknown)}"
         raise ModelError(what, where=where, fix=f"one of {list(taken)}")
     runs = make_runs(count if prompts is None else prompts, batch, taken, where)
