@@ -109,10 +109,10 @@ class Reconstructed(Default):
 
 class Edges(Default):
     name = "tdquant, edges of 8 bits"
-    note = "`Recipe(edges=8)`: nothing stays in float, as in the others"
+    note = "`Recipe(edges=8, time_weights=...)`: nothing stays in float, no weights have more bits"
 
     def recipe(self, model):
-        return tdq.Recipe(*self.options, edges=8)
+        return tdq.Recipe(*self.options, edges=8, time_weights=self.options[0])
 
 
 class Linear(Default):
