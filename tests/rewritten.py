@@ -1,5 +1,7 @@
 """Models of one layer that is rewritten by structures, alone and inside of each other."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -98,10 +100,21 @@ def inputs(case, count=1, seed=0):
     return [torch.randn(shape, generator=rng) * sizes for _ in range(count)]
 
 
+_REWRITTEN = {}
+
+
 def rewritten(case, scale="temporal", calibrated=True, **bits):
-    """A quantized model whose layer is rewritten."""
-    model = plain(case)
+    """A quantized model whose layer is rewritten; each is made once, and callers get copies."""
     bits = {"weights": 4, "activations": 8, **bits}
+    key = case, scale, calibrated, *sorted(bits.items())
+    if key not in _REWRITTEN:
+        _REWRITTEN[key] = _made(case, scale, calibrated, bits)
+    torch.manual_seed(0)  # as making it does
+    return copy.deepcopy(_REWRITTEN[key])
+
+
+def _made(case, scale, calibrated, bits):
+    model = plain(case)
     tdq.quantize(model, tdq.Recipe(**bits, scale=scale, overrides={"layer": bits}))
     for _, layer in list(quantized_layers(model)):
         replace_module(model, layer, REWRITES[case.partition(": ")[2]](layer))

@@ -13,12 +13,13 @@ from torch import nn
 import tdquant as tdq
 from tdquant.errors import BackendError, ClockError, ExportError
 from tdquant.lowering import EXPORTERS
+from tests.conftest import quantized
 from tests.lowering.models import One, frozen
 
 
 @pytest.fixture(scope="module")
-def model(_calibrated):
-    return tdq.freeze(_calibrated)
+def model():
+    return tdq.freeze(quantized(weights=4, activations=6))
 
 
 @pytest.fixture(scope="module")
