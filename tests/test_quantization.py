@@ -35,6 +35,21 @@ def test_edges_and_time_path_by_default():
     assert rows["linear"].input_codes == 32
 
 
+def test_a_recipe_that_is_none():
+    with pytest.raises(RecipeError, match="a recipe of type dict"):
+        tdq.quantize(Mixed(), {"weights": 4})
+
+
+@pytest.mark.parametrize("timestep", [None, "t", "kwargs"])
+def test_a_timestep_among_arguments_without_names(timestep):
+    class Wrapper(Mixed):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    with pytest.raises(ConversionError, match=r"cannot be in \*args or \*\*kwargs"):
+        quantize(Wrapper(), timestep=timestep)
+
+
 def test_first_and_last_layer_by_order_where_no_name_fits():
     model = quantize(Plain(), timestep="when", weights=4, activations=4, edges=8)
     assert [row.weight_bits for row in tdq.summary(model)] == [8, 8]

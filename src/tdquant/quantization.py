@@ -29,6 +29,7 @@ from tdquant.support.announce import announce
 from tdquant.support.hooks import check_onloaded
 from tdquant.support.patterns import matching, unmatched_patterns
 from tdquant.support.restoring import changes_model
+from tdquant.support.wrappers import check_denoiser
 
 
 def quantize(model: nn.Module, recipe: Recipe, *, timestep: str | None = None) -> nn.Module:
@@ -44,10 +45,18 @@ def quantize(model: nn.Module, recipe: Recipe, *, timestep: str | None = None) -
         The model itself. Its layer table is ``tdq.summary(model)``.
 
     Raises:
-        ConversionError: No timestep argument, nothing to quantize, or weights that are not finite.
-            The model is then left as it was.
-        RecipeError: Patterns that match no layer; all of them are listed.
+        ConversionError: No timestep argument, nothing to quantize, weights that are not finite or
+            not there yet, or a pipeline, class or wrapper in the place of the model. The model is
+            then left as it was.
+        RecipeError: Not a recipe, or patterns that match no layer; all of them are listed.
     """
+    check_denoiser(model, "tdq.quantize")
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"a recipe of type {type(recipe).__name__}",
+            where="tdq.quantize",
+            fix="tdq.Recipe(weights=8, activations=8); Recipe.from_dict of what to_dict gave",
+        )
     check_onloaded(model, "tdq.quantize")
     convert_layers(model, recipe, timestep, _search_step)
     return announce(model)

@@ -8,6 +8,7 @@ from tdquant.calibration.protection import choose_protected
 from tdquant.calls.observing import in_float
 from tdquant.choice.trial import CALLS, SAMPLES, TRAJECTORIES, WORK, Trial
 from tdquant.diffusion import make_scheduler
+from tdquant.errors import CalibrationError, RecipeError
 from tdquant.layers.balance import BalancedLayer
 from tdquant.layers.base import fold_shifts
 from tdquant.quantizers import ShiftedWeight, activation_quantizers
@@ -184,6 +185,58 @@ def test_the_report_says_what_models_were_compared_by(batches, generate, basis):
     report = model.tdq.calibration
     assert report.basis == basis
     assert basis in str(report)
+
+
+def test_samples_from_unseeded_noise_are_the_same_in_every_trial():
+    made = []
+
+    def generate(net):
+        noise = torch.randn(2, *SHAPE)
+        made.append(noise)
+        return net(noise, torch.tensor(500))
+
+    state = torch.get_rng_state()
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe())
+    tdq.calibrate(model, calls(), generate=generate, progress=False)
+    assert len(made) > 2
+    assert all(torch.equal(noise, made[0]) for noise in made)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+NO_SAMPLES = {
+    "none": (lambda net: None, "type NoneType"),
+    "a list": (lambda net: [torch.ones(2, 3)], "type list"),
+    "numpy": (lambda net: torch.ones(2, 3).numpy(), "type ndarray"),
+    "one sample": (lambda net: torch.ones(3), r"shape \(3,\)"),
+    "not finite": (lambda net: torch.full((2, 3), float("nan")), "NaN or infinite samples"),
+}
+
+
+@pytest.mark.parametrize("remedies", [(), "auto"])
+@pytest.mark.parametrize("name", NO_SAMPLES)
+def test_what_generate_gives_has_to_be_samples(name, remedies):
+    generate, said = NO_SAMPLES[name]
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(remedies=remedies))
+    with pytest.raises(CalibrationError, match=said):
+        tdq.calibrate(model, calls(), generate=generate, progress=False)
+
+
+def test_samples_that_do_not_depend_on_the_model_are_warned_of():
+    exact, model = Mixed().eval(), tdq.quantize(Mixed().eval(), tdq.Recipe(remedies=()))
+
+    def generate(net):
+        return exact(torch.randn(2, *SHAPE), torch.tensor(500))
+
+    with pytest.warns(UserWarning, match="it has to call the model that it is given"):
+        tdq.calibrate(model, calls(), generate=generate, progress=False)
+
+
+def test_a_budget_and_a_range_of_other_types():
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe())
+    with pytest.raises(RecipeError, match="a budget of type float"):
+        tdq.calibrate(model, calls(), budget=0.5, progress=False)
+    with pytest.raises(RecipeError, match="time_range=5"):
+        tdq.calibrate(model, calls(), time_range=5, progress=False)
 
 
 @pytest.mark.parametrize("count", [1, 8])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffusers import KarrasVeScheduler
 
 import tdquant as tdq
 from tdquant.diffusion import SCHEDULERS, make_scheduler, sample
@@ -23,6 +24,12 @@ def gaussian(scheduler, mean=0.5, std=0.2):
 @pytest.fixture(scope="module")
 def ddim():
     return tdq.models.load_embedded("tiny").scheduler
+
+
+@pytest.mark.parametrize("scheduler", [KarrasVeScheduler(), None])
+def test_what_is_no_scheduler(scheduler):
+    with pytest.raises(ModelError, match="cannot be stepped through"):
+        tdq.sample(lambda x, t: x, scheduler, 1, (3, 4, 4), steps=2, progress=False)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc", "ddpm"])

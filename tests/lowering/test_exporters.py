@@ -256,7 +256,7 @@ def test_what_the_file_says(calibrated, tmp_path):
 
 
 MISTAKES = {
-    "suffix": (lambda m, x, p: tdq.export(m, p / "m.engine", (x, 3)), "no exporter for '.engine'"),
+    "suffix": (lambda m, x, p: tdq.export(m, p / "m.engine", (x, 3)), "'.engine' [m.engine]"),
     "no suffix": (lambda m, x, p: tdq.export(m, p / "m", (x, 3)), "a file without suffix"),
     "no timestep": (lambda m, x, p: tdq.export(m, p / "m.xml", (x,)), "needs a tensor"),
     "no sample": (lambda m, x, p: tdq.export(m, p / "m.xml", (3, 3)), "needs a tensor"),

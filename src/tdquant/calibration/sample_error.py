@@ -7,6 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+LEAST = 1e-20
+"""Squared error at and below which results count as equal."""
+
 
 def sample_error(results: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
     """Returns the geometric mean over samples of their mean squared errors: the error of a sample
@@ -19,4 +22,4 @@ def sample_error(results: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
     """
     pairs = zip(results, exact, strict=True)
     errors = [(y.float() - e.float()).square().flatten(1).mean(1) for y, e in pairs]
-    return float(torch.cat(errors).clamp(min=1e-20).log().mean().exp())
+    return float(torch.cat(errors).clamp(min=LEAST).log().mean().exp())

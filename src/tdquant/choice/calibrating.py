@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from tdquant.calibration.placing import ESTIMATORS, place_scales
 from tdquant.calibration.protection import ProtectedInput, choose_protected, put_bits
 from tdquant.calibration.published import start_as_published
 from tdquant.calibration.report import RemedyTrial
+from tdquant.calibration.sample_error import LEAST
 from tdquant.calls.call import Call
 from tdquant.choice.budget import Budget
 from tdquant.choice.budgeting import check_budget, check_unlimited, choose_bits, record_remedies
@@ -24,10 +27,10 @@ from tdquant.choice.output import predictions, try_correction
 from tdquant.choice.rotation import try_rotation
 from tdquant.choice.rounding import try_rounding
 from tdquant.choice.time_path import try_wide_time_path
-from tdquant.choice.trial import Trial
+from tdquant.choice.trial import SAMPLES, Trial
 from tdquant.choice.trial_log import TrialLog
 from tdquant.clock import clock_of
-from tdquant.errors import CalibrationError
+from tdquant.errors import CalibrationError, RecipeError
 from tdquant.layers.correction import drop_correction
 from tdquant.layers.float_bias import drop_bias_correction
 from tdquant.recipe import Recipe
@@ -83,8 +86,9 @@ def calibrate(
         split: A layer whose input is a concatenation becomes one layer for each part of it, with
             separate scales, where that lowers its output error by more than ``margin``. Layers
             that were calibrated before stay as they are.
-        generate: Samples with the model that it is given, from fixed noise. Whole-model choices
-            are then confirmed on these samples.
+        generate: Samples ``(N, *)`` with the model that it is given, from fixed noise: torch's
+            global generator is seeded for it, a generator of its own it has to make anew.
+            Whole-model choices are then confirmed on these samples.
         bias_correction: Correct each layer's bias by the mean output error that the rounding of
             its weights causes.
         time_range: The model's times; ``0 .. 999``, or the range of the batches if continuous,
@@ -101,13 +105,15 @@ def calibrate(
 
     Raises:
         CalibrationError: No batches, none that reached a layer, NaN or infinite activations, an
-            unknown estimator, or calls at mixed times for a scale over time of a layer whose
+            unknown estimator, ``generate`` that gives no samples or such of the float model that
+            are not finite, or calls at mixed times for a scale over time of a layer whose
             samples cannot be told apart. The model is then left as it was.
         ConversionError: The model is not quantized, or has adapters of peft.
-        RecipeError: A budget that cannot be met: the least that can be, and the layers that keep
-            it from less, are told. The model is then left as it was.
+        RecipeError: No ``Budget``, or one that cannot be met: the least that can be, and the
+            layers that keep it from less, are told. The model is then left as it was.
 
-    Warns if scales are to follow the timestep and fewer than four distinct times were seen.
+    Warns if scales are to follow the timestep and fewer than four distinct times were seen, and if
+    ``generate`` gives the same whatever the model rounds.
 
     A model that ``Recipe.published`` quantized gets the published initial scales instead, whatever
     the estimator (``tdquant.calibration.published``).
@@ -129,6 +135,16 @@ def calibrate(
     if estimator not in ESTIMATORS:
         raise CalibrationError(
             f"no estimator {estimator!r}", where="calibrate", fix=f"one of {', '.join(ESTIMATORS)}"
+        )
+    if not isinstance(budget, Budget):
+        raise RecipeError(
+            f"a budget of type {type(budget).__name__}",
+            where="calibrate",
+            fix="tdq.Budget(size=0.2), a share of each kind by its name",
+        )
+    if time_range is not None and not (isinstance(time_range, Sequence) and len(time_range) == 2):
+        raise RecipeError(
+            f"time_range={time_range!r}", where="calibrate", fix="the lowest and the highest time"
         )
     batches = observed(model, batches, seed, progress)
     spare = check_budget(model, batches, recipe, budget)
@@ -155,6 +171,8 @@ def calibrate(
         time_range=time_range,
         **common,
     )
+    if trial.basis == SAMPLES and report.trials:
+        _check_samples(list(report.trials.values()))
     remedies = choose_bits(
         model, batches, recipe, budget, trial, targets, time_range, seed, progress
     )
@@ -191,6 +209,26 @@ def calibrate(
     state = state_of(model)
     state.calibration, state.remedies = report, record_remedies(model, batches, report)
     return model
+
+
+def _check_samples(errors: list[float]) -> None:
+    """Warns of samples that do not depend on what is rounded, by the errors of trials.
+
+    Raises:
+        CalibrationError: None of them is a number.
+    """
+    if not any(map(math.isfinite, errors)):
+        raise CalibrationError(
+            "generate gives NaN or infinite samples",
+            where="calibrate(generate=)",
+            fix="look at what it gives for the float model",
+        )
+    if max(errors) <= 2 * LEAST:
+        warnings.warn(
+            "generate gives the float model's samples whatever is rounded, so that choices rest "
+            "on nothing: it has to call the model that it is given",
+            stacklevel=4,
+        )
 
 
 def _try_codes_and_steps(

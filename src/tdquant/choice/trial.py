@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,9 @@ from tdquant.calls.call import Call, outputs, tensors_in
 from tdquant.calls.observing import in_float
 from tdquant.calls.rollout import Rollout
 from tdquant.choice.trial_log import TrialLog
+from tdquant.errors import CalibrationError
 from tdquant.files.digests import hash_tensors
-from tdquant.support.restoring import evaluating
+from tdquant.support.restoring import evaluating, keeping_random_state
 
 MARGIN = 0.05
 """Share by which a remedy has to lower the error: what a few samples show by chance is less."""
@@ -70,7 +73,7 @@ class Trial:
         self._rollouts: list[Rollout] = []
         self.generate: Generate | None = None
         if generate is not None:
-            self.basis, self.generate = SAMPLES, generate
+            self.basis, self.generate = SAMPLES, partial(_draw, generate)
         elif observations.rollouts:
             self.basis, self.generate = TRAJECTORIES, self._follow
             redrawn = [rollout.redrawn(i) for i, rollout in enumerate(observations.rollouts)]
@@ -160,6 +163,29 @@ class Trial:
             if self._rollouts:
                 return [self._follow(model, see)]
             return outputs(model, self._calls) if self.generate is None else [self.generate(model)]
+
+
+def _draw(generate: Generate, model: nn.Module) -> Tensor:
+    """What ``generate`` gives for a model. What it draws without a generator is the same in every
+    trial, which would otherwise compare noise; the caller's random state stays as it is.
+    """
+    with keeping_random_state():
+        torch.manual_seed(0)
+        samples: Any = generate(model)
+    if not isinstance(samples, Tensor) or samples.ndim < 2:
+        raise CalibrationError(
+            f"generate gives {_told(samples)}",
+            where="calibrate(generate=)",
+            fix="return a tensor of samples (N, ...); a pipeline makes one with "
+            'output_type="pt", its images[0] is one sample',
+        )
+    return samples
+
+
+def _told(samples: Any) -> str:
+    if isinstance(samples, Tensor):
+        return f"a tensor of shape {tuple(samples.shape)}"
+    return f"a value of type {type(samples).__name__}"
 
 
 def _affordable(rollouts: list[Rollout], macs: int) -> list[Rollout]:

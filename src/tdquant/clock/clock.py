@@ -29,6 +29,7 @@ from tdquant.clock.timestep import check_tokens, find_timestep, outside_message
 from tdquant.errors import ClockError, ConversionError
 from tdquant.state import ModelState, seen_times, state_of
 from tdquant.support.recomputation import GraphTimeline, Replay
+from tdquant.support.wrappers import check_denoiser
 
 
 class Clock:
@@ -268,6 +269,7 @@ def clock_of(model: nn.Module) -> Clock:
     """
     clock = _clock(model)
     if clock is None:
+        check_denoiser(model)
         raise ConversionError(
             "the model is not quantized",
             where=type(model).__name__,

@@ -28,19 +28,22 @@ def find_timestep(model: nn.Module, name: str | None = None) -> tuple[str, int]:
     Raises:
         ConversionError: ``name`` is not an argument, or no argument has a usual name.
     """
-    parameters = list(inspect.signature(model.forward).parameters)
+    taken = inspect.signature(model.forward).parameters
+    parameters = list(taken)
     where = f"{type(model).__name__}.forward({', '.join(parameters)})"
-    if name is not None and name not in parameters:
-        raise ConversionError(
-            f"no argument {name!r}", where=where, fix="timestep= one of its arguments"
-        )
-    found = [p for p in parameters if p in TIMESTEP_NAMES] if name is None else [name]
+    named = [n for n, p in taken.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    fix = 'name it: tdq.quantize(model, recipe, timestep="...")'
+    if len(named) < len(parameters):
+        fix += "; it cannot be in *args or **kwargs: def forward(self, x, t, ...)"
+    if name is not None and name not in named:
+        raise ConversionError(f"no argument {name!r}", where=where, fix=fix)
+    found = [p for p in named if p in TIMESTEP_NAMES] if name is None else [name]
     if not found:
         raise ConversionError(
             "the timestep argument cannot be found",
             where=where,
             why=f"none of the usual names {TIMESTEP_NAMES} is there",
-            fix='name it: tdq.quantize(model, recipe, timestep="...")',
+            fix=fix,
         )
     return found[0], parameters.index(found[0])
 

@@ -40,11 +40,20 @@ def scheduled(scheduler: Any, steps: int, device: torch.device | str = "cpu") ->
     """Copies a scheduler and sets its timesteps, one for each model call.
 
     Raises:
-        ModelError: The number of steps is out of range, or the scheduler makes timesteps for it
-            that it cannot step through: one past the last training timestep, or one twice.
+        ModelError: The scheduler has no training timesteps or no step, the number of steps is out
+            of range, or the scheduler makes timesteps for it that it cannot step through: one past
+            the last training timestep, or one twice.
     """
-    scheduler = copy.deepcopy(scheduler)
-    limit = int(scheduler.config.num_train_timesteps)
+    limit = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    if limit is None or not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
+        raise ModelError(
+            f"a {type(scheduler).__name__} cannot be stepped through",
+            where="scheduler",
+            why="it lacks config.num_train_timesteps, set_timesteps or step",
+            fix="a scheduler of diffusers, such as DDIMScheduler(); for a sampler of your own, "
+            "its calls as any iterable",
+        )
+    scheduler, limit = copy.deepcopy(scheduler), int(limit)
     if not 1 <= steps <= limit:
         raise ModelError(
             f"{steps} sampler steps", where=type(scheduler).__name__, fix=f"1 to {limit}"

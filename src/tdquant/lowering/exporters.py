@@ -127,7 +127,7 @@ def write_graph(
     if target.suffix not in EXPORTERS:
         raise ExportError(
             f"no exporter for {target.suffix or 'a file without suffix'!r}",
-            where=str(target),
+            where=target.name,
             fix=f"one of {', '.join(sorted(EXPORTERS))}",
         )
     model, call = prepared(frozen, example)

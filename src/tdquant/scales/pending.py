@@ -30,7 +30,7 @@ class PendingScale(Scale):
         raise CalibrationError(
             "the activation scale is not calibrated",
             where=self.layer,
-            why=f"a {self.wanted} scale starts from the activations that the layer sees",
+            why=f"a scale of kind {self.wanted!r} starts from the activations that the layer sees",
             fix="tdq.calibrate(model, batches)",
         )
 

@@ -19,6 +19,7 @@ from tdquant.storage.rebuilding import build_skeleton, finalize_weights, unpack_
 from tdquant.support.announce import announce
 from tdquant.support.memory import trim_heap
 from tdquant.support.restoring import with_gradients
+from tdquant.support.wrappers import check_denoiser
 
 
 @with_gradients
@@ -41,6 +42,7 @@ def load(
         StorageError: Missing, truncated, foreign or newer files, or tensors and index that
             disagree.
         ModelError: The model cannot be built and none was given.
+        ConversionError: A class, pipeline or wrapper was given in the place of a model.
     """
     folder = Path(directory)
     index = read_index(folder)
@@ -87,6 +89,7 @@ def _rebuild(
 ) -> nn.Module:
     if model is None:
         model = build.without_weights(index["model"], where=str(folder))
+    check_denoiser(model, "tdq.load")
     try:
         build_skeleton(model, index)
         state = unpack_tensors(((name, t.load()) for name, t in tensors.items()), index)

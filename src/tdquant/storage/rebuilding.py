@@ -103,7 +103,11 @@ def _put_layer(
 ) -> None:
     old = _at(model, path)
     if type(old) not in QUANTIZED or QUANTIZED[type(old)].__name__ != spec["type"]:
-        raise StorageError(f"a {type(old).__name__} where a {spec['type']} was saved", where=path)
+        raise StorageError(
+            f"a {type(old).__name__} where a {spec['type']} was saved",
+            where=path,
+            fix="a float model of the architecture that was saved, not quantized",
+        )
     layer = QUANTIZED[type(old)].from_float(old)
     if "weight" in spec:
         saved, shape = spec["weight"], tuple(layer.weight.shape)
