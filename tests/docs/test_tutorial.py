@@ -16,6 +16,8 @@ from tests.pipelines import PIPELINES, sample
 
 FEW = {"steps=20": "steps=4"}
 """Fewer steps than a reader would take."""
+QUICK = {"activations=8)": "activations=8, remedies=())"}
+"""The trials of remedies have tests of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def tutorial(tmp_path_factory):
     first, second = programs(DOCS / "diffusers.md", "From a pipeline to a quantized one")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        variables = run(first, **FEW)
+        variables = run(first, **FEW, **QUICK)
         run(second, **FEW)
     return variables, folder
 

@@ -19,8 +19,8 @@ from tests.conftest import quantized
 from tests.denoisers import Mixed, calls
 
 
-def grouped(bits=4, **recipe):
-    return quantized(weights=bits, remedies=("groups",), group=16, **recipe)
+def grouped(bits=4, scale="static", **recipe):
+    return quantized(weights=bits, remedies=("groups",), group=16, scale=scale, **recipe)
 
 
 @pytest.mark.parametrize("bits", sorted(MULTIPLIER_BITS))

@@ -55,7 +55,7 @@ def test_as_quantized_whole(options, dtype):
         # scales differ, and are put on the other for the comparison.
         assert not tdq.is_frozen(model) or options["scale"] == "dynamic"
         for live in (whole, model):
-            tdq.calibrate(live, some, split=False, progress=False)
+            tdq.calibrate(live, some, estimator="minmax", split=False, progress=False)
         for name, module in whole.named_modules():
             if name.endswith("input_quantizer"):
                 model.set_submodule(name, module)
@@ -77,7 +77,7 @@ def test_saved_and_loaded(tmp_path):
     whole = Mixed()
     model = quantize_empty(empty_like(whole), tdq.Recipe(weights=4, scale="temporal"))
     fill(model, dict(whole.state_dict()))
-    tdq.calibrate(model, calls(), progress=False)
+    tdq.calibrate(model, calls(), estimator="minmax", progress=False)
     frozen = tdq.freeze(model)
     back = tdq.load(tdq.save(frozen, tmp_path / "m"), model=Mixed(seed=5))
     for x, t in calls():
@@ -88,7 +88,7 @@ def test_live_scales_of_coded_weights_learn():
     whole = Mixed()
     model = quantize_empty(empty_like(whole), tdq.Recipe(weights=4, scale="temporal"))
     fill(model, dict(whole.state_dict()))
-    tdq.calibrate(model, calls(), progress=False)
+    tdq.calibrate(model, calls(), estimator="minmax", progress=False)
     x, t = next(iter(calls()))
     model(x, t).square().sum().backward()
     learned = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()]
