@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.peers.peer import Peer
+from benchmarks.peers.sdnq import SDNQ
 from torch import nn
 
 import tdquant as tdq
+from tdquant.choice.size import float_bytes
 from tdquant.support.machine import version
 
 BITS = {"W8A8": (8, 8), "W5A8": (5, 8), "W4A8": (4, 8), "W8A5": (8, 5)}
@@ -113,6 +116,19 @@ class Edges(Default):
 
     def recipe(self, model):
         return tdq.Recipe(*self.options, edges=8, time_weights=self.options[0])
+
+
+class BySize(Default):
+    name = "tdquant, in SDNQ's bytes"
+    settings: ClassVar = {"W5A8": (5, 8), "W4A8": (4, 8)}
+    note = "`Budget(size=...)` of SDNQ's file, with `edges=8, time_weights=4`: bits layer by layer"
+
+    def quantize(self, model, calls):
+        other = SDNQ(self.setting)
+        size = other.bytes(other.quantize(copy.deepcopy(model), calls)) / float_bytes(model)
+        model = tdq.quantize(model, tdq.Recipe(*self.options, edges=8, time_weights=4))
+        tdq.calibrate(model, calls, budget=tdq.Budget(size=size), progress=False)
+        return tdq.freeze(model)
 
 
 class Linear(Default):

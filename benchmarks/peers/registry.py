@@ -1,7 +1,16 @@
 """The table of quantizers, in the order of the results."""
 
 from benchmarks.peers.nncf import NNCF, InGraphs, NNCFCorrected
-from benchmarks.peers.ours import Default, Edges, InPyTorch, Linear, Reconstructed, Static, Tried
+from benchmarks.peers.ours import (
+    BySize,
+    Default,
+    Edges,
+    InPyTorch,
+    Linear,
+    Reconstructed,
+    Static,
+    Tried,
+)
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.quanto import Quanto
 from benchmarks.peers.sdnq import SDNQ, SDNQRotated, SDNQWeights
@@ -13,6 +22,7 @@ PEERS: tuple[type[Peer], ...] = (
     Default,
     Tried,
     Edges,
+    BySize,
     Static,
     Reconstructed,
     Linear,

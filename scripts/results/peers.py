@@ -54,6 +54,9 @@ WHOLE = 0.5
 
 
 STATIC, EDGES = "tdquant, static", "tdquant, edges of 8 bits"
+MARKS = {OURS: "", EDGES: ", edges=8", "tdquant, in SDNQ's bytes": ", by size"}
+"""What marks our rows, by project."""
+
 SHOWN = ["W8A8", "W5A8", "W4A8", "W8A5"]
 LESS = 0.05
 """Share of multiplications by which ours may have fewer with weights of few bits than another."""
@@ -93,8 +96,7 @@ def _shares(rows: list[dict], model: str, setting: str) -> str:
     if ours["weights"] < best["weights"] - LESS:
         ours = measured.get(EDGES, ours)
     shares = " / ".join(f"{ours[key] / best[key]:.2g}" for key in ("median", "mean"))
-    note = ", edges=8" if ours["project"] == EDGES else ""
-    return f"{shares} {best['project'].removeprefix('tdquant, ')}{note}"
+    return f"{shares} {best['project'].removeprefix('tdquant, ')}{MARKS[ours['project']]}"
 
 
 @register_table
@@ -110,16 +112,19 @@ def peers_by_bytes(found: dict) -> str:
         ours = [
             row
             for row in measured
-            if row["project"] in (OURS, EDGES)
+            if row["project"] in MARKS
             and row["model"] == other["model"]
             and row["bytes"] <= other["bytes"]
         ]
         best = min(ours, key=lambda row: row["median"], default=None)
         cells = ["-", "-", "-"]
         if best is not None:
-            edges = ", edges=8" if best["project"] == EDGES else ""
             shares = (f"{best[key] / other[key]:.2g}" for key in ("median", "mean"))
-            cells = [best["setting"] + edges, f"{best['bytes'] * 1e-3:.0f}", " / ".join(shares)]
+            cells = [
+                best["setting"] + MARKS[best["project"]],
+                f"{best['bytes'] * 1e-3:.0f}",
+                " / ".join(shares),
+            ]
         kilobytes = f"{other['bytes'] * 1e-3:.0f}"
         rows.append([other["model"], other["project"], other["setting"], kilobytes, *cells])
     head = ["model", "other", "bits", "KB", "ours", "KB", "median / mean"]

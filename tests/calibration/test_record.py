@@ -20,7 +20,8 @@ from tests.denoisers import Mixed, calls
 
 @pytest.fixture(scope="module")
 def model():
-    recipe = tdq.Recipe(3, 4, scale="static", remedies=("groups", "protection", "rounding"))
+    remedies = ("groups", "protection", "rounding")
+    recipe = tdq.Recipe(3, 4, scale="static", time_weights=8, remedies=remedies)
     made = tdq.quantize(Mixed().eval(), recipe)
     return tdq.calibrate(made, list(calls(4)), budget=tdq.Budget(protection=0.5), progress=False)
 

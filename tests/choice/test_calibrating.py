@@ -105,7 +105,7 @@ def test_choosing_leaves_the_model_alone():
 
 
 def test_rounding_chooses_other_codes_on_the_same_grid():
-    plain, model = remedied(3, 8), remedied(3, 8, "rounding")
+    plain, model = remedied(3, 8), remedied(3, 8, "rounding", time_weights=8)
     (outcome,) = model.tdq.calibration.remedies
     assert outcome.name == "rounding"
     assert outcome.kept
@@ -266,7 +266,7 @@ REMEDIES = ("factors", "protection", "rounding", "correction")
 
 
 def test_decided_codes_leave_the_float_weights_alone():
-    model = remedied(3, 8, "rounding")
+    model = remedied(3, 8, "rounding", time_weights=8)
     (outcome,) = model.tdq.calibration.remedies
     assert outcome.kept
     x, t = torch.randn(2, *SHAPE), torch.tensor(40)
