@@ -178,7 +178,7 @@ def test_infinity_is_the_end_of_the_grid(frozen, backend, x):
 def odd_model():
     """Odd channel counts, 1x1, strided, grouped, dilated, unevenly padded, no bias."""
     model = Blocks().eval()
-    tdq.quantize(model, tdq.Recipe(weights=4, activations=8, edges=8))
+    tdq.quantize(model, tdq.Recipe(weights=4, activations=8, edges=8, remedies=()))
     tdq.calibrate(model, calls(shape=(3, 12, 12)), progress=False)
     return tdq.freeze(model)
 

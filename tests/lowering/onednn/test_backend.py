@@ -31,7 +31,7 @@ VNNI = bool(instructions() & {"vnni", "amx"})
 @functools.cache
 def frozen_blocks(weights, activations, **recipe):
     model = Blocks().eval()
-    recipe = tdq.Recipe(weights=weights, activations=activations, edges=8, **recipe)
+    recipe = tdq.Recipe(weights, activations, edges=8, remedies=(), **recipe)
     tdq.quantize(model, recipe)
     rng = torch.Generator().manual_seed(0)
     batches = [
