@@ -139,7 +139,7 @@ def test_a_new_model(capsys):
     shown = capsys.readouterr().out
     first, second = (part for part in shown.split("layers quantized")[:2])
     assert re.search(r"level_mlp\.0 +Linear +4 +8 ", first)
-    assert re.search(r"level_mlp\.0 +Linear +8 +float", second)
+    assert re.search(r"level_mlp\.0 +Linear +5 +float", second)
     for part in (first, second):
         assert re.search(r"stem +Conv2d +float", part)
     assert found["image"].isfinite().all()

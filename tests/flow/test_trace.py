@@ -230,7 +230,7 @@ def test_flow_wins_over_names_and_overrides_over_both():
     tdq.calibrate(model, calls, progress=False)
     assert type(model.m) is type(model.b) is nn.Linear
     assert isinstance(model.a[0].input_quantizer, nn.Identity)
-    assert model.a[0].weight_quantizer.grid.bits == 8
+    assert model.a[0].weight_quantizer.grid.bits == 5
     assert model.k.input_quantizer.grid.bits == 8
     assert model.q.input_quantizer.grid.bits == 4  # the first by order
     assert type(model.unused) is nn.Linear

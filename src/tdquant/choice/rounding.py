@@ -24,6 +24,7 @@ from tdquant.quantizers import RoundedWeight, ShiftedWeight, WeightQuantizer
 from tdquant.refine.reconstruction.blocks import called, learned_layers
 from tdquant.refine.reconstruction.gptq import ROWS, Hessian, block_widths, gptq
 from tdquant.support.progress import track
+from tdquant.support.restoring import evaluating
 
 MOST_BITS = 8
 """Wider weights are rounded to nearest."""
@@ -95,7 +96,8 @@ def rounded_weights(
         several layers share, are not in it.
     """
     shared = shared_parameters(model)
-    order = {path: place for place, path in enumerate(called(model, calls[0]))}
+    with evaluating(model):
+        order = {path: place for place, path in enumerate(called(model, calls[0]))}
     layers = {
         path: layer
         for path, layer in sorted(learned_layers(model), key=lambda item: order.get(item[0], 0))

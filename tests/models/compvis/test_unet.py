@@ -154,7 +154,7 @@ def test_family_and_recipe():
     tdq.quantize(model, tdq.Recipe(weights=4))
     bits = {row.path: row.weight_bits for row in tdq.summary(model)}
     assert bits["input_blocks.0.0"] == bits["out.2"] == 32
-    assert bits["time_embed.0"] == bits["middle_block.0.emb_layers.1"] == 8
+    assert bits["time_embed.0"] == bits["middle_block.0.emb_layers.1"] == 5
     assert bits["middle_block.1.qkv"] == bits["middle_block.0.in_layers.2"] == 4
 
 
