@@ -59,9 +59,7 @@ def check_more_bits(model, which, *size):
 
 
 def check_remedies(model, bits, *size):
-    """Of a few samples, chance makes a tenth. All have the same bits on the time path, of which
-    rounding needs fewer.
-    """
+    """Of a few samples, chance makes a tenth. All have the same bits on the time path."""
     plain = [
         tdq.Recipe(*bits, scale=kind, time_weights=8, remedies=())
         for kind in ("static", "temporal", "auto")
@@ -86,7 +84,7 @@ def test_more_bits_of_trained_networks(monkeypatch, name, which):
 @pytest.mark.parametrize("bits", [(8, 5), (4, 8)])
 def test_remedies_of_a_tiny_network(bits):
     torch.manual_seed(0)
-    check_remedies(tiny(), bits, 8, 10)
+    check_remedies(tiny(), bits, 16, 10)  # a trial on 8 samples keeps some by chance
 
 
 @pytest.mark.slow
