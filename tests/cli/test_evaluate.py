@@ -61,7 +61,7 @@ def test_flags_reach_the_record(saved, tmp_path):
 
 
 def test_several_models_and_comparing(saved, tmp_path, capsys):
-    assert evaluate("tiny", saved, "--out", tmp_path, "--backend", "simulated") == 0
+    assert evaluate("tiny", saved, "--out", tmp_path, "--backend", "auto") == 0
     assert "run " in capsys.readouterr().out
     runs = [str(tmp_path / name) for name in ("tiny", "tiny-w4a4")]
     assert main(["evaluate", "--compare", *runs]) == 0
