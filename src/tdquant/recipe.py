@@ -12,7 +12,8 @@ from typing import Any
 from tdquant.errors import RecipeError
 from tdquant.numerics.grid import MAX_BITS, MIN_BITS
 from tdquant.scales.base import recipe_kinds
-from tdquant.scales.encodings import ENCODINGS
+from tdquant.scales.temporal_options import TEMPORAL_OPTIONS, check_temporal_option
+from tdquant.support.checks import check_choice, is_whole
 
 FLOAT = 32
 """Bits of an operand that stays in float."""
@@ -35,15 +36,6 @@ MAX_GROUPED = 6
 
 WIDE_TIME = 8
 """Bits of weights on the time path where nothing chooses fewer."""
-
-_TEMPORAL_OPTIONS = {
-    "features": "an even number from 2",
-    "hidden": "a number from 1",
-    "depth": "a number from 1",
-    "dropout": "0 to 1, without 1",
-    "encoding": f"one of {', '.join(ENCODINGS)}",
-}
-"""Options of TemporalScale, and what each can be."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +145,7 @@ class Recipe:
                 found += _check_bits(name, getattr(self, name))
         kinds = recipe_kinds()
         for name, allowed in (("scale", kinds), ("granularity", GRANULARITIES), ("grid", GRIDS)):
-            found += _check_choice(name, getattr(self, name), allowed)
+            found += check_choice(name, getattr(self, name), allowed)
         for pattern, changes in self.overrides.items():
             if not isinstance(changes, Mapping):
                 found.append(
@@ -165,22 +157,22 @@ class Recipe:
                 if key in ("weights", "activations"):
                     found += _check_bits(where, value)
                 elif key == "scale":
-                    found += _check_choice(where, value, kinds)
+                    found += check_choice(where, value, kinds)
                 else:
                     found.append(f"{where}: no such field; one of weights, activations, scale")
         if isinstance(self.remedies, str):
-            found += _check_choice("remedies", self.remedies, ("auto",))
+            found += check_choice("remedies", self.remedies, ("auto",))
         for name in self.remedies if isinstance(self.remedies, tuple) else ():
-            found += _check_choice("remedy", name, REMEDIES)
-        if not (_is_whole(self.group) and 16 <= self.group <= 128):
+            found += check_choice("remedy", name, REMEDIES)
+        if not (is_whole(self.group) and 16 <= self.group <= 128):
             found.append(f"group={self.group!r}: 16 to 128 inputs")
         if self.grid == "published":
             found += self._unpublished()
         for key, value in self.temporal.items():
-            if key in _TEMPORAL_OPTIONS:
-                found += _check_temporal(key, value)
+            if key in TEMPORAL_OPTIONS:
+                found += check_temporal_option(key, value)
             else:
-                found += _check_choice("temporal option", key, tuple(_TEMPORAL_OPTIONS))
+                found += check_choice("temporal option", key, tuple(TEMPORAL_OPTIONS))
         return found
 
     def _unpublished(self) -> list[str]:
@@ -232,8 +224,8 @@ class Recipe:
     @property
     def time_bits(self) -> int:
         """Bits of the weights on the time path. The inputs of its layers, functions of t, lie on a
-        curve, and codes that are chosen by the outputs there change them little: with
-        ``"rounding"`` they have a bit more than other weights, 5 at least, up to 6.
+        curve, along which well-chosen codes change the outputs little: with ``"rounding"`` they
+        have one bit more than other weights, at least 5, as long as that is at most 6.
         """
         if self.time_weights is not None:
             return self.time_weights
@@ -287,26 +279,6 @@ class Recipe:
 
 
 def _check_bits(name: str, value: object) -> list[str]:
-    if _is_whole(value) and (value == FLOAT or MIN_BITS <= value <= MAX_BITS):  # type: ignore[operator]
+    if is_whole(value) and (value == FLOAT or MIN_BITS <= value <= MAX_BITS):  # type: ignore[operator]
         return []
     return [f"{name}={value!r}: bits are {MIN_BITS} to {MAX_BITS}, or {FLOAT} for float"]
-
-
-def _check_temporal(key: str, value: object) -> list[str]:
-    if key == "encoding":
-        good = isinstance(value, str) and value in ENCODINGS
-    elif key == "dropout":
-        good = isinstance(value, int | float) and 0 <= value < 1
-    elif key == "features":
-        good = _is_whole(value) and value >= 2 and value % 2 == 0  # type: ignore[operator]
-    else:
-        good = _is_whole(value) and value >= 1  # type: ignore[operator]
-    return [] if good else [f"temporal[{key!r}]={value!r}: {_TEMPORAL_OPTIONS[key]}"]
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> list[str]:
-    return [] if value in allowed else [f"{name}={value!r}: one of {', '.join(allowed)}"]

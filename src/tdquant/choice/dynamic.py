@@ -18,18 +18,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tdquant.calibration.judge import Judgement
 from tdquant.calibration.observe import Observations
 from tdquant.calibration.projections import Changes
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calls.call import Call
-from tdquant.choice.plain_layers import input_rows, judge_inputs, step_at
+from tdquant.choice.plain_layers import (
+    InputAt,
+    has_plain_input,
+    input_rows,
+    judge_inputs,
+    step_at,
+)
 from tdquant.choice.trial import FRESH, Trial, thinned
 from tdquant.choice.within import within
 from tdquant.layers import QuantLayer, QuantLinear, quantized_layers
-from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
 from tdquant.scales import DynamicScale, PendingScale
@@ -116,12 +121,7 @@ def chosen_dynamic(quantizer: nn.Module) -> bool:
 
 def _plain_inputs(model: nn.Module) -> dict[str, QuantLayer]:
     """Layers whose inputs have a step that calibration chose, by path."""
-    return {
-        path: layer
-        for path, layer in quantized_layers(model)
-        if type(layer.input_quantizer) is ActivationQuantizer
-        and not isinstance(layer.input_quantizer.scale, DynamicScale)
-    }
+    return {path: layer for path, layer in quantized_layers(model) if has_plain_input(layer)}
 
 
 def _judge(
@@ -134,20 +134,13 @@ def _judge(
 ) -> Judgement:
     """Effects of the own step and of the dynamic one."""
 
-    def changes_at(
-        path: str,
-        quantizer: ActivationQuantizer,
-        x: Tensor,
-        timestep: Tensor,
-        slope: Tensor,
-        batch: BatchAxis | None,
-    ) -> Iterator[Changes]:
-        grid = quantizer.grid
+    def changes_at(at: InputAt) -> Iterator[Changes]:
+        grid, own = at.quantizer.grid, at.quantizer
         found = (
-            fake_quantize(x, step_at(each, x, timestep), grid.low, grid.high).sub_(x)
-            for each in (quantizer, quantizer.twin(grid, scales[path]))
+            fake_quantize(at.x, step_at(each, at.x, at.timestep), grid.low, grid.high).sub_(at.x)
+            for each in (own, own.twin(grid, scales[at.path]))
         )
-        yield path, found, slope, batch
+        yield at.path, found, at.slope, at.batch
 
     counts, label = dict.fromkeys(layers, 2), "judging dynamic steps"
     judged = judge_inputs(model, layers, counts, changes_at, calls, label, seed, progress)

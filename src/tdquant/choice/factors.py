@@ -23,7 +23,7 @@ from tdquant.calibration.observe import Observations
 from tdquant.calibration.projections import Changes
 from tdquant.calibration.report import RemedyTrial
 from tdquant.calls.call import Call
-from tdquant.choice.plain_layers import is_plain, judge_inputs, step_at
+from tdquant.choice.plain_layers import InputAt, is_plain, judge_inputs
 from tdquant.choice.proposals import Factors, propose_factors
 from tdquant.choice.trial import Trial
 from tdquant.layers import QuantLayer, quantized_layers, replace_module
@@ -31,9 +31,7 @@ from tdquant.layers.balance import BalancedLayer
 from tdquant.layers.base import INPUT
 from tdquant.layers.split import channel_dimension
 from tdquant.layers.structure import WrappedLayer
-from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.fake_quantize import fake_quantize
-from tdquant.quantizers import ActivationQuantizer
 
 WORTH = 0.1
 """Share by which they have to lower the error of the whole model: they cost a multiplication of
@@ -117,23 +115,16 @@ def _judge(
     are better than none by more than ``margin``.
     """
 
-    def changes_at(
-        path: str,
-        quantizer: ActivationQuantizer,
-        x: Tensor,
-        timestep: Tensor,
-        slope: Tensor,
-        batch: BatchAxis | None,
-    ) -> Iterator[Changes]:
-        dims = -1 - (channel_dimension(layers[path]) or -1)
-        step = step_at(quantizer, x, timestep)
+    def changes_at(at: InputAt) -> Iterator[Changes]:
+        dims = -1 - (channel_dimension(layers[at.path]) or -1)
+        step = at.step()
 
         def change(factors: Factors) -> Tensor:
-            c = _across(factors.halves, x, dims)
-            u = fake_quantize(x / c, step, factors.grid.low, factors.grid.high)
-            return u.mul_(c).sub_(x)
+            c = _across(factors.halves, at.x, dims)
+            u = fake_quantize(at.x / c, step, factors.grid.low, factors.grid.high)
+            return u.mul_(c).sub_(at.x)
 
-        yield path, map(change, proposed[path]), slope, batch
+        yield at.path, map(change, proposed[at.path]), at.slope, at.batch
 
     counts = {path: len(found) for path, found in proposed.items()}
     own = {path: layers[path] for path in proposed}

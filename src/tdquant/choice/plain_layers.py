@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +20,43 @@ from tdquant.quantizers import ActivationQuantizer, ShiftedWeight, WeightQuantiz
 from tdquant.scales import DynamicScale
 from tdquant.support.progress import track
 
-ChangesAt = Callable[
-    [str, ActivationQuantizer, Tensor, Tensor, Tensor, BatchAxis | None], Iterator[Changes]
-]
-"""From the path of a layer, the quantizer of its input, the input, the timestep, the slope of the
-output's projection and the batch axis to changes of that input.
-"""
+
+class InputAt(NamedTuple):
+    """The input of a layer in one call.
+
+    Attributes:
+        path: The layer.
+        quantizer: The quantizer of the input.
+        x: The input, in float.
+        timestep: ``()`` or ``(B,)``.
+        slope: The slope of the output's projection there, of x's shape.
+        batch: Where samples lie in x.
+    """
+
+    path: str
+    quantizer: ActivationQuantizer
+    x: Tensor
+    timestep: Tensor
+    slope: Tensor
+    batch: BatchAxis | None
+
+    def step(self) -> Tensor:
+        """The step that the input has."""
+        return step_at(self.quantizer, self.x, self.timestep)
+
+
+def has_plain_input(layer: QuantLayer) -> bool:
+    """Whether the input is rounded by a scale that calibration chose."""
+    quantizer = layer.input_quantizer
+    return type(quantizer) is ActivationQuantizer and not isinstance(quantizer.scale, DynamicScale)
 
 
 def is_plain(layer: QuantLayer) -> bool:
     """Whether the weight is rounded by its steps, or by decided codes, and the input by a scale
     that calibration chose: such a layer can be rewritten.
     """
-    quantizer = layer.input_quantizer
-    return (
-        type(quantizer) is ActivationQuantizer
-        and not isinstance(quantizer.scale, DynamicScale)
-        and type(layer.weight_quantizer) in (WeightQuantizer, ShiftedWeight)
-    )
+    weight = type(layer.weight_quantizer)
+    return has_plain_input(layer) and weight in (WeightQuantizer, ShiftedWeight)
 
 
 @torch.no_grad()
@@ -52,7 +71,7 @@ def judge_inputs(
     model: nn.Module,
     layers: Mapping[str, QuantLayer],
     counts: Mapping[str, int],
-    changes_at: ChangesAt,
+    changes_at: Callable[[InputAt], Iterator[Changes]],
     calls: list[Call],
     label: str,
     seed: int,
@@ -74,8 +93,8 @@ def judge_inputs(
 
     def changes(projection: Projection) -> Iterator[Changes]:
         for name, x, timestep, slope, batch in projection.inputs:
-            path = name.removesuffix(INPUT)
-            yield from changes_at(path, quantizers[name], x, timestep, slope, batch)
+            path, quantizer = name.removesuffix(INPUT), quantizers[name]
+            yield from changes_at(InputAt(path, quantizer, x, timestep, slope, batch))
 
     shown = track(calls, label, len(calls), progress)
     return judge_changes(model, quantizers, counts, changes, shown, seed)

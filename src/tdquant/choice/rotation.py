@@ -30,11 +30,11 @@ from tdquant.calibration.time_histograms import TimeHistograms
 from tdquant.calls.call import Call, run
 from tdquant.calls.observing import observing
 from tdquant.choice.plain_layers import (
+    InputAt,
     column_energy,
     input_rows,
     is_plain,
     judge_inputs,
-    step_at,
     weight_error,
 )
 from tdquant.choice.trial import Trial
@@ -44,7 +44,6 @@ from tdquant.layers import QuantLayer, quantized_layers, replace_module
 from tdquant.layers.base import INPUT
 from tdquant.layers.rotation import RotatedLayer
 from tdquant.layers.structure import WrappedLayer
-from tdquant.numerics.batch_axis import BatchAxis
 from tdquant.numerics.fake_quantize import fake_quantize
 from tdquant.quantizers import ActivationQuantizer
 from tdquant.quantizers.rounding import DecidedWeight
@@ -215,21 +214,13 @@ def _judge(
 ) -> Judgement:
     """Effects of every candidate, and of the own scale under the name of the path and ``_OWN``."""
 
-    def changes_at(
-        path: str,
-        quantizer: ActivationQuantizer,
-        x: Tensor,
-        timestep: Tensor,
-        slope: Tensor,
-        batch: BatchAxis | None,
-    ) -> Iterator[Changes]:
-        rotation = rotated[path].new.rotation
-        step = step_at(quantizer, x, timestep)
-        rounded = fake_quantize(x, step, quantizer.grid.low, quantizer.grid.high)
-        yield path + _OWN, iter([rounded.sub_(x)]), slope, batch
-        u = rotation(x)
-        found = (c.quantize(u, timestep, batch).sub_(u) for c in candidates[path])
-        yield path, found, rotation.undone(slope), batch
+    def changes_at(at: InputAt) -> Iterator[Changes]:
+        rotation, grid = rotated[at.path].new.rotation, at.quantizer.grid
+        rounded = fake_quantize(at.x, at.step(), grid.low, grid.high)
+        yield at.path + _OWN, iter([rounded.sub_(at.x)]), at.slope, at.batch
+        u = rotation(at.x)
+        found = (c.quantize(u, at.timestep, at.batch).sub_(u) for c in candidates[at.path])
+        yield at.path, found, rotation.undone(at.slope), at.batch
 
     layers = {path: one.layer for path, one in rotated.items()}
     counts = {path: len(found) for path, found in candidates.items()}

@@ -1,9 +1,8 @@
 """Weights on the time path: few bits, or 8 where those would be felt.
 
-A layer that sees the timestep alone has inputs along a curve, and codes that are chosen by its
-outputs there (``tdquant.choice.rounding``) lose next to nothing, however few bits they have. What
-else may reach it, such as a class or a pooled text, does not lie on a curve, so the whole model
-decides.
+The inputs of a layer that sees the timestep alone lie on a curve, along which codes chosen by its
+outputs (``tdquant.choice.rounding``) lose little. What else may reach it, such as a class or a
+pooled text, does not lie on a curve, so the error of the whole model decides.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from tdquant.calls.call import Call, tensors_in
 from tdquant.errors import CalibrationError
+from tdquant.flow.batch_axes import any_changed, find_batch_axis
 from tdquant.flow.edges import CONDITION, LAYERS, ROUTED, SAMPLE, FlowMode
-from tdquant.flow.probes import SAMPLES, Probe
+from tdquant.flow.probes import Probe
 from tdquant.flow.sketches import Sketch, changed
 from tdquant.layers import QUANTIZED, QuantLayer
 from tdquant.numerics.batch_axis import TOGETHER, BatchAxis
@@ -206,7 +207,7 @@ class _Graph:
         return found
 
     def _depends(self, path: str, run: int) -> bool:
-        return any(axes is None or _any(axes) for axes in self._changes[path][run])
+        return any(axes is None or any_changed(axes) for axes in self._changes[path][run])
 
     def _names(self, sources: int) -> frozenset[str]:
         return frozenset(n for i, n in enumerate(self._layers) if sources >> (LAYERS + i) & 1)
@@ -254,58 +255,5 @@ class _Graph:
         found = set()
         for use, visit in enumerate(self._base.visits[path]):
             first, second, time = (run[use] for run in self._changes[path])
-            found.add(_batch_axis(visit, first, second, time))
+            found.add(find_batch_axis(first, second, time, bool(visit.sources & ROUTED)))
         return found.pop() if len(found) == 1 else TOGETHER
-
-
-def _batch_axis(
-    visit: Visit,
-    first: list[Tensor] | None,
-    second: list[Tensor] | None,
-    time: list[Tensor] | None,
-) -> BatchAxis:
-    """Where samples lie in a tensor.
-
-    Arguments:
-        visit: The use of the layer.
-        first: What changed along each dimension with the first sample; None where shapes differ.
-        second: The same, of the second sample.
-        time: The same, of the first sample's time.
-    """
-    if first is None or second is None or time is None:
-        return TOGETHER
-    mine, others = first, second
-    if not _any(mine):
-        mine = time if _any(time) else [~axis for axis in second]  # of conditions alone
-    routed = bool(visit.sources & ROUTED)
-    found = _confined(mine, others, routed)
-    if not found:  # what the second sample changes is shared
-        found = _confined(mine, [~axis for axis in mine], routed)
-    return found[0] if len(found) == 1 else TOGETHER
-
-
-def _confined(mine: list[Tensor], others: list[Tensor], routed: bool) -> list[BatchAxis]:
-    return [
-        arrangement
-        for axis, (a, b) in enumerate(zip(mine, others, strict=True))
-        if a.any() and b.any() and not (a & b).any()
-        for arrangement in _arrangements(axis, a, b, routed)
-    ]
-
-
-def _any(axes: list[Tensor]) -> bool:
-    return any(bool(axis.any()) for axis in axes)
-
-
-def _arrangements(axis: int, a: Tensor, b: Tensor, routed: bool) -> list[BatchAxis]:
-    """How two samples may lie along a dimension, if they reach ``a`` and ``b`` of it."""
-    count, rest = divmod(len(a), SAMPLES)
-    if rest or (routed and count > 1):
-        return []
-    index = torch.arange(len(a))
-    found = []
-    for interleaved in (False, True) if count > 1 else (False,):
-        owner = index % SAMPLES if interleaved else index // count
-        if not a[owner == 1].any() and not b[owner == 0].any():
-            found.append(BatchAxis(axis, interleaved))
-    return found
