@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import tdquant as tdq
+from tdquant.choice import budgeting
 from tdquant.choice.size import float_bytes, saved_bytes
 from tdquant.choice.time import layer_macs
 from tdquant.errors import ConversionError, RecipeError
@@ -90,6 +91,19 @@ def test_bits_go_where_they_help_most():
     others = [found[f"layers.{i}"] for i in (1, 3, 4)]
     assert found["layers.2"] > min(others)
     assert found["layers.0"] == found["layers.5"] == 8  # edges
+
+
+def test_bytes_that_no_factors_need_go_to_weights(monkeypatch):
+    recipe = {"remedies": ("groups", "factors")}
+    model = budgeted(recipe=recipe, size=0.22)
+    bits_first, *_, spent = model.tdq.calibration.remedies
+    assert (bits_first.name, spent.name, spent.kept) == ("bits", "spare bytes", True)
+    assert spent.after < spent.before
+    monkeypatch.setattr(budgeting, "spend_rest", lambda *args: [])
+    saving = budgeted(recipe=recipe, size=0.22)
+    assert all(bits(model)[path] >= found for path, found in bits(saving).items())
+    assert saved_bytes(saving) < saved_bytes(model) <= 0.22 * float_bytes(model)
+    assert error(model) < error(saving)
 
 
 def test_bits_that_the_recipe_sets_are_left_alone(tmp_path):

@@ -107,3 +107,61 @@ def test_an_error_on_the_way_puts_the_quantizers_back(model, monkeypatch):
     with pytest.raises(RuntimeError, match="no memory"):
         rounded_weights(model, calls(), progress=False)
     assert all(layer.weight_quantizer is before[path] for path, layer in learned_layers(model))
+
+
+class Timed(nn.Module):
+    """A trunk of many rows a call beside an embedding of the timestep."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.time_embedding = nn.Linear(16, WIDTH)
+        self.conv_in = nn.Linear(8, WIDTH)
+        self.shift = nn.Linear(WIDTH, WIDTH)
+        self.conv_out = nn.Linear(WIDTH, 8)
+
+    def forward(self, x, timestep):
+        angles = timestep.reshape(-1, 1) / 1000 * torch.arange(1, 9)
+        emb = torch.relu(self.time_embedding(torch.cat([angles.sin(), angles.cos()], 1)))
+        h = torch.relu(self.conv_in(x)) + self.shift(emb)[:, None]
+        return self.conv_out(h)
+
+
+def calls_seen(monkeypatch, model, batches):
+    """Path -> calls that its codes were chosen by."""
+    seen, original = {}, rounding._weigh
+
+    def weigh(model, calls, wave, *args):
+        counts = dict.fromkeys(wave, 0)
+        add = rounding.Hessian.add
+        paths = {id(layer): path for path, layer in wave.items()}
+
+        def counted(self, x, *rest):
+            counts[paths[id(self.layer)]] += 1
+            add(self, x, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rounding.Hessian, "add", counted)
+            found = original(model, calls, wave, *args)
+        seen.update(counts)
+        return found
+
+    monkeypatch.setattr(rounding, "_weigh", weigh)
+    rounded_weights(model, batches, progress=False)
+    return seen
+
+
+def test_layers_on_the_time_path_come_first_and_see_all_calls(monkeypatch):
+    batches = [(x[:, :3], t) for x, t in calls(30)]
+    model = tdq.quantize(Timed(), tdq.Recipe(4, 8, "static", edges=8, remedies=()))
+    tdq.calibrate(model, batches, progress=False)
+    assert model.tdq.roles.time_path == {"time_embedding", "shift"}
+    seen = calls_seen(monkeypatch, model, batches)
+    assert list(seen) == ["time_embedding", "shift", "conv_in", "conv_out"]
+    assert list(seen.values()) == [30, 30, rounding.ENOUGH, rounding.ENOUGH]
+
+
+@pytest.mark.parametrize(("samples", "count"), [(4, 12), (3, 16), (1, 30)])
+def test_layers_that_see_few_rows_take_more_calls(monkeypatch, model, samples, count):
+    batches = [(x[:samples, :1], t) for x, t in calls(30)]
+    assert calls_seen(monkeypatch, model, batches)["blocks.1"] == count

@@ -9,10 +9,11 @@ from tdquant.calibration.record import RemedyRecord
 from tdquant.calibration.report import Calibration, RemedyTrial
 from tdquant.choice.budget import Budget
 from tdquant.choice.dynamic import chosen_dynamic
-from tdquant.choice.size import float_bytes, later_bytes, saved_bytes
+from tdquant.choice.free_weights import Sizes
+from tdquant.choice.size import correction_bytes, factor_bytes, float_bytes, saved_bytes
 from tdquant.choice.time import layer_macs, spare_time, time_share
 from tdquant.choice.trial import Trial
-from tdquant.choice.widths import Sizes, choose_widths
+from tdquant.choice.widths import Choice, choose_widths, spend_rest
 from tdquant.errors import RecipeError
 from tdquant.layers import quantized_layers
 from tdquant.layers.balance import BalancedLayer
@@ -56,38 +57,68 @@ def check_budget(
     return spare_time(model, observations.macs, recipe, budget.time)
 
 
-def choose_bits(
-    model: nn.Module,
-    observations: Observations,
-    recipe: Recipe,
-    budget: Budget,
-    trial: Trial,
-    targets: list[Tensor],
-    span: tuple[float, float] | None,
-    seed: int,
-    progress: bool,
-) -> list[RemedyTrial]:
-    """Gives weights the bits that the budget of size, if there is one, allows, in place.
+class SizeBudget:
+    """Keeps a model within a size while it is calibrated; without a size it does nothing.
 
     Arguments:
-        model: A quantized model whose scales are calibrated: their tables are in the file, too.
-        observations: Those of its activations.
+        model: A quantized model.
         recipe: Its recipe.
-        budget: The budget.
+        size: Share of the float32 bytes that the file may have, or None.
         trial: Measures the whole model.
         targets: Outputs that a correction will be fitted to.
-        span: The model's times; those of the observations if None.
-        seed: Seed of the judge.
-        progress: Draw bars.
-
-    Raises:
-        RecipeError: The size cannot be met.
+        span: The model's times.
     """
-    if budget.size is None:
-        return []
-    later = later_bytes(model, recipe, targets, span or observations.times.resolve())
-    sizes = Sizes(model, recipe, budget.size, later)
-    return [choose_widths(model, observations, recipe, sizes, trial, seed=seed, progress=progress)]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        size: float | None,
+        trial: Trial,
+        targets: list[Tensor],
+        span: tuple[float, float],
+    ) -> None:
+        self._model, self._recipe, self._trial = model, recipe, trial
+        self._size, self._targets, self._span = size, targets, span
+        self._choice: Choice | None = None
+
+    def choose(
+        self, observations: Observations, seed: int = 0, progress: bool = True
+    ) -> list[RemedyTrial]:
+        """Gives weights the bits that the size allows, in place.
+
+        Arguments:
+            observations: Those of the model's activations, whose scales are calibrated: their
+                tables are in the file, too.
+            seed: Seed of the judge.
+            progress: Draw bars.
+
+        Raises:
+            RecipeError: The size cannot be met.
+        """
+        if self._size is None:
+            return []
+        reserve = self._correction() + factor_bytes(self._model, self._recipe)
+        self._choice = choose_widths(
+            self._model,
+            observations,
+            self._recipe,
+            Sizes(self._model, self._recipe, self._size, reserve),
+            self._trial,
+            seed=seed,
+            progress=progress,
+        )
+        return [self._choice.trial]
+
+    def spend_rest(self) -> list[RemedyTrial]:
+        """Gives weights more bits for the bytes that no factors needed, in place."""
+        if self._size is None or self._choice is None:
+            return []
+        sizes = Sizes(self._model, self._recipe, self._size, self._correction())
+        return spend_rest(self._model, self._recipe, sizes, self._choice, self._trial)
+
+    def _correction(self) -> int:
+        return correction_bytes(self._targets, self._span)
 
 
 def record_remedies(

@@ -20,7 +20,12 @@ from tdquant.calibration.report import RemedyTrial
 from tdquant.calibration.sample_error import LEAST
 from tdquant.calls.call import Call
 from tdquant.choice.budget import Budget
-from tdquant.choice.budgeting import check_budget, check_unlimited, choose_bits, record_remedies
+from tdquant.choice.budgeting import (
+    SizeBudget,
+    check_budget,
+    check_unlimited,
+    record_remedies,
+)
 from tdquant.choice.dynamic import drop_dynamic, try_dynamic
 from tdquant.choice.factors import try_factors
 from tdquant.choice.output import predictions, try_correction
@@ -173,9 +178,10 @@ def calibrate(
     )
     if trial.basis == SAMPLES and report.trials:
         _check_samples(list(report.trials.values()))
-    remedies = choose_bits(
-        model, batches, recipe, budget, trial, targets, time_range, seed, progress
+    size = SizeBudget(
+        model, recipe, budget.size, trial, targets, time_range or batches.times.resolve()
     )
+    remedies = size.choose(batches, seed, progress)
     if recipe.uses("rotation"):
         remedies += try_rotation(
             model, batches, trial, budget.rotation, margin=margin, span=time_range, seed=seed,
@@ -183,6 +189,7 @@ def calibrate(
         )  # fmt: skip
     if recipe.uses("factors"):
         remedies += try_factors(model, batches, trial, seed=seed, progress=progress)
+    remedies += size.spend_rest()
     remedies += _try_codes_and_steps(model, batches, recipe, budget, trial, margin, seed, progress)
     if recipe.uses("rounding") and budget.size is None:
         remedies += try_wide_time_path(model, recipe, trial)

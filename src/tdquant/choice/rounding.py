@@ -5,6 +5,10 @@ layer computes from the inputs of the quantized model near to what it computes i
 In contrast to ``reconstruct`` few layers wait for the ones before them: they are rounded in
 ``WAVES`` groups in the order of a call, and the inputs of a group are those behind the rounded
 weights of earlier groups.
+
+Layers on the time path are groups of their own, and come first: all samples of a call show them
+the same input, so that they take as many calls as there are, while others have seen enough
+after a few.
 """
 
 from __future__ import annotations
@@ -18,11 +22,14 @@ from tdquant.calibration.report import RemedyTrial
 from tdquant.calls.call import Call, run
 from tdquant.calls.observing import in_float, observing, watching
 from tdquant.choice.trial import Trial
+from tdquant.families.roles import named_roles
 from tdquant.layers import QuantLayer
 from tdquant.layers.base import shared_parameters
+from tdquant.layers.structure import names_of
 from tdquant.quantizers import RoundedWeight, ShiftedWeight, WeightQuantizer
 from tdquant.refine.reconstruction.blocks import called, learned_layers
 from tdquant.refine.reconstruction.gptq import ROWS, Hessian, block_widths, gptq
+from tdquant.state import state_of
 from tdquant.support.progress import track
 from tdquant.support.restoring import evaluating
 
@@ -40,8 +47,14 @@ MEMORY = 2 << 30
 WAVES = 8
 """Groups of layers that are rounded one after the other."""
 
+TIME_WAVES = 2
+"""Groups of layers on the time path."""
+
 ENOUGH = 12
-"""Calls that suffice for a group; each takes others."""
+"""Calls that suffice for a group whose layers see many rows in each; each group takes others."""
+
+LEAST_ROWS = 2
+"""Rows of inputs for each column that a layer sees at least, if there are calls enough."""
 
 
 @torch.no_grad()
@@ -95,7 +108,8 @@ def rounded_weights(
         Path of the layer -> quantizer of its weight. Layers that no call reaches, and weights that
         several layers share, are not in it.
     """
-    shared = shared_parameters(model)
+    shared, state = shared_parameters(model), state_of(model)
+    on_time_path = (state.roles or named_roles(model)).time_path
     with evaluating(model):
         order = {path: place for place, path in enumerate(called(model, calls[0]))}
     layers = {
@@ -106,13 +120,17 @@ def rounded_weights(
         and layer.weight_quantizer.grid.bits <= MOST_BITS
         and id(layer.weight) not in shared
     }
+    of_time = {p: x for p, x in layers.items() if on_time_path.intersection(names_of(model, p))}
+    others = {path: layer for path, layer in layers.items() if path not in of_time}
+    groups = [(wave, len(calls)) for wave in _waves(of_time, TIME_WAVES, memory)]
+    groups += [(wave, ENOUGH) for wave in _waves(others, waves, memory)]
     own = {path: layer.weight_quantizer for path, layer in layers.items()}
     found: dict[str, RoundedWeight] = {}
     random = torch.Generator().manual_seed(0)
     try:
-        for wave in _waves(layers, waves, memory):
-            some = torch.randperm(len(calls), generator=random)[:ENOUGH].tolist()
-            hessians = _weigh(model, [calls[i] for i in some], wave, list(found), progress)
+        for wave, enough in groups:
+            drawn = [calls[i] for i in torch.randperm(len(calls), generator=random).tolist()]
+            hessians = _weigh(model, drawn, wave, list(found), enough, progress)
             for path, layer in track(wave.items(), "rounding weights", len(wave), progress):
                 hessian = hessians.pop(path)
                 if hessian.rows:
@@ -129,17 +147,18 @@ def _weigh(
     calls: list[Call],
     wave: dict[str, QuantLayer],
     rounded: Collection[str],
+    enough: int,
     progress: bool,
 ) -> dict[str, Hessian]:
-    """Runs the calls in float and quantized, with the weights of all layers but the ``rounded``
-    ones in float.
+    """Runs calls in float and quantized, with the weights of all layers but the ``rounded`` ones
+    in float, until ``enough`` calls and ``LEAST_ROWS`` of each layer have been seen.
 
     Returns:
         Path of the layer -> what GPTQ needs of its inputs.
     """
     hessians = {}
     for path, layer in wave.items():
-        rows = -(-ROWS * min(layer.weight[0].numel(), COLUMNS) // len(calls))
+        rows = -(-ROWS * min(layer.weight[0].numel(), COLUMNS) // min(enough, len(calls)))
         hessians[path] = Hessian(layer, rows, COLUMNS)
     number = 0
     exact: dict[str, list[Tensor]] = {path: [] for path in wave}
@@ -152,6 +171,8 @@ def _weigh(
         hessians[path].add(layer.input_quantizer(x), number, kept)
 
     for call in track(calls, "weighing inputs", len(calls), progress):
+        if number >= enough and all(map(_seen_enough, hessians.values())):
+            break
         for seen in exact.values():
             seen.clear()
         with in_float(model), watching(wave, keep):
@@ -160,6 +181,11 @@ def _weigh(
             run(model, call)
         number += 1
     return hessians
+
+
+def _seen_enough(hessian: Hessian) -> bool:
+    """Whether the rows of a layer are many for its columns; none at all are not waited for."""
+    return not 0 < hessian.rows < LEAST_ROWS * max(block.shape[1] for block in hessian.total)
 
 
 def _waves(

@@ -106,29 +106,28 @@ def weight_bytes(path: str, layer: QuantLayer, bits: int, group: int) -> int:
     return size
 
 
-def later_bytes(
-    model: nn.Module, recipe: Recipe, targets: Sequence[Tensor], span: tuple[float, float]
-) -> int:
-    """Most bytes that remedies add which come after the bits of weights: the tables of the
-    output's correction, and factors or signs of input channels.
+def correction_bytes(targets: Sequence[Tensor], span: tuple[float, float]) -> int:
+    """Most bytes of the tables of the output's correction.
 
     Arguments:
-        model: A quantized model.
-        recipe: Its recipe.
-        targets: Outputs that a correction is fitted to, none if there is to be no correction.
+        targets: Outputs that it is fitted to, none if there is to be no correction.
         span: The model's times.
     """
-    found = 0
-    if targets:
-        channels = max(y.shape[1] if y.ndim > 1 else 1 for y in targets)
-        found += FLOAT_BYTES * len(training_timesteps(*span)) * (3 + channels)
-    if recipe.uses("factors") or recipe.uses("rotation"):  # a layer gets one of them
-        found += sum(
-            FLOAT_BYTES * input_channels(layer)
-            for _, layer in quantized_layers(model)
-            if channel_dimension(layer) is not None
-        )
-    return found
+    if not targets:
+        return 0
+    channels = max(y.shape[1] if y.ndim > 1 else 1 for y in targets)
+    return FLOAT_BYTES * len(training_timesteps(*span)) * (3 + channels)
+
+
+def factor_bytes(model: nn.Module, recipe: Recipe) -> int:
+    """Most bytes of factors or signs of input channels; a layer gets one of them."""
+    if not (recipe.uses("factors") or recipe.uses("rotation")):
+        return 0
+    return sum(
+        FLOAT_BYTES * input_channels(layer)
+        for _, layer in quantized_layers(model)
+        if channel_dimension(layer) is not None
+    )
 
 
 def _tensor(shape: Any, dtype: torch.dtype = torch.float32) -> LazyTensor:

@@ -8,137 +8,46 @@ file holds besides: layers that the recipe sets apart, steps, tables of scales, 
 
 The errors of single calls are added up in two ways, plain and with the same share for all times.
 Either, and the same bits everywhere, are compared by the error of the whole model.
+
+What comes after the bits, such as factors of channels, may take fewer bytes than were set aside
+for it. What is left goes to the weights that save the most error for each byte.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from tdquant.calibration.observe import Observations
 from tdquant.calibration.report import RemedyTrial
-from tdquant.choice.apart import Apart, refuse
-from tdquant.choice.size import float_bytes, saved_bytes, saved_tensors, weight_bytes
+from tdquant.choice.free_weights import WIDTHS, FreeWeight, Sizes
 from tdquant.choice.trial import Trial
-from tdquant.layers import QuantLayer, quantized_layers
-from tdquant.layers.base import INPUT
-from tdquant.layers.structure import least_bits, names_of
-from tdquant.model_summary import count_weights
+from tdquant.layers import QuantLayer
 from tdquant.quantizers import NoiseWeight, WeightQuantizer
 from tdquant.recipe import Recipe
-from tdquant.refine.search import sensitivity
+from tdquant.refine.search import Sensitivity, sensitivity
 from tdquant.refine.search.frontier import find_frontier
-from tdquant.refine.search.measure import group_at, rounding_at
-
-WIDTHS = (3, 4, 5, 6, 8)
-"""Bits that a weight may get."""
+from tdquant.refine.search.measure import rounding_at
 
 Widths = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Free:
-    """A layer of the float model whose bits are free.
+class Choice:
+    """Bits of weights.
 
     Attributes:
-        layers: Path -> the quantized layers that it is now; several if it was rewritten.
-        least: Path -> least bits of each, whatever is chosen.
+        trial: The error of the model with the bits of the recipe, and with the chosen ones.
+        widths: Path of a layer of the float model -> its bits.
+        errors: Those that the bits were chosen by; None if no weight was free.
     """
 
-    layers: dict[str, QuantLayer]
-    least: dict[str, int]
-
-    def bytes(self, bits: int, recipe: Recipe) -> int:
-        """Bytes of all of it with codes of so many bits."""
-        return sum(
-            weight_bytes(path, layer, width, group_at(layer.weight_quantizer, width, recipe))
-            for path, layer in self.layers.items()
-            for width in [max(bits, self.least[path])]
-        )
-
-    def bytes_now(self) -> int:
-        """Bytes with the codes that it has."""
-        return sum(
-            weight_bytes(path, layer, quantizer.grid.bits, quantizer.group)
-            for path, layer in self.layers.items()
-            for quantizer in [layer.weight_quantizer]
-        )
-
-
-class Sizes:
-    """What the file of a model holds, and the bits that are free in it.
-
-    Arguments:
-        model: A quantized model.
-        recipe: Its recipe.
-        size: Share of the float32 bytes that the file may have.
-        reserve: Bytes of what is yet to come.
-    """
-
-    def __init__(self, model: nn.Module, recipe: Recipe, size: float, reserve: int = 0) -> None:
-        self._model, self._recipe, self._size = model, recipe, size
-        self._float, self._reserve = float_bytes(model), reserve
-        self.free = _free(model, recipe)
-        self._rest = saved_bytes(model) + reserve
-        self._rest -= sum(layer.bytes_now() for layer in self.free.values())
-
-    @property
-    def room(self) -> float:
-        """Bytes for the free weights."""
-        return self._size * self._float - self._rest
-
-    def bytes(self, path: str, bits: int) -> int:
-        """Bytes of a free weight with codes of so many bits."""
-        return self.free[path].bytes(bits, self._recipe)
-
-    def fits(self, widths: Mapping[str, int]) -> bool:
-        """Whether the file has no more than it may with these bits."""
-        return sum(self.bytes(path, bits) for path, bits in widths.items()) <= self.room
-
-    def check(self) -> None:
-        """Checks that the size can be met.
-
-        Raises:
-            RecipeError: It cannot; what can be met, and what stands in the way, is told.
-        """
-        if self.fits(dict.fromkeys(self.free, WIDTHS[0])):
-            return
-        apart, parts = Apart(self._model, self._recipe), dict[str, dict[str, float]]()
-        weights = {p for p, m in self._model.named_modules() if count_weights(m)}
-        weights |= {path for path, _ in quantized_layers(self._model)}
-        least = self._rest
-
-        def add(why: str, path: str, count: float) -> None:
-            own = parts.setdefault(why, {})
-            own[path] = own.get(path, 0.0) + count / self._float
-
-        for path in self.free:
-            count = self.bytes(path, WIDTHS[0])
-            add(f"weights of {WIDTHS[0]} bits", path, count)
-            least += count
-        named = 0
-        inside = {p for layer in self.free.values() for p in layer.layers}
-        for name, tensor in saved_tensors(self._model).items():
-            path = name.rpartition(".weight")[0]
-            named += tensor.nbytes
-            if path in inside and name.endswith((".codes", ".multipliers")):
-                continue
-            if INPUT in name or name.startswith("tdq_correction"):
-                add("tables of scales", "", tensor.nbytes)
-            elif path in inside:
-                add("steps of weights", "", tensor.nbytes)
-            elif path in weights and (why := apart.why(path, "weights")):
-                add(why, path, tensor.nbytes)
-            else:
-                add("biases, norms and what else is no weight", "", tensor.nbytes)
-        add("names and shapes in the file", "", saved_bytes(self._model) - named)
-        if self._reserve:
-            add("tables of the output's correction, and factors", "", self._reserve)
-        fix = "fewer bits for these layers (edges=, time_weights=, overrides=)"
-        raise refuse("size", self._size, least / self._float, "the float32 bytes", parts, fix)
+    trial: RemedyTrial
+    widths: Widths
+    errors: Sensitivity | None
 
 
 def choose_widths(
@@ -150,7 +59,7 @@ def choose_widths(
     *,
     seed: int = 0,
     progress: bool = True,
-) -> RemedyTrial:
+) -> Choice:
     """Gives the free weights their bits, in place.
 
     Arguments:
@@ -162,22 +71,20 @@ def choose_widths(
         seed: Seed of the judge.
         progress: Draw bars.
 
-    Returns:
-        The error of the model before, with the bits of the recipe, and with the chosen ones.
-
     Raises:
         RecipeError: The size cannot be met.
     """
     sizes.check()
     before = after = trial.error(model, "bits of the recipe")
     chosen: Widths = {}
+    judge: Sensitivity | None = None
     if sizes.free:
         measured = sensitivity(
             model, observations, bits=WIDTHS, inputs=False, seed=seed, progress=progress
         )
         paths = list(sizes.free)
         same = [dict.fromkeys(paths, bits) for bits in WIDTHS]
-        proposals = [widths for widths in same if sizes.fits(widths)][-1:]
+        proposals = [(widths, measured) for widths in same if sizes.fits(widths)][-1:]
         for errors in (measured, measured.balanced()):
             frontier = find_frontier(
                 [[sizes.bytes(path, bits) for bits in WIDTHS] for path in paths],
@@ -186,41 +93,108 @@ def choose_widths(
             index = frontier.within_size(sizes.room)
             assert index is not None
             options = frontier.options(index)
-            proposals.append({p: WIDTHS[o] for p, o in zip(paths, options, strict=True)})
-        chosen, after = _best(model, recipe, sizes.free, proposals, trial)
-    return RemedyTrial("bits", True, before, after, _words(sizes.free, chosen))
+            widths = {p: WIDTHS[o] for p, o in zip(paths, options, strict=True)}
+            proposals.append((widths, errors))
+        chosen, judge, after = _best(model, recipe, sizes.free, proposals, trial)
+    found = RemedyTrial("bits", True, before, after, _words(sizes.free, chosen))
+    return Choice(found, chosen, judge)
+
+
+def spend_rest(
+    model: nn.Module, recipe: Recipe, sizes: Sizes, choice: Choice, trial: Trial
+) -> list[RemedyTrial]:
+    """Gives free weights more bits where there is room left, and keeps them if the error of the
+    whole model falls, in place.
+
+    Arguments:
+        model: The model, with all remedies that have bytes of their own.
+        recipe: Its recipe.
+        sizes: What its file holds now, and may.
+        choice: What was chosen before.
+        trial: Measures the whole model.
+    """
+    wider = _widened(sizes, choice)
+    if not wider:
+        return []
+    quantizers: Quantizers = {}
+    free = {path: sizes.free[path] for path in wider}
+    now = {path: choice.widths[path] for path in wider}
+    _put(now, free, recipe, quantizers)
+
+    def change(apply: bool) -> None:
+        _put(wider if apply else now, free, recipe, quantizers)
+
+    what = "what is left of the size: " + _words(sizes.free, {**choice.widths, **wider})
+    return [trial.confirm(model, "spare bytes", what, change, margin=0.0)]
+
+
+def _widened(sizes: Sizes, choice: Choice) -> Widths:
+    """The weights that get more bits, one step of bits after another by what it saves for each
+    byte, as long as one fits.
+    """
+    widths = {path: bits for path, bits in choice.widths.items() if path in sizes.free}
+    wider: Widths = {}
+
+    def worth(path: str, bits: int) -> float:
+        assert choice.errors is not None
+        before, after = (choice.errors.error(path, "weights", b) for b in (widths[path], bits))
+        return (before - after) / max(sizes.bytes(path, bits) - sizes.bytes(path, widths[path]), 1)
+
+    while True:
+        steps = [
+            (path, next(b for b in WIDTHS if b > bits))
+            for path, bits in widths.items()
+            if bits < WIDTHS[-1]
+        ]
+        fitting = [one for one in steps if sizes.fits({**widths, one[0]: one[1]})]
+        path, bits = max(fitting, key=lambda one: worth(*one), default=("", 0))
+        if not path or worth(path, bits) <= 0:
+            return wider
+        widths[path] = wider[path] = bits
+
+
+Quantizers = dict[tuple[str, int], WeightQuantizer]
 
 
 def _best(
     model: nn.Module,
     recipe: Recipe,
-    free: Mapping[str, Free],
-    proposals: Iterable[Widths],
+    free: Mapping[str, FreeWeight],
+    proposals: Sequence[tuple[Widths, Sensitivity]],
     trial: Trial,
-) -> tuple[Widths, float]:
+) -> tuple[Widths, Sensitivity, float]:
     """The proposal with the least error of the whole model, put in place, and its error."""
-    known: dict[tuple[str, int], WeightQuantizer] = {
-        (path, layer.weight_quantizer.grid.bits): layer.weight_quantizer
-        for one in free.values()
-        for path, layer in one.layers.items()
-    }
+    quantizers: Quantizers = {}
+    tried: list[tuple[float, Widths, Sensitivity]] = []
+    for widths, errors in proposals:
+        if not any(widths == other for _, other, _ in tried):
+            _put(widths, free, recipe, quantizers)
+            error = trial.error(model, f"bits, proposal {len(tried) + 1}")
+            tried.append((error, widths, errors))
+    error, widths, errors = min(tried, key=lambda one: one[0])
+    _put(widths, free, recipe, quantizers)
+    return widths, errors, error
 
-    def put(widths: Widths) -> None:
-        for name, bits in widths.items():
-            for path, layer in free[name].layers.items():
-                place = path, max(bits, free[name].least[path])
-                if place not in known:
-                    known[place] = _quantizer(layer, place[1], recipe, path)
-                layer.weight_quantizer = known[place]
 
-    tried: list[tuple[float, Widths]] = []
-    for widths in proposals:
-        if not any(widths == other for _, other in tried):
-            put(widths)
-            tried.append((trial.error(model, f"bits, proposal {len(tried) + 1}"), widths))
-    error, widths = min(tried, key=lambda one: one[0])
-    put(widths)
-    return widths, error
+def _put(
+    widths: Widths, free: Mapping[str, FreeWeight], recipe: Recipe, quantizers: Quantizers
+) -> None:
+    """Gives weights their bits, in place.
+
+    Arguments:
+        widths: Bits by path.
+        free: The layers by path.
+        recipe: Those of the model.
+        quantizers: Quantizers of layers at bits, which are used again; new ones are added.
+    """
+    for name, bits in widths.items():
+        for path, layer in free[name].layers.items():
+            now = layer.weight_quantizer
+            quantizers.setdefault((path, now.grid.bits), now)
+            place = path, max(bits, free[name].least[path])
+            if place not in quantizers:
+                quantizers[place] = _quantizer(layer, place[1], recipe, path)
+            layer.weight_quantizer = quantizers[place]
 
 
 def _quantizer(layer: QuantLayer, bits: int, recipe: Recipe, path: str) -> WeightQuantizer:
@@ -231,18 +205,7 @@ def _quantizer(layer: QuantLayer, bits: int, recipe: Recipe, path: str) -> Weigh
     return new.train(old.training)
 
 
-def _free(model: nn.Module, recipe: Recipe) -> dict[str, Free]:
-    """The layers of the float model whose bits are free."""
-    apart, found = Apart(model, recipe), dict[str, Free]()
-    for path, layer in quantized_layers(model):
-        if isinstance(layer.weight_quantizer, WeightQuantizer) and not apart.why(path, "weights"):
-            one = found.setdefault(names_of(model, path)[0], Free({}, {}))
-            one.layers[path] = layer
-            one.least[path] = least_bits(model, path)[0]
-    return found
-
-
-def _words(free: Mapping[str, Free], chosen: Widths) -> str:
+def _words(free: Mapping[str, FreeWeight], chosen: Widths) -> str:
     if not chosen:
         return "bits of no weight: none is free"
     numbers = {p: sum(x.weight.numel() for x in free[p].layers.values()) for p in chosen}
