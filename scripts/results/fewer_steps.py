@@ -24,9 +24,10 @@ def fewer_steps(found: dict) -> str:
     training = settings["training"]
     return (
         f"{markdown(head, rows, slice(0, None))}\n\n"
-        f"{markdown(['from 100 to 10 steps, times', *ARMS], grown, slice(1, None))}\n\n"
-        f"Frechet EfficientNet-Lite0 distance of {settings['images']} images, over float's in "
-        f"brackets; the second table is what that ratio is multiplied by. `cats-ddpm`, W4A4, "
+        f"{markdown(['growth from 100 to 10 steps', *ARMS], grown, slice(1, None))}\n\n"
+        f"Frechet EfficientNet-Lite0 distance of {settings['images']} images, in brackets "
+        f"divided by float's. The second table divides that ratio at 10 steps by the one at 100: "
+        f"above 1, the model loses more than float does. `cats-ddpm`, W4A4, "
         f"{training['steps']:,} optimizer steps of batch {training['batch']}, one seed. "
         f"{threads(found)}."
     )

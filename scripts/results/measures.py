@@ -17,9 +17,9 @@ def transfer(found: dict) -> str:
     bits, seconds = found["bits"], found["calibration_seconds"]
     return (
         f"{markdown(head, rows, slice(1, None))}\n\n`cats-ddpm` at W{bits[0]}A{bits[1]}, "
-        f"{found['images']} images, one seed, calibrated on 50 DDIM steps; static steps by "
-        "the percentile. "
-        f"Calibrating took {seconds['auto']:.0f} s, with static scales {seconds['static']:.0f} s. "
+        f"{found['images']} images, one seed, calibrated on 50 DDIM steps; paired errors. "
+        "Static step sizes are chosen by the percentile, temporal ones by `auto`. "
+        f"Calibration took {seconds['auto']:.0f} s, {seconds['static']:.0f} s with static scales. "
         f"{threads(found)}."
     )
 
@@ -52,8 +52,8 @@ def evaluate(found: dict) -> str:
     return (
         f"{markdown(head, rows, slice(1, None))}\n\n{markdown(paired, pairs, slice(1, None))}\n\n"
         f"{sampling['images']:,} images of {sampling['steps']} DDIM steps, batch "
-        f"{sampling['batch']}; 95 % intervals; pairs from {record['paired']['images']} noises. "
-        f"{threads(record)}."
+        f"{sampling['batch']}; 95 % intervals. Second table: "
+        f"{record['paired']['images']} pairs of samples from the same noise. {threads(record)}."
     )
 
 
@@ -67,8 +67,8 @@ def cost(found: dict) -> str:
     ]  # fmt: skip
     head = ["simulated, W4A8", "batch", "float ms", "quantized / float", "frozen / float"]
     return (
-        f"{markdown(head, rows, slice(1, None))}\n\nMedians of interleaved calls. "
-        f"{threads(found)}."
+        f"{markdown(head, rows, slice(1, None))}\n\nMedians of interleaved calls before "
+        f"(*quantized*) and after `freeze` (*frozen*). {threads(found)}."
     )
 
 
@@ -93,9 +93,9 @@ def training(found: dict) -> str:
         for name, kinds in models.items()
     ]  # fmt: skip
     return (
-        f"{markdown(['step / float step', 'batch', *SCALES], rows, slice(1, None))}\n\nW4A4; "
-        f"forward, backward and AdamW, medians of {found['rounds']}, models in turns. "
-        f"{threads(found)}."
+        f"{markdown(['step / float step', 'batch', *SCALES], rows, slice(1, None))}\n\nTime of "
+        f"a W4A4 training step (forward, backward, AdamW) divided by the float model's, medians "
+        f"of {found['rounds']} interleaved rounds. {threads(found)}."
     )
 
 
@@ -127,9 +127,9 @@ def search(found: dict) -> str:
     return (
         f"{markdown(head, rows, slice(2, None))}\n\n`cats-ddpm`, one seed, "
         f"{found['images']} images of "
-        f"{found['steps']} DDIM steps. *Call*: squared error of the output on calls of other "
-        f"trajectories; *paired*: of samples. Measuring the sensitivity of all layers took "
-        f"{found['sensitivity_seconds']:.0f} s. {threads(found)}."
+        f"{found['steps']} DDIM steps. *Call*: squared error of the model's output on calls of "
+        f"other trajectories; *paired*: paired error of samples. Measuring the sensitivity of all "
+        f"layers took {found['sensitivity_seconds']:.0f} s. {threads(found)}."
     )
 
 
@@ -150,9 +150,10 @@ def reconstruct(found: dict) -> str:
             "CPU s"]  # fmt: skip
     s = found["settings"]
     return (
-        f"{markdown(head, rows, slice(3, None))}\n\nErrors of {s['images']} images, the distance "
-        f"of {s['frechet']} of {s['frechet_steps']} steps; one seed; {s['iterations']} updates of "
-        f"the whole model. {threads(found)}."
+        f"{markdown(head, rows, slice(3, None))}\n\nPaired errors of {s['images']} images, "
+        f"and distance of {s['frechet']} images of {s['frechet_steps']} steps; one seed. "
+        f"*adaround-model*: {s['iterations']} updates of the whole model. */ plain*: divided by "
+        f"plain calibration. *CPU s*: time of the reconstruction. {threads(found)}."
     )
 
 
@@ -164,9 +165,9 @@ def recording(found: dict) -> str:
          f"{row['shards_mb'] / row['calls']:.2f}"]
         for row in found["rows"]
     ]  # fmt: skip
-    head = ["calls", "MB of recording", "MB of observing", "MB a call on disk"]
+    head = ["calls", "MB while recording", "MB while observing", "MB per call on disk"]
     return (
-        f"{markdown(head, rows, slice(0, None))}\n\nGrowth of the process: a UNet of Stable "
-        f"Diffusion 1.5's layers at {found['width']} of its width, with guidance. "
-        f"{threads(found)}."
+        f"{markdown(head, rows, slice(0, None))}\n\nGrowth of the process's peak memory while "
+        f"calls are recorded to disk and observed: a UNet with the layers of Stable Diffusion 1.5 "
+        f"at {found['width']} of its width, with guidance. {threads(found)}."
     )

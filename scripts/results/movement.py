@@ -26,9 +26,12 @@ def moving_inputs(found: dict) -> str:
     head = ["", "layers", "abs(r) > 0.5", *(f"{b} bits: {word}" for b in (4, 8) for word in each)]
     settings = found["settings"]
     return (
-        f"{markdown(head, rows, slice(1, None))}\n\n*Move*: the largest over the least step of "
-        "an input over time; *saved*: the share of its squared error that a step for each time "
-        f"saves over one step. {settings['trajectories']} trajectories of {settings['steps']} "
+        f"{markdown(head, rows, slice(1, None))}\n\n*abs(r) > 0.5*: layers in which the "
+        "standard deviation of the input correlates with the timestep (Pearson). *Move*: the "
+        "largest over the smallest step size of an input over time, its median and largest value "
+        "over layers, and the layers above 2. *Saved*: layers where one step size per timestep "
+        "lowers the squared rounding error by more than 10 %, compared with a single step size. "
+        f"{settings['trajectories']} trajectories of {settings['steps']} "
         f"steps. {threads(found)}."
     )
 

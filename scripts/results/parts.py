@@ -24,12 +24,12 @@ def parts(found: dict) -> str:
     elsewhere = "".join(
         f"; {count} of {len(found['runs'])} runs on {name}" for name, count in others.items()
     )
-    head = ["part", "choice, and its distance over the published form"]
+    head = ["part", "choice: its distance divided by that of the published form"]
     return (
         f"{markdown(head, rows, slice(0, 0))}\n\nThe published form ({base['choice']}) has a "
         f"distance of {base['frechet']:.1f} ({base['frechet_low']:.0f} to "
         f"{base['frechet_high']:.0f}), float {exact:.1f}: `{settings['model']}` at W4A4, "
-        f"{settings['steps']} optimizer steps of batch {settings['batch']} at a rate of "
-        f"{settings['rate']:g} unless named, {settings['images']} images, {seeds(found)} seeds. "
-        f"{threads(found)}{elsewhere}."
+        f"{settings['steps']} optimizer steps of batch {settings['batch']} at a learning "
+        f"rate of {settings['rate']:g} unless stated otherwise, {settings['images']} images, "
+        f"{seeds(found)} seeds. {threads(found)}{elsewhere}."
     )

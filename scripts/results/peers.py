@@ -30,6 +30,14 @@ def _peer_cells(row: dict) -> list[str]:
     ]  # fmt: skip
 
 
+def _versions(rows: list[dict]) -> str:
+    """Packages and their versions; of tdquant, the commits that rows were measured at."""
+    versions = dict.fromkeys(row["version"] for row in rows if "version" in row)
+    others = [version for version in versions if not version.startswith(OURS_ARE)]
+    commits = [version.split()[-1] for version in versions if version.startswith(OURS_ARE)]
+    return ", ".join([*others, f"tdquant at {', '.join(commits)}"])
+
+
 @register_table
 def beside_peers(found: dict) -> str:
     """Every quantizer on every model, at every setting."""
@@ -38,12 +46,10 @@ def beside_peers(found: dict) -> str:
         rows = [_peer_cells(row) for row in found["rows"] if row["model"] == model]
         pages.append(f"`{model}`:\n\n{markdown(PEER_HEAD, rows, slice(2, None))}")
     settings = found["settings"]
-    versions = dict.fromkeys(row["version"] for row in found["rows"] if "version" in row)
     return "\n\n".join(pages) + (
-        f"\n\n{settings['images']} images of {settings['steps']} steps, one seed of calibration; "
-        "calls at batch 1, medians "
-        f"of {settings['rounds']}, {settings['threads']} thread. {', '.join(versions)}; "
-        f"{where(found)}."
+        f"\n\n{settings['images']} images of {settings['steps']} steps, one calibration seed; "
+        f"calls: medians of {settings['rounds']}, {settings['threads']} thread. "
+        f"{_versions(found['rows'])}; {where(found)}."
     )
 
 

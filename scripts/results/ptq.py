@@ -58,8 +58,7 @@ def ptq_errors(found: dict) -> str:
     settings = found["settings"]
     return (
         f"{markdown(['temporal / static', *widths], rows, slice(1, None))}\n\nRatios of median "
-        f"squared errors of {settings['images']} samples against the float model's from the same "
-        f"noise, {seeds(found)} seeds. {threads(found)}."
+        f"paired errors of {settings['images']} samples, {seeds(found)} seeds. {threads(found)}."
     )
 
 

@@ -52,6 +52,6 @@ def distances(found: dict, row: Callable[[str, str, list[str], str], list[str]])
         exact = one(found, "frechet", model=model, bits="float")
         pages.append(markdown([f"{model}, float {exact:{form}}", *widths], rows, slice(1, None)))
     return "\n\n".join(pages) + (
-        f"\n\nFrechet EfficientNet-Lite0 distance to 5,000 held-out cats of {settings['images']} "
-        f"images of {settings['sampler_steps']} DDIM steps, mean over {seeds(found)} seeds"
+        f"\n\nFrechet EfficientNet-Lite0 distance of {settings['images']} images to 5,000 "
+        f"held-out cats, {settings['sampler_steps']} DDIM steps, mean over {seeds(found)} seeds"
     )
