@@ -194,14 +194,14 @@ def tell(book: Ledger) -> None:
         machine=None,
         matrix={
             "title": "Parts of claims by model",
-            "note": "A part holds, or does not, if the whole interval of 95 % is on one side of "
-            "its bound: over seeds of training or calibration; over inputs in claim 1; over "
-            "images and seeds or subsets of images where the models are small or distances are "
-            "of 5,000 images; over calls in claim 8. Otherwise it is not decided, and so is what "
-            "was trained once. Each is at 95 %, with no correction for their number. The number "
-            "told is that of the comparison that says most against the part; of distances, the "
-            "difference of two excesses over float's distance; of errors, the ratio of medians, "
-            "on small models of geometric means. Defaults were "
+            "note": "A part holds, or does not hold, if its whole 95 % interval is on one side of "
+            "the bound. Otherwise it is not decided, as is everything that was trained only "
+            "once. Intervals are over training or calibration seeds; in claim 1 over inputs; in "
+            "claim 8 over calls; on small models, and for distances of 5,000 images, over images "
+            "and seeds or subsets of images. They are not corrected for multiple comparisons. "
+            "The number is from the comparison least favorable to the part: for distances, the "
+            "difference of two excesses divided by float's distance; for errors, the ratio of "
+            "medians, on small models of geometric means. Defaults were "
             f"chosen on {', '.join(CHOSEN_ON)}; {', '.join(HELD_OUT)} are held out.",
             "columns": list(MODELS),
             "rows": [row(*each) for each in found],

@@ -68,7 +68,7 @@ ALLOWED = [
     Allowed(FORMULA, r"factor of 16 or more", "ptq"),
     Allowed("a fact of the published code", r"offset -0\.2785", "published"),
     Allowed(SETTING, r"sampled at 7\.5|\(0\.9999, restarted|decay of 0\.01", "published"),
-    Allowed(TARGET, r"\| study \| holds, if.*?at most 1\.05 \|", "study"),
+    Allowed(TARGET, r"\| study \| holds if.*?at most 1\.05 \|", "study"),
     Allowed("defaults of options", r"\| key \| default \| meaning.*?\| 23 \|", "training"),
     Allowed(SETTING, r"learned steps a tenth of it", "training"),
 ]

@@ -25,20 +25,19 @@ def what_time_adds(found: dict) -> str:
         ]
 
     labels = sorted({row["label"] for row in added}, key=_place)
-    table = [[f"{label}: with over without", *cells(added, label)] for label in labels]
+    table = [[f"{label}: with / without s(t)", *cells(added, label)] for label in labels]
     others = sorted({row["label"] for row in replaced if row["label"].endswith(INSTEAD)})
-    table += [[f"static with s(t), over {label}", *cells(replaced, label)] for label in others]
-    table.append(["tdquant's default, over the best arm without time", *cells(best, "")])
+    table += [[f"static with s(t) / {label}", *cells(replaced, label)] for label in others]
+    table.append(["tdquant's default / best arm without time", *cells(best, "")])
     head = [f"{model} ({role}): {', '.join(widths[model])}" for model, role in models]
     settings, counts = found["settings"], [row["seeds"] for row in (*added, *replaced)]
     seeds = " to ".join(dict.fromkeys(str(end(counts)) for end in (min, max)))
     return (
         f"{markdown(['ratio of errors', *head], table, slice(1, None))}\n\nGeometric means over "
         f"{settings['images']} images of {settings['sampler_steps']} steps and "
-        f"{seeds} seeds of calibration, squared error against the "
-        "float model's samples from the same noise. Bold: time hurts or does not help; in "
-        "brackets: not decided; plain: time helps; =: the arm made the models of another one; -: "
-        f"not measured, or it says nothing there. {threads(found)}."
+        f"{seeds} calibration seeds, paired errors. Bold: time hurts or does "
+        "not help; in parentheses: not decided; plain: time helps; =: the arm gives the same models "
+        f"as another; -: not measured or not applicable. {threads(found)}."
     )
 
 

@@ -22,7 +22,7 @@ def parts_of_claims(found: dict) -> str:
         # A bar would end the cell.
         table.append([f"{row['name']}: {row['rule']}", *cells, "; ".join(others) or "-"])
     return markdown(["part", *MODELS, "small models"], table, slice(0, 0)) + (
-        f"\n\n{matrix['note']} A dash: not run, or the part says nothing there."
+        f"\n\n{matrix['note']} A dash: not run, or the part does not apply to the model."
     )
 
 

@@ -34,14 +34,14 @@ def fair_lsq(found: dict) -> str:
     ]  # fmt: skip
     seeds = sorted({row["seeds"] for row in ratios if row["pair"] == PAIR})
     return (
-        f"{markdown(head, rows, slice(3, 7))}\n\nThe arm of the least training loss on seed 0: "
-        "its rate, the rate of scales over it, the form of the step, its start, and layers split "
-        "behind concatenations or whole. The loss is of distillation on seed 0, the last fifth of "
-        f"the steps. Squared errors of {settings['images']} images of "
-        f"{settings['sampler_steps']} steps against the float model's from the same noise, ratio "
-        "of geometric means with its interval of 95 % over images and seeds. Batch "
+        f"{markdown(head, rows, slice(3, 7))}\n\n*LSQ*, *TDQ*: the arm with the smallest "
+        "training loss on seed 0: learning rate, factor for the rate of the scales, form of the "
+        "step (LSQ), start, and layers split behind concatenations or whole. *Loss*: distillation "
+        "loss on seed 0 over the last fifth of the steps. *Error*: paired errors of "
+        f"{settings['images']} images of {settings['sampler_steps']} steps, ratio of geometric "
+        "means with its 95 % interval over images and seeds. Batch "
         f"{settings['batch']}, {' to '.join(map(str, seeds)) or 'no'} seeds, "
-        f"{len(found['runs'])} runs. -: not made; *: the search has not ended. {threads(found)}."
+        f"{len(found['runs'])} runs. -: not run yet; *: the search has not ended. {threads(found)}."
     )
 
 
