@@ -36,8 +36,8 @@ def what_time_adds(found: dict) -> str:
         f"{markdown(['ratio of errors', *head], table, slice(1, None))}\n\nGeometric means over "
         f"{settings['images']} images of {settings['sampler_steps']} steps and "
         f"{seeds} calibration seeds, paired errors. Bold: time hurts or does "
-        "not help; in parentheses: not decided; plain: time helps; =: the arm gives the same models "
-        f"as another; -: not measured or not applicable. {threads(found)}."
+        "not help; in parentheses: not decided; plain: time helps; =: the arm gives the same "
+        f"models as another; -: not measured or not applicable. {threads(found)}."
     )
 
 

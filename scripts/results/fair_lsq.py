@@ -41,7 +41,8 @@ def fair_lsq(found: dict) -> str:
         f"{settings['images']} images of {settings['sampler_steps']} steps, ratio of geometric "
         "means with its 95 % interval over images and seeds. Batch "
         f"{settings['batch']}, {' to '.join(map(str, seeds)) or 'no'} seeds, "
-        f"{len(found['runs'])} runs. -: not run yet; *: the search has not ended. {threads(found)}."
+        f"{len(found['runs'])} runs. -: not run yet; *: the search has not ended. "
+        f"{threads(found)}."
     )
 
 
