@@ -86,6 +86,6 @@ def denoisers(found: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return (
         f"{len(records)} of {len(known)} cases were run, {good} of them work ({versions}).\n\n"
-        f"{markdown(head, rows, slice(2, 6))}\n\nReasons, by stage, as they were raised:\n\n"
+        f"{markdown(head, rows, slice(2, 6))}\n\nErrors by stage, as they were raised:\n\n"
         + "\n".join(lines)
     )
