@@ -5,33 +5,34 @@ from scripts.results.tables import markdown, register_table, where
 CHOICES = [
     (None, "ours", "", ""),
     ("scales at the network's rate", "rates",
-     "learned step sizes at a tenth of the rate, scales' networks at the whole",
-     "the same; here `tdquant.rates=equal`: compare at equal rates too, since part of the "
-     "distance to LSQ may come from there"),
+     "learned step sizes at a tenth of the learning rate, networks of scales at the full rate",
+     "the same; measured with `tdquant.rates=equal`: compare at equal rates too, since part of "
+     "the distance to LSQ may come from this"),
     ("dropout 0.2 in the scales' networks", "dropout of the scales' networks", "0.2",
-     "none, lest training see other scales than sampling; here `tdquant.dropout=0.2`"),
-    ("one step for each weight", "step sizes of weights", "one a tensor, from max(w) / qmax",
-     "one an output channel, of least squared error: max(w) is not the largest absolute value, "
-     "and channels differ by more than the codes of 4 bits; here `tdquant.granularity=tensor`, of "
-     "least squared error"),
+     "none, so that training sees the same scales as sampling; measured with "
+     "`tdquant.dropout=0.2`"),
+    ("one step for each weight", "step sizes of weights", "one per tensor, max(w) / qmax",
+     "one per output channel, at the least squared error: max(w) is not the largest absolute "
+     "value, and channels differ by more than 4-bit codes cover; measured with "
+     "`tdquant.granularity=tensor`, at the least squared error"),
     ("time path in float", "time MLP and embedding projections", "in float",
-     "8-bit weights, float inputs; here `tdquant.time_weights=32`"),
-    ("gradients not clipped", "bound on gradients", "none",
-     "norm at most 1; here `tdquant.clip=0`"),
+     "8-bit weights, float inputs; measured with `tdquant.time_weights=32`"),
+    ("gradients not clipped", "gradient clipping", "none",
+     "norm at most 1; measured with `tdquant.clip=0`"),
     ("published grids, offset and networks", "grids, offset, input of the networks",
-     "13 codes at 4 bits; after SiLU 15 from -0.2785, in training -0.2785 / (1 - p) behind "
-     "dropout of rate p; the UNet's own embedding of the raw timestep, `model_channels` wide",
-     "16 codes (15 for weights) and an integer zero point, so that the zeros that convolutions "
-     "pad with are a code; features of time over the model's range, as flow models need; here "
-     "dropout, weights and time path as published too, every step size starting at the least "
-     "squared error"),
-    ("the same, started as published", "start of activations",
-     "mean + 3 sigma of one batch under 100 draws of t, mean + 16 sigma after SiLU; one step size "
+     "13 codes at 4 bits; after SiLU 15 codes from -0.2785, in training from -0.2785 / (1 - p) "
+     "after dropout at p; the UNet's own embedding of the raw timestep, `model_channels` wide",
+     "16 codes (15 for weights) and an integer zero point, so that the zeros of padding are a "
+     "code; features of time over the model's range, as flow models need; measured with dropout, "
+     "weights and time path as published too, and every step size starting at the least squared "
+     "error"),
+    ("the same, started as published", "start of activation scales",
+     "mean + 3 sigma of one batch with 100 draws of t, mean + 16 sigma after SiLU; one step size "
      "for all times",
-     "candidates judged by their error at the model's output, each a curve over time; 16 sigma at "
-     "4 bits is one step wider than the data"),
-    ("all as published", "all of it", "`--scheme published --use_dynamic`", ""),
-    ("all as published, static (LSQ)", "all of it, LSQ", "`--scheme published`", ""),
+     "candidate curves over time, judged by their error at the model's output; 16 sigma at 4 bits "
+     "makes one step wider than the data"),
+    ("all as published", "all of these", "`--scheme published --use_dynamic`", ""),
+    ("all as published, static (LSQ)", "all of these, LSQ", "`--scheme published`", ""),
 ]  # fmt: skip
 """Row of the results, the choice, and what the published code and tdquant do."""
 
@@ -50,14 +51,14 @@ def published_scheme(found: dict) -> str:
     head = ["choice", "published", "ours, and why", "start", "trained", "paired error"]
     return (
         markdown(head, rows, slice(3, None))
-        + f"\n\nMeasured: `{settings['model']}` at {settings['bits']}, that choice alone as "
-        "published unless said otherwise; Frechet EfficientNet-Lite0 distance of "
+        + f"\n\nEach row of `{settings['model']}` at {settings['bits']} has that choice alone as "
+        "published unless stated otherwise. Frechet EfficientNet-Lite0 distance of "
         f"{settings['images']} images of {settings['sampler_steps']} DDIM steps to 5,000 held-out "
         f"cats, float "
         f"{settings['float']:.1f}; {settings['steps']} steps of batch {settings['batch']} on the "
-        f"diffusion loss, mean (least to largest) of {seeds} seeds, at the better of two rates on "
-        "seed 0. *Paired error*: median squared error of those images against the float model's "
-        "from the same noise. The published 200,000 steps may make up for a bad start. "
+        f"diffusion loss, mean (smallest to largest) of {seeds} seeds, at the better of two rates "
+        "on seed 0. *Paired error*: median squared error of those images against the float "
+        "model's from the same noise. The published 200,000 steps may make up for a bad start. "
         f"{where(found)}."
     )
 
@@ -76,12 +77,12 @@ def published_size(found: dict) -> str:
         for stage in part["stages"]:
             said = ""
             if "over_checkpoint" in stage:
-                said = f"{stage['over_checkpoint']:.2f} of the checkpoint, beyond the imports"
+                said = f"{stage['over_checkpoint']:.2f} of the checkpoint (without the imports)"
             elif "over_weights" in stage:
-                said = f"{stage['over_weights']:.1f} of the weights, the whole process"
+                said = f"{stage['over_weights']:.1f} of the weights (whole process)"
             rows.append(
                 [f"{name}, {stage['stage']}", f"{stage['seconds']:.0f}",
                  f"{stage['peak_mb']:.0f}", said]
             )  # fmt: skip
-    head = ["", "seconds", "peak MiB", "which is"]
+    head = ["", "seconds", "peak MiB", "relative to"]
     return markdown(head, rows, slice(1, 3)) + f"\n\n{'; '.join(sizes)}. {where(found)}."
