@@ -21,7 +21,7 @@ CHOICES = [
      "norm at most 1; measured with `tdquant.clip=0`"),
     ("published grids, offset and networks", "grids, offset, input of the networks",
      "13 codes at 4 bits; after SiLU 15 codes from -0.2785, in training from -0.2785 / (1 - p) "
-     "after dropout at p; the UNet's own embedding of the raw timestep, `model_channels` wide",
+     "after dropout of rate p; the UNet's embedding of the raw timestep, `model_channels` wide",
      "16 codes (15 for weights) and an integer zero point, so that the zeros of padding are a "
      "code; features of time over the model's range, as flow models need; measured with dropout, "
      "weights and time path as published too, and every step size starting at the least squared "
