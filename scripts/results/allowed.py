@@ -52,7 +52,7 @@ ALLOWED = [
     Allowed(SETTING, r"leave out a tenth", "evaluation"),
     Allowed(FORMULA, r"doubles its input and halves its weight", "extending"),
     Allowed("a threshold of the count before it", r"by more than twice", "guide"),
-    Allowed(SETTING, r"factor of 100|one twice in a multistep solver", "limits"),
+    Allowed(SETTING, r"factor of 100", "limits"),
     Allowed(TARGET, r"at most 15 %|reach 0\.7|at most 1\.25", "measure"),
     Allowed(SETTING, r"learned steps a tenth of the learning rate", "measure"),
     Allowed("the row of 10 % in the table above it", r"The tenth of the layers", "measure"),
