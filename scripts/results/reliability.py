@@ -4,8 +4,12 @@ import re
 
 from scripts.results.tables import markdown, register_table, where
 
-OUTCOMES = {"refused": "an error", "same": "what was there", "other": "another file"}
-"""What may become of a damaged file; everything else is a failure."""
+OUTCOMES = {
+    "refused": "raised an error",
+    "same": "loaded unchanged",
+    "other": "loaded as another file",
+}
+"""Outcomes of opening a damaged file; everything else is a failure."""
 
 
 @register_table
@@ -24,22 +28,22 @@ def campaign(found: dict) -> str:
     rows = []
     for name, row in found["kills"]["table"].items():
         rows.append([name, sum(row.values()), row.get("the same", 0)])
-    pages.append(markdown(["kill -9", "cases", "ended in the same bits"], rows, slice(1, 3)))
+    pages.append(markdown(["kill -9", "cases", "same result after a restart"], rows, slice(1, 3)))
     rows = [
         [name, row.get("refused", 0), row.get("written", 0),
          sum(n for key, n in row.items() if key not in ("refused", "written"))]
         for name, row in found["disks"]["table"].items()
     ]  # fmt: skip
-    head = ["full or read-only disk", "refused, old files whole", "there was room", "failures"]
+    head = ["full or read-only disk", "error, old files intact", "enough room", "failures"]
     pages.append(markdown(head, rows, slice(1, 4)))
     rows = [[n, row["calls"], row["different"]] for n, row in found["threads"]["table"].items()]
-    pages.append(markdown(["8 threads", "calls", "different"], rows, slice(1, 3)))
+    pages.append(markdown(["8 threads", "calls", "different results"], rows, slice(1, 3)))
     rows = [
         [f"session of {name}", row["shapes"], row["megabytes_first_half"],
          row["megabytes_second_half"]]
         for name, row in found["shapes"]["table"].items()
     ]  # fmt: skip
-    head = ["shapes", "", "MB over the first half", "MB over the second half"]
+    head = ["memory growth", "shapes", "MB in the first half", "MB in the second half"]
     pages.append(markdown(head, rows, slice(1, 4)))
     return "\n\n".join([*pages, f"{where(found)}."])
 
