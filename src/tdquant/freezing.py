@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.clock import clock_of
+from tdquant.clock import clock_of, time_tensor
 from tdquant.errors import CalibrationError, FreezeError
 from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.layers.correction import correction_of
@@ -38,7 +38,7 @@ from tdquant.support.announce import announce
 from tdquant.support.hooks import check_onloaded
 from tdquant.support.restoring import with_gradients
 
-_NOWHERE = torch.empty(0)
+_NOWHERE = torch.empty(0, dtype=torch.float32)
 
 
 def is_frozen(model: nn.Module) -> bool:
@@ -130,7 +130,7 @@ def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale
         return scale
     device = next(scale.parameters()).device
     if not scale.timed:
-        one = torch.zeros(1, device=device)
+        one = torch.zeros(1, device=device, dtype=torch.float32)
         return TableScale(one, scale(None, _NOWHERE, grid).reshape(1)).requires_grad_(False)
     static = isinstance(scale, TableScale) and scale.static
     times = scale.training_times() if knots is None or static else knots
@@ -178,7 +178,7 @@ def _tables_of_batches(
             groups.setdefault((type(q.scale), *times.tolist()), []).append(q)
     tables: dict[Scale, TableScale] = {}
     for (_, *places), group in groups.items():
-        scales, times = [q.scale for q in group], torch.tensor(places)
+        scales, times = [q.scale for q in group], torch.tensor(places, dtype=torch.float32)
         found = steps_at(scales, times, [q.grid for q in group])
         for scale, table in zip(scales, found, strict=True):
             tables[scale] = TableScale(times.to(table.device), table).requires_grad_(False)
@@ -190,9 +190,7 @@ def _knots(timesteps: int | Iterable[float] | Tensor | None) -> Tensor | None:
         return None
     if isinstance(timesteps, int):
         timesteps = range(timesteps)
-    values = torch.as_tensor(
-        list(timesteps) if not isinstance(timesteps, Tensor) else timesteps
-    ).float()
+    values = time_tensor(timesteps if isinstance(timesteps, Tensor) else list(timesteps)).float()
     if not values.numel() or not values.isfinite().all():
         raise FreezeError(
             "no usable timesteps",

@@ -87,12 +87,14 @@ def make_candidates(
     names = (*blends, "percentile") if estimator == "auto" else (estimator,)
     over_time = [[estimate(h, grid, e) for h in histograms] for e in _BASIC]
     everything = pooled(histograms)
-    curves = [(torch.zeros(1), [[estimate(everything, grid, e)] for e in _BASIC])]
+    curves = [
+        (torch.zeros(1, dtype=torch.float32), [[estimate(everything, grid, e)] for e in _BASIC])
+    ]
     if len(histograms) > 1 and not static:
         curves.insert(0, (seen.times(), over_time))
     found = []
     for knots, steps in curves:
-        mse, minmax, percentile = torch.tensor(steps)
+        mse, minmax, percentile = torch.tensor(steps, dtype=torch.float32)
         by_name = {n: (mse.log() * (1 - c) + minmax.log() * c).exp() for n, c in blends.items()}
         by_name["percentile"] = percentile
         found += [Candidate(n, TableScale(knots, by_name[n]), grid) for n in names]

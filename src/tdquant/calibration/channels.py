@@ -77,8 +77,8 @@ class ChannelRanges:
                 highs.append(some.amax(others).float().cpu())
             else:
                 channels = rows.shape[self.dimension]
-                lows.append(torch.full((channels,), torch.inf))
-                highs.append(torch.full((channels,), -torch.inf))
+                lows.append(torch.full((channels,), torch.inf, dtype=torch.float32))
+                highs.append(torch.full((channels,), -torch.inf, dtype=torch.float32))
         return torch.stack(lows), torch.stack(highs)
 
     def _merge(self) -> None:

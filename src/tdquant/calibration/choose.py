@@ -134,8 +134,8 @@ def time_weights(
     low, high = float(knots[0]), float(knots[-1])
     place = ((times - low) / (high - low) * bins).long().clamp(0, bins - 1)
     error = judgement.errors(name)[:, index]
-    total = torch.zeros(bins).index_add_(0, place, error)
-    count = torch.zeros(bins).index_add_(0, place, torch.ones_like(error))
+    total = torch.zeros(bins, dtype=torch.float32).index_add_(0, place, error)
+    count = torch.zeros(bins, dtype=torch.float32).index_add_(0, place, torch.ones_like(error))
     mean = torch.where(count > 0, total / count.clamp(min=1), total.sum() / count.sum())
     if not mean.any():
         return torch.ones_like(knots)

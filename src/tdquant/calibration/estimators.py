@@ -15,7 +15,8 @@ from tdquant.numerics.fake_quantize import FLOOR
 from tdquant.numerics.grid import Grid
 
 PERCENTILE = 99.9
-_FRACTIONS = torch.logspace(0, -1.6, 65)  # 1 down to 0.025 of the min-max step
+# 1 down to 0.025 of the min-max step
+_FRACTIONS = torch.logspace(0, -1.6, 65, dtype=torch.float32)
 
 
 def _holding(low: float, high: float, grid: Grid) -> float:

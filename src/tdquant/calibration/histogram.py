@@ -41,7 +41,7 @@ class Histogram:
     __slots__ = ("counts", "high", "limit", "low", "total")
 
     def __init__(self, counts: Tensor | None = None) -> None:
-        self.counts = torch.zeros(BINS) if counts is None else counts.zero_()
+        self.counts = torch.zeros(BINS, dtype=torch.float32) if counts is None else counts.zero_()
         self.limit = 0.0
         self.low, self.high = math.inf, -math.inf
         self.total = 0
@@ -91,7 +91,7 @@ class Histogram:
     def centres(self) -> Tensor:
         """Bin centres ``(BINS,)``; the outermost never leave the range that was seen."""
         half = BINS // 2
-        centres = (torch.arange(-half, half) + 0.5) * (self.limit / half)
+        centres = (torch.arange(-half, half, dtype=torch.float32) + 0.5) * (self.limit / half)
         return centres.clamp(self.low, self.high) if self.total else centres
 
     def quantile(self, q: float) -> float:
@@ -125,7 +125,7 @@ def squared_error(histogram: Histogram, steps: Tensor, low: int, high: int) -> T
     mass = histogram.counts
     used = mass.nonzero().squeeze(1)
     if not len(used):
-        return torch.zeros(len(steps))
+        return torch.zeros(len(steps), dtype=torch.float32)
     centres, mass = histogram.centres()[used], mass[used]
     s = steps[:, None]
     error = torch.div(centres, s).round_().clamp_(low, high).mul_(s).sub_(centres).square_()

@@ -47,7 +47,7 @@ class Judgement:
         Arguments:
             candidates: The candidates that were judged, of the layers that count.
         """
-        total = torch.zeros(len(self.times))
+        total = torch.zeros(len(self.times), dtype=torch.float32)
         for name, found in candidates.items():
             static = [i for i, c in enumerate(found) if c.kind == "static"]
             errors = self.effects[name][:, static].square()

@@ -99,7 +99,10 @@ class Effects:
         """Adds the changes that one call makes."""
         batch = len(projection.times)
         # A place that one call reaches several times counts with the sum of its effects.
-        total = {place: torch.zeros(count, batch) for place, count in self._counts.items()}
+        total = {
+            place: torch.zeros(count, batch, dtype=torch.float32)
+            for place, count in self._counts.items()
+        }
         for place, found, g, axis in changes:
             each = [_by_sample(change.mul_(g), batch, axis).float().cpu() for change in found]
             total[place] += torch.stack(each)
@@ -214,4 +217,4 @@ def _leaf(x: Tensor) -> Tensor:
 
 def _draw(like: Tensor, seed: int, sample: int) -> Tensor:
     rng = torch.Generator().manual_seed(seed * 1_000_003 + sample)
-    return torch.randn(like.shape, generator=rng).to(like.device)
+    return torch.randn(like.shape, generator=rng, dtype=torch.float32).to(like.device)

@@ -33,7 +33,7 @@ class TimeHistograms:
         self.mixed = False
         # One block for all, allocated before the first activation: small blocks that stay, among
         # large ones that are freed, would fragment the heap.
-        self._free = list(torch.zeros(MAX_TIMES + 1, BINS))
+        self._free = list(torch.zeros(MAX_TIMES + 1, BINS, dtype=torch.float32))
 
     @property
     def all_zero(self) -> bool:

@@ -27,7 +27,8 @@ class TimeBins:
 
     def __init__(self, times: Tensor) -> None:
         known = times.detach().double().cpu().unique()
-        places = torch.linspace(0, len(known), min(BINS, len(known)) + 1)[1:-1].ceil().long()
+        bins = min(BINS, len(known))
+        places = torch.linspace(0, len(known), bins + 1, dtype=torch.float32)[1:-1].ceil().long()
         self.edges = known[places]
         self.weights = torch.ones(len(self.edges) + 1, dtype=torch.float64)
 
@@ -37,7 +38,8 @@ class TimeBins:
 
     def sums(self, times: Tensor, errors: Tensor) -> Tensor:
         """Sum of the errors and number of samples in each bin, ``(2, bins)``."""
-        both = torch.stack([errors.detach().double().cpu(), torch.ones(len(errors)).double()])
+        ones = torch.ones(len(errors), dtype=torch.float64)
+        both = torch.stack([errors.detach().double().cpu(), ones])
         total = torch.zeros(2, len(self.weights), dtype=torch.float64)
         return total.index_add_(1, self.find(times), both)
 

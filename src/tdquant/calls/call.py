@@ -108,7 +108,8 @@ def few_samples(call: Call, count: int) -> Call:
     over the batch, half of which is unconditional under guidance.
     """
     size = batch_size(call)
-    return take_samples(call, torch.linspace(0, size - 1, min(count, size)).round().long(), size)
+    places = torch.linspace(0, size - 1, min(count, size), dtype=torch.float32)
+    return take_samples(call, places.round().long(), size)
 
 
 def take_samples(call: Call, chosen: Tensor, size: int) -> Call:

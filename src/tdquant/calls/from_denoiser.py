@@ -95,7 +95,8 @@ class Trajectories:
             return torch.ones(shape, dtype=torch.bool)
         rng = torch.Generator().manual_seed(self.seed)
         # Time runs from 1 to 0 along a trajectory; draws outside move to the nearer end.
-        times = (self.mean + self.std * torch.randn(shape, generator=rng)).clamp(0, 1)
+        normal = torch.randn(shape, generator=rng, dtype=torch.float32)
+        times = (self.mean + self.std * normal).clamp(0, 1)
         position = ((1 - times) * (shape[1] - 1)).round().long()
         return torch.zeros(shape, dtype=torch.bool).scatter_(1, position, True)
 

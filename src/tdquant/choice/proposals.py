@@ -77,7 +77,9 @@ class _Seen:
 
     def add(self, u: Tensor, count: int, offset: int) -> None:
         """Takes in an input with its channels in front, ``(C, N)``."""
-        places = torch.linspace(0, u.shape[1] - 1, min(count, u.shape[1]), device=u.device).long()
+        places = torch.linspace(
+            0, u.shape[1] - 1, min(count, u.shape[1]), device=u.device, dtype=torch.float32
+        ).long()
         self.values.append(u[:, (places + offset) % u.shape[1]])
 
 
@@ -105,10 +107,11 @@ def propose_factors(
 def _reach(layer: QuantLayer, ranges: ChannelRanges) -> tuple[Tensor, Tensor]:
     """Extremes of the channels of an input in steps of its scale, on the device of its layer."""
     quantizer, device = layer.input_quantizer, layer.weight.device
-    nothing = torch.zeros((), device=device)
+    nothing = torch.zeros((), device=device, dtype=torch.float32)
 
     def step(time: float) -> float:
-        when = torch.tensor(time, device=device) if quantizer.scale.timed else None
+        now = torch.tensor(time, device=device, dtype=torch.float32)
+        when = now if quantizer.scale.timed else None
         return float(quantizer.scale(when, nothing, quantizer.grid))
 
     low, high = ranges.in_steps(step)
@@ -147,7 +150,8 @@ def propose(layer: QuantLayer, seen: _Seen) -> list[Factors]:
     grid, values = quantizer.grid, torch.cat(seen.values, 1)
     columns = column_energy(layer.weight.detach().float())
     energy = values.square().mean(1)
-    error = fake_quantize(values, torch.ones(()), grid.low, grid.high) - values
+    one = torch.ones((), dtype=torch.float32)
+    error = fake_quantize(values, one, grid.low, grid.high) - values
     plain = float((error.square().mean(1) * columns).sum()) or 1e-20
     ones = torch.ones_like(energy)
     found = [Factors(ones, grid, ones.expand(2, -1))]

@@ -163,7 +163,7 @@ def _knots(quantizer: ActivationQuantizer) -> Tensor | None:
         return None
     static = not scale.timed or (isinstance(scale, TableScale) and scale.static)
     times = None if static else scale.training_times()
-    return torch.zeros(1) if times is None else times.detach().cpu()
+    return torch.zeros(1, dtype=torch.float32) if times is None else times.detach().cpu()
 
 
 def _correction(model: nn.Module, reached: list[float]) -> dict[str, LazyTensor]:

@@ -80,5 +80,5 @@ def _export_model(options: argparse.Namespace) -> Path:
     opened = open_model(
         options.model, alone=True, **picked(options, "config", "ema", "overrides", "shape")
     )
-    example = (torch.zeros(1, *opened.model.shape), 0)
+    example = (torch.zeros(1, *opened.model.shape, dtype=torch.float32), 0)
     return export(opened.frozen(), options.out, example, portable=options.portable)

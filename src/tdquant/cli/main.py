@@ -144,7 +144,7 @@ def _check(options: argparse.Namespace) -> None:
         if getattr(options, "gpus", None):  # which must choose before CUDA starts
             raise TDQError("--gpus with --device", fix="one of them")
         try:
-            torch.empty(0, device=device)
+            torch.empty(0, device=device, dtype=torch.float32)
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
             why = str(error).splitlines()[0]
             raise TDQError(f"no device {device}", where="--device", why=why, fix="cpu") from error

@@ -2,7 +2,7 @@
 
 from tdquant.clock.clock import Clock, clock_of, is_quantized, remove_clock
 from tdquant.clock.moment import Moment, identity
-from tdquant.clock.timestep import TIMESTEP_NAMES, find_timestep, outside_message
+from tdquant.clock.timestep import TIMESTEP_NAMES, find_timestep, outside_message, time_tensor
 
 __all__ = [
     "TIMESTEP_NAMES",
@@ -14,4 +14,5 @@ __all__ = [
     "is_quantized",
     "outside_message",
     "remove_clock",
+    "time_tensor",
 ]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tdquant.clock.moment import GRAPH, Moment, caller, identity
-from tdquant.clock.timestep import check_tokens, find_timestep, outside_message
+from tdquant.clock.timestep import check_tokens, find_timestep, outside_message, time_tensor
 from tdquant.errors import ClockError, ConversionError
 from tdquant.state import ModelState, seen_times, state_of
 from tdquant.support.recomputation import GraphTimeline, Replay
@@ -52,7 +52,7 @@ class Clock:
         self.argument, self._position = find_timestep(model, timestep)
         self.coverage: tuple[float, float] | None = None
         self.by_layer = False
-        self.last = torch.zeros(())
+        self.last = torch.zeros((), dtype=torch.float32)
         self._now: dict[int, Moment] = {}
         self._timeline: GraphTimeline[Moment] = GraphTimeline()
         self._groups: list[tuple[Any, list[nn.Module]]] | None = None
@@ -114,7 +114,7 @@ class Clock:
     @contextlib.contextmanager
     def at(self, timestep: Tensor | float) -> Iterator[None]:
         """Sets the timestep by hand, for calls of a part of the model."""
-        with self._during(Moment(torch.as_tensor(timestep))):
+        with self._during(Moment(time_tensor(timestep))):
             yield
 
     def preserve(self) -> tuple[Any, Any]:
@@ -185,7 +185,7 @@ class Clock:
                 where=f"{type(model).__name__}.forward",
                 fix=f"pass the timestep as argument {self._position + 1} or as {self.argument}=",
             )
-        timestep = self._by_sample(model, torch.as_tensor(timestep))
+        timestep = self._by_sample(model, time_tensor(timestep))
         evaluate = partial(self._evaluate, model, timestep)
         if torch.compiler.is_compiling():
             self._set(Moment(timestep, evaluate()))

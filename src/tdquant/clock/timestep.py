@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,16 @@ def find_timestep(model: nn.Module, name: str | None = None) -> tuple[str, int]:
             fix=fix,
         )
     return found[0], parameters.index(found[0])
+
+
+def time_tensor(timestep: Any) -> Tensor:
+    """A timestep as a tensor. Floats of Python become float32: in torch's default type, which may
+    be bfloat16, 999.0 would be 1000.
+    """
+    if isinstance(timestep, Tensor):
+        return timestep
+    time = torch.as_tensor(timestep)
+    return torch.as_tensor(timestep, dtype=torch.float32) if time.is_floating_point() else time
 
 
 def check_tokens(timestep: Tensor, argument: str, where: str) -> None:

@@ -147,7 +147,8 @@ class DDIM(DDIMScheduler):
         self._chosen = DDIMScheduler.from_config(self.config)
         self._chosen.num_inference_steps = limit
         self._chosen.alphas_cumprod = self.alphas_cumprod[chosen].cpu()
-        last = self.final_alpha_cumprod if chosen[0] > 0 else torch.tensor(1.0)
+        one = torch.tensor(1.0, dtype=torch.float32)
+        last = self.final_alpha_cumprod if chosen[0] > 0 else one
         self._chosen.final_alpha_cumprod = last.cpu()
 
     def step(  # type: ignore[override]

@@ -25,7 +25,9 @@ Denoiser = Callable[..., Tensor]
 
 def initial_noise(indices: Sequence[int], shape: Sequence[int], seed: int = 0) -> Tensor:
     """Standard normal noise for the images ``indices``, ``(len(indices), *shape)``."""
-    return torch.stack([torch.randn(*shape, generator=stream_of(seed, i)) for i in indices])
+    return torch.stack(
+        [torch.randn(*shape, generator=stream_of(seed, i), dtype=torch.float32) for i in indices]
+    )
 
 
 def stream_of(seed: int, index: int, stream: int = 0) -> torch.Generator:

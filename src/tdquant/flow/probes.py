@@ -20,6 +20,7 @@ from tdquant.calls.call import (
     take_samples,
     tensors_in,
 )
+from tdquant.clock import time_tensor
 
 SAMPLES = 2
 _SEED = 0x7D0  # unlikely to be that of the arguments
@@ -50,13 +51,13 @@ class Probe:
         self._named = isinstance(few, Mapping)
         self.arguments: dict[Any, Any] = dict(few if isinstance(few, Mapping) else enumerate(few))
         self.time: Key = timestep[0] if timestep[0] in self.arguments else timestep[1]
-        time = torch.as_tensor(self.arguments[self.time])
+        time = time_tensor(self.arguments[self.time])
         if vector and time.numel() == 1:
             time = time.reshape(-1).expand(SAMPLES)
         self.arguments[self.time] = time
         self._times = [k for k in self.arguments if k == self.time or _is_time(k)]
         for key in self._times:
-            self.arguments[key] = torch.as_tensor(self.arguments[key]).clone()
+            self.arguments[key] = time_tensor(self.arguments[key]).clone()
         self.times = max(SAMPLES, *(self.arguments[key].numel() for key in self._times))
         order = list(inspect.signature(model.forward).parameters)
         keys = [k for k in self.arguments if k not in self._times and _floats(self.arguments[k])]
@@ -150,7 +151,8 @@ def _changed(tree: Any, row: int, rng: torch.Generator) -> Any:
         if not x.is_floating_point() or not x.numel():
             return x
         level = x.float().square().mean().sqrt()
-        noise = torch.randn(x.shape, generator=rng).to(x.device) * (level + (level == 0))
+        noise = torch.randn(x.shape, generator=rng, dtype=torch.float32).to(x.device)
+        noise *= level + (level == 0)
         return x + noise.to(x.dtype)
 
     def change(leaf: Any) -> Any:

@@ -46,7 +46,8 @@ class Sketch:
         rng = torch.Generator().manual_seed(0)
         x = x.detach().float()
         draws = [
-            [torch.randn(n, generator=rng).to(x.device) for n in x.shape] for _ in range(DRAWS)
+            [torch.randn(n, generator=rng, dtype=torch.float32).to(x.device) for n in x.shape]
+            for _ in range(DRAWS)
         ]
         sums = [torch.stack([_sum(x, vectors, d) for vectors in draws], 1) for d in range(x.ndim)]
         rows = _distinct_rows(x, draws[0][channels], channels)

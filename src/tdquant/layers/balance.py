@@ -79,7 +79,7 @@ class BalancedLayer(WrappedLayer):
                 fix="name linear layers and convolutions",
             )
         device: Any = layer.weight.device
-        return cls(layer, torch.ones(input_channels(layer), device=device))
+        return cls(layer, torch.ones(input_channels(layer), device=device, dtype=torch.float32))
 
     @classmethod
     @torch.no_grad()

@@ -124,9 +124,11 @@ class OutputCorrection(nn.Module):
         axis: int = 1,
     ) -> OutputCorrection:
         """Creates a correction of these ``settings``, whose tables are loaded afterwards."""
-        times = torch.arange(float(knots))
-        scale = TableScale(times, torch.ones(knots)).requires_grad_(False)
-        table = None if bias is None else BiasTable(times, torch.zeros(knots, bias))
+        times = torch.arange(knots, dtype=torch.float32)
+        scale = TableScale(times, torch.ones(knots, dtype=torch.float32)).requires_grad_(False)
+        table = None
+        if bias is not None:
+            table = BiasTable(times, torch.zeros(knots, bias, dtype=torch.float32))
         return cls(scale, clock, channels, table, axis)
 
     def settings(self) -> dict[str, Any]:
@@ -245,4 +247,4 @@ def drop_correction(model: nn.Module, before: str) -> None:
 
 def gains_at(scale: Scale, times: Tensor) -> Tensor:
     """The gains at times ``()`` or ``(K,)``; ``()`` if it is one for all times."""
-    return scale(times, torch.empty(0), _NO_GRID)
+    return scale(times, torch.empty(0, dtype=torch.float32), _NO_GRID)

@@ -127,7 +127,7 @@ class LowRankLayer(WrappedLayer):
         for factor in (down, up):
             factor.weight_quantizer = WeightQuantizer(
                 Grid.signed(FACTOR_BITS, narrow=True),
-                torch.ones(len(factor.weight), device=factor.weight.device),
+                torch.ones(len(factor.weight), device=factor.weight.device, dtype=torch.float32),
             )
         if isinstance(source := layer.input_quantizer, ActivationQuantizer):
             down.input_quantizer = source.twin(source.grid, copy.deepcopy(source.scale))

@@ -147,7 +147,8 @@ class RotatedLayer(WrappedLayer):
 
 def _hadamard(bits: int) -> Tensor:
     """The Hadamard matrix of ``2^bits`` rows, of 1 and -1."""
-    found, two = torch.ones(1, 1, device="cpu"), torch.tensor([[1.0, 1], [1, -1]], device="cpu")
+    found = torch.ones(1, 1, device="cpu", dtype=torch.float32)
+    two = torch.tensor([[1, 1], [1, -1]], device="cpu", dtype=torch.float32)
     for _ in range(bits):
         found = torch.kron(two, found)
     return found

@@ -115,7 +115,7 @@ def _noise(model: nn.Module, seed: int) -> Any:
     def disturb(quantizer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
         size = NOISE * x.square().mean().sqrt()
-        return (x + size * torch.randn(x.shape, generator=rng), *args[1:])
+        return (x + size * torch.randn(x.shape, generator=rng, dtype=torch.float32), *args[1:])
 
     return hooked(q.register_forward_pre_hook(disturb) for _, q in activation_quantizers(model))
 
@@ -126,8 +126,8 @@ def _nudged(values: dict[Any, Any], seed: int) -> dict[Any, Any]:
     for argument, value in values.items():
         for name, leaf in leaves(argument, value):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 1:
-                size = NUDGE * (leaf.square().mean().sqrt() or torch.ones(()))
-                noisy = leaf + size * torch.randn(leaf.shape, generator=rng)
+                size = NUDGE * (leaf.square().mean().sqrt() or torch.ones((), dtype=torch.float32))
+                noisy = leaf + size * torch.randn(leaf.shape, generator=rng, dtype=torch.float32)
                 return {**values, argument: rebuilt(argument, value, {name: noisy})}
     return values
 

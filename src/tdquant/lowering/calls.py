@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tdquant.clock import clock_of
+from tdquant.clock import clock_of, time_tensor
 from tdquant.errors import ExportError
 from tdquant.lowering.nests import leaves, rebuilt
 
@@ -62,7 +62,7 @@ def flat_times(timestep: Any) -> Tensor:
     """Timesteps as a vector: of ``(B, N)``, one for each token, one for each sample where those of
     a sample are equal.
     """
-    time = torch.as_tensor(timestep).detach().cpu()
+    time = time_tensor(timestep).detach().cpu()
     if time.ndim == 2 and bool((time == time[:, :1]).all()):
         time = time[:, :1]
     return time.reshape(-1)

@@ -48,7 +48,7 @@ class LoweredLayer(nn.Module):
         self.register_buffer("bias", None if operation.bias is None else operation.bias.clone())
         self.register_buffer("sums", None if self.reason else codes.float().sum(1))
         # Models ask ``next(module.parameters())`` and their layers what type to cast to.
-        self.like = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.like = nn.Parameter(torch.empty(0, dtype=torch.float32), requires_grad=False)
 
     @property
     def kernel(self) -> tuple[str, str]:

@@ -215,6 +215,6 @@ def _keep_variable(bank: ScaleBank) -> None:
     rounds ties to the other side.
     """
     if len(bank.knots) == 1:
-        bank.knots = torch.tensor([0.0, 1.0])
+        bank.knots = torch.tensor([0.0, 1.0], dtype=torch.float32)
         bank.steps = bank.steps.repeat(2, 1)
         bank.first = 0

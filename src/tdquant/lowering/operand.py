@@ -25,7 +25,7 @@ class StepValues:
     def __init__(self) -> None:
         self.banks: dict[int, tuple[Tensor, ...]] = {}
         self.one_time = False
-        self.timestep = torch.zeros(())
+        self.timestep = torch.zeros((), dtype=torch.float32)
 
     def read(self) -> Tensor:
         """The timestep, as ``Clock.read`` gives it."""

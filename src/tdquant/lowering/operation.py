@@ -185,7 +185,7 @@ class Operation:
 
     def channel_steps(self) -> Tensor:
         """The step of each output channel, ``(N,)``; 1 for float weights."""
-        step = torch.ones(()) if self.step is None else self.step
+        step = torch.ones((), dtype=torch.float32) if self.step is None else self.step
         return step.to(self.weight.device).expand(self.outputs).contiguous()
 
     def channel_sums(self) -> Tensor:

@@ -112,7 +112,7 @@ class Session(NotPickled, OnEngine):
         self._check(found)
         sample = found[about["sample"]]
         tensors = {
-            name: torch.as_tensor(found[name]).to("cpu", getattr(torch, spec["dtype"]))
+            name: torch.as_tensor(found[name], dtype=getattr(torch, spec["dtype"]), device="cpu")
             for name, spec in self._inputs.items()
             if name != about["timestep"]
         }

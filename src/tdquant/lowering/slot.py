@@ -91,7 +91,7 @@ class OnEngine(nn.Module):
         self._attributes: dict[str, dict[str, Any]] = about.get("attributes", {})
         self._count = int(about.get("num_parameters", 0))
         self._adapter = about.get("adapter")
-        self._place = nn.Parameter(torch.empty(0), requires_grad=False)
+        self._place = nn.Parameter(torch.empty(0, dtype=torch.float32), requires_grad=False)
 
     @property
     def dtype(self) -> torch.dtype:

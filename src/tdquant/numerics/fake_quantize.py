@@ -190,7 +190,7 @@ def clip_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 def noise_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """NIPQ's stand-in for ``fake_quantize`` in training: x clipped, and noise of one step."""
-    noise = torch.rand(x.shape, device=x.device).sub_(0.5)
+    noise = torch.rand(x.shape, device=x.device, dtype=torch.float32).sub_(0.5)
     return _NoiseQuantize.apply(x, scale, low, high, noise)
 
 

@@ -11,8 +11,8 @@ from tdquant.numerics.grid import Grid
 from tdquant.quantizers.groups import Groups, count_groups, most
 from tdquant.quantizers.steps import largest_of_rows, mse_step, row_blocks
 
-_SHRINKS = torch.linspace(1.05, 0.3, 16)
-_TOPS = torch.linspace(1.1, 0.6, 9)
+_SHRINKS = torch.linspace(1.05, 0.3, 16, dtype=torch.float32)
+_TOPS = torch.linspace(1.1, 0.6, 9, dtype=torch.float32)
 _ROUNDS = 2
 """Times that multipliers and the step are fitted to each other."""
 

@@ -9,7 +9,7 @@ from tdquant.errors import ConversionError
 from tdquant.numerics.fake_quantize import FLOOR
 from tdquant.numerics.grid import Grid
 
-_SHRINKS = torch.linspace(1.0, 0.3, 29)
+_SHRINKS = torch.linspace(1.0, 0.3, 29, dtype=torch.float32)
 _BLOCK = 1 << 17
 """Weights that a thread searches at once: they and a copy fit its second-level cache."""
 
@@ -48,7 +48,7 @@ def largest_of_rows(rows: Tensor, where: str = "") -> Tensor:
         ConversionError: A number is NaN or infinite, or all of them are zero.
     """
     blocks = row_blocks(rows)
-    largest = torch.zeros(0)
+    largest = torch.zeros(0, dtype=torch.float32)
     if rows.numel():
         largest = torch.cat([rows[block].abs().amax(dim=1) for block in blocks])
     # NaN is the largest of its row, and infinity too.

@@ -153,7 +153,9 @@ def _patches(layer: Any, x: Tensor, count: int) -> Tensor:
         x = x.unfold(2 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]
     places = torch.Size((len(x), *x.shape[2 : 2 + dims]))
     # A golden ratio apart: even in every dimension.
-    index = (torch.arange(min(count, places.numel())) * 0.6180339887 % 1) * places.numel()
+    index = (
+        torch.arange(min(count, places.numel()), dtype=torch.float32) * 0.6180339887 % 1
+    ) * places.numel()
     sample, *place = torch.unravel_index(index.long().to(x.device), places)
     found = x.movedim(1, 1 + dims)[(sample, *place)]
     return found.reshape(len(index), layer.groups, -1).transpose(0, 1).cpu()
@@ -247,7 +249,8 @@ def _search(
         if not w.any():
             return 0.0
         # The input step with the least squared error, as in calibration.
-        step = mse_step(x, input_grid, per_channel=False) if x.any() else torch.ones(())
+        one = torch.ones((), dtype=torch.float32)
+        step = mse_step(x, input_grid, per_channel=False) if x.any() else one
         x = fake_quantize(x, step, input_grid.low, input_grid.high)
         steps = mse_step(w.flatten(0, 1), weight_grid, per_channel=True)
         w = fake_quantize(w, steps.reshape(*w.shape[:2], 1), weight_grid.low, weight_grid.high)

@@ -35,7 +35,7 @@ class ScaleBank(KeepFloat32Mixin):
         longest = max(scales, key=lambda scale: len(scale.knots))
         self.first = longest.first
         rows = len(longest.knots)
-        nowhere, grid = torch.empty(0), Grid.signed(8)
+        nowhere, grid = torch.empty(0, dtype=torch.float32), Grid.signed(8)
         with torch.no_grad():
             # Each scale's own forward on its own knots, so that what it clamps is clamped here.
             columns = [s(s.knots, nowhere, grid).reshape(-1).expand(rows) for s in scales]

@@ -126,7 +126,7 @@ def steps_at(scales: Sequence[Scale], times: Tensor, grids: Sequence[Grid]) -> l
     batched_steps = getattr(type(scales[0]), "batched_steps", None)
     known = batched_steps(scales, times) if batched_steps is not None else {}
     return [
-        known[scale] if scale in known else scale(times, torch.empty(0), grid)
+        known[scale] if scale in known else scale(times, torch.empty(0, dtype=torch.float32), grid)
         for scale, grid in zip(scales, grids, strict=True)
     ]
 

@@ -31,7 +31,8 @@ def fourier_features(t: Tensor, dim: int) -> Tensor:
     """Geometric Fourier features of normalised times ``(*)``: ``(*, dim)``, cosines first."""
     half = dim // 2
     frequency = torch.exp(
-        torch.arange(half, device=t.device) * (-torch.log(torch.tensor(1e4)) / half)
+        torch.arange(half, device=t.device, dtype=torch.float32)
+        * (-torch.log(torch.tensor(1e4, dtype=torch.float32)) / half)
     )
     angle = t.float().unsqueeze(-1) * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
@@ -58,4 +59,4 @@ ENCODINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 def encoded_width(encoding: str, dim: int) -> int:
     """Numbers that an encoding gives for one time."""
-    return ENCODINGS[encoding](torch.zeros(()), dim).shape[-1]
+    return ENCODINGS[encoding](torch.zeros((), dtype=torch.float32), dim).shape[-1]

@@ -34,7 +34,9 @@ class PactScale(Scale):
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.tensor(check_step(alpha, "PactScale")))
+        self.alpha = nn.Parameter(
+            torch.tensor(check_step(alpha, "PactScale"), dtype=torch.float32)
+        )
 
     @classmethod
     def from_step(cls, step: float, grid: Grid) -> PactScale:

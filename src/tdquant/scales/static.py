@@ -36,7 +36,9 @@ class StaticScale(Scale):
 
     def __init__(self, start: float = 1.0) -> None:
         super().__init__()
-        self.step = nn.Parameter(torch.tensor(check_step(start, "StaticScale")))
+        self.step = nn.Parameter(
+            torch.tensor(check_step(start, "StaticScale"), dtype=torch.float32)
+        )
 
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         return floored(self.step, lsq_factor(x, grid))
@@ -54,8 +56,10 @@ class StaticLogScale(Scale):
 
     def __init__(self, start: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("start", torch.tensor(check_step(start, "StaticLogScale")))
-        self.growth = nn.Parameter(torch.tensor(0.0))
+        self.register_buffer(
+            "start", torch.tensor(check_step(start, "StaticLogScale"), dtype=torch.float32)
+        )
+        self.growth = nn.Parameter(torch.tensor(0.0, dtype=torch.float32))
 
     def forward(self, timestep: Tensor | None, x: Tensor, grid: Grid) -> Tensor:
         return floored(self.start * self.growth.exp(), lsq_factor(x, grid))

@@ -35,7 +35,7 @@ def training_timesteps(low: float, high: float, limit: int = 1024) -> Tensor:
     if _of_indices(low, high):
         return torch.arange(int(low), int(high) + 1, dtype=torch.float32)
     if not wide_range(low, high):
-        return torch.linspace(low, high, limit)
+        return torch.linspace(low, high, limit, dtype=torch.float32)
     knots = torch.linspace(math.log(low), math.log(high), limit, dtype=torch.float64).exp()
     knots = knots.float()
     knots[0], knots[-1] = low, high
@@ -66,7 +66,9 @@ def interpolated(s0: Tensor, s1: Tensor, w: Tensor) -> Tensor:
 def first_index(knots: Tensor) -> int | None:
     """The first of several knots ``(K,)`` that are consecutive integers, else None."""
     count, first = len(knots), float(knots[0])
-    even = bool((knots == torch.arange(count, device=knots.device) + first).all())
+    even = bool(
+        (knots == torch.arange(count, device=knots.device, dtype=torch.float32) + first).all()
+    )
     return int(first) if even and first.is_integer() and count > 1 else None
 
 
@@ -118,7 +120,11 @@ class TableScale(Scale):
     @classmethod
     def blank(cls, **settings: Any) -> TableScale:
         count = settings["knots"]
-        return cls(torch.arange(float(count)), torch.ones(count), learned=True)
+        return cls(
+            torch.arange(count, dtype=torch.float32),
+            torch.ones(count, dtype=torch.float32),
+            learned=True,
+        )
 
     def index_knots(self) -> None:
         """Records whether the knots are consecutive integers, which integer timesteps index."""

@@ -105,10 +105,10 @@ class TemporalScale(Scale):
         widths = [encoded_width(encoding, features)] + [hidden] * (depth - 1)
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
-            layers += [nn.Linear(a, b), nn.ReLU()]
+            layers += [nn.Linear(a, b, dtype=torch.float32), nn.ReLU()]
         if dropout:
             layers.append(nn.Dropout(dropout))
-        layers.append(nn.Linear(widths[-1], 1))
+        layers.append(nn.Linear(widths[-1], 1, dtype=torch.float32))
         self.network = nn.Sequential(*layers)
         self.reset(start)
 

@@ -58,7 +58,7 @@ def _reserve_codes(
     layer: QuantLayer, grid: Grid, recipe: Recipe, plan: LayerRecipe, path: str
 ) -> None:
     per_channel, group = weight_steps(recipe, plan)
-    step = torch.ones(len(layer.weight) if per_channel else ())
+    step = torch.ones(len(layer.weight) if per_channel else (), dtype=torch.float32)
     groups = no_multipliers(layer.weight.shape, group)
     layer.weight_quantizer = CodedWeight(grid, step, layer.weight.dtype, groups)
     reserved = torch.empty(layer.weight.shape, dtype=code_dtype(grid.bits), device="meta")

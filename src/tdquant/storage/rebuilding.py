@@ -126,7 +126,11 @@ def _put_layer(
             )
         grid = weight_grid(saved)
         steps = saved.get("steps", shape[0])
-        step = torch.ones(()) if steps is None else torch.ones(steps)
+        step = (
+            torch.ones((), dtype=torch.float32)
+            if steps is None
+            else torch.ones(steps, dtype=torch.float32)
+        )
         codes = torch.empty(shape, dtype=code_dtype(grid.bits), device="meta")
         numbers = dtype or getattr(torch, saved["dtype"])
         groups = no_multipliers(shape, saved.get("group") or 0)
@@ -154,7 +158,7 @@ def _activation(spec: Mapping[str, Any], clock: Clock) -> ActivationQuantizer:
 
 
 def _table(count: int, first: int = 0) -> TableScale:
-    return TableScale(_knots(count, first), torch.ones(count))
+    return TableScale(_knots(count, first), torch.ones(count, dtype=torch.float32))
 
 
 def _knots(count: int, first: int) -> Tensor:

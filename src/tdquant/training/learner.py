@@ -220,7 +220,7 @@ class Learner:
 
     def agree(self, asked: bool) -> bool:
         """Whether any process was asked."""
-        flag = torch.tensor(float(asked), device=self.accelerator.device)
+        flag = torch.tensor(float(asked), device=self.accelerator.device, dtype=torch.float32)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def _parts(self, data: Any, rank: int) -> Iterator[tuple[Any, range, bool]]:

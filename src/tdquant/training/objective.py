@@ -146,14 +146,19 @@ class DiffusionObjective(nn.Module):
         x, conditions = data if isinstance(data, (tuple, list)) else (data, {})
         streams = [stream_of(seed, (step << 24) + i, stream=2) for i in positions]
         t = torch.cat([torch.randint(len(self.alpha_bar), (1,), generator=g) for g in streams])
-        mirrored = torch.stack([torch.rand((), generator=g) for g in streams]) < self.flip
+        mirrored = (
+            torch.stack([torch.rand((), generator=g, dtype=torch.float32) for g in streams])
+            < self.flip
+        )
         x = x.to(device)
         if self.flip:
             x = torch.where(mirrored.to(device)[:, None, None, None], x.flip(-1), x)
         if self.encode is not None:
             with torch.no_grad():
                 x = self.encode(x, streams)
-        noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in streams]).to(x)
+        noise = torch.stack(
+            [torch.randn(x.shape[1:], generator=g, dtype=torch.float32) for g in streams]
+        ).to(x)
         a = self.alpha_bar.to(x.device)[t.to(x.device)]
         shape = (-1, *[1] * (x.ndim - 1))
         signal, sigma = a.sqrt().view(shape), (1 - a).sqrt().view(shape)

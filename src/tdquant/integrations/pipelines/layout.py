@@ -70,8 +70,10 @@ def as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
         empty = value is None or (isinstance(value, Mapping) and not value)
         if empty or name == "return_dict":
             continue
-        if _is_number(value) or (isinstance(value, (list, tuple)) and all(map(_is_number, value))):
-            value = torch.as_tensor(value)
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if all(map(_is_number, numbers)):
+            fractions = any(isinstance(number, float) for number in numbers)
+            value = torch.as_tensor(value, dtype=torch.float32 if fractions else None)
         found[name] = value
     return found
 

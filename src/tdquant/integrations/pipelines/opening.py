@@ -177,7 +177,7 @@ class Autoencoder(_Part):
                 setattr(self, key, self.config[key])
         for key in ("latents_mean", "latents_std"):
             if f"{key}_data" in self.config:
-                setattr(self, key, torch.tensor(self.config[f"{key}_data"]))
+                setattr(self, key, torch.tensor(self.config[f"{key}_data"], dtype=torch.float32))
 
     def decode(
         self, z: Tensor, timestep: Tensor | None = None, return_dict: bool = True, **_: Any

@@ -106,10 +106,11 @@ def write_autoencoder(vae: Any, folder: Path, weights_8bit: bool = False) -> Non
     model = _in_float32(vae)
     video = hasattr(vae, "temporal_compression_ratio")
     # Videos are compressed several times as much: a few of their latents make a whole video.
-    latents = torch.zeros(2, vae.config.latent_channels, *((2,) * 3 if video else (LATENTS,) * 2))
+    size = (2,) * 3 if video else (LATENTS,) * 2
+    latents = torch.zeros(2, vae.config.latent_channels, *size, dtype=torch.float32)
     inputs = {"latent_sample": latents}
     if getattr(vae.config, "timestep_conditioning", False):
-        inputs["timestep"] = torch.zeros(2)
+        inputs["timestep"] = torch.zeros(2, dtype=torch.float32)
     decoder, encoder = _Decoder(model), _Encoder(model)
     with torch.no_grad():
         pictures = decoder(*inputs.values())

@@ -134,8 +134,9 @@ def _serve(connection: Connection, config: WorkerConfig) -> None:
         _limit(config.threads)
         load(config.folder)  # imports what the model needs, and is dropped
         bare = _resident()
-        x = torch.randn(config.batch, *config.shape, generator=torch.Generator().manual_seed(0))
-        t = torch.full((config.batch,), 500)
+        rng = torch.Generator().manual_seed(0)
+        x = torch.randn(config.batch, *config.shape, generator=rng, dtype=torch.float32)
+        t = torch.full((config.batch,), 500, dtype=torch.long)
         began = time.perf_counter()
         model = _build(config, (x, t[0]))
         took = time.perf_counter() - began

@@ -156,7 +156,8 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
     images = {("float", ""): exact}
     curves: dict[str, tuple[Tensor, Tensor]] = {}
     running: list[nn.Module] = [channels_last(pipe.unet)]
-    timed = torch.zeros(TIMED, *pipe.shape).normal_(generator=stream_of(0, 0)), torch.tensor(500)
+    noise = torch.randn(TIMED, *pipe.shape, generator=stream_of(0, 0), dtype=torch.float32)
+    timed = noise, torch.tensor(500)
     for (weights, activations), label in itertools.product(WIDTHS, ARMS):
         bits, recipe = f"W{weights}A{activations}", Recipe(weights, activations, **ARMS[label])
         frozen = _quantized(pipe, recipe, observations, settings, progress)

@@ -36,7 +36,7 @@ TIMES = 64
 """Largest number of times at which step sizes are listed."""
 
 _VALUES = 4096
-_STEPS = torch.logspace(-1, 1, 41)
+_STEPS = torch.logspace(-1, 1, 41, dtype=torch.float32)
 
 
 class _Watch:
@@ -47,7 +47,7 @@ class _Watch:
         self.steps: dict[float, list[float]] = {}
         self.spread: list[tuple[float, float]] = []
         self.error = self.sampled = 0.0
-        self.static = torch.zeros(len(_STEPS))
+        self.static = torch.zeros(len(_STEPS), dtype=torch.float32)
         self.random = torch.Generator().manual_seed(0)
         self.centre = 0.0
 

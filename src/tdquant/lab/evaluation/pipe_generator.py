@@ -44,7 +44,8 @@ class PipeGenerator(Generator):
             return self.pipe.shape[-2], self.pipe.shape[-1]
         with torch.no_grad():
             device = next(self.pipe.vae.parameters()).device
-            image = self.pipe.decode(torch.zeros(1, *self.pipe.shape, device=device))
+            latent = torch.zeros(1, *self.pipe.shape, device=device, dtype=torch.float32)
+            image = self.pipe.decode(latent)
         return image.shape[-2], image.shape[-1]
 
     def run(self, sampling: Sampling) -> tuple[nn.Module, str]:
@@ -97,7 +98,9 @@ class PipeGenerator(Generator):
 
     def milliseconds(self, count: int, sampling: Sampling) -> float | None:
         together = min(sampling.batch, count)
-        noise = torch.randn(together, *self.pipe.shape, device=sampling.device)
+        noise = torch.randn(
+            together, *self.pipe.shape, device=sampling.device, dtype=torch.float32
+        )
         middle = int(self.pipe.scheduler.config.num_train_timesteps) // 2
         example = (noise, torch.tensor(middle, device=sampling.device))
         found = time_calls({"": self.run(sampling)[0]}, example, runs=3, warmup=1)

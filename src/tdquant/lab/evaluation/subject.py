@@ -135,7 +135,10 @@ def running(
         return model, backend
     example = None
     if shape is not None:
-        example = (torch.zeros(batch, *shape, device=device), torch.tensor(1, device=device))
+        example = (
+            torch.zeros(batch, *shape, device=device, dtype=torch.float32),
+            torch.tensor(1, device=device),
+        )
     compiled = compile(model, backend, example=example)
     return compiled, str(getattr(compiled, "tdq_backend").backend)  # noqa: B009
 

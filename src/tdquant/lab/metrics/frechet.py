@@ -84,5 +84,6 @@ def heldout_cats() -> Statistics:
 
 def compute_heldout_cats() -> Statistics:
     """Computes the shipped statistics, with the network of digest ``HELDOUT_NETWORK``."""
-    distance = FrechetDistance(reference=Statistics(torch.zeros(1), torch.zeros(1, 1), 1))
+    nothing = torch.zeros(1, 1, dtype=torch.float32)
+    distance = FrechetDistance(reference=Statistics(nothing[0], nothing, 1))
     return distance.statistics(Cats("heldout", CATS_HELDOUT).images, progress=True)

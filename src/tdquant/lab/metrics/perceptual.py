@@ -124,8 +124,8 @@ class Lpips(nn.Module):
         self.heads = nn.ParameterList(
             heads[f"lin{i}.model.1.weight"].flatten() for i in range(len(self.backbone.taps))
         )
-        self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1))
-        self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1))
+        self.register_buffer("shift", torch.tensor(SHIFT, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE, dtype=torch.float32).view(3, 1, 1))
         self.eval().requires_grad_(False)
         self.standard = file_digest(file).startswith(published_digest(self.backbone.file))
         if not self.standard:
@@ -152,7 +152,7 @@ class Lpips(nn.Module):
         return torch.cat([self._distances(x, y) for x, y in pairs])
 
     def _distances(self, a: Tensor, b: Tensor) -> Tensor:
-        total = torch.zeros(len(a), device=a.device)
+        total = torch.zeros(len(a), device=a.device, dtype=torch.float32)
         for head, f, g in zip(self.heads, self._maps(a), self._maps(b), strict=True):
             total += (_unit(f) - _unit(g)).square().mul(head[:, None, None]).sum(1).mean((1, 2))
         return total
@@ -177,7 +177,7 @@ def _features(backbone: Backbone) -> nn.Sequential:
             outward, kernel, stride, padding = spec
             layers += [nn.Conv2d(channels, outward, kernel, stride, padding), nn.ReLU()]
             channels = outward
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers).float()
 
 
 def _unit(x: Tensor) -> Tensor:

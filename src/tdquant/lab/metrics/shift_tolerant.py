@@ -41,7 +41,7 @@ class Blur(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("filt", torch.zeros(channels, 1, 3, 3))
+        self.register_buffer("filt", torch.zeros(channels, 1, 3, 3, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         padded = F.pad(x, (PAD,) * 4, mode="reflect")
@@ -75,7 +75,7 @@ class ShiftTolerant(FeatureNetwork):
         if weights is None:
             package = require("stlpips_pytorch", "vgg")
             weights = Path(str(package.__file__)).parent / "weights" / "vST0.0" / self.file
-        self.layers = self.build()
+        self.layers = self.build().float()
         # Keys are net.sliceK.I.NAME, with I the place among all layers; heads of the LPIPS are
         # beside them.
         state = {
@@ -85,8 +85,8 @@ class ShiftTolerant(FeatureNetwork):
         }
         with loading(weights, fix=f"stlpips-pytorch's {self.file}"):
             self.layers.load_state_dict(state)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(MEAN, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD, dtype=torch.float32).view(3, 1, 1))
         self.eval().requires_grad_(False)
         self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if not file_digest(weights).startswith(self.checksum):

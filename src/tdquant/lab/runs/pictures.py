@@ -150,7 +150,10 @@ def _digest(pipe: Pipe, condition: Condition | None) -> str:
         found.update(hash_tensors(pipe.vae.state_dict()).digest())
     parts = {"schedule": pipe.scheduler.alphas_cumprod}
     if condition is not None:
-        parts |= {"context": condition.context, "guidance": torch.tensor(condition.guidance)}
+        parts |= {
+            "context": condition.context,
+            "guidance": torch.tensor(condition.guidance, dtype=torch.float32),
+        }
         parts |= {} if condition.empty is None else {"empty": condition.empty}
     found.update(hash_tensors(parts).digest())
     found.update(f"{pipe.shape} {pipe.scale_factor}".encode())

@@ -32,7 +32,7 @@ from tdquant.support.adapters import refuse_weight_readers
 from tdquant.support.memory import trim_heap
 
 _ROUNDS = 3
-_ONE = torch.ones(())
+_ONE = torch.ones((), dtype=torch.float32)
 
 
 @register_backend("onednn")

@@ -78,7 +78,7 @@ class ONNXLayer(LoweredLayer):
         self.register_buffer("codes", codes.contiguous())
         self.register_buffer("code_zero", zero)
         self.weight_step = self.weight_step.reshape(-1)
-        self.weight_codes = torch.empty(0)
+        self.weight_codes = torch.empty(0, dtype=torch.float32)
 
     @property
     def weight(self) -> Tensor:
@@ -126,7 +126,7 @@ def _codes(operand: Operand, x: Tensor, step: Tensor) -> Tensor:
 def _centred(operand: Operand, q: Tensor) -> Tensor:
     """Codes counted from zero, in float, of codes counted from the lowest."""
     # A constant of the graph: of one that the graph expands, OpenVINO does not know the rank.
-    one = torch.tensor(1.0)
+    one = torch.tensor(1.0, dtype=torch.float32)
     return dequantize(q, one, torch.tensor(-operand.codes.low, dtype=torch.uint8))
 
 

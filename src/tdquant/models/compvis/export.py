@@ -64,14 +64,14 @@ def save_compvis(
         # The authors' code keeps, and averages, a static step beside a temporal scale's network.
         for name in published.unused_steps(unet):
             state[files.ema_name(name)] = state[files.UNET + name]
-        state[files.EMA + "decay"] = torch.tensor(0.9999)
+        state[files.EMA + "decay"] = torch.tensor(0.9999, dtype=torch.float32)
         state[files.EMA + "num_updates"] = torch.tensor(0, dtype=torch.int32)
     if isinstance(model, Pipe):
         state["betas"] = model.scheduler.betas
         state["alphas_cumprod"] = model.scheduler.alphas_cumprod
         if model.vae is not None:
             if model.scale_factor is not None:
-                state["scale_factor"] = torch.tensor(model.scale_factor)
+                state["scale_factor"] = torch.tensor(model.scale_factor, dtype=torch.float32)
             inner = to_published(model.vae)
             state |= {files.FIRST_STAGE + name: tensor for name, tensor in inner.items()}
     return files.write_checkpoint(state, file)

@@ -77,7 +77,9 @@ def quantize(unet: UNetModel, weights: State, time_range: tuple[float, float], w
             continue
         layer = QUANTIZED[type(modules[path])].from_float(modules[path])
         if codes:
-            layer.weight_quantizer = WeightQuantizer(symmetric(codes), torch.ones(()))
+            layer.weight_quantizer = WeightQuantizer(
+                symmetric(codes), torch.ones((), dtype=torch.float32)
+            )
         if inputs:
             scale: Scale = StaticScale()
             if _number(weights, f"{path}.act_func.dynamic"):
@@ -195,7 +197,8 @@ def to_published(unet: nn.Module) -> dict[str, Tensor]:
             foreign.append(f"{path}: no counterpart in the published format")
             continue
         for name, value in spec.items():
-            out.setdefault(f"{path}.{name}", torch.as_tensor(value))
+            kind = torch.float32 if isinstance(value, float) else None
+            out.setdefault(f"{path}.{name}", torch.as_tensor(value, dtype=kind))
         for name in ("s", "act_func.s"):
             out[f"{path}.{name}"] = out[f"{path}.{name}"].reshape(1)
     fix = "tdq.save(tdq.freeze(model), directory), which stores any quantized model"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tdquant.clock import clock_of, is_quantized
+from tdquant.clock import clock_of, is_quantized, time_tensor
 from tdquant.diffusion.embedding import sinusoidal
 from tdquant.errors import ModelError
 from tdquant.models.compvis.attention import AttentionBlock, SpatialTransformer
@@ -214,7 +214,7 @@ class UNetModel(nn.Module):
             )
         # One row a sample even where all share a timestep, as published samplers call it: a
         # product over one row rounds differently from one over several.
-        t = torch.as_tensor(timesteps, device=x.device).reshape(-1).expand(x.shape[0])
+        t = time_tensor(timesteps).to(x.device).reshape(-1).expand(x.shape[0])
         dtype: torch.dtype = self.out[0].weight.dtype  # type: ignore[assignment]
         emb = self.time_embed(sinusoidal(t, self.model_channels).to(dtype))
         if y is not None:

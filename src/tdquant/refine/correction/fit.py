@@ -85,7 +85,7 @@ class Tables:
         nearest = (moments.times[:, None] - self.knots).abs().argmin(1)
         n, z, y, zz, zy, yy = moments.sums.unbind(2)
         g = self.gains[nearest][:, None]
-        b = torch.zeros(()) if self.biases is None else self.biases[nearest]
+        b = torch.zeros((), dtype=torch.float32) if self.biases is None else self.biases[nearest]
         squares = g * g * zz + yy + n * b * b - 2 * g * zy + 2 * b * (g * z - y)
         return squares.sum(1).clamp(min=0) / n.sum(1)
 

@@ -228,13 +228,13 @@ def _held_out(moments: Moments, gain: str, bias: bool, seed: int) -> tuple[Tenso
     parts: list[tuple[Tensor, Tensor]] = []
     for fitted, judged in (halves, halves[::-1]):
         if not len(fitted):
-            return torch.zeros(0), torch.zeros(0)
+            return torch.zeros(0, dtype=torch.float32), torch.zeros(0, dtype=torch.float32)
         rows = moments.of(judged)
         tables = solve(moments.of(fitted), gain, bias)
         nothing = Tables(tables.knots, torch.ones_like(tables.gains))
         before, after = nothing.errors(rows), tables.errors(rows)
         _, place, counts = rows.times.unique(return_inverse=True, return_counts=True)
-        total = torch.zeros(len(counts)).double().index_add_(0, place, before)
+        total = torch.zeros(len(counts), dtype=torch.float32).double().index_add_(0, place, before)
         weight = (counts / total.clamp(min=1e-300))[place]
         for sample in judged:
             own = rows.samples == sample

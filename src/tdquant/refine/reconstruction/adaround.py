@@ -106,7 +106,9 @@ class AdaRound:
     @torch.no_grad()
     def _errors(self) -> Tensor:
         """Sums of the squared error of all samples' outputs, and their number, by bins of time."""
-        total = self.times.sums(torch.zeros(0), torch.zeros(0))
+        total = self.times.sums(
+            torch.zeros(0, dtype=torch.float32), torch.zeros(0, dtype=torch.float32)
+        )
         for inputs, targets in self.batches.all():
             total += self.times.sums(inputs[TIME], self._row_errors(inputs, targets))
         return self.world.sum(total)
@@ -171,7 +173,7 @@ class AdaRound:
             group["lr"] = group["base"] * 0.5 * (1 + math.cos(math.pi * share))
         self._optimizer.zero_grad()
         drawn = self.batches.draw(self.done)
-        loss = torch.zeros((), device=parameters[0].device)
+        loss = torch.zeros((), device=parameters[0].device, dtype=torch.float32)
         if drawn is not None:
             inputs, targets, part = drawn
             weights = self.times.weight(inputs[TIME])

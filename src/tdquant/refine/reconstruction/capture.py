@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tdquant.calls.call import Call, batch_size, map_tensors, run
 from tdquant.calls.observing import in_float
-from tdquant.clock import clock_of, find_timestep
+from tdquant.clock import clock_of, find_timestep, time_tensor
 from tdquant.errors import CalibrationError
 from tdquant.layers import QuantLayer
 from tdquant.quantizers import ActivationQuantizer, activation_quantizers
@@ -217,7 +217,7 @@ def with_times(model: nn.Module, call: Call) -> tuple[Call, Tensor]:
     these timesteps.
     """
     argument, position = find_timestep(model, clock_of(model).argument)
-    time = torch.as_tensor(call[argument] if isinstance(call, Mapping) else call[position])
+    time = time_tensor(call[argument] if isinstance(call, Mapping) else call[position])
     if time.ndim == 0 or len(time) == 1:
         time = time.reshape(-1).expand(batch_size(call))
     if isinstance(call, Mapping):

@@ -80,7 +80,7 @@ class Hessian:
         self.layer, self.limit = layer, limit
         groups = getattr(layer, "groups", 1)
         self.total = [
-            torch.zeros(groups, width, width, device=layer.weight.device)
+            torch.zeros(groups, width, width, device=layer.weight.device, dtype=torch.float32)
             for width in block_widths(layer.weight[0].numel(), columns)
         ]
         self.drift = [torch.zeros_like(block) for block in self.total]
@@ -91,7 +91,9 @@ class Hessian:
         rows = patches(self.layer, x.float())
         if self.limit is not None and rows.shape[1] > self.limit:
             # Spread over all rows, and different in every call.
-            places = torch.linspace(0, rows.shape[1] - 1, self.limit, device=x.device).long()
+            places = torch.linspace(
+                0, rows.shape[1] - 1, self.limit, device=x.device, dtype=torch.float32
+            ).long()
             rows = rows[:, (places + call) % rows.shape[1]]
         return rows
 
@@ -182,7 +184,9 @@ def _moved(weight: Tensor, hessian: Tensor, drift: Tensor) -> Tensor:
     ridge = RIDGE * hessian.diagonal(dim1=1, dim2=2).mean(1)
     if not bool((ridge > 0).all()):  # no input ever reached a group
         return weight
-    damped = hessian + ridge[:, None, None] * torch.eye(hessian.shape[1]).to(hessian)
+    damped = hessian + ridge[:, None, None] * torch.eye(hessian.shape[1], dtype=torch.float32).to(
+        hessian
+    )
     return weight + torch.linalg.solve(damped, (weight @ drift).mT).mT
 
 

@@ -160,7 +160,7 @@ class Job:
         before = after = 0.0
         for name, layer in block.layers.items():
             hessian = hessians[name]
-            rows = world.sum(torch.tensor(float(hessian.rows)))
+            rows = world.sum(torch.tensor(float(hessian.rows), dtype=torch.float32))
             layer.weight_quantizer, plain, better = gptq(
                 layer, [world.sum(block) for block in hessian.total]
             )

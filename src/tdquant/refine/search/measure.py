@@ -237,7 +237,7 @@ def _time_ranges(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if len(unique) > TIMES:
         low, high = float(unique[0]), float(unique[-1])
         place = ((times - low) / (high - low) * TIMES).long().clamp(max=TIMES - 1)
-        middles = low + (torch.arange(TIMES) + 0.5) / TIMES * (high - low)
+        middles = low + (torch.arange(TIMES, dtype=torch.float32) + 0.5) / TIMES * (high - low)
     else:
         place, middles = torch.searchsorted(unique, times), unique
     member = nn.functional.one_hot(place, len(middles)).float()

@@ -203,7 +203,7 @@ class Sensitivity:
         file = _File.read(path, "the sensitivity", fix="a file that Sensitivity.save wrote")
         return cls(
             tuple(file.bits),
-            torch.tensor(file.times),
+            torch.tensor(file.times, dtype=torch.float32),
             torch.tensor(file.counts),
             file.layers,
             _tensors(file.weights),
@@ -253,7 +253,9 @@ class _File(Document):
 
 def _tensors(tables: Tables) -> dict[str, Tensor]:
     return {
-        name: torch.tensor([[math.nan if e is None else e for e in row] for row in rows])
+        name: torch.tensor(
+            [[math.nan if e is None else e for e in row] for row in rows], dtype=torch.float32
+        )
         for name, rows in tables.items()
     }
 
