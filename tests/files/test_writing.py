@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from tdquant.errors import StorageError
 from tdquant.files import workspace, writing
+from tdquant.files.places import check_folder
 from tdquant.files.writing import (
-    check_folder,
     creating,
     new_folder,
     recover,

@@ -33,7 +33,7 @@ from tdquant.choice.rotation import try_rotation
 from tdquant.choice.rounding import try_rounding
 from tdquant.choice.time_path import try_wide_time_path
 from tdquant.choice.trial import SAMPLES, Trial
-from tdquant.choice.trial_log import TrialLog
+from tdquant.choice.trial_log import TrialLog, check_log
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError, RecipeError
 from tdquant.layers.correction import drop_correction
@@ -109,6 +109,7 @@ def calibrate(
         has the table.
 
     Raises:
+        StorageError: ``checkpoint`` cannot be written, or is a file of something else.
         CalibrationError: No batches, none that reached a layer, NaN or infinite activations, an
             unknown estimator, ``generate`` that gives no samples or such of the float model that
             are not finite, or calls at mixed times for a scale over time of a layer whose
@@ -124,6 +125,8 @@ def calibrate(
     the estimator (``tdquant.calibration.published``).
     """
     clock_of(model)
+    if checkpoint is not None:
+        check_log(checkpoint)
     refuse_peft(model, "recipes and reports name its layers as they are without", "tdq.calibrate")
     drop_correction(model, "calibrate")
     drop_bias_correction(model)

@@ -10,6 +10,8 @@ from typing import ClassVar
 
 from tdquant.errors import StorageError
 from tdquant.files.documents import Document, Gap, Section
+from tdquant.files.looking import exists, permitted
+from tdquant.files.places import check_writable_file
 
 
 class Entry(Section):
@@ -32,6 +34,24 @@ class TrialFile(Document):
 
     key: str
     trials: list[Entry]
+
+
+def check_log(path: str | os.PathLike[str]) -> None:
+    """Checks that trials can be kept in a file, before the work that makes them.
+
+    Raises:
+        StorageError: It cannot be written, or there is a file of something else.
+    """
+    check_writable_file(path)
+    with permitted(path):
+        head = Path(path).read_bytes()[:200] if exists(path) else b""
+    if head and TrialFile.FORMAT.encode() not in head:
+        raise StorageError(
+            "there is something else already",
+            where=str(path),
+            why="it would be replaced by the errors of trials",
+            fix="a new name, or an earlier file of calibrate(checkpoint=)",
+        )
 
 
 class TrialLog:

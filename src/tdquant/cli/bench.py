@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     import torch
 
+    from tdquant.files.places import check_writable_file
     from tdquant.lab.bench.run import check_backends, run_bench
     from tdquant.lab.bench.table import text_table
     from tdquant.lowering import BACKENDS
@@ -54,6 +55,8 @@ def run(options: argparse.Namespace) -> None:
     usual = ["float", "frozen", *(name for name in sorted(BACKENDS) if name not in slow)]
     backends = options.backends.split(",") if options.backends else usual
     check_backends(backends)
+    if options.out:
+        check_writable_file(options.out)
     with contextlib.ExitStack() as stack:
         result = run_bench(
             _subject(options, stack),

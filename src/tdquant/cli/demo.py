@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     import torch
 
+    from tdquant.files.places import check_writable_folder
     from tdquant.lab.demo import Settings, run_demo
     from tdquant.lab.demo.picture import draw
     from tdquant.lab.demo.run import TIMED
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
     settings = Settings.quick(options.seed) if options.quick else Settings(seed=options.seed)
     given = picked(options, "images", "steps")
     settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+    check_writable_folder(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     print(
         f"cats-ddpm, {settings.images} images, {settings.steps} DDIM steps, seed {settings.seed}, "

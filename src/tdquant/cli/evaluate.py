@@ -110,6 +110,7 @@ def run(options: argparse.Namespace) -> int:
         return status
     from tdquant.calls.prompts import read_prompts
     from tdquant.lab.evaluation import comparison_table, evaluate_images, record_table
+    from tdquant.lab.evaluation.folder import check_out
     from tdquant.lab.evaluation.picture_sets import counted_folder
 
     prompts = None if options.prompts is None else read_prompts(options.prompts)
@@ -120,6 +121,8 @@ def run(options: argparse.Namespace) -> int:
         records = [evaluate_images(folder or given, options.out, images=count, **judging)]
     else:
         outs = _folders(options)
+        for out in outs:
+            check_out(out)
     for i, out in enumerate(outs):
         if given is None:
             records.append(_evaluate(options.models[i], out, options, judging))

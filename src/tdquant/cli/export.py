@@ -43,7 +43,9 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from tdquant.errors import TDQError
+    from tdquant.files.places import check_new_folder, check_writable, check_writable_file
     from tdquant.lab.opening import KINDS, kind_of
+    from tdquant.lowering.exporters import check_suffix
 
     kind = kind_of(options.model, _REFUSED)
     whole = kind == "pipeline"
@@ -53,6 +55,12 @@ def run(options: argparse.Namespace) -> None:
     )
     if useless:
         raise TDQError(f"{' '.join(useless)} with {KINDS[kind]}", fix="tdquant export --help")
+    if whole:
+        check_new_folder(options.out)
+        check_writable(options.out)
+    else:
+        check_suffix(options.out)
+        check_writable_file(options.out)
     file = _export_pipeline(options) if whole else _export_model(options)
     files = files_below(file) if whole else {file, file.with_suffix(".bin")}
     size = sum(f.stat().st_size for f in files if is_file(f))

@@ -82,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
     if status is not None:
         return status
     from tdquant.errors import TDQError
+    from tdquant.files.places import check_writable_folder
     from tdquant.lab.opening import open_model
     from tdquant.lab.runs import sample_pictures
     from tdquant.support.devices import default_device
@@ -92,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
             why="--vanilla is DDPM with all timesteps",
             fix="one of them",
         )
+    folder = options.out or options.logdir / options.name
+    check_writable_folder(folder)
     rank, world = own_share()
     opened = open_model(
         options.model,
@@ -102,7 +105,6 @@ def run(options: argparse.Namespace) -> int:
     )
     pipe = _ready(opened, options)
     steps = len(pipe.scheduler.alphas_cumprod) if options.vanilla else options.steps
-    folder = options.out or options.logdir / options.name
     source, began = Path(options.model), time.perf_counter()
     written = sample_pictures(
         pipe,

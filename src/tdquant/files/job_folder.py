@@ -30,8 +30,9 @@ from torch import Tensor
 from tdquant.errors import StorageError
 from tdquant.files.documents import Document, FileName, json_safe
 from tdquant.files.looking import entries, exists, is_file, is_folder
+from tdquant.files.places import disk_errors
 from tdquant.files.workspace import clean_up, lock_file
-from tdquant.files.writing import disk_errors, replacing, write_tensors
+from tdquant.files.writing import replacing, write_tensors
 
 INDEX, LOCK, SUFFIX = "job.json", "job.lock", ".safetensors"
 

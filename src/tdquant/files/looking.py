@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -90,4 +91,10 @@ def permitted(path: str | os.PathLike[str]) -> Iterator[None]:
             where=str(path),
             why=f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror),
             fix="permission to enter the folders on the way to it, or another place",
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise StorageError(
+            "no usable path", where=str(path), why=str(error.strerror), fix="another name"
         ) from error

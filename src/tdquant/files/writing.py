@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -13,37 +12,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tdquant.errors import StorageError
 from tdquant.files.checkpoints.safetensors_format import write_safetensors
 from tdquant.files.checkpoints.tensors import LazyTensor
-from tdquant.files.looking import entries, exists, files_below, is_folder
+from tdquant.files.looking import exists, files_below
+from tdquant.files.places import (
+    check_file,
+    check_folder,
+    check_new_folder,
+    disk_errors,
+    resolved,
+)
 from tdquant.files.workspace import clean_up, flush, flush_entry, put, workspace
-
-_DISK = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-    errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY,
-}  # fmt: skip
-"""Errors of a file system that is full, closed to this process or broken."""
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Raises StorageError, which names ``path``, where a file system refuses to write, also to a
-    file within, whose own error would name a temporary place.
-    """
-    try:
-        yield
-    except (OSError, StorageError) as raised:
-        error = raised.__cause__ if isinstance(raised, StorageError) else raised
-        if not isinstance(error, OSError) or error.errno not in _DISK:
-            raise
-        what = error.filename if isinstance(error.filename, str) else ""
-        raise StorageError(
-            "cannot be written",
-            where=str(path),
-            why=": ".join(filter(None, [what, str(error.strerror or error)])),
-            fix="a folder that is writable and has room; what was there before is as it was",
-        ) from error
 
 
 def replacing(path: Path) -> AbstractContextManager[Path]:
@@ -56,7 +35,7 @@ def replacing(path: Path) -> AbstractContextManager[Path]:
         path: The file to write.
 
     Raises:
-        StorageError: The disk is full, or the place is read-only.
+        StorageError: The disk is full, the place is read-only, or a folder is there.
     """
     return _successor(path, path)
 
@@ -70,7 +49,7 @@ def creating(path: Path) -> AbstractContextManager[Path]:
         path: The file to write.
 
     Raises:
-        StorageError: The disk is full, or the place is read-only.
+        StorageError: The disk is full, the place is read-only, or a folder is there.
     """
     return _successor(path, path, keeps=True)
 
@@ -95,7 +74,7 @@ def replacing_folder(
         StorageError: There is something of another kind already, the disk is full, or the place is
             read-only.
     """
-    target = Path(directory).resolve()  # a link stays one, and "." has a name
+    target = resolved(directory)
 
     def check(new: Path | None = None) -> None:
         check_folder(target, mark)
@@ -116,7 +95,7 @@ def new_folder(directory: str | os.PathLike[str]) -> AbstractContextManager[Path
     Raises:
         StorageError: There is something already, or the disk takes no more.
     """
-    target = Path(directory).resolve()
+    target = resolved(directory)
     return _successor(target, target, lambda new: check_new_folder(target))
 
 
@@ -147,7 +126,9 @@ def _successor(
         keeps: Leave a file that is there by the end.
     """
     with disk_errors(where):
-        if check is not None:
+        if check is None:
+            check_file(target)
+        else:
             check(None)
         target.parent.mkdir(parents=True, exist_ok=True)
         with workspace(target) as place:
@@ -175,37 +156,6 @@ def _linked(new: Path, target: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def check_folder(directory: str | os.PathLike[str], mark: str) -> Path:
-    """The folder's path without links, if ``replacing_folder`` may write it.
-
-    Raises:
-        StorageError: There is something of another kind already.
-    """
-    target = Path(directory).resolve()
-    if _taken(target) and not exists(target / mark):
-        raise StorageError(
-            "there is something else already",
-            where=str(target),
-            fix=f"an empty folder, a new name, or an older folder with {mark} in it",
-        )
-    return target
-
-
-def check_new_folder(directory: str | os.PathLike[str]) -> None:
-    """Raises StorageError unless the folder is missing or empty."""
-    target = Path(directory)
-    if _taken(target):
-        raise StorageError(
-            "there is something already",
-            where=str(target),
-            fix="an empty folder, or a new name",
-        )
-
-
-def _taken(target: Path) -> bool:
-    return exists(target) and (not is_folder(target) or any(entries(target)))
 
 
 def _link_others(target: Path, new: Path, is_own: Callable[[str], bool]) -> bool:

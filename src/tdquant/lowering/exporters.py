@@ -14,8 +14,8 @@ from torch import nn
 from tdquant.clock import clock_of
 from tdquant.errors import ExportError, MissingDependencyError
 from tdquant.files.looking import entries
+from tdquant.files.places import check_file, disk_errors
 from tdquant.files.workspace import flush, flush_entry, workspace
-from tdquant.files.writing import disk_errors
 from tdquant.lowering.agreement import require_agreement
 from tdquant.lowering.calls import Call, Example, read_call
 from tdquant.lowering.lowered import float32_copy, require_frozen
@@ -86,6 +86,7 @@ def export(
     """
     target = Path(path)
     with disk_errors(target):
+        check_file(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with workspace(target) as place:
             file = place / "new" / target.name
@@ -118,18 +119,24 @@ def _put(source: Path, target: Path) -> None:
         constants.unlink(missing_ok=True)
 
 
+def check_suffix(path: str | os.PathLike[str]) -> None:
+    """Raises ExportError unless the suffix of a file is that of a format."""
+    suffix = Path(path).suffix
+    if suffix not in EXPORTERS:
+        raise ExportError(
+            f"no exporter for {suffix or 'a file without suffix'!r}",
+            where=Path(path).name,
+            fix=f"one of {', '.join(sorted(EXPORTERS))}",
+        )
+
+
 def write_graph(
     frozen: nn.Module, target: Path, example: Example, *, portable: bool = False
 ) -> Call:
     """Writes the file of ``export`` into a folder of its own, without running it; returns the call
     that was traced.
     """
-    if target.suffix not in EXPORTERS:
-        raise ExportError(
-            f"no exporter for {target.suffix or 'a file without suffix'!r}",
-            where=target.name,
-            fix=f"one of {', '.join(sorted(EXPORTERS))}",
-        )
+    check_suffix(target)
     model, call = prepared(frozen, example)
     EXPORTERS[target.suffix](model, target, call, about(model), portable)
     del model

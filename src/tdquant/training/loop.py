@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from tdquant.errors import StorageError, TrainingError, raise_collected
+from tdquant.files.places import check_writable_folder, disk_errors
 from tdquant.layers.base import fold_shifts
 from tdquant.layers.correction import drop_correction
 from tdquant.state import state_of
@@ -120,7 +121,7 @@ def train(
         TrainingError: An argument cannot be, the checkpoint has done more steps than asked for, or
             the loss or the gradient became NaN or infinite: the layer or the parameters are named,
             the model is as it was before that step, and the last checkpoint stays.
-        StorageError: The checkpoint belongs to another model.
+        StorageError: The checkpoint belongs to another model, or ``out`` cannot be written.
         DataError: There are fewer items than the batch.
     """
     if accelerator is None:
@@ -144,7 +145,9 @@ def train(
         raise TrainingError(f"objective= and {', '.join(loss_options)}=: give one or the other")
     out = None if out is None else Path(out)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        check_writable_folder(out)
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
     folders = None if out is None else Checkpoints(out / "checkpoints", kept.keep)
     found = folders.latest() if folders and kept.resume else None
     if found is not None and found.step > steps:

@@ -14,7 +14,8 @@ from torch import nn
 from tdquant.calls.from_pipeline import denoisers
 from tdquant.clock import is_quantized
 from tdquant.errors import ModelError
-from tdquant.files.writing import check_new_folder, new_folder
+from tdquant.files.places import check_new_folder, check_writable
+from tdquant.files.writing import new_folder
 from tdquant.integrations.pipelines.denoiser import write_denoiser
 from tdquant.integrations.pipelines.example import first_calls
 from tdquant.integrations.pipelines.layout import EXACT_RUN, INDEX, READ_BY_OPTIMUM
@@ -69,6 +70,7 @@ def export_pipeline(
         require("nncf", "compress")
     target = Path(out)
     check_new_folder(target)  # before the work, and after it again
+    check_writable(target)
     opened = load_pipeline(pipe) if isinstance(pipe, (str, os.PathLike)) else pipe
     models = denoisers(opened)
     _check_frozen(opened, models)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tdquant.diffusion.pictures import grid, save_png
 from tdquant.errors import StorageError
 from tdquant.files.looking import entries, exists, is_file, is_folder, matching
+from tdquant.files.places import check_writable_folder
 from tdquant.files.workspace import is_left_over
 from tdquant.lab.evaluation.image_files import read_pictures
 from tdquant.lab.evaluation.progress import Progress, wait_for
@@ -23,7 +24,8 @@ def check_out(out: Path) -> None:
     """Refuses a folder that holds anything but an earlier run.
 
     Raises:
-        StorageError: It is neither empty nor an earlier run, or its record is of a newer version.
+        StorageError: It is neither empty nor an earlier run, its record is of a newer version, or
+            it cannot be written.
     """
     version = newer_version(out / RECORD)
     if version is not None:
@@ -42,6 +44,8 @@ def check_out(out: Path) -> None:
             where=str(out),
             fix="an empty folder, a new name, or the folder of an earlier evaluation",
         )
+    if not exists(out / RECORD):
+        check_writable_folder(out)
 
 
 def has_partial_results(out: Path) -> bool:

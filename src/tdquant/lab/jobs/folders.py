@@ -10,7 +10,7 @@ from tdquant.errors import StorageError
 from tdquant.files.documents import Document
 from tdquant.files.job_folder import JobFolder, open_job
 from tdquant.files.looking import exists, files_below, is_file
-from tdquant.files.writing import check_folder
+from tdquant.files.places import check_folder, check_writable
 from tdquant.lab.jobs.options import QuantizeOptions
 
 MARK = "tdquant-job.json"
@@ -38,7 +38,7 @@ def check_out(out: Path, model: str) -> None:
     """Checks that the output is new, or nothing but what an earlier job wrote.
 
     Raises:
-        StorageError: It is something else, or the float model itself.
+        StorageError: It is something else, or the float model itself, or cannot be written.
     """
     target = check_folder(out, MARK)
     if exists(model) and Path(model).resolve() == target:
@@ -53,6 +53,7 @@ def check_out(out: Path, model: str) -> None:
             why=f"such as {', '.join(strange[:3])}",
             fix="move them away, or another --out",
         )
+    check_writable(target)
 
 
 def job_files(out: Path) -> set[str]:

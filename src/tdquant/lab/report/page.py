@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tdquant.files.places import check_writable_file
 from tdquant.files.writing import replacing
 from tdquant.lab.report import runs as run_parts
 from tdquant.lab.report import studies as study_parts
@@ -46,9 +47,11 @@ def report(
         The file's path.
 
     Raises:
-        StorageError: An input is missing, damaged or of a newer version; all are named.
+        StorageError: An input is missing, damaged or of a newer version; all are named. Or
+            ``out`` cannot be written.
         MissingDependencyError: Jinja2, matplotlib or Pillow is not installed.
     """
+    check_writable_file(out)
     found = read_inputs([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)
     path, build = Path(out), page_of(found, title)
     for shrink in SHRINKING:

@@ -20,6 +20,7 @@ from tdquant.clock import is_quantized
 from tdquant.diffusion.sampling import sample
 from tdquant.errors import ConfigError
 from tdquant.files.documents import json_safe
+from tdquant.files.places import check_writable_folder
 from tdquant.freezing import freeze
 from tdquant.lab.data import dataset_from_config
 from tdquant.lab.run_folder import RunFolder
@@ -110,7 +111,7 @@ def run_training(
         The result of ``tdq.train``, or None if nothing was trained.
 
     Raises:
-        StorageError: The folder has a run with other arguments.
+        StorageError: The folder has a run with other arguments, or cannot be written.
         ConfigError: The configuration has no training data, or there is no float model to correct
             against.
     """
@@ -121,6 +122,7 @@ def run_training(
     batch = int(node.get("batch_size", 32)) * accelerator.num_processes * options["accumulate"]
     if not main:
         report = lambda line: None  # noqa: E731
+    check_writable_folder(out)
     folder = RunFolder(Path(out))
     run = _Run(options, folder, batch, device, main, progress and main, report)
     asked = json_safe(

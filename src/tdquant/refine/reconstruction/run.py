@@ -18,6 +18,7 @@ from tdquant.calls.call import Call
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError
 from tdquant.files.job_folder import JobFolder, open_job
+from tdquant.files.places import check_writable_folder
 from tdquant.freezing import check_calibrated
 from tdquant.layers import QuantLayer
 from tdquant.layers.correction import drop_correction
@@ -123,12 +124,14 @@ def reconstruct(
         CalibrationError: No batches, scales that are not calibrated, no weights to round, or an
             invalid argument. Whatever is raised, the model is left as it was.
         ConversionError: The model is not quantized.
-        StorageError: The checkpoint is damaged or of another job.
+        StorageError: The checkpoint is damaged or of another job, or cannot be written.
     """
     started = time.perf_counter()
     clock_of(model)
     rates = rates or Rates()
     _check(model, method, scope, iterations, batch)
+    if checkpoint is not None:
+        check_writable_folder(checkpoint)
     check_onloaded(model, "tdq.reconstruct")
     calls = list(batches)
     if not calls:
