@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ from tdquant.scales.table import training_timesteps
 from tdquant.support.announce import announce
 from tdquant.support.hooks import check_onloaded
 from tdquant.support.restoring import with_gradients
+
+M = TypeVar("M", bound=nn.Module)
 
 _NOWHERE = torch.empty(0, dtype=torch.float32)
 
@@ -74,7 +76,7 @@ def check_calibrated(model: nn.Module, then: str) -> None:
 
 
 @with_gradients
-def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = None) -> nn.Module:
+def freeze(model: M, timesteps: int | Iterable[float] | Tensor | None = None) -> M:
     """A frozen copy of a calibrated or trained model, with the same call.
 
     Arguments:
@@ -117,7 +119,7 @@ def freeze(model: nn.Module, timesteps: int | Iterable[float] | Tensor | None = 
     return announce(frozen)
 
 
-def copy_model(model: nn.Module) -> nn.Module:
+def copy_model(model: M) -> M:
     """A deep copy of a quantized model that shares weights held as codes: they never change."""
     # The memo keeps every copy alive, so nobody may keep the memo.
     codes = [layer.codes for _, layer in quantized_layers(model) if "codes" in layer._parameters]

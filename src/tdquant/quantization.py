@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -31,8 +31,10 @@ from tdquant.support.patterns import matching, unmatched_patterns
 from tdquant.support.restoring import changes_model
 from tdquant.support.wrappers import check_denoiser
 
+M = TypeVar("M", bound=nn.Module)
 
-def quantize(model: nn.Module, recipe: Recipe, *, timestep: str | None = None) -> nn.Module:
+
+def quantize(model: M, recipe: Recipe, *, timestep: str | None = None) -> M:
     """Quantizes a denoiser in place: weights at once, activations when ``calibrate`` has seen
     some.
 

@@ -330,7 +330,7 @@ def test_a_calibration_goes_on_where_it_was_killed(tmp_path, measured):
     assert measured["runs"] == 3  # in float, and the last two
     calibrated(seed=1, checkpoint=file)  # another one
     assert measured["runs"] >= whole - 1
-    file.write_text("{")
+    file.write_text(file.read_text()[:60])
     state = calibrated(checkpoint=file).state_dict()
     assert all(torch.equal(v, state[k]) for k, v in exact.items())
     assert measured["runs"] == whole

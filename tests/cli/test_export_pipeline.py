@@ -49,3 +49,35 @@ def test_what_cannot_be_exported_is_explained(source, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["export", "--out", str(out)])
     assert not list(tmp_path.iterdir())
+
+
+def test_places_and_formats_are_looked_at_before_a_model_is_opened(
+    source, tmp_path, monkeypatch, capsys
+):
+    def opened(*_arguments, **_options):
+        raise AssertionError("opened")
+
+    monkeypatch.setattr("tdquant.lab.opening.open_model", opened)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    unet = "ddim/unet"
+    for name, out, said in (
+        ("ddim", tmp_path / "mine", "there is something already"),
+        ("ddim", tmp_path / "mine" / "file" / "out", "cannot be written"),
+        (unet, tmp_path / "mine", "no exporter"),
+        (unet, tmp_path / "mine" / "file" / "out.xml", "cannot be written"),
+    ):
+        assert run(source, name, out) == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["bench", "export"])
+def test_a_denoiser_that_takes_more_than_a_sample_and_a_time(command, tmp_path, capsys):
+    pipe = quantized("stable_diffusion_1")[0]
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    words = ["--out", str(tmp_path / "out.onnx"), "--quiet", "--model", str(tmp_path / "unet")]
+    assert main([command, *words]) == 1
+    error = capsys.readouterr().err
+    assert "a sample and a timestep alone" in error
+    assert "encoder_hidden_states" in error
+    assert ("--pipeline" if command == "export" else "tdquant evaluate") in error

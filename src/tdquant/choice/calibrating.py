@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -43,13 +43,15 @@ from tdquant.state import note, recipe_of, state_of
 from tdquant.support.adapters import refuse_peft
 from tdquant.support.restoring import changes_model
 
+M = TypeVar("M", bound=nn.Module)
+
 TRIED = ("rotation", "factors", "rounding", "dynamic", "correction")
 """Remedies that a trial of the whole model confirms."""
 
 
 @changes_model
 def calibrate(
-    model: nn.Module,
+    model: M,
     batches: Iterable[Call] | Observations,
     *,
     budget: Budget | None = None,
@@ -62,7 +64,7 @@ def calibrate(
     checkpoint: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> nn.Module:
+) -> M:
     """Estimates every activation scale of a quantized model from one pass over calls of it, in
     bounded memory, and applies the remedies that the recipe allows, each where it helps. The model
     runs in float while it is observed.

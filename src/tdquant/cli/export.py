@@ -82,11 +82,18 @@ def _export_pipeline(options: argparse.Namespace) -> Path:
 def _export_model(options: argparse.Namespace) -> Path:
     import torch
 
+    from tdquant.lab.calling import check_call
     from tdquant.lab.opening import open_model
     from tdquant.lowering import export
 
     opened = open_model(
         options.model, alone=True, **picked(options, "config", "ema", "overrides", "shape")
     )
-    example = (torch.zeros(1, *opened.model.shape, dtype=torch.float32), 0)
-    return export(opened.frozen(), options.out, example, portable=options.portable)
+    frozen, shape = opened.frozen(), opened.model.shape
+    fix = (
+        "--pipeline FOLDER with its pipeline, whose calls have all that it takes; tdq.export("
+        "model, path, example=) from Python; --shape if its samples have another"
+    )
+    check_call(frozen, shape, torch.zeros(1, dtype=torch.long), options.model, fix)
+    example = (torch.zeros(1, *shape, dtype=torch.float32), 0)
+    return export(frozen, options.out, example, portable=options.portable)

@@ -20,7 +20,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ from tdquant.support.patterns import matching, unmatched_patterns
 from tdquant.support.progress import track
 from tdquant.support.restoring import changes_model, evaluating
 
+M = TypeVar("M", bound=nn.Module)
+
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Candidates of ``"search"``, beside no division."""
 
@@ -53,7 +55,7 @@ ROWS = 512
 
 @changes_model
 def balance(
-    model: nn.Module,
+    model: M,
     batches: Iterable[Call],
     *,
     alpha: float | Literal["search"] = 0.5,
@@ -61,7 +63,7 @@ def balance(
     weights: int = 8,
     activations: int = 8,
     progress: bool = True,
-) -> nn.Module:
+) -> M:
     """Divides the input channels of linear layers and convolutions of a float model, in place. A
     later ``quantize`` finds plain layers behind the divisions.
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from torch import nn
 
@@ -21,7 +21,15 @@ from tdquant.support.memory import trim_heap
 from tdquant.support.restoring import with_gradients
 from tdquant.support.wrappers import check_denoiser
 
+M = TypeVar("M", bound=nn.Module)
 
+
+@overload
+def load(directory: str | os.PathLike[str], model: M, compact: bool = False) -> M: ...
+@overload
+def load(
+    directory: str | os.PathLike[str], model: None = None, compact: bool = False
+) -> nn.Module: ...
 @with_gradients
 def load(
     directory: str | os.PathLike[str], model: nn.Module | None = None, compact: bool = False

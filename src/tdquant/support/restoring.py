@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from tdquant.support.hooks import check_unhooked
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 with_gradients = torch.inference_mode(False)
 """Decorator for functions that record gradients, or make tensors that outlive the caller's
@@ -114,16 +113,14 @@ def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def changes_model(
-    verb: Callable[Concatenate[nn.Module, P], T],
-) -> Callable[Concatenate[nn.Module, P], T]:
+def changes_model(verb: F) -> F:
     """Decorates a function that changes the model that is its first argument: wherever it is
     called, it makes ordinary tensors; and a call that fails leaves the model as it was. Models
     with hooks of diffusers are refused.
     """
 
     @functools.wraps(verb)
-    def whole(model: nn.Module, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def whole(model: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         check_unhooked(model, f"tdq.{verb.__name__}")
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -132,7 +129,7 @@ def changes_model(
             make_ordinary(model)
             return verb(model, *args, **kwargs)
 
-    return whole
+    return cast(F, whole)
 
 
 def make_ordinary(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from torch.utils.data import Dataset
@@ -46,6 +46,8 @@ from tdquant.training.settings import Checkpointing, Optimization
 from tdquant.training.signals import Interruptions
 from tdquant.training.structure import restore
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @dataclass(frozen=True)
 class Training:
@@ -68,7 +70,7 @@ class Training:
 
 @with_gradients
 def train(
-    model: nn.Module,
+    model: M,
     data: Dataset[Any],
     scheduler: Any = None,
     *,
@@ -85,7 +87,7 @@ def train(
     accelerator: Any = None,
     progress: bool = True,
     **loss_options: Any,
-) -> nn.Module:
+) -> M:
     """Trains a denoiser, quantized or float, in place.
 
     On several processes (``accelerate launch script.py``) each takes its share of every batch; the
@@ -218,7 +220,7 @@ def train(
     done = Training(learner.averaged(), run.step, run.step >= steps, losses, run.seconds)
     # A sharded model is returned as a whole copy; the one that was given tells of it, too.
     state_of(model).training = state_of(trained).training = done
-    return trained
+    return cast(M, trained)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tdquant.calls import record_denoiser
@@ -16,6 +17,7 @@ from tdquant.choice import calibrate
 from tdquant.clock import remove_clock
 from tdquant.errors import ModelError
 from tdquant.freezing import freeze
+from tdquant.lab.calling import check_call
 from tdquant.lab.sample_shapes import sample_shape
 from tdquant.layers import quantized_layers
 from tdquant.layers.attention import OPERANDS, QuantAttention
@@ -110,9 +112,11 @@ def subject_from_folder(
 
     Raises:
         StorageError: The folder cannot be read.
-        ModelError: The model's class or the shape of its samples is not known.
+        ModelError: The model's class or the shape of its samples is not known, or it cannot be
+            called as ``model(x, t)``.
     """
-    shape = shape or sample_shape(load(folder))
+    model = load(folder)
+    shape = shape or sample_shape(model)
     if shape is None:
         raise ModelError(
             "the shape of a sample is not known",
@@ -120,6 +124,14 @@ def subject_from_folder(
             why="the model's configuration does not tell",
             fix="--shape, such as 3,32,32",
         )
+    check_call(
+        model,
+        shape,
+        torch.tensor(0),
+        source or str(folder),
+        "its pipeline is timed by tdquant evaluate PIPELINE; --shape if its samples have another",
+    )
+    del model
     if scheduler is None:
         scheduler = require("diffusers", "diffusers").DDIMScheduler(clip_sample=False)
     yield Subject(source or str(folder), folder, shape, scheduler, "its own weights in float")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,11 +28,13 @@ from tdquant.support.announce import announce
 from tdquant.support.progress import track
 from tdquant.support.restoring import with_gradients
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @with_gradients
 @torch.no_grad()
 def correct(
-    frozen: nn.Module,
+    frozen: M,
     teacher: Callable[..., Any],
     calls: Iterable[Call],
     *,
@@ -40,7 +42,7 @@ def correct(
     bias: bool = True,
     rounds: int = 2,
     progress: bool = True,
-) -> nn.Module:
+) -> M:
     """Returns a copy of a frozen model with a gain and a bias over time behind its output, which
     compensate what its predictions have lost against those of the float model. Of several outputs
     the first, or ``.sample``, is the prediction. ``tdquant.refine.correction.fit`` has the

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ from tdquant.support.progress import Bar
 from tdquant.support.restoring import changes_model, evaluating, keeping_gradients
 from tdquant.support.tables import text_table
 
+M = TypeVar("M", bound=nn.Module)
+
 METHODS = ("adaround", "gptq")
 
 
@@ -69,7 +71,7 @@ class Reconstruction:
 
 @changes_model
 def reconstruct(
-    model: nn.Module,
+    model: M,
     batches: Iterable[Call],
     *,
     method: str = "adaround",
@@ -83,7 +85,7 @@ def reconstruct(
     seed: int = 0,
     progress: bool = True,
     accelerator: Any = None,
-) -> nn.Module:
+) -> M:
     """Chooses the codes of all weights by the output of blocks, in place.
 
     Blocks follow each other in the order in which the model calls them. Each learns from the
