@@ -128,3 +128,19 @@ def test_bytes_of_something_else_are_refused_by_their_place(tensors, words):
     assert caught.value.where == "there"
     assert caught.value.fix
     assert "delete" not in caught.value.fix
+
+
+def test_eigenvalues_that_do_not_converge_in_float32(monkeypatch):
+    a, reference = features(40), Statistics.of(features(60, seed=1, scale=2))
+    kept, _ = subsets(40, 3, 0)
+    usual, original = resampled_frechet(a, reference, kept), torch.linalg.eigvalsh
+
+    def fail(matrix):
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return original(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+    assert resampled_frechet(a, reference, kept).tolist() == pytest.approx(
+        usual.tolist(), rel=1e-4
+    )

@@ -188,11 +188,19 @@ def resampled_frechet(features: Tensor, reference: Statistics, kept: Tensor) -> 
             out = rows[weights == 0]  # the rows of Y add to zero
             total = -out.sum(0)
             matrix = products - out.T @ out - torch.outer(total, total) / k
-        mixed = torch.linalg.eigvalsh(matrix / (k - 1)).clamp_min(0).sqrt()
+        mixed = _eigenvalues(matrix / (k - 1)).clamp_min(0).sqrt()
         mean = (centre + shift - reference.mean).square().sum()
         trace = spread + reference.covariance.trace()
         found.append(mean + trace - 2 * mixed.sum(dtype=torch.float64))
     return torch.stack(found)
+
+
+def _eigenvalues(matrix: Tensor) -> Tensor:
+    """Eigenvalues of a symmetric matrix, in its precision if LAPACK can."""
+    try:
+        return torch.linalg.eigvalsh(matrix)
+    except torch.linalg.LinAlgError:  # some nearly singular ones do not converge in float32
+        return torch.linalg.eigvalsh(matrix.double())
 
 
 def _centred(gram: Tensor) -> Tensor:
