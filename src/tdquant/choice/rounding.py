@@ -4,7 +4,9 @@ Each layer's codes are those of GPTQ (``tdquant.refine.reconstruction.gptq``), w
 layer computes from the inputs of the quantized model near to what it computes in the float model.
 In contrast to ``reconstruct`` few layers wait for the ones before them: they are rounded in
 ``WAVES`` groups in the order of a call, and the inputs of a group are those behind the rounded
-weights of earlier groups.
+weights of earlier groups. Other inputs stay in float meanwhile: a weight that is fitted to their
+rounding errors, which have no direction, comes out too small, as in any regression on noisy
+inputs, and errors of too small outputs add up over the steps of a sampler.
 
 Layers on the time path are groups of their own, and come first: all samples of a call show them
 the same input, so that they take as many calls as there are, while others have seen enough
@@ -26,7 +28,12 @@ from tdquant.families.roles import named_roles
 from tdquant.layers import QuantLayer
 from tdquant.layers.base import shared_parameters
 from tdquant.layers.structure import names_of
-from tdquant.quantizers import RoundedWeight, ShiftedWeight, WeightQuantizer
+from tdquant.quantizers import (
+    RoundedWeight,
+    ShiftedWeight,
+    WeightQuantizer,
+    activation_quantizers,
+)
 from tdquant.refine.reconstruction.blocks import called, learned_layers
 from tdquant.refine.reconstruction.gptq import ROWS, Hessian, block_widths, gptq
 from tdquant.state import state_of
@@ -150,8 +157,8 @@ def _weigh(
     enough: int,
     progress: bool,
 ) -> dict[str, Hessian]:
-    """Runs calls in float and quantized, with the weights of all layers but the ``rounded`` ones
-    in float, until ``enough`` calls and ``LEAST_ROWS`` of each layer have been seen.
+    """Runs calls in float, and with ``rounded`` layers' weights quantized, until ``enough`` calls
+    and ``LEAST_ROWS`` of each layer have been seen.
 
     Returns:
         Path of the layer -> what GPTQ needs of its inputs.
@@ -161,6 +168,8 @@ def _weigh(
         rows = -(-ROWS * min(layer.weight[0].numel(), COLUMNS) // min(enough, len(calls)))
         hessians[path] = Hessian(layer, rows, COLUMNS)
     number = 0
+    quantizers = dict(activation_quantizers(model))
+    own = {path: layer.input_quantizer for path, layer in wave.items()}
     exact: dict[str, list[Tensor]] = {path: [] for path in wave}
 
     def keep(path: str, layer: QuantLayer, x: Tensor, y: Tensor) -> None:
@@ -168,7 +177,7 @@ def _weigh(
 
     def add(path: str, layer: QuantLayer, x: Tensor, y: Tensor) -> None:
         kept = exact[path].pop(0) if exact[path] else None
-        hessians[path].add(layer.input_quantizer(x), number, kept)
+        hessians[path].add(own[path](x), number, x, kept)
 
     for call in track(calls, "weighing inputs", len(calls), progress):
         if number >= enough and all(map(_seen_enough, hessians.values())):
@@ -177,7 +186,7 @@ def _weigh(
             seen.clear()
         with in_float(model), watching(wave, keep):
             run(model, call)
-        with observing(model, {}, rounded=rounded), watching(wave, add):
+        with observing(model, quantizers, rounded=rounded), watching(wave, add):
             run(model, call)
         number += 1
     return hessians

@@ -7,10 +7,10 @@ is the error of a layer on its quantized inputs. With U the upper Cholesky facto
 column j to q leaves an error e = (w_j - q) / U_jj, and the columns k > j become ``w_k - e U_jk``.
 A convolution is a product with unfolded patches, and one of G groups is G products.
 
-Rounding the layers before moves the inputs from X to X_hat. With ``drift``, the weight that is
-rounded is the one that takes X_hat to nearly the same outputs,
+Rounding the weights of the layers before moves the inputs, before they are quantized, from X to Y.
+With ``drift``, the weight that is rounded is the one that takes Y to nearly the same outputs,
 
-    W' = W + W (X - X_hat)^T X_hat (H + lambda I)^-1,
+    W' = W + W (X - Y)^T Y (H + lambda I)^-1,
 
 A row (an output channel) that would be worse than rounded to nearest is rounded to nearest.
 
@@ -71,7 +71,8 @@ class Hessian:
 
     Attributes:
         total: The blocks on the diagonal, ``(G, k, k)`` each.
-        drift: ``(X - X_hat)^T X_hat`` in the same blocks, with the inputs X of the float model.
+        drift: ``(X - Y)^T Y`` in the same blocks, with the inputs X of the float model and Y
+            behind rounded weights.
     """
 
     def __init__(
@@ -98,12 +99,19 @@ class Hessian:
         return rows
 
     @torch.no_grad()
-    def add(self, x: Tensor, call: int = 0, exact: Tensor | None = None) -> None:
+    def add(
+        self,
+        x: Tensor,
+        call: int = 0,
+        moved: Tensor | None = None,
+        exact: Tensor | None = None,
+    ) -> None:
         """Adds inputs of the layer from a call.
 
         Arguments:
             x: The inputs, quantized.
             call: Number of the call.
+            moved: The inputs before they are quantized.
             exact: What ``take`` gave for the inputs in the float model. It does not count if there
                 were more or fewer: a mixture of experts sends them elsewhere.
         """
@@ -112,10 +120,11 @@ class Hessian:
         parts = rows.split(widths, 2)
         for total, part in zip(self.total, parts, strict=True):
             total += part.mT @ part
-        if exact is not None and exact.shape == rows.shape:
-            moved = (exact - rows).split(widths, 2)
-            for drift, part, away in zip(self.drift, parts, moved, strict=True):
-                drift += away.mT @ part
+        if moved is not None and exact is not None and exact.shape == rows.shape:
+            reached = self.take(moved, call)
+            away = (exact - reached).split(widths, 2)
+            for drift, part, by in zip(self.drift, reached.split(widths, 2), away, strict=True):
+                drift += by.mT @ part
         self.rows += rows.shape[1]
 
 
