@@ -34,6 +34,7 @@ from tdquant.quantizers.starting import start_steps
 from tdquant.scales import DynamicScale, PendingScale, Scale, TableScale
 from tdquant.scales.base import floored, steps_at
 from tdquant.scales.table import training_timesteps
+from tdquant.state import seen_times
 from tdquant.support.announce import announce
 from tdquant.support.hooks import check_onloaded
 from tdquant.support.restoring import with_gradients
@@ -111,6 +112,7 @@ def freeze(model: M, timesteps: int | Iterable[float] | Tensor | None = None) ->
             q.scale = known.get(q.scale) or frozen_scale(q.scale, q.grid, knots)
             if isinstance(q.scale, TableScale) and not q.scale.static:
                 coverage += [float(q.scale.knots[0]), float(q.scale.knots[-1])]
+    clock_of(frozen).seen = fitted_times(frozen)
     if coverage:
         span = clock_of(frozen).coverage = min(coverage), max(coverage)
         correction = correction_of(frozen)
@@ -124,6 +126,14 @@ def copy_model(model: M) -> M:
     # The memo keeps every copy alive, so nobody may keep the memo.
     codes = [layer.codes for _, layer in quantized_layers(model) if "codes" in layer._parameters]
     return copy.deepcopy(model, {id(c): c for c in codes})
+
+
+def fitted_times(frozen: nn.Module) -> tuple[float, float] | None:
+    """Lowest and highest time that calibration of a frozen model's scales saw, static ones
+    included; None where it is not known, or nothing was fitted.
+    """
+    scales = [quantizer.scale for _, quantizer in activation_quantizers(frozen)]
+    return seen_times(frozen) if any(isinstance(s, TableScale) for s in scales) else None
 
 
 def frozen_scale(scale: Scale, grid: Grid, knots: Tensor | None = None) -> Scale:

@@ -140,11 +140,12 @@ def test_out_of_range_is_clamped_with_one_warning(frozen, x):
     assert torch.equal(y, again)
 
 
+@pytest.mark.parametrize("scale", ["temporal", "static"])
 @pytest.mark.parametrize("backend", [None, "onednn"])
-def test_times_far_from_those_of_calibration_are_warned_of_once(tmp_path, x, backend):
+def test_times_far_from_those_of_calibration_are_warned_of_once(tmp_path, x, backend, scale):
     """As where a model calibrated on image-to-image makes images from noise."""
     few = [(x, torch.tensor(t)) for t in (0, 50, 100, 150, 240)]
-    model = tdq.quantize(Mixed().eval(), tdq.Recipe(scale="temporal"))
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(scale=scale))
     tdq.save(tdq.freeze(tdq.calibrate(model, few, progress=False)), tmp_path)
     loaded = tdq.load(tmp_path, model=Mixed())
     run = loaded if backend is None else tdq.compile(loaded, backend)
@@ -158,6 +159,15 @@ def test_times_far_from_those_of_calibration_are_warned_of_once(tmp_path, x, bac
         run(x, torch.tensor(900))
         tdq.calibrate(model, few, time_range=(0, 999), progress=False)
         tdq.freeze(model)(x, torch.tensor(900))
+
+
+def test_steps_that_calibration_did_not_fit_warn_of_no_time(x):
+    few = [(x, torch.tensor(t)) for t in (0, 100, 240)]
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(scale="dynamic"))
+    frozen = tdq.freeze(tdq.calibrate(model, few, progress=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frozen(x, torch.tensor(900))
 
 
 def test_no_graph_break(frozen, calibrated, x):

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from tdquant.clock.moment import GRAPH, Moment, caller, identity
 from tdquant.clock.timestep import check_tokens, find_timestep, outside_message, time_tensor
 from tdquant.errors import ClockError, ConversionError
-from tdquant.state import ModelState, seen_times, state_of
+from tdquant.state import ModelState, state_of
 from tdquant.support.recomputation import GraphTimeline, Replay
 from tdquant.support.wrappers import check_denoiser
 
@@ -43,7 +43,9 @@ class Clock:
     Attributes:
         argument: Name of the timestep argument.
         last: The timestep of the latest call, for observers outside the model.
-        coverage: Lowest and highest time that frozen tables know, or None before freezing.
+        coverage: Lowest and highest time that frozen tables know, or None before freezing and
+            where no scale follows the time.
+        seen: Lowest and highest time that calibration of a frozen model's scales saw, or None.
         by_layer: Whether steps are found layer by layer, since the tensors of scales are there
             only while their layers run: the model is offloaded in groups.
     """
@@ -51,6 +53,7 @@ class Clock:
     def __init__(self, model: nn.Module, timestep: str | None = None) -> None:
         self.argument, self._position = find_timestep(model, timestep)
         self.coverage: tuple[float, float] | None = None
+        self.seen: tuple[float, float] | None = None
         self.by_layer = False
         self.last = torch.zeros((), dtype=torch.float32)
         self._now: dict[int, Moment] = {}
@@ -196,8 +199,8 @@ class Clock:
         frame = sys._getframe(1)
         self._set(Moment(timestep, evaluate(), replay, frame=frame))
         self.last = timestep
-        if self.coverage is not None and not self._warned:
-            self._warn_outside(model, timestep)
+        if not self._warned and (self.coverage or self.seen) is not None:
+            self._warn_outside(timestep)
 
     def _by_sample(self, model: nn.Module, timestep: Tensor) -> Tensor:
         """The timestep ``()`` or ``(B,)`` of one given as ``()``, ``(B,)`` or ``(B, *)``. On the
@@ -237,10 +240,10 @@ class Clock:
                 groups.setdefault(batched_steps, []).append(scale)
         return list(groups.items())
 
-    def _warn_outside(self, model: nn.Module, timestep: Tensor) -> None:
-        if timestep.device.type != "cpu" or self.coverage is None:
+    def _warn_outside(self, timestep: Tensor) -> None:
+        if timestep.device.type != "cpu":
             return  # looking would make the host wait for the device at every call
-        message = outside_message(timestep, self.coverage, seen_times(model))
+        message = outside_message(timestep, self.coverage, self.seen)
         if message:
             self._warned = True
             warnings.warn(message, stacklevel=3)

@@ -79,7 +79,7 @@ def check_tokens(timestep: Tensor, argument: str, where: str) -> None:
 
 
 def outside_message(
-    timestep: Tensor, coverage: Sequence[float], seen: Sequence[float] | None = None
+    timestep: Tensor, coverage: Sequence[float] | None, seen: Sequence[float] | None = None
 ) -> str:
     """A warning of times outside the range of the tables, or far from all that calibration saw;
     empty where there are none. In half precision 999 arrives as 1000: what rounding to the dtype
@@ -88,20 +88,23 @@ def outside_message(
 
     Arguments:
         timestep: The time of a call, or the times.
-        coverage: Lowest and highest time of the tables.
+        coverage: Lowest and highest time of the tables, if there are some over time.
         seen: Lowest and highest time that calibration saw, if known.
     """
-    first, last = coverage
+    known = coverage or seen
+    if known is None:
+        return ""
+    first, last = known
     room = 1e-6 * (last - first)  # of a continuous time in another precision
     if timestep.is_floating_point():
         room += torch.finfo(timestep.dtype).eps / 2 * max(abs(first), abs(last))
     low, high = float(timestep.min()), float(timestep.max())
-    if low < first - room or high > last + room:
+    if coverage is not None and (low < first - room or high > last + room):
         return (
             f"timestep {low if low < first - room else high:g} lies outside the scale tables' "
             f"range [{first:g}, {last:g}] and is clamped to it (said once)"
         )
-    least, most = seen or coverage
+    least, most = seen or known
     far = (most - least) / 3
     if not far or (low >= least - far and high <= most + far):
         return ""

@@ -24,7 +24,7 @@ from tdquant.lowering.session import ENGINES, open_session
 from tdquant.lowering.slot import described
 from tdquant.model_summary import summary
 from tdquant.recipe import Recipe
-from tdquant.state import recipe_of, seen_times
+from tdquant.state import recipe_of
 from tdquant.support.memory import trim_heap
 from tdquant.support.registry import registrar
 
@@ -159,7 +159,7 @@ def about(model: nn.Module) -> dict[str, Any]:
         "tdquant": metadata.version("tdquant"),
         "model": type(model).__name__,
         "coverage": clock_of(model).coverage,
-        "seen": seen_times(model),
+        "seen": clock_of(model).seen,
         "recipe": recipe.to_dict() if isinstance(recipe, Recipe) else None,
         "summary": str(summary(model)).splitlines()[-1],
         **described(model),

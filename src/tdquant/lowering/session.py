@@ -176,7 +176,7 @@ class Session(NotPickled, OnEngine):
                 fix="samples that share their timestep, or static scales: Recipe(overrides=...)",
             )
         coverage = self.about.get("coverage")
-        if coverage is not None and not self._warned:
+        if not self._warned:
             message = outside_message(time, coverage, self.about.get("seen"))
             if message:
                 self._warned = True

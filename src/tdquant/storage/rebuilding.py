@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tdquant.calibration.record import RemedyRecord
 from tdquant.clock import Clock
 from tdquant.errors import StorageError
+from tdquant.freezing import fitted_times
 from tdquant.layers import QUANTIZED, quantized_layers, replace_module
 from tdquant.layers.attention import QuantAttention
 from tdquant.layers.base import keep_layers_called
@@ -74,6 +75,7 @@ def build_skeleton(
         block.set_processor(
             QuantAttention({name: _activation(spec, clock) for name, spec in operands.items()})
         )
+    clock.seen = fitted_times(model)
 
 
 def _at(model: nn.Module, path: str) -> nn.Module:
