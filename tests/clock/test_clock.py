@@ -161,6 +161,17 @@ def test_times_far_from_those_of_calibration_are_warned_of_once(tmp_path, x, bac
         tdq.freeze(model)(x, torch.tensor(900))
 
 
+@pytest.mark.parametrize("backend", [None, "reference", "onednn"])
+@pytest.mark.parametrize("scale", ["temporal", "static"])
+def test_an_empty_batch_gives_an_empty_output(x, scale, backend):
+    model = tdq.quantize(Mixed().eval(), tdq.Recipe(scale=scale))
+    tdq.calibrate(model, calls(4), progress=False)
+    frozen = tdq.freeze(model)
+    run = frozen if backend is None else tdq.compile(frozen, backend)
+    for t in (torch.tensor(7), torch.zeros(0, dtype=torch.long), torch.zeros(0)):
+        assert model(x[:0], t).shape == run(x[:0], t).shape == (0, *x.shape[1:])
+
+
 def test_steps_that_calibration_did_not_fit_warn_of_no_time(x):
     few = [(x, torch.tensor(t)) for t in (0, 100, 240)]
     model = tdq.quantize(Mixed().eval(), tdq.Recipe(scale="dynamic"))

@@ -92,7 +92,7 @@ def outside_message(
         seen: Lowest and highest time that calibration saw, if known.
     """
     known = coverage or seen
-    if known is None:
+    if known is None or not timestep.numel():
         return ""
     first, last = known
     room = 1e-6 * (last - first)  # of a continuous time in another precision

@@ -173,7 +173,7 @@ class TableScale(Scale):
             else:
                 index = (timestep.to(device).reshape(-1) - first).clamp(0, count - 1)
                 rows = torch.stack([scale.table for scale in group])
-                found = rows.index_select(1, index).reshape(-1, *timestep.shape)
+                found = rows.index_select(1, index).reshape(len(group), *timestep.shape)
             steps |= zip(group, floored(found).unbind(), strict=True)
         return steps
 
