@@ -70,7 +70,7 @@ SETTINGS = {
 QUICK = SETTINGS | {
     "images": 16, "sampler_steps": 10, "trajectories": 4, "calibration_steps": 20, "calls": 8,
 }  # fmt: skip
-QUESTION = "What does time add to what one would do otherwise?"
+QUESTION = "What do temporal scales add to what one would do without them?"
 CLAIM = """\
 The paper sets temporal scales beside static and input-dynamic ones, and names no arm that leaves
 the few inputs that move in more bits or in float, splits or rescales them. Reported for the paper,

@@ -49,7 +49,7 @@ QUICK = SETTINGS | {
     ],
 }  # fmt: skip
 SEEDS = (0, 1, 2)
-WALK = 9
+WALK = 11
 """Neighbours that a walk measures, about."""
 PATIENCE = 2 * 3600
 """Seconds without a new run after which other shares are not waited for any longer."""

@@ -35,7 +35,7 @@ MOST = 0.9
 SHOWN = 8
 """Inputs of a model and width in the table."""
 
-QUESTION = "In how many inputs does the gain of temporal scales live, and which are they?"
+QUESTION = "How many inputs account for the gain of temporal scales, and which are they?"
 CLAIM = """\
 The paper gives every quantized layer a temporal scale, and reports that about 30 % of layers
 barely depend on the timestep. Reported for the paper, not checked against it."""

@@ -36,7 +36,7 @@ FLAT, FITTED = "LSQ's own start", "judged start"
 WHOLE, SPLIT = "whole", "split"
 STARTS, LAYERS = (FLAT, FITTED), (WHOLE, SPLIT)
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-STEP_RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+STEP_RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4)
 """Ladders: rates of the network, and those of the scales over them."""
 
 FIRST_RATE, FIRST_STEP_RATES = 1e-3, (1.0, 3.0, 10.0, 30.0)
@@ -78,10 +78,15 @@ class Arm:
 
     def neighbours(self) -> Iterator[Arm]:
         """Arms that differ in one thing: the next rates of the ladders, another form, start or
-        layers.
+        layers. The network's rate changes with that of the scales and, which is one thing too,
+        without.
         """
+        place = STEP_RATES.index(self.step_rate)
         for rate in beside(self.rate, RATES):
             yield replace(self, rate=rate)
+            other = place + (1 if rate < self.rate else -1)
+            if other in range(len(STEP_RATES)):  # of factors of three, as the network's
+                yield replace(self, rate=rate, step_rate=STEP_RATES[other])
         for step_rate in beside(self.step_rate, STEP_RATES):
             yield replace(self, step_rate=step_rate)
         others = {"form": LAWS[self.law], "start": STARTS, "layers": LAYERS}

@@ -43,6 +43,18 @@ def test_a_walk_ends_where_no_neighbour_is_better(studies):
     assert short.best.inside
 
 
+def test_a_walk_changes_the_rate_of_the_network_alone_too(studies):
+    search, learners = studies("halving"), studies("learners")
+
+    def narrow(arm, steps):
+        scales = math.log10(arm.rate * arm.step_rate) + 2
+        return 10 * scales**2 + (math.log10(arm.rate) + 4) ** 2
+
+    first = learners.arms_of("TDQ")
+    (found,) = search.halving(first, [search.Rung(1, 1, True)], narrow, learners.Arm.neighbours)
+    assert (found.best.rate, found.best.step_rate) == (1e-4, 100.0)
+
+
 def test_a_search_ends_at_what_is_not_known_and_goes_on_alike(studies):
     search, learners = studies("halving"), studies("learners")
     rungs, first = [search.Rung(10, 1, True), search.Rung(40, 3)], learners.arms_of("TDQ")

@@ -179,7 +179,7 @@ def _weigh(
         kept = exact[path].pop(0) if exact[path] else None
         hessians[path].add(own[path](x), number, x, kept)
 
-    for call in track(calls, "weighing inputs", len(calls), progress):
+    for call in track(calls, "weighing inputs", min(enough, len(calls)), progress):
         if number >= enough and all(map(_seen_enough, hessians.values())):
             break
         for seen in exact.values():
