@@ -91,6 +91,7 @@ def test_threads_cannot_mix_their_times_in_compiled_blocks(made, pipe):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_the_whole_denoiser_compiled(made, pipe):
     _, call, images = made
     pipe.unet.compile(backend="aot_eager")

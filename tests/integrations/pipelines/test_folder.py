@@ -70,7 +70,11 @@ def test_draws_what_the_frozen_pipeline_draws(name):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("stable_diffusion_xl", {"height": 16, "width": 24, "num_inference_steps": 5}),
+        pytest.param(
+            "stable_diffusion_xl",
+            {"height": 16, "width": 24, "num_inference_steps": 5},
+            marks=pytest.mark.slow,
+        ),
         ("ltx", {"height": 64, "num_frames": 17, "frame_rate": 12}),
         pytest.param("flux", {"height": 16, "width": 24}, marks=pytest.mark.slow),
         pytest.param("stable_diffusion_3", {"height": 12, "width": 16}, marks=pytest.mark.slow),
