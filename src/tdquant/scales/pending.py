@@ -4,11 +4,18 @@ calibrate.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from tdquant.errors import CalibrationError
 from tdquant.numerics.grid import Grid
 from tdquant.scales.base import Scale
+
+_SAID = (
+    "the tensors are those of a calibrated model, and this one is not calibrated: call "
+    "tdq.calibrate(model, batches) first, with the calls and the seed of that time"
+)
 
 
 class PendingScale(Scale):
@@ -33,6 +40,13 @@ class PendingScale(Scale):
             why=f"a scale of kind {self.wanted!r} starts from the activations that the layer sees",
             fix="tdq.calibrate(model, batches)",
         )
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *rest)
+        _metadata, strict, *_names, errors = rest
+        theirs = any(name.startswith(prefix) for name in state)
+        if strict and theirs and _SAID not in errors:  # once for the whole model
+            errors.append(_SAID)
 
     def extra_repr(self) -> str:
         return f"wanted={self.wanted!r}"
