@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from tdquant.errors import FreezeError, RecipeError, StorageError
 from tdquant.integrations.diffusers import TDQConfig
 from tdquant.quantizers import CodedWeight, FrozenWeight
 from tdquant.storage import inspect_saved
+from tests.integrations.fresh import Fresh
 from tests.pipelines import PIPELINES, sample
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -346,6 +344,13 @@ def test_a_configuration_survives_its_dictionary():
     assert again.to_dict() == config.to_dict()
 
 
+@pytest.fixture(scope="module")
+def fresh():
+    programs = Fresh()
+    yield programs
+    programs.close()
+
+
 IMPORTS = """
 import sys
 sys.modules["peft"] = sys.modules["transformers"] = None  # which take seconds
@@ -355,22 +360,16 @@ assert {lazy} or "diffusers" not in sys.modules
 from diffusers import UNet2DModel
 from diffusers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 assert "tdquant" in AUTO_QUANTIZER_MAPPING
-UNet2DModel.from_pretrained(sys.argv[1])
+UNet2DModel.from_pretrained({folder!r})
 """
 
 
 @pytest.mark.parametrize(
     "first", ["", "import diffusers", "import tdquant.integrations.diffusers"]
 )
-def test_importing_tdquant_is_all_it_takes(saved, first):
-    code = IMPORTS.format(first=first, lazy=bool(first))
-    done = subprocess.run(
-        [sys.executable, "-c", code, saved / "unet"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+def test_importing_tdquant_is_all_it_takes(fresh, saved, tmp_path, first):
+    code = IMPORTS.format(first=first, lazy=bool(first), folder=str(saved / "unet"))
+    assert fresh.run(code, tmp_path / "output") == 0, (tmp_path / "output").read_text()
 
 
 def test_tdq_and_diffusers_save_the_same_numbers(frozen, saved, tmp_path):
@@ -400,15 +399,14 @@ def test_a_whole_pipeline_is_inspected_and_its_models_are_named(saved):
         tdq.load(saved / "unet")
 
 
-def test_without_tdquant_diffusers_names_what_is_missing(saved):
+def test_without_tdquant_diffusers_names_what_is_missing(fresh, saved, tmp_path):
     code = (
         "import sys; sys.modules['peft'] = sys.modules['transformers'] = None\n"
         "from diffusers import UNet2DModel\n"
         f"UNet2DModel.from_pretrained({str(saved / 'unet')!r})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "tdquant" in done.stderr.splitlines()[-1]
+    assert fresh.run(code, tmp_path / "output") != 0
+    assert "tdquant" in (tmp_path / "output").read_text().splitlines()[-1]
     assert "import tdquant" in (saved / "unet" / "README.md").read_text()
 
 
@@ -446,16 +444,15 @@ def test_an_index_says_which_files_are_the_models(frozen, tmp_path):
         tdq.load(variants)
 
 
-def test_diffusers_goes_on_without_accelerate():
+def test_diffusers_goes_on_without_accelerate(fresh, tmp_path):
     program = (
         "import sys; sys.modules |= dict.fromkeys(('accelerate', 'peft', 'transformers'))\n"
         "import tdquant\n"
         "from diffusers import UNet2DModel\n"
         "print(UNet2DModel.__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "UNet2DModel" in done.stdout
+    assert fresh.run(program, tmp_path / "output") == 0, (tmp_path / "output").read_text()
+    assert "UNet2DModel" in (tmp_path / "output").read_text().splitlines()
 
 
 @pytest.mark.parametrize("backend", ["reference", "onednn", "openvino"])
