@@ -61,7 +61,7 @@ def test_quantize_any_denoiser(run):
     shown = run("quantize_any_denoiser", "--tiny", "--bits", 6)
     assert re.search(r"^stem +Linear +float +float\b", shown, re.M)
     assert re.search(r"^level_mlp\.0 +Linear +8 +float\b", shown, re.M)
-    assert len(re.findall(r"^body\.\d +Linear +8 +6 ", shown, re.M)) == 4
+    assert len(re.findall(r"^body\.\d(?:\.layer)? +Linear +8 +6 ", shown, re.M)) == 4
     for scale in ("static", "auto"):
         assert 0 < number(f"{scale}: median", shown) < 0.01
         assert 0 < number(rf"{scale}: median [-.\de]+, mean", shown) < 0.1
