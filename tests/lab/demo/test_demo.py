@@ -36,8 +36,8 @@ def test_smallest_run_writes_table_picture_and_record(model, share, tmp_path, ca
 
 
 ROWS = [
-    DemoRow("float", "", 10.0, 0.0, float("inf"), 9.6),
-    DemoRow("W4A4", "static", 55.5, 0.061, 9.3, 1.9),
+    DemoRow("float", "", 10.0, 0.0, 0.0, float("inf"), 9.6),
+    DemoRow("W4A4", "static", 55.5, 0.061, 0.0042, 9.3, 1.9),
 ]
 
 
@@ -45,7 +45,8 @@ def test_tables():
     text = text_table(ROWS)
     assert len({len(line) for line in text.splitlines() if not line.startswith("-")}) == 1
     assert "55.50" in text
-    assert cells(ROWS[0])[:5] == ("float", "-", "10.00", "-", "-")
+    assert cells(ROWS[0])[:6] == ("float", "-", "10.00", "-", "-", "-")
+    assert cells(ROWS[1])[3:5] == ("0.06100", "0.004200")
     assert [line.split()[0].strip("-") for line in text.splitlines()] == [
         "bits", "", "float", "", "W4A4",
     ]  # fmt: skip

@@ -85,6 +85,8 @@ class DemoRow:
         scale: One of ARMS.
         frechet: Frechet EfficientNet-Lite0 distance to held-out cats.
         mse: Mean squared error of the samples against the float model's from the same noise.
+        median: Median over samples of their mean squared error: a few that tip over into other
+            images have most of the mean.
         sqnr: Mean over timesteps of the SQNR of the denoiser's output, dB.
         megabytes: Size on disk.
         milliseconds: Median time of a call of the denoiser on ``TIMED`` images.
@@ -95,6 +97,7 @@ class DemoRow:
     scale: str
     frechet: float
     mse: float
+    median: float
     sqnr: float
     megabytes: float
     milliseconds: float = 0.0
@@ -152,7 +155,7 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
     )
     exact = _sample(pipe.unet, pipe, settings, "float", progress)
     size = sum(p.numel() * 4 for p in pipe.unet.state_dict().values()) / 1e6
-    rows = [DemoRow("float", "", distance(exact), 0.0, float("inf"), size)]
+    rows = [DemoRow("float", "", distance(exact), 0.0, 0.0, float("inf"), size)]
     images = {("float", ""): exact}
     curves: dict[str, tuple[Tensor, Tensor]] = {}
     running: list[nn.Module] = [channels_last(pipe.unet)]
@@ -174,8 +177,9 @@ def run_demo(settings: Settings, progress: bool = True) -> DemoResult:
             seed=settings.seed + 2,
         )
         sqnr = mean_sqnr(sqnr_over_time(model, pipe.unet, checks))
-        error = float(mse(found, exact).mean())
-        rows.append(DemoRow(bits, label, distance(found), error, sqnr, _megabytes(frozen)))
+        errors = mse(found, exact)
+        paired = float(errors.mean()), float(errors.median())
+        rows.append(DemoRow(bits, label, distance(found), *paired, sqnr, _megabytes(frozen)))
         if label == "temporal":
             curves = moving_curves(frozen)
     # Models are timed in turns, so that disturbances affect all alike.

@@ -10,6 +10,7 @@ HEAD = (
     "scale",
     "Frechet dist.",
     "paired MSE",
+    "median",
     "SQNR dB",
     "MB on disk",
     "MB in RAM",
@@ -19,7 +20,9 @@ HEAD = (
 
 def cells(row: DemoRow) -> tuple[str, ...]:
     """A row as text, column by column of ``HEAD``."""
-    paired = ("-", "-") if row.bits == "float" else (f"{row.mse:.5f}", f"{row.sqnr:.1f}")
+    paired = (f"{row.mse:.5f}", f"{row.median:.6f}", f"{row.sqnr:.1f}")
+    if row.bits == "float":
+        paired = ("-",) * 3
     costs = (f"{row.megabytes:.2f}", f"{row.resident:.2f}", f"{row.milliseconds:.1f}")
     return row.bits, row.scale or "-", f"{row.frechet:.2f}", *paired, *costs
 
