@@ -20,9 +20,10 @@ HEAD = (
 
 def cells(row: DemoRow) -> tuple[str, ...]:
     """A row as text, column by column of ``HEAD``."""
-    paired = (f"{row.mse:.5f}", f"{row.median:.6f}", f"{row.sqnr:.1f}")
     if row.bits == "float":
-        paired = ("-",) * 3
+        paired: tuple[str, ...] = ("-",) * 3
+    else:
+        paired = (f"{row.mse:.5f}", f"{row.median:.6f}", f"{row.sqnr:.1f}")
     costs = (f"{row.megabytes:.2f}", f"{row.resident:.2f}", f"{row.milliseconds:.1f}")
     return row.bits, row.scale or "-", f"{row.frechet:.2f}", *paired, *costs
 
