@@ -81,12 +81,11 @@ class Arm:
         layers. The network's rate changes with that of the scales and, which is one thing too,
         without.
         """
-        place = STEP_RATES.index(self.step_rate)
         for rate in beside(self.rate, RATES):
             yield replace(self, rate=rate)
-            other = place + (1 if rate < self.rate else -1)
-            if other in range(len(STEP_RATES)):  # of factors of three, as the network's
-                yield replace(self, rate=rate, step_rate=STEP_RATES[other])
+            for step_rate in beside(self.step_rate, STEP_RATES):  # factors of three in both
+                if (step_rate > self.step_rate) == (rate < self.rate):
+                    yield replace(self, rate=rate, step_rate=step_rate)
         for step_rate in beside(self.step_rate, STEP_RATES):
             yield replace(self, step_rate=step_rate)
         others = {"form": LAWS[self.law], "start": STARTS, "layers": LAYERS}

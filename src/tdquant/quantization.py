@@ -12,7 +12,7 @@ from torch import nn
 from tdquant.clock import Clock, clock_of, is_quantized
 from tdquant.errors import ConversionError, RecipeError
 from tdquant.families import family_of
-from tdquant.families.roles import Roles, named_roles, quantizable_layers
+from tdquant.families.roles import Roles, named_roles, quantizable_layers, roles_of
 from tdquant.layers import QUANTIZED, QuantLayer, replace_module
 from tdquant.layers.attention import OPERANDS, QuantAttention, attention_blocks
 from tdquant.layers.base import INPUT, keep_layers_called
@@ -131,7 +131,7 @@ def change_roles(model: nn.Module, roles: Roles) -> None:
     """Gives the layers of a quantized model, not yet calibrated, what its recipe has for these
     roles, in place. Weights that are held as codes keep their bits.
     """
-    recipe, before = recipe_of(model), state_of(model).roles or named_roles(model)
+    recipe, before = recipe_of(model), roles_of(model)
     state_of(model).roles = roles
     if not isinstance(recipe, Recipe) or recipe.grid == "published":
         return  # published quantizers are those of named layers

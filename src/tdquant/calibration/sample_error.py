@@ -12,12 +12,12 @@ LEAST = 1e-20
 
 
 def sample_error(results: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
-    """Returns the geometric mean over batches of the interquartile geometric mean of each: that of
-    the middle half of its samples' mean squared errors.
+    """Returns the interquartile geometric mean of the samples' mean squared errors: the largest
+    and the smallest quarter of each batch are left out.
 
-    The error of a sample that tips over into another image is hundreds of times that of the rest.
-    In the geometric mean of sixteen samples it would count for a factor of 1.4, and a few such
-    samples would decide by chance. Batches are calls at different times, or one of all samples.
+    A sample that turns into another image has hundreds of times the error of the others. In the
+    geometric mean of sixteen samples it would count for a factor of 1.4, and a few such samples
+    would decide by chance. Batches are calls at different times, or one of all samples.
 
     Arguments:
         results: Samples or outputs of a model, ``(B, *)`` each.

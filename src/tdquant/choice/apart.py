@@ -10,12 +10,11 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import nn
 
 from tdquant.errors import RecipeError
-from tdquant.families.roles import named_roles
+from tdquant.families.roles import roles_of
 from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.layers.structure import names_of
 from tdquant.quantizers import CodedWeight
 from tdquant.recipe import FLOAT, Recipe
-from tdquant.state import state_of
 from tdquant.support.patterns import matching
 
 SHOWN = 3
@@ -35,7 +34,7 @@ class Apart:
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self._model, self._recipe = model, recipe
-        self._roles = state_of(model).roles or named_roles(model)
+        self._roles = roles_of(model)
 
     def why(self, path: str, *operands: str) -> str:
         """The reason, in a few words; empty if the bits of all operands are free.

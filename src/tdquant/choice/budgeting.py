@@ -111,7 +111,7 @@ class SizeBudget:
         return [self._choice.trial]
 
     def spend_rest(self) -> list[RemedyTrial]:
-        """Gives weights more bits for the bytes that no factors needed, in place."""
+        """Spends the bytes that channel factors did not need on more bits, in place."""
         if self._size is None or self._choice is None:
             return []
         sizes = Sizes(self._model, self._recipe, self._size, self._correction())

@@ -4,13 +4,12 @@ Each layer's codes are those of GPTQ (``tdquant.refine.reconstruction.gptq``), w
 layer computes from the inputs of the quantized model near to what it computes in the float model.
 In contrast to ``reconstruct`` few layers wait for the ones before them: they are rounded in
 ``WAVES`` groups in the order of a call, and the inputs of a group are those behind the rounded
-weights of earlier groups. Other inputs stay in float meanwhile: a weight that is fitted to their
-rounding errors, which have no direction, comes out too small, as in any regression on noisy
-inputs, and errors of too small outputs add up over the steps of a sampler.
+weights of earlier groups. Activations are not quantized in that pass: a weight that is fitted to
+their quantization noise shrinks, as in any regression on noisy inputs, and the errors of outputs
+that are too small add up over the steps of a sampler.
 
-Layers on the time path are groups of their own, and come first: all samples of a call show them
-the same input, so that they take as many calls as there are, while others have seen enough
-after a few.
+Layers on the time path form their own groups and are rounded first. All samples of a call give
+them the same input, so they use all calls; other layers have seen enough after a few.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from tdquant.calibration.report import RemedyTrial
 from tdquant.calls.call import Call, run
 from tdquant.calls.observing import in_float, observing, watching
 from tdquant.choice.trial import Trial
-from tdquant.families.roles import named_roles
+from tdquant.families.roles import roles_of
 from tdquant.layers import QuantLayer
 from tdquant.layers.base import shared_parameters
 from tdquant.layers.structure import names_of
@@ -36,7 +35,6 @@ from tdquant.quantizers import (
 )
 from tdquant.refine.reconstruction.blocks import called, learned_layers
 from tdquant.refine.reconstruction.gptq import ROWS, Hessian, block_widths, gptq
-from tdquant.state import state_of
 from tdquant.support.progress import track
 from tdquant.support.restoring import evaluating
 
@@ -115,8 +113,7 @@ def rounded_weights(
         Path of the layer -> quantizer of its weight. Layers that no call reaches, and weights that
         several layers share, are not in it.
     """
-    shared, state = shared_parameters(model), state_of(model)
-    on_time_path = (state.roles or named_roles(model)).time_path
+    shared, on_time_path = shared_parameters(model), roles_of(model).time_path
     with evaluating(model):
         order = {path: place for place, path in enumerate(called(model, calls[0]))}
     layers = {
@@ -176,8 +173,9 @@ def _weigh(
         exact[path].append(hessians[path].take(x, number))
 
     def add(path: str, layer: QuantLayer, x: Tensor, y: Tensor) -> None:
-        kept = exact[path].pop(0) if exact[path] else None
-        hessians[path].add(own[path](x), number, x, kept)
+        hessians[path].add(own[path](x), number)
+        if exact[path]:
+            hessians[path].add_drift(x, exact[path].pop(0), number)
 
     for call in track(calls, "weighing inputs", min(enough, len(calls)), progress):
         if number >= enough and all(map(_seen_enough, hessians.values())):

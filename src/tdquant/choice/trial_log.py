@@ -36,6 +36,10 @@ class TrialFile(Document):
     trials: list[Entry]
 
 
+_HEAD = 200
+"""Bytes at the start of a file that identify its format."""
+
+
 def check_log(path: str | os.PathLike[str]) -> None:
     """Checks that trials can be kept in a file, before the work that makes them.
 
@@ -44,7 +48,10 @@ def check_log(path: str | os.PathLike[str]) -> None:
     """
     check_writable_file(path)
     with permitted(path):
-        head = Path(path).read_bytes()[:200] if exists(path) else b""
+        head = b""
+        if exists(path):
+            with open(path, "rb") as file:
+                head = file.read(_HEAD)
     if head and TrialFile.FORMAT.encode() not in head:
         raise StorageError(
             "there is something else already",

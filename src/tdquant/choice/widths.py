@@ -33,6 +33,7 @@ from tdquant.refine.search.frontier import find_frontier
 from tdquant.refine.search.measure import rounding_at
 
 Widths = dict[str, int]
+Quantizers = dict[tuple[str, int], WeightQuantizer]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,6 @@ def spend_rest(
     quantizers: Quantizers = {}
     free = {path: sizes.free[path] for path in wider}
     now = {path: choice.widths[path] for path in wider}
-    _put(now, free, recipe, quantizers)
 
     def change(apply: bool) -> None:
         _put(wider if apply else now, free, recipe, quantizers)
@@ -132,28 +132,27 @@ def _widened(sizes: Sizes, choice: Choice) -> Widths:
     """The weights that get more bits, one step of bits after another by what it saves for each
     byte, as long as one fits.
     """
+    errors, wider = choice.errors, Widths()
     widths = {path: bits for path, bits in choice.widths.items() if path in sizes.free}
-    wider: Widths = {}
+    used = sum(sizes.bytes(path, bits) for path, bits in widths.items())
 
-    def worth(path: str, bits: int) -> float:
-        assert choice.errors is not None
-        before, after = (choice.errors.error(path, "weights", b) for b in (widths[path], bits))
-        return (before - after) / max(sizes.bytes(path, bits) - sizes.bytes(path, widths[path]), 1)
+    def step(path: str) -> tuple[float, int, str, int]:
+        """The error that the next bits save for each byte, those bytes, the path and the bits."""
+        assert errors is not None
+        now = widths[path]
+        bits = next(b for b in WIDTHS if b > now)
+        cost = sizes.bytes(path, bits) - sizes.bytes(path, now)
+        saved = errors.error(path, "weights", now) - errors.error(path, "weights", bits)
+        return saved / max(cost, 1), cost, path, bits
 
     while True:
-        steps = [
-            (path, next(b for b in WIDTHS if b > bits))
-            for path, bits in widths.items()
-            if bits < WIDTHS[-1]
-        ]
-        fitting = [one for one in steps if sizes.fits({**widths, one[0]: one[1]})]
-        path, bits = max(fitting, key=lambda one: worth(*one), default=("", 0))
-        if not path or worth(path, bits) <= 0:
+        steps = [step(path) for path, bits in widths.items() if bits < WIDTHS[-1]]
+        fitting = [one for one in steps if one[0] > 0 and used + one[1] <= sizes.room]
+        if not fitting:
             return wider
+        _, cost, path, bits = max(fitting, key=lambda one: one[0])
         widths[path] = wider[path] = bits
-
-
-Quantizers = dict[tuple[str, int], WeightQuantizer]
+        used += cost
 
 
 def _best(

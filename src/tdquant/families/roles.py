@@ -15,6 +15,7 @@ from tdquant.layers import QUANTIZED, QuantLayer
 from tdquant.layers.base import INPUT
 from tdquant.layers.structure import names_of
 from tdquant.numerics.batch_axis import BatchAxis
+from tdquant.state import state_of
 from tdquant.support.patterns import matching
 
 
@@ -92,6 +93,12 @@ def quantizable_layers(model: nn.Module, family: Family | None = None) -> dict[s
         and (type(module) in QUANTIZED or isinstance(module, QuantLayer))
         and not matching(names_of(model, path), family.read_by_parent)
     }
+
+
+def roles_of(model: nn.Module) -> Roles:
+    """The roles of a model's layers: by data flow once it was calibrated, by name before."""
+    known: Roles | None = state_of(model).roles
+    return known or named_roles(model)
 
 
 def named_roles(model: nn.Module) -> Roles:

@@ -140,7 +140,8 @@ def test_drift_makes_the_outputs_of_the_float_model_the_target(name):
         exact.shape, generator=torch.Generator().manual_seed(1)
     )
     hessian = Hessian(layer)
-    hessian.add(moved, moved=moved, exact=hessian.take(exact))
+    hessian.add(moved)
+    hessian.add_drift(moved, hessian.take(exact))
     target = layer.combine(exact, layer.weight)
 
     def error(rounded):
@@ -155,7 +156,8 @@ def test_drift_makes_the_outputs_of_the_float_model_the_target(name):
 def test_inputs_that_did_not_move_change_nothing():
     layer, x = quantized("grouped")
     hessian = Hessian(layer)
-    hessian.add(x, moved=x, exact=hessian.take(x))
+    hessian.add(x)
+    hessian.add_drift(x, hessian.take(x))
     plain, _, _ = gptq(layer, hessian.total)
     rounded, _, _ = gptq(layer, hessian.total, drift=hessian.drift)
     assert torch.equal(rounded.codes, plain.codes)
@@ -164,6 +166,7 @@ def test_inputs_that_did_not_move_change_nothing():
 def test_more_rows_than_in_the_float_model_do_not_count_as_drift():
     layer, x = quantized("linear")
     hessian = Hessian(layer)
-    hessian.add(x, moved=x, exact=hessian.take(x[:2]))
+    hessian.add(x)
+    hessian.add_drift(x, hessian.take(x[:2]))
     assert hessian.rows == 35
     assert not any(block.any() for block in hessian.drift)

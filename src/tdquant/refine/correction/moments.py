@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from tdquant.calls.call import Call, called, values
 from tdquant.clock import Clock
 from tdquant.errors import CalibrationError
-from tdquant.families.roles import named_roles
+from tdquant.families.roles import roles_of
 from tdquant.layers.correction import prediction
-from tdquant.state import state_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Layout:
 
 def _axis_of_sequence(model: nn.Module, z: Tensor) -> int | None:
     """The dimension of channels in a prediction ``(B, C, N)`` or ``(B, N, C)``."""
-    last = (state_of(model).roles or named_roles(model)).last
+    last = roles_of(model).last
     found = set()
     for path in last:
         layer = model.get_submodule(path)

@@ -99,33 +99,32 @@ class Hessian:
         return rows
 
     @torch.no_grad()
-    def add(
-        self,
-        x: Tensor,
-        call: int = 0,
-        moved: Tensor | None = None,
-        exact: Tensor | None = None,
-    ) -> None:
-        """Adds inputs of the layer from a call.
+    def add(self, x: Tensor, call: int = 0) -> None:
+        """Adds quantized inputs of the layer from the call of a number."""
+        rows = self.take(x, call)
+        for total, part in zip(self.total, self._parts(rows), strict=True):
+            total += part.mT @ part
+        self.rows += rows.shape[1]
+
+    @torch.no_grad()
+    def add_drift(self, moved: Tensor, exact: Tensor, call: int = 0) -> None:
+        """Adds how far inputs have moved. It does not count if there were more or fewer in the
+        float model: a mixture of experts sends them elsewhere.
 
         Arguments:
-            x: The inputs, quantized.
+            moved: The inputs behind rounded weights, before they are quantized.
+            exact: What ``take`` gave for the inputs in the float model.
             call: Number of the call.
-            moved: The inputs before they are quantized.
-            exact: What ``take`` gave for the inputs in the float model. It does not count if there
-                were more or fewer: a mixture of experts sends them elsewhere.
         """
-        rows = self.take(x, call)
-        widths = [block.shape[1] for block in self.total]
-        parts = rows.split(widths, 2)
-        for total, part in zip(self.total, parts, strict=True):
-            total += part.mT @ part
-        if moved is not None and exact is not None and exact.shape == rows.shape:
-            reached = self.take(moved, call)
-            away = (exact - reached).split(widths, 2)
-            for drift, part, by in zip(self.drift, reached.split(widths, 2), away, strict=True):
-                drift += by.mT @ part
-        self.rows += rows.shape[1]
+        rows = self.take(moved, call)
+        if exact.shape != rows.shape:
+            return
+        parts = self._parts(rows), self._parts(exact - rows)
+        for drift, part, away in zip(self.drift, *parts, strict=True):
+            drift += away.mT @ part
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split([block.shape[1] for block in self.total], 2)
 
 
 def block_widths(width: int, columns: int | None) -> list[int]:

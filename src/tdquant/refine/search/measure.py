@@ -20,7 +20,7 @@ from tdquant.calibration.projections import Changes, Effects, LayerAt, project
 from tdquant.calls.call import Call
 from tdquant.clock import clock_of
 from tdquant.errors import CalibrationError, RecipeError
-from tdquant.families.roles import named_roles
+from tdquant.families.roles import roles_of
 from tdquant.layers import QuantLayer, quantized_layers
 from tdquant.layers.base import INPUT
 from tdquant.layers.structure import names_of
@@ -35,7 +35,7 @@ from tdquant.quantizers.starting import start_steps
 from tdquant.recipe import FLOAT, Recipe
 from tdquant.refine.search.sensitivity import ATTENTION, EDGE, KINDS, TIME, LayerFacts, Sensitivity
 from tdquant.scales import NoiseScale
-from tdquant.state import recipe_of, state_of
+from tdquant.state import recipe_of
 from tdquant.support.progress import track
 from tdquant.support.restoring import with_gradients
 
@@ -248,5 +248,5 @@ def _time_ranges(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _roles(model: nn.Module) -> dict[str, str]:
     """Layers that the recipe sets apart: the time path, and the first and last layers."""
-    roles = state_of(model).roles or named_roles(model)
+    roles = roles_of(model)
     return dict.fromkeys(roles.first | roles.last, EDGE) | dict.fromkeys(roles.time_path, TIME)
